@@ -1,0 +1,36 @@
+# Each target is a line over plain commands, which work the same in an activated environment.
+# More arguments for Snakemake: make run ARGS="--configfile workflow/experiments/smoke.yaml"
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+PYTHON ?= python3.11
+ARGS ?=
+ACTIVATE := . .venv/bin/activate
+
+.PHONY: run test lint figures ui report bench
+
+run: .venv/ready
+	$(ACTIVATE); extra="$$(python -m spat preflight)"; snakemake --cores all $$extra $(ARGS)
+
+test: lint
+	$(ACTIVATE); pytest
+
+lint: .venv/ready
+	$(ACTIVATE); ruff check .; ruff format --check .; mypy; snakefmt --check Snakefile workflow/rules; snakemake --lint
+
+figures: .venv/ready
+	$(ACTIVATE); snakemake --cores all --allowed-rules tables figures --forcerun tables figures $(ARGS) -- figures
+
+ui: .venv/ready
+	$(ACTIVATE); mlflow ui --backend-store-uri sqlite:///results/mlflow.db --host 127.0.0.1
+
+report: .venv/ready
+	$(ACTIVATE); snakemake --report results/report.zip $(ARGS)
+
+bench: .venv/ready
+	$(ACTIVATE); python benchmarks/run.py
+
+.venv/ready: envs/requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(ACTIVATE); pip install -r envs/requirements.txt; pip install --no-deps -e .
+	touch $@

@@ -1,0 +1,48 @@
+# The benchmark: data in, paper-style tables and figures out. One rules file a stage; each rule calls
+# `python -m spat STAGE`, so that every job can be run again by hand from its log line.
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/download.smk"
+include: "workflow/rules/prepare.smk"
+include: "workflow/rules/pretrain.smk"
+include: "workflow/rules/score.smk"
+include: "workflow/rules/select.smk"
+include: "workflow/rules/prune.smk"
+include: "workflow/rules/decide.smk"
+include: "workflow/rules/measure.smk"
+include: "workflow/rules/transfer.smk"
+include: "workflow/rules/collect.smk"
+include: "workflow/rules/tables.smk"
+include: "workflow/rules/figures.smk"
+
+
+# Seconds of work on small files: on a cluster they stay where Snakemake runs.
+localrules:
+    all,
+    download,
+    select,
+    decide,
+    collect,
+    tables,
+    figures,
+
+
+rule all:
+    default_target: True
+    input:
+        rules.collect.output,
+        rules.tables.output,
+        rules.figures.output,
+
+
+onsuccess:
+    if Path(FOLDER, "tables", "main.md").exists():
+        shell(f"python -m spat summary --config {RESOLVED}")

@@ -1,0 +1,159 @@
+"""Costs: counted as by hand, and the measurements leave no trace."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from spat.models.forecaster import Forecaster
+from spat.models.registry import MODELS, Hyperparameters, Shape, build
+from spat.pruning import costs
+from spat.pruning.masks import Mask
+from spat.pruning.surgery import heads_of, prune
+from torch import Tensor, nn
+
+SHAPE = Shape(lookback=24, horizon=12, channels=5)
+HYPER = Hyperparameters(
+    d_model=16,
+    d_ff=32,
+    e_layers=3,
+    d_layers=1,
+    n_heads=4,
+    patch_len=8,
+    stride=4,
+    label_len=12,
+    moving_average=5,
+    season=6,
+)
+
+
+class Chain(Forecaster):
+    """Three maps of the time axis, one after the other: their memory can be counted by hand."""
+
+    def __init__(self, widths: tuple[int, ...]) -> None:
+        super().__init__(Hyperparameters(), Shape(widths[0], widths[-1], 1))
+        self.maps = nn.ModuleList(
+            nn.Linear(a, b, bias=False) for a, b in itertools.pairwise(widths)
+        )
+
+    def forward(
+        self, x: Tensor, past_marks: Tensor | None = None, future_marks: Tensor | None = None
+    ) -> Tensor:
+        y = x.squeeze(-1)
+        for linear in self.maps:
+            y = linear(y)
+        return y.unsqueeze(-1)
+
+
+class Fused(Forecaster):
+    """Attention between the time steps, as torch has it."""
+
+    def __init__(self) -> None:
+        super().__init__(Hyperparameters(), Shape(6, 6, 8))
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(
+        self, x: Tensor, past_marks: Tensor | None = None, future_marks: Tensor | None = None
+    ) -> Tensor:
+        return self.attention(x, x, x, need_weights=False)[0]  # type: ignore[no-any-return]
+
+
+def itransformer_flops(kept: list[int]) -> int:
+    """By hand, two per multiply-add; `kept` heads of size 4 per layer."""
+    tokens, width, inner = SHAPE.channels, HYPER.d_model, HYPER.d_ff
+    total = tokens * SHAPE.lookback * width + tokens * width * SHAPE.horizon
+    for heads in kept:
+        size = 4 * heads
+        total += tokens * width * 3 * size  # q, k, v
+        total += 2 * tokens * tokens * size  # q k^T and A v
+        total += tokens * size * width  # output
+        total += 2 * tokens * width * inner  # feed-forward
+    return 2 * total
+
+
+def test_flops_of_a_dense_itransformer_are_the_formula() -> None:
+    assert costs.flops(build("iTransformer", HYPER, SHAPE)) == itransformer_flops([4, 4, 4])
+
+
+def test_flops_of_a_pruned_itransformer_are_the_formula() -> None:
+    model = build("iTransformer", HYPER, SHAPE)
+    prune(model, Mask.parse("1.0.0110", heads_of(model)))
+    assert costs.flops(model) == itransformer_flops([4, 0, 2])
+
+
+def test_fused_attention_is_counted() -> None:
+    # Eight channels at six steps through torch's own attention, whose fused path counts as nothing:
+    # q, k, v and output of 8 x 8, and two products of 6 x 6 x 8.
+    assert costs.flops(Fused()) == 2 * (4 * 6 * 8 * 8 + 2 * 6 * 6 * 8)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_has_costs(name: str) -> None:
+    model = build(name, HYPER, SHAPE)
+    assert costs.parameters(model) == sum(p.numel() for p in model.parameters())
+    assert (costs.flops(model) > 0) == MODELS[name].trains
+    assert costs.peak_memory(model, 2, "cpu") > 0
+
+
+def test_measuring_leaves_no_trace() -> None:
+    model = build("PatchTST", HYPER, SHAPE).train()
+    model.norm.eval()
+    modes = [module.training for module in model.modules()]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    random = torch.get_rng_state()
+    costs.flops(model)
+    costs.latency({"dense": model}, 2, 2, "cpu")
+    costs.peak_memory(model, 2, "cpu")
+    assert [module.training for module in model.modules()] == modes
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(random, torch.get_rng_state())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+def test_latency_takes_turns() -> None:
+    calls: list[str] = []
+    models = {name: Chain((8, 8)) for name in ("dense", "half", "none")}
+    for name, model in models.items():
+        model.register_forward_hook(lambda *_, name=name: calls.append(name))
+    measured = costs.latency(models, 1, 5, "cpu")
+    assert list(measured) == ["dense", "half", "none"]
+    assert all(value > 0 for value in measured.values())
+    rounds = [calls[i : i + 3] for i in range(0, len(calls), 3)]
+    assert len(rounds) == costs.WARM_UP + 5
+    assert all(sorted(turn) == sorted(models) for turn in rounds)
+    assert len({turn[0] for turn in rounds}) == 3
+
+
+def test_peak_memory_is_what_lives_at_the_same_time() -> None:
+    batch, widths = 10, (50, 400, 300, 20)
+    weights = 50 * 400 + 400 * 300 + 300 * 20
+    # The input is held by the caller; the second map reads 400 and writes 300 numbers a window.
+    expected = 4 * (weights + batch * (50 + 400 + 300))
+    assert costs.peak_memory(Chain(widths), batch, "cpu") == pytest.approx(expected / 1e6)
+
+
+def test_peak_memory_falls_with_attention() -> None:
+    dense, pruned = (build("iTransformer", HYPER, SHAPE) for _ in range(2))
+    prune(pruned, Mask.empty(heads_of(pruned)))
+    assert costs.peak_memory(pruned, 8, "cpu") < costs.peak_memory(dense, 8, "cpu")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_costs_on_cuda() -> None:
+    dense, pruned = (build("iTransformer", HYPER, SHAPE) for _ in range(2))
+    prune(pruned, Mask.empty(heads_of(pruned)))
+    flops = costs.flops(dense)
+    measured = costs.latency({"dense": dense, "pruned": pruned}, 8, 15, "cuda")
+    assert min(measured.values()) > 0
+    assert costs.flops(dense) == flops
+    weights = 4 * costs.parameters(dense) / 1e6
+    held = costs.peak_memory(dense, 64, "cuda")
+    assert weights < held
+    assert costs.peak_memory(pruned, 64, "cuda") < held
+    other = torch.empty(10**7, device="cuda")  # what else stands on the card is not counted
+    assert costs.peak_memory(dense, 64, "cuda") == pytest.approx(held)
+    del other

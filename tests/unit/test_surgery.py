@@ -1,0 +1,309 @@
+"""Surgery: the pruned network is the masked dense one, smaller, trainable and loadable."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from spat.models.attention import MultiHeadAttention, Site
+from spat.models.forecaster import Forecaster
+from spat.models.registry import MODELS, Hyperparameters, Shape, build
+from spat.pruning import costs, surgery
+from spat.pruning.masks import Mask, all_site_masks
+from torch import Tensor, nn
+
+ATTENTION = [name for name, row in MODELS.items() if row.attention]
+SHAPE = Shape(lookback=24, horizon=12, channels=5, marks=4)
+HYPER = Hyperparameters(
+    d_model=16,
+    d_ff=24,
+    e_layers=3,
+    d_layers=2,
+    n_heads=4,
+    patch_len=8,
+    stride=4,
+    label_len=12,
+    moving_average=5,
+    season=6,
+    instance_norm=True,
+)
+
+
+def dense(name: str, hyper: Hyperparameters = HYPER) -> Forecaster:
+    """A model in which no bias, gain or running statistic is at its neutral start."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = build(name, hyper, SHAPE)
+        for tensor in itertools.chain(model.parameters(), model.buffers()):
+            if tensor.is_floating_point():
+                tensor.data.add_(0.2 * torch.rand_like(tensor))
+    return model.eval()
+
+
+def masks_of(model: Forecaster) -> list[Mask]:
+    """All site masks; single heads; heads and sites together."""
+    heads = surgery.heads_of(model)
+    full = Mask.full(heads)
+    last = len(heads) - 1
+    return [
+        *all_site_masks(heads),
+        *(full.without_heads([(i, h)]) for i in range(len(heads)) for h in (0, 2)),
+        full.without_heads([(0, 1), (0, 3), (last, 0), (last, 1), (last, 2)]),
+        full.without_heads([(0, 0), (1, 2), (1, 3)]).without_sites([last]),
+    ]
+
+
+def pruned(model: Forecaster, mask: Mask) -> tuple[Forecaster, surgery.Surgery]:
+    smaller = copy.deepcopy(model)
+    return smaller, surgery.prune(smaller, mask)
+
+
+@pytest.mark.parametrize("time_features", [False, True])
+@pytest.mark.parametrize("name", ATTENTION)
+@torch.no_grad()
+def test_pruned_is_masked_dense(name: str, time_features: bool) -> None:
+    model = dense(name, replace(HYPER, time_features=time_features))
+    inputs = costs.example_inputs(model, 3)
+    before = model(*inputs)
+    for mask in masks_of(model):
+        smaller, _ = pruned(model, mask)
+        with surgery.masked(model, mask) as reference:
+            expected = reference(*inputs)
+        torch.testing.assert_close(smaller(*inputs), expected, rtol=0, atol=1e-5, msg=mask.name)
+        if not mask.is_full:
+            assert (expected - before).abs().max() > 1e-4, mask.name
+    # The reference was a loan: no hook stays.
+    assert torch.equal(model(*inputs), before)
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_gradients_are_those_of_the_masked_dense_network(name: str) -> None:
+    model = dense(name).train()  # HYPER has no dropout; PatchTST normalises by the batch
+    mask = Mask.full(surgery.heads_of(model)).without_sites([0]).without_heads([(1, 1), (1, 2)])
+    smaller, _ = pruned(model, mask)
+    inputs = costs.example_inputs(model, 4)
+    smaller(*inputs).square().mean().backward()
+    with surgery.masked(model, mask):
+        model(*inputs).square().mean().backward()
+    reference = dict(model.named_parameters())
+    for path, parameter in smaller.named_parameters():
+        assert parameter.grad is not None, path
+        if parameter.shape == reference[path].shape:
+            torch.testing.assert_close(
+                parameter.grad, reference[path].grad, rtol=1e-4, atol=1e-6, msg=path
+            )
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_every_parameter_left_is_reached_and_can_be_trained(name: str) -> None:
+    model = dense(name)
+    assert surgery.unreached(model)[0] == {}
+    for mask in masks_of(model):
+        smaller, operation = pruned(model, mask)
+        assert surgery.unreached(smaller)[0] == {}, mask.name
+        assert operation.swept == operation.dead == 0
+    before = [p.detach().clone() for p in smaller.parameters()]
+    optimiser = torch.optim.Adam(smaller.parameters())
+    smaller(*costs.example_inputs(smaller, 4)).square().mean().backward()
+    optimiser.step()
+    assert all(p.grad is not None for p in smaller.parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(before, smaller.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_parameters_and_flops_fall_by_what_is_removed(name: str) -> None:
+    model = dense(name)
+    width, head_size, sites = HYPER.d_model, HYPER.d_model // HYPER.n_heads, model.sites()
+    per_head = head_size * (4 * width + 3)  # rows of q, k, v with bias, columns of the output
+    total, flops = costs.parameters(model), costs.flops(model)
+    for mask in masks_of(model):
+        smaller, operation = pruned(model, mask)
+        gone = per_head * len(mask.removed_heads) + width * len(mask.sites_removed)
+        assert operation.params_before == total
+        assert operation.params_after == costs.parameters(smaller) == total - gone
+        assert (costs.flops(smaller) < flops) != mask.is_full
+        assert [s.attention is None for s in smaller.sites()] == [not any(b) for b in mask.bits]
+        assert [s.name for s in smaller.sites()] == [s.name for s in sites]
+        assert surgery.heads_of(smaller) == mask.heads
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_full_mask_changes_nothing(name: str) -> None:
+    model = build(name, HYPER, SHAPE).train()
+    before = dict(model.named_parameters())
+    operation = surgery.prune(model, Mask.full(surgery.heads_of(model)))
+    assert operation.params_before == operation.params_after == costs.parameters(model)
+    after = dict(model.named_parameters())
+    assert list(after) == list(before)
+    assert all(after[path] is before[path] for path in before)
+
+
+def test_surgery_leaves_mode_gradients_and_random_numbers_alone() -> None:
+    model = dense("PatchTST").train()
+    statistics = model.norm.running_mean.clone()
+    random = torch.get_rng_state()
+    surgery.prune(model, Mask.parse("1.0.0110", surgery.heads_of(model)))
+    assert torch.equal(random, torch.get_rng_state())
+    assert torch.equal(model.norm.running_mean, statistics)
+    assert all(module.training for module in model.modules())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_surgery_wants_the_dense_model_and_its_mask() -> None:
+    model = dense("iTransformer")
+    with pytest.raises(ValueError, match=r"mask '1\.1' is of a model with heads \(4, 4\)"):
+        surgery.prune(model, Mask.full((4, 4)))
+    surgery.prune(model, Mask.parse("1.0.0110", surgery.heads_of(model)))
+    mask = Mask.parse("1.0.0", surgery.heads_of(model))
+    with pytest.raises(ValueError, match=r"encoder\.1\.self has 0 of its 4 heads"):
+        surgery.prune(model, mask)
+    with (
+        pytest.raises(ValueError, match=r"encoder\.1\.self has 0 of its 4 heads"),
+        surgery.masked(model, mask),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_files_give_the_same_network_back(name: str, tmp_path: Path) -> None:
+    model = build(name, HYPER, SHAPE).eval()
+    for index, mask in enumerate(masks_of(model)[-3:] if MODELS[name].attention else [Mask(())]):
+        smaller, _ = pruned(model, mask)
+        folder = tmp_path / str(index)
+        random = torch.get_rng_state()
+        surgery.save(smaller, folder, mask)
+        again = surgery.load(folder)
+        assert torch.equal(random, torch.get_rng_state())
+        assert {path.name for path in folder.iterdir()} == {
+            surgery.WEIGHTS,
+            surgery.ARCHITECTURE,
+        }
+        written = json.loads((folder / surgery.ARCHITECTURE).read_text())
+        assert written["mask"] == mask.name
+        assert written["model"] == name
+        assert type(again) is type(smaller)
+        assert not again.training
+        assert (again.hyper, again.shape) == (HYPER, SHAPE)
+        inputs = costs.example_inputs(model, 2)
+        assert torch.equal(again(*inputs), smaller(*inputs))
+
+
+def test_the_dense_model_needs_no_mask(tmp_path: Path) -> None:
+    model = dense("iTransformer")
+    surgery.save(model, tmp_path)
+    assert surgery.architecture(surgery.load(tmp_path))["mask"] == "1.1.1"
+
+
+def test_a_file_that_could_not_be_loaded_is_not_written(tmp_path: Path) -> None:
+    model = dense("iTransformer")
+    heads = surgery.heads_of(model)
+    surgery.prune(model, Mask.parse("1.0.1", heads))
+    for wrong in (None, Mask.parse("1.1.0", heads), Mask.parse("1.0.0110", heads)):
+        with pytest.raises(ValueError, match="give the mask that the model was pruned to"):
+            surgery.save(model, tmp_path, wrong)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    model = dense("iTransformer")
+    with pytest.raises(FileNotFoundError, match=surgery.ARCHITECTURE):
+        surgery.load(tmp_path)
+    surgery.save(model, tmp_path)
+    weights = tmp_path / surgery.WEIGHTS
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        surgery.load(tmp_path)
+    weights.unlink()
+    with pytest.raises(FileNotFoundError, match=surgery.WEIGHTS):
+        surgery.load(tmp_path)
+    surgery.save(model, tmp_path)
+    values = surgery.architecture(model)
+    for change, message in (
+        ({"mask": "1.0.1"}, "Unexpected key"),
+        ({"model": "Nonsense"}, "Nonsense"),
+        ({"shape": {"lookback": 96}}, "horizon"),
+        ({"mask": "1.1"}, "2 sites, the model 3"),
+    ):
+        (tmp_path / surgery.ARCHITECTURE).write_text(json.dumps({**values, **change}))
+        with pytest.raises(ValueError, match=message):
+            surgery.load(tmp_path)
+
+
+class Reader(nn.Module):
+    """A layer that may read a memory through its attention."""
+
+    attention: MultiHeadAttention | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = MultiHeadAttention(8, 2, dropout=0.0, cross=True)
+        self.norm = nn.LayerNorm(8)
+
+
+class Memory(Forecaster):
+    """A forecaster of one's own, whose encoder is of use to one attention alone."""
+
+    def __init__(self, lazy: bool) -> None:
+        super().__init__(Hyperparameters(), Shape(6, 6, 8))
+        self.lazy = lazy
+        self.encoder = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(6))
+        self.encoder_attention: MultiHeadAttention | None = MultiHeadAttention(8, 2, dropout=0.0)
+        self.reader = Reader()
+
+    def sites(self) -> tuple[Site, ...]:
+        return (
+            Site("encoder.0.self", self, "encoder_attention", 2),
+            Site("decoder.0.cross", self.reader, "attention", 2),
+        )
+
+    def forward(
+        self, x: Tensor, past_marks: Tensor | None = None, future_marks: Tensor | None = None
+    ) -> Tensor:
+        y = x
+        if self.reader.attention is not None or not self.lazy:
+            memory = self.encoder(x)
+            if self.encoder_attention is not None:
+                memory = self.encoder_attention(memory)
+            if self.reader.attention is not None:
+                y = y + self.reader.attention(y, memory)
+        return self.reader.norm(y)  # type: ignore[no-any-return]
+
+
+ENCODER = 8 * 8 + 8 + 2 * 6
+ATTENTION_PARAMETERS = 4 * (8 * 8 + 8)
+
+
+def test_what_is_neither_reached_nor_called_is_swept() -> None:
+    model = Memory(lazy=True)
+    inputs = costs.example_inputs(model, 2)
+    mask = Mask.parse("1.0", (2, 2))
+    model.eval()
+    with surgery.masked(model, mask), torch.no_grad():
+        expected = model(*inputs)
+    operation = surgery.prune(model, mask)
+    assert operation.swept == ENCODER + ATTENTION_PARAMETERS
+    assert operation.dead == 0
+    assert operation.params_after == costs.parameters(model) == 2 * 8
+    assert all(site.attention is None for site in model.sites())
+    assert torch.equal(model(*inputs), expected)
+    assert surgery.unreached(model)[0] == {}
+
+
+def test_what_is_called_in_vain_is_counted_and_stays() -> None:
+    model = Memory(lazy=False)
+    operation = surgery.prune(model, Mask.parse("1.0", (2, 2)))
+    assert operation.swept == 0
+    assert operation.dead == ENCODER + ATTENTION_PARAMETERS
+    assert operation.params_after == operation.params_before - ATTENTION_PARAMETERS
+    model(*costs.example_inputs(model))
+
+
+def test_a_model_of_ones_own_is_pruned_but_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"Memory is no row of the model registry"):
+        surgery.save(Memory(lazy=True), tmp_path)

@@ -1,0 +1,519 @@
+"""MLflow is a view of the files: the same however it is made, harmless when it cannot be made."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from spat import records, runs, tracking
+from spat.config import Config, load
+from spat.runs import Run
+
+RUN = Run("ETTh1", "iTransformer", "deep", 96, 96, 0)
+SITES = ("encoder.0.self", "encoder.1.self")
+MASKS = ("1.1", "0.1", "0.0")
+STAGES = ("pretrain", "score", "prune", "measure", "transfer/ETTh2")
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+
+
+def make_config(root: Path | str, **tracking_section: Any) -> Config:
+    grid = {"datasets": ["ETTh1"], "models": ["iTransformer"], "horizons": [96]}
+    values = {
+        "experiment": "tried",
+        "results": Path(root) / "results",
+        "grid": [grid],
+        "transfer": {"pairs": [["ETTh1", "ETTh2"]]},
+        "tracking": tracking_section,
+    }
+    return load(values)
+
+
+def write_stage(
+    config: Config, run: Run, stage: str, *, digest: str = "d0", **changes: Any
+) -> None:
+    """The files of one job, with made-up numbers; `changes` go into its `metrics.json`."""
+    folder = runs.folder(config, run, stage)
+    about = records.header(config, stage.split("/")[0], run)
+    errors = {"validation": {"mse": 0.4, "mae": 0.5}, "test": {"mse": 0.38, "mae": 0.4}}
+    metrics = {**about, "digest": digest}
+    if stage == "pretrain":
+        write_history(folder)
+        write_scores(folder, ["epoch"])
+        metrics |= {
+            "status": "ok",
+            "data_sha256": "ab" * 32,
+            "hyperparameters": {"d_model": 256, "dropout": 0.1},
+            "sites": list(SITES),
+            "heads": [8, 8],
+            "params": 1000,
+            "flops": 2000,
+            "wall_s": 30.0,
+            "epochs": 3,
+            "best_epoch": 2,
+            "errors": errors,
+        }
+    elif stage == "score":
+        write_scores(folder, ["batch"])
+        metrics |= {"wall_s": 2.0, "epoch": 2, "batches": 3}
+    elif stage == "prune":
+        write_masks(config, folder, about, errors, MASKS)
+        return
+    elif stage == "measure":
+        by_size = {mask: {"1": 1.5, "128": 12.0} for mask in MASKS}
+        metrics |= {"latency": by_size, "memory_mb": by_size}
+    else:
+        rows = [
+            {"mask": mask, "phase": phase, "order": order, "mse": 0.5 + order, "mae": 0.6}
+            for mask in MASKS
+            for phase, order in (("pruned", 0), ("finetuned", 0), ("finetuned", 1))
+        ]
+        metrics |= {"target": "ETTh2", "data_sha256": "cd" * 32, "masks": rows, "wall_s": 3.0}
+    records.write_json(folder / "metrics.json", metrics | changes)
+
+
+def write_masks(
+    config: Config,
+    folder: Path,
+    about: dict[str, Any],
+    errors: dict[str, Any],
+    masks: tuple[str, ...],
+) -> None:
+    rows = []
+    for mask in masks:
+        place = f"masks/{mask}/order0"
+        rows.append({"mask": mask, "order": 0, "phase": "finetuned", "folder": place})
+        write_history(folder / place)
+        metrics = {
+            "digest": "d" + mask,
+            "mask": mask,
+            "order": 0,
+            "phase": "finetuned",
+            "status": "ok",
+            "params": 900,
+            "flops": 1800,
+            "dead_params": 0,
+            "wall_s": 9.0,
+            "epochs": 3,
+            "best_epoch": 1,
+            "errors": {"pruned": errors, "finetuned": errors},
+        }
+        records.write_json(folder / place / "metrics.json", about | metrics)
+    records.write_json(folder / "manifest.json", {"masks": rows})
+
+
+def write_history(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    epochs = pd.DataFrame({"epoch": [1, 2, 3], "train_mse": [0.6, 0.5, 0.4], "val_mse": [0.7] * 3})
+    epochs = epochs.assign(val_mae=0.6, learning_rate=[1e-4, 5e-5, 2.5e-5], seconds=10.0)
+    epochs.to_csv(folder / "history.csv", index=False)
+    (folder / "loss.png").write_bytes(PIXEL)
+
+
+def write_scores(folder: Path, by: list[str]) -> None:
+    frame = pd.DataFrame(
+        [
+            {by[0]: i, "site": s, "name": name, "head": head, "criterion": "send", "value": s + i}
+            for i in (1, 2, 3)
+            for s, name in enumerate(SITES)
+            for head in (-1, 0)
+        ]
+    )
+    # A head's value must not enter the site's.
+    folder.mkdir(parents=True, exist_ok=True)
+    frame["value"] = np.where(frame["head"] == 0, 99.0, frame["value"])
+    frame.to_parquet(folder / "scores.parquet")
+
+
+def write_all(config: Config) -> None:
+    for stage in STAGES:
+        write_stage(config, RUN, stage)
+    for name, content in (("main.md", b"| a |"), ("main.csv", b"a"), ("main.pdf", b"")):
+        (config.folder / "tables").mkdir(exist_ok=True)
+        (config.folder / "tables" / name).write_bytes(content)
+    (config.folder / "figures").mkdir()
+    (config.folder / "figures" / "pareto.png").write_bytes(PIXEL)
+
+
+def log_all(config: Config) -> None:
+    for stage in STAGES:
+        tracking.log(config, RUN, stage)
+    tracking.log_report(config)
+
+
+def client(config: Config) -> Any:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{config.results.resolve() / 'mlflow.db'}"
+    return MlflowClient(uri, uri)
+
+
+def live(config: Config) -> dict[str, Any]:
+    """The live runs by job; fails if a job has two."""
+    store = client(config)
+    experiment = store.get_experiment_by_name("spat/tried").experiment_id
+    found = store.search_runs([experiment])
+    jobs = {run.data.tags["job"]: run for run in found}
+    assert len(jobs) == len(found)
+    return jobs
+
+
+def shown(config: Config) -> dict[str, Any]:
+    """All that the view says, without the ids that MLflow chooses and the report's time."""
+    store = client(config)
+    names = {run.info.run_id: job for job, run in live(config).items()}
+    return {
+        job: {
+            "name": run.info.run_name,
+            "status": run.info.status,
+            "times": None if job == "report" else (run.info.start_time, run.info.end_time),
+            "params": run.data.params,
+            "tags": {
+                key: names.get(value, value)
+                for key, value in run.data.tags.items()
+                if job != "report" or key != "digest"
+            },
+            "metrics": {
+                key: [(p.step, p.value, p.timestamp) for p in history]
+                for key in run.data.metrics
+                if (history := store.get_metric_history(run.info.run_id, key))
+            },
+            "inputs": [(i.dataset.name, i.dataset.digest) for i in run.inputs.dataset_inputs],
+            "artifacts": sorted(
+                file.path
+                for top in store.list_artifacts(run.info.run_id)
+                for file in (
+                    store.list_artifacts(run.info.run_id, top.path) if top.is_dir else [top]
+                )
+            ),
+        }
+        for job, run in live(config).items()
+    }
+
+
+def in_a_new_process(code: str) -> str:
+    """What Python prints that runs the code; this module can be imported there."""
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": path}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(
+        command, check=True, env=environment, stdout=subprocess.PIPE, text=True
+    ).stdout
+
+
+@pytest.fixture(scope="module")
+def fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database: making its tables takes longer than a test should."""
+    config = make_config(tmp_path_factory.mktemp("fresh"))
+    config.results.mkdir()
+    client(config).search_experiments()
+    return config.results / "mlflow.db"
+
+
+@pytest.fixture
+def config(tmp_path: Path, fresh_store: Path) -> Config:
+    # A space in the path, as users have it: both URIs must survive it.
+    made = make_config(tmp_path / "a folder")
+    made.results.mkdir(parents=True)
+    shutil.copy(fresh_store, made.results / "mlflow.db")
+    return made
+
+
+def test_a_run_is_a_parent_with_a_child_for_each_part(config: Config) -> None:
+    write_all(config)
+    log_all(config)
+    jobs = live(config)
+    parent = jobs[RUN.path]
+    names = {
+        run.info.run_name
+        for run in jobs.values()
+        if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+    }
+    masks = {f"mask {mask}" for mask in MASKS}
+    assert names == {"pretrain", "score", "measure", "transfer ETTh2"} | masks
+    assert parent.info.run_name == RUN.path
+    assert "mlflow.parentRunId" not in parent.data.tags
+    assert set(jobs) - {RUN.path, "report"} == {
+        f"{RUN.path}/{stage}" for stage in STAGES if stage != "prune"
+    } | {f"{RUN.path}/prune/masks/{mask}/order0" for mask in MASKS}
+    assert {run.info.status for run in jobs.values()} == {"FINISHED"}
+
+
+def test_pretraining_shows_settings_losses_errors_costs_data_environment_and_figure(
+    config: Config,
+) -> None:
+    write_all(config)
+    log_all(config)
+    view = shown(config)
+    run = view[f"{RUN.path}/pretrain"]
+    assert run["params"].items() >= {"d_model": "256", "heads": "8, 8", "dataset": "ETTh1"}.items()
+    assert run["params"]["seed"] == "0"
+    assert run["params"]["config"] == records.header(config, "pretrain")["config"]
+    losses = run["metrics"]["epoch/train_mse"]
+    assert [(step, value) for step, value, _ in losses] == [(1, 0.6), (2, 0.5), (3, 0.4)]
+    start, end = run["times"]
+    assert [stamp - start for *_, stamp in losses] == [10_000, 20_000, 30_000]
+    assert end - start == 30_000
+    assert [step for step, *_ in run["metrics"]["epoch/learning_rate"]] == [1, 2, 3]
+    assert run["metrics"]["test/mse"] == [(0, 0.38, end)]
+    assert run["metrics"]["cost/flops"] == [(0, 2000.0, end)]
+    assert [point[:2] for point in run["metrics"]["send/encoder.1.self"]] == [
+        (1, 2.0),
+        (2, 3.0),
+        (3, 4.0),
+    ]
+    assert run["inputs"] == [("ETTh1", ("ab" * 32)[:36])]
+    assert run["tags"]["device"] == "cpu"
+    assert run["tags"]["version.torch"] == records.versions()["torch"]
+    assert run["tags"]["mlflow.source.git.commit"] == records.commit()
+    assert run["tags"]["digest"] == "d0"
+    assert run["artifacts"] == ["figures/loss.png"]
+    whole = view[RUN.path]
+    assert whole["params"] == run["params"]
+    assert whole["metrics"]["test/mse"] == run["metrics"]["test/mse"]
+    assert "epoch/train_mse" not in whole["metrics"]
+
+
+def test_the_other_jobs_show_their_numbers(config: Config) -> None:
+    write_all(config)
+    log_all(config)
+    view = shown(config)
+    score = view[f"{RUN.path}/score"]["metrics"]
+    assert score["send/encoder.0.self"][0][:2] == (0, 2.0)  # the mean over the three batches
+    mask = view[f"{RUN.path}/prune/masks/0.1/order0"]
+    assert mask["params"].items() >= {"mask": "0.1", "order": "0", "phase": "finetuned"}.items()
+    assert {"test/mse", "validation/mae", "pruned/test/mse", "epoch/val_mse", "cost/params"} <= set(
+        mask["metrics"]
+    )
+    assert mask["artifacts"] == ["figures/loss.png"]
+    assert view[f"{RUN.path}/measure"]["metrics"]["latency_ms/batch 128/0.0"][0][1] == 12.0
+    transfer = view[f"{RUN.path}/transfer/ETTh2"]
+    orders = transfer["metrics"]["mse/finetuned/0.1"]
+    assert [point[:2] for point in orders] == [(0, 0.5), (1, 1.5)]
+    assert transfer["inputs"] == [("ETTh2", ("cd" * 32)[:36])]
+    assert view["report"]["artifacts"] == [
+        "config.yaml",
+        "figures/pareto.png",
+        "tables/main.csv",
+        "tables/main.md",
+    ]
+
+
+def test_a_rerun_replaces_its_run_and_keeps_the_others(config: Config) -> None:
+    write_all(config)
+    log_all(config)
+    before = live(config)
+    write_stage(config, RUN, "pretrain", digest="d1", hyperparameters={"d_model": 128})
+    tracking.log(config, RUN, "pretrain")
+    after = live(config)
+    assert set(after) == set(before)
+    replaced = {job for job in after if after[job].info.run_id != before[job].info.run_id}
+    assert replaced == {RUN.path, f"{RUN.path}/pretrain"}
+    assert after[RUN.path].data.params["d_model"] == "128"
+    parents = {
+        run.data.tags["mlflow.parentRunId"]
+        for job, run in after.items()
+        if job not in (RUN.path, "report")
+    }
+    assert parents == {after[RUN.path].info.run_id}
+
+
+def test_masks_that_are_no_longer_asked_for_leave_the_view(config: Config) -> None:
+    write_all(config)
+    log_all(config)
+    manifest = runs.folder(config, RUN, "prune") / "manifest.json"
+    rows = records.read_json(manifest)["masks"]
+    records.write_json(manifest, {"masks": rows[:1]})
+    tracking.log(config, RUN, "prune")
+    assert [job for job in live(config) if "/masks/" in job] == [
+        f"{RUN.path}/prune/masks/1.1/order0"
+    ]
+
+
+def test_rebuilding_gives_the_same_view(config: Config) -> None:
+    write_all(config)
+    log_all(config)
+    before = shown(config)
+    (config.results / "mlflow.db").unlink()
+    shutil.rmtree(config.results / "mlartifacts")
+    # In a process of its own, as the command is: this one still holds the deleted database open.
+    # The second time is over a full store.
+    rebuilt = in_a_new_process(
+        "from test_tracking import make_config, tracking, shown; import json, sys\n"
+        f"config = make_config({str(config.results.parent)!r})\n"
+        "counts = tracking.rebuild(config), tracking.rebuild(config)\n"
+        "print(json.dumps([counts, shown(config)]))"
+    )
+    assert json.loads(rebuilt) == json.loads(json.dumps([[len(before)] * 2, before]))
+
+
+def test_rebuilding_drops_what_has_no_files_and_leaves_a_users_own_run(config: Config) -> None:
+    write_all(config)
+    log_all(config)
+    store = client(config)
+    experiment = store.get_experiment_by_name("spat/tried").experiment_id
+    own = store.create_run(experiment, run_name="my own").info.run_id
+    (runs.folder(config, RUN, "score") / "metrics.json").unlink()
+    tracking.rebuild(config)
+    found = {run.info.run_name: run for run in store.search_runs([experiment])}
+    assert "score" not in found
+    assert found["my own"].info.run_id == own
+
+
+def test_rebuilding_a_run_that_is_at_pretraining_again_shows_no_part_of_it(config: Config) -> None:
+    write_all(config)
+    (runs.folder(config, RUN, "pretrain") / "metrics.json").unlink()
+    assert tracking.rebuild(config) == 1
+    assert set(live(config)) == {"report"}
+
+
+def test_a_diverged_run_is_shown_as_failed_without_its_errors(config: Config) -> None:
+    nothing = {"mse": float("nan"), "mae": float("nan")}
+    write_stage(
+        config, RUN, "pretrain", status="diverged", errors={"validation": nothing, "test": nothing}
+    )
+    tracking.log(config, RUN, "pretrain")
+    run = live(config)[f"{RUN.path}/pretrain"]
+    assert run.info.status == "FAILED"
+    assert run.data.tags["status"] == "diverged"
+    assert "test/mse" not in run.data.metrics
+
+
+def test_a_model_that_does_not_train_has_no_epochs(config: Config) -> None:
+    write_stage(config, RUN, "pretrain", sites=[], heads=[])
+    folder = runs.folder(config, RUN, "pretrain")
+    for name in ("history.csv", "scores.parquet"):
+        path = folder / name
+        read = pd.read_csv if path.suffix == ".csv" else pd.read_parquet
+        columns = list(read(path).columns)
+        empty = pd.DataFrame([], columns=columns)
+        empty.to_csv(path, index=False) if path.suffix == ".csv" else empty.to_parquet(path)
+    tracking.log(config, RUN, "pretrain")
+    run = live(config)[f"{RUN.path}/pretrain"]
+    assert not [key for key in run.data.metrics if key.startswith(("epoch/", "send/"))]
+    assert run.data.metrics["test/mse"] == 0.38
+
+
+def test_more_values_than_a_call_takes_all_arrive(config: Config) -> None:
+    write_stage(config, RUN, "pretrain")
+    many = {f"{i:07b}"[::-1].replace("", ".").strip("."): {"1": i, "32": i} for i in range(600)}
+    write_stage(config, RUN, "measure", latency=many, memory_mb={})
+    tracking.log(config, RUN, "measure")
+    metrics = live(config)[f"{RUN.path}/measure"].data.metrics
+    assert len([key for key in metrics if key.startswith("latency_ms/")]) == 1200
+
+
+def test_logging_a_job_of_eight_masks_takes_less_than_two_seconds(config: Config) -> None:
+    import mlflow  # noqa: F401  (its import is not what is timed)
+
+    write_stage(config, RUN, "pretrain")
+    about = records.header(config, "prune", RUN)
+    errors = {"validation": {"mse": 0.4}, "test": {"mse": 0.4}}
+    masks = tuple(f"{i:03b}".replace("", ".").strip(".") for i in range(8))
+    write_masks(config, runs.folder(config, RUN, "prune"), about, errors, masks)
+    started = time.perf_counter()
+    tracking.log(config, RUN, "prune")
+    assert time.perf_counter() - started < 2
+    assert len([job for job in live(config) if "/masks/" in job]) == 8
+
+
+def _open_and_log(root: Path, seed: int, barrier: Any) -> None:
+    config = make_config(root)
+    run = Run("ETTh1", "iTransformer", "deep", 96, 96, seed)
+    write_stage(config, run, "pretrain")
+    from spat.tracking import store  # noqa: F401  (all have imported MLflow when they start)
+
+    barrier.wait(120)
+    tracking.log(config, run, "pretrain")
+
+
+def test_six_jobs_that_open_a_fresh_store_at_once_land_in_one_experiment(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(6)
+    jobs = [context.Process(target=_open_and_log, args=(tmp_path, i, barrier)) for i in range(6)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join(120)
+    assert [job.exitcode for job in jobs] == [0] * 6
+    config = make_config(tmp_path)
+    assert len(live(config)) == 12  # six parents, six children
+    assert not client(config).search_runs(["0"])  # MLflow's default experiment
+    assert {e.name for e in client(config).search_experiments()} == {"Default", "spat/tried"}
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://user:secret@127.0.0.1:9", "sqlite:////proc/none/mlflow.db"]
+)
+def test_a_dead_store_costs_one_warning(
+    tmp_path: Path, uri: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in tracking.ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    config = make_config(tmp_path, uri=uri)
+    write_stage(config, RUN, "pretrain")
+    started = time.perf_counter()
+    with caplog.at_level(logging.WARNING):
+        tracking.log(config, RUN, "pretrain")
+    assert time.perf_counter() - started < 12
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert uri.replace("user:secret@", "") in warning
+    assert "secret" not in warning
+    assert "python -m spat track --config FILE" in warning
+    assert "\n" not in warning
+    with pytest.raises(tracking.TrackingError, match="python -m spat track"):
+        tracking.rebuild(config)
+
+
+def test_unreadable_files_cost_one_warning_too(
+    config: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_stage(config, RUN, "pretrain")
+    path = runs.folder(config, RUN, "pretrain") / "metrics.json"
+    path.write_text("{")
+    tracking.log(config, RUN, "pretrain")
+    assert str(path) in caplog.text
+
+
+def test_results_that_moved_do_not_write_to_their_old_place(
+    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_all(config)
+    log_all(config)
+    config.results.rename(tmp_path / "results")
+    moved = make_config(tmp_path)
+    tracking.log(moved, RUN, "pretrain")
+    assert "delete the store" in caplog.text
+    assert not config.results.exists()
+
+
+def test_a_deleted_experiment_comes_back(config: Config) -> None:
+    write_all(config)
+    log_all(config)
+    store = client(config)
+    store.delete_experiment(store.get_experiment_by_name("spat/tried").experiment_id)
+    tracking.rebuild(config)
+    assert RUN.path in live(config)
+
+
+def test_tracking_that_is_off_does_not_import_mlflow(tmp_path: Path) -> None:
+    in_a_new_process(
+        "from test_tracking import make_config, tracking, RUN; import sys\n"
+        f"config = make_config({str(tmp_path)!r}, enabled=False)\n"
+        "tracking.log(config, RUN, 'pretrain'); tracking.log_report(config)\n"
+        "assert 'mlflow' not in sys.modules, 'imported'\n"
+    )
+    assert not (tmp_path / "results").exists()

@@ -1,0 +1,210 @@
+"""The loop: schedule, resume to the bit, divergence, early stopping, and that it learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from spat.data import series, synthetic
+from spat.data.registry import DATASETS
+from spat.data.windows import Splits, split
+from spat.evaluation.metrics import evaluate
+from spat.models.forecaster import Forecaster
+from spat.models.registry import Shape, build, hyperparameters
+from spat.training import checkpoints
+from spat.training.loop import Fit, Seeds, Settings, choose_device, fit, prepare_torch
+from spat.training.optimisation import SharpnessAware, adam, rate_at, set_rate
+from spat.training.step import make_step
+
+LOOKBACK, HORIZON, CHANNELS = 24, 12, 3
+SEEDS = Seeds(order=1, dropout=2)
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    prepare_torch("float32")
+    row = DATASETS["synthetic"]
+    content = synthetic.generate(700, CHANNELS, seed=3, coupling=0.5, noise=0.2)
+    return split(series.prepare(row, content, "test"), LOOKBACK, HORIZON)
+
+
+def small(seed: int = 0, **changes: int | float) -> Forecaster:
+    torch.manual_seed(seed)
+    hyper = hyperparameters(
+        "iTransformer",
+        "deep",
+        "synthetic",
+        HORIZON,
+        {"d_model": 16, "d_ff": 16, "e_layers": 2, "n_heads": 2, "dropout": 0.1, **changes},
+    )
+    return build("iTransformer", hyper, Shape(LOOKBACK, HORIZON, CHANNELS, 0))
+
+
+def settings(**changes: object) -> Settings:
+    values = {"learning_rate": 1e-3, "batch_size": 32, "epochs": 4, **changes}
+    return Settings(**values)  # type: ignore[arg-type]
+
+
+def weights(model: Forecaster) -> np.ndarray:
+    return np.concatenate([p.detach().numpy().ravel() for p in model.parameters()])
+
+
+def test_schedule_is_full_for_two_epochs_then_halves() -> None:
+    assert [rate_at(e, 0.8) for e in (1, 2, 3, 4)] == [0.8, 0.8, 0.4, 0.2]
+
+
+def test_set_rate_reaches_tensor_and_float_rates() -> None:
+    parameter = torch.nn.Parameter(torch.ones(1))
+    plain = torch.optim.Adam([parameter], lr=1.0)
+    tensor = torch.optim.Adam([parameter], lr=torch.tensor(1.0), capturable=False)
+    for optimiser in (plain, tensor):
+        set_rate(optimiser, 0.25)
+        assert float(optimiser.param_groups[0]["lr"]) == 0.25
+
+
+def test_training_beats_the_untrained_model(splits: Splits) -> None:
+    model = small()
+    before = evaluate(model, splits.validation).mse
+    fitted = fit(model, splits, settings(), SEEDS)
+    after = evaluate(model, splits.validation).mse
+    assert after < 0.8 * before
+    assert fitted.status == "ok"
+    assert [row["epoch"] for row in fitted.history] == [1, 2, 3, 4]
+    assert after == pytest.approx(min(row["val_mse"] for row in fitted.history))
+
+
+def test_the_same_seeds_give_the_same_weights(splits: Splits) -> None:
+    one, two, other = small(), small(), small()
+    fit(one, splits, settings(epochs=2), SEEDS)
+    fit(two, splits, settings(epochs=2), SEEDS)
+    fit(other, splits, settings(epochs=2), Seeds(order=9, dropout=2))
+    assert np.array_equal(weights(one), weights(two))
+    assert not np.array_equal(weights(one), weights(other))
+
+
+class Killed(Exception):
+    """Stands for a kill -9 between two epochs."""
+
+
+def test_a_resumed_run_ends_bit_for_bit_where_an_undisturbed_one_does(
+    splits: Splits, tmp_path: Path
+) -> None:
+    undisturbed = small()
+    whole = fit(undisturbed, splits, settings(), SEEDS, state=tmp_path / "whole.pt")
+
+    def die(epoch: int, _: Forecaster) -> list[dict[str, object]]:
+        if epoch == 3:  # after the state of epoch 2 was written, before that of epoch 3
+            raise Killed
+        return []
+
+    state = tmp_path / "state.pt"
+    with pytest.raises(Killed):
+        fit(small(), splits, settings(), SEEDS, state=state, after_epoch=die)
+    torch.manual_seed(77)  # the world has moved on
+    torch.rand(5)
+    resumed = small(seed=5)  # other weights: all must come from the state
+    rest = fit(resumed, splits, settings(), SEEDS, state=state)
+    assert np.array_equal(weights(undisturbed), weights(resumed))
+    same = ("epoch", "train_mse", "val_mse", "val_mae", "learning_rate")
+    assert [[row[k] for k in same] for row in whole.history] == [
+        [row[k] for k in same] for row in rest.history
+    ]
+
+
+def test_early_stopping_counts_epochs_without_a_better_validation(splits: Splits) -> None:
+    model = small()
+    frozen = settings(learning_rate=1e-12, epochs=10, patience=2)
+    fitted = fit(model, splits, frozen, SEEDS)
+    assert fitted.epochs < 10
+    assert fitted.epochs - fitted.best_epoch == 2
+
+
+def test_divergence_is_a_result(splits: Splits) -> None:
+    fitted = fit(small(), splits, settings(learning_rate=1e18), SEEDS)
+    assert fitted.status == "diverged"
+    assert fitted.epochs < 4
+
+
+def test_what_after_epoch_returns_survives_a_resume(splits: Splits, tmp_path: Path) -> None:
+    def record(epoch: int, _: Forecaster) -> list[dict[str, object]]:
+        return [{"epoch": epoch}]
+
+    state = tmp_path / "state.pt"
+    fit(small(), splits, settings(epochs=2), SEEDS, state=state, after_epoch=record)
+    fitted: Fit = fit(small(), splits, settings(), SEEDS, state=state, after_epoch=record)
+    assert [row["epoch"] for row in fitted.recorded] == [1, 2, 3, 4]
+
+
+def test_a_full_disk_names_the_file_and_keeps_the_old_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small()
+    optimiser, order = adam(model, 1e-3), torch.Generator()
+    state = tmp_path / "state.pt"
+    checkpoints.save(state, checkpoints.Progress(epoch=1), model, optimiser, order)
+
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="state.pt"):
+        checkpoints.save(state, checkpoints.Progress(epoch=2), model, optimiser, order)
+    monkeypatch.undo()
+    assert checkpoints.restore(state, model, optimiser, order).epoch == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_sharpness_aware_gradient_is_the_one_at_the_ascended_weights() -> None:
+    layer = torch.nn.Linear(3, 1, bias=False)
+    x = torch.randn(8, 3)
+    start = layer.weight.detach().clone()
+
+    def loss() -> torch.Tensor:
+        return layer(x).square().mean()
+
+    SharpnessAware(layer, rho=0.1).backward(loss)
+    found = layer.weight.grad
+    assert found is not None
+    gradient = torch.autograd.grad(loss(), layer.weight)[0]
+    with torch.no_grad():
+        layer.weight.add_(0.1 * gradient / gradient.norm())
+    expected = torch.autograd.grad(loss(), layer.weight)[0]
+    torch.testing.assert_close(found, expected)
+    with torch.no_grad():
+        layer.weight.copy_(start)
+
+
+def test_every_window_is_trained_on_once_an_epoch(splits: Splits) -> None:
+    from spat.training.loop import _batches
+
+    batches = _batches(splits.train, 32, torch.Generator().manual_seed(0))
+    seen = torch.cat(batches).sort().values
+    assert torch.equal(seen, torch.arange(len(splits.train)))
+    assert len(batches[-1]) == len(splits.train) % 32
+
+
+def test_an_absent_card_asked_for_by_name_is_an_error() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a CUDA device is present")
+    with pytest.raises(RuntimeError, match="cuda"):
+        choose_device("cuda")
+    assert choose_device("auto").type == "cpu"
+
+
+@pytest.mark.cuda
+def test_the_captured_step_trains_like_the_plain_one(splits: Splits) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("captured steps need a CUDA device")
+    row = DATASETS["synthetic"]
+    content = synthetic.generate(700, CHANNELS, seed=3, coupling=0.5, noise=0.2)
+    on_card = split(series.prepare(row, content, "test"), LOOKBACK, HORIZON, device="cuda")
+    plain, captured = small(dropout=0.0), small(dropout=0.0).cuda()
+    order = torch.randperm(len(splits.train), generator=torch.Generator().manual_seed(0))
+    slow = make_step(plain, splits.train, adam(plain, 1e-3))
+    quick = make_step(captured, on_card.train, adam(captured, 1e-3))
+    for index in order.split(32):
+        expected, found = slow(index), quick(index.cuda())
+        torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=1e-3)

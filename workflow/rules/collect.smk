@@ -1,0 +1,27 @@
+rule collect:
+    input:
+        files=finished,
+        code=provenance.sources("collect"),
+    output:
+        multiext(
+            f"{FOLDER}/data/",
+            "results.parquet",
+            "selections.parquet",
+            "scores.parquet",
+            "history.parquet",
+            "losses.parquet",
+            "examples.parquet",
+        ),
+    log:
+        f"{FOLDER}/logs/collect.log",
+    conda:
+        "../../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=2 * scheduling.BASE_MB,
+        runtime=60,
+    params:
+        config=resolved,
+        digest=provenance.settings_digest(CONFIG, "collect"),
+    shell:
+        "python -m spat collect --config {params.config} > {log} 2>&1"

@@ -1,0 +1,104 @@
+# What the rules share. The thinking is done in the package (workflow/spat), where it is tested.
+
+import os
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from spat import provenance, runs, scheduling
+from spat.config import ConfigError, load
+from spat.data.registry import DATASETS
+from spat.reporting.names import FIGURES, TABLES
+
+# A job's `python` is the one that runs Snakemake, whether its environment is activated or not; under
+# `--sdm conda` the rule's own environment comes before it, and finds the package here.
+os.environ.update(
+    PATH=os.pathsep.join([str(Path(sys.executable).parent), os.getenv("PATH", "")]),
+    PYTHONPATH=os.pathsep.join(
+        [os.path.join(workflow.basedir, "workflow"), os.getenv("PYTHONPATH", "")]
+    ).rstrip(os.pathsep),
+)
+
+try:
+    CONFIG = load(config, " + ".join(map(str, workflow.configfiles)))
+    PLAN = {planned.run.path: planned for planned in runs.plan(CONFIG)}
+    for planned in PLAN.values():
+        runs.hyper_of(CONFIG, planned.run)
+except ConfigError as error:
+    raise WorkflowError(str(error)) from None
+
+FOLDER = CONFIG.folder.as_posix()
+CACHE = CONFIG.data.cache.as_posix()
+RESOLVED = provenance.write_resolved(CONFIG).as_posix()
+GPUS = scheduling.gpus(CONFIG.training.device)
+PRUNED = [path for path, planned in PLAN.items() if planned.prune]
+DATASET_OF_FILE = {row.file: row.name for row in DATASETS.values() if row.urls}
+
+
+wildcard_constraints:
+    file="|".join(map(re.escape, DATASET_OF_FILE)),
+    dataset="[^/]+",
+    run=r"[^/]+/[^/]+/l\d+-h\d+/seed\d+",
+    target="[^/]+",
+
+
+def planned_run(wildcards):
+    if wildcards.run not in PLAN:
+        raise WorkflowError(
+            f"run {wildcards.run!r} is not in the grid of experiment {CONFIG.experiment!r}"
+        )
+    return PLAN[wildcards.run]
+
+
+def resolved(wildcards, input):
+    # A parameter that is derived from `input` is no reason to run a job again, and the path of the
+    # configuration must be none: what a job reads of it stands in its `digest`.
+    return RESOLVED
+
+
+def code(stage):
+    return lambda wildcards: provenance.sources(stage, planned_run(wildcards).run.model)
+
+
+def digest(stage):
+    return lambda wildcards: provenance.settings_digest(
+        CONFIG, stage, planned_run(wildcards).run
+    )
+
+
+def raw_file(wildcards):
+    row = DATASETS[wildcards.dataset]
+    return f"{CACHE}/{row.file}" if row.urls else []
+
+
+def prepared(wildcards):
+    return f"{FOLDER}/prepared/{planned_run(wildcards).run.dataset}.npz"
+
+
+def memory(wildcards):
+    return scheduling.memory_mb(planned_run(wildcards).run.dataset)
+
+
+def networks(wildcards):
+    # What a transfer evaluates: the dense network alone, or also those that were pruned from it.
+    stages = ["pretrain/metrics.json"]
+    if planned_run(wildcards).prune:
+        stages += [
+            "select/selections.csv",
+            "prune/manifest.json",
+            "decide/selections.csv",
+        ]
+    return [f"{FOLDER}/{wildcards.run}/{stage}" for stage in stages]
+
+
+def finished(wildcards):
+    # One file of each job of the grid: a job that ran again wrote all of its files again.
+    for path, planned in PLAN.items():
+        yield f"{FOLDER}/{path}/pretrain/metrics.json"
+        if planned.prune:
+            for stage in ("score", "select", "decide", "measure"):
+                yield f"{FOLDER}/{path}/{stage}/metrics.json"
+            yield f"{FOLDER}/{path}/prune/manifest.json"
+        for target in runs.targets(CONFIG, planned.run):
+            yield f"{FOLDER}/{path}/transfer/{target}/metrics.json"

@@ -1,0 +1,20 @@
+rule decide:
+    input:
+        masks=rules.select.output,
+        trained=rules.prune.output,
+        code=code("decide"),
+    output:
+        multiext(f"{FOLDER}/{{run}}/decide/", "selections.csv", "metrics.json"),
+    log:
+        f"{FOLDER}/logs/decide/{{run}}.log",
+    conda:
+        "../../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=scheduling.BASE_MB,
+        runtime=15,
+    params:
+        config=resolved,
+        digest=digest("decide"),
+    shell:
+        "python -m spat decide --config {params.config} --run {wildcards.run} > {log} 2>&1"

@@ -1,0 +1,20 @@
+rule download:
+    output:
+        f"{CACHE}/{{file}}",
+    log:
+        f"{FOLDER}/logs/download/{{file}}.log",
+    retries: 2
+    conda:
+        "../../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=500,
+        runtime=60,
+    params:
+        config=resolved,
+        dataset=lambda wildcards: DATASET_OF_FILE[wildcards.file],
+        digest=lambda wildcards: provenance.settings_digest(
+            CONFIG, "download", dataset=DATASET_OF_FILE[wildcards.file]
+        ),
+    shell:
+        "python -m spat download --config {params.config} --dataset {params.dataset} > {log} 2>&1"

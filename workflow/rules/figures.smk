@@ -1,0 +1,34 @@
+# After the tables, so that `snakemake figures` leaves both.
+rule figures:
+    input:
+        frames=rules.collect.output,
+        tables=rules.tables.output,
+        code=provenance.sources("figures"),
+    output:
+        expand(
+            f"{FOLDER}/figures/{{name}}.{{format}}",
+            name=FIGURES,
+            format=["pdf", "svg"],
+        ),
+        *(
+            report(
+                f"{FOLDER}/figures/{name}.png",
+                caption=f"../report/{name}.rst",
+                category="Figures",
+                labels={"figure": name},
+            )
+            for name in FIGURES
+        ),
+    log:
+        f"{FOLDER}/logs/figures.log",
+    conda:
+        "../../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=scheduling.BASE_MB,
+        runtime=30,
+    params:
+        config=resolved,
+        digest=provenance.settings_digest(CONFIG, "figures"),
+    shell:
+        "python -m spat figures --config {params.config} > {log} 2>&1"

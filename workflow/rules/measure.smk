@@ -1,0 +1,21 @@
+# Takes all cores, though it computes on one: beside another job latencies are noise.
+rule measure:
+    input:
+        trained=rules.prune.output,
+        code=code("measure"),
+    output:
+        f"{FOLDER}/{{run}}/measure/metrics.json",
+    log:
+        f"{FOLDER}/logs/measure/{{run}}.log",
+    conda:
+        "../../envs/environment.yaml"
+    threads: workflow.cores or 1
+    resources:
+        gpu=GPUS,
+        mem_mb=memory,
+        runtime=60,
+    params:
+        config=resolved,
+        digest=digest("measure"),
+    shell:
+        "python -m spat measure --config {params.config} --run {wildcards.run} > {log} 2>&1"

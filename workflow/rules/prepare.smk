@@ -1,0 +1,21 @@
+rule prepare:
+    input:
+        file=raw_file,
+        code=provenance.sources("prepare"),
+    output:
+        f"{FOLDER}/prepared/{{dataset}}.npz",
+    log:
+        f"{FOLDER}/logs/prepare/{{dataset}}.log",
+    conda:
+        "../../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda wildcards: scheduling.memory_mb(wildcards.dataset),
+        runtime=30,
+    params:
+        config=resolved,
+        digest=lambda wildcards: provenance.settings_digest(
+            CONFIG, "prepare", dataset=wildcards.dataset
+        ),
+    shell:
+        "python -m spat prepare --config {params.config} --dataset {wildcards.dataset} > {log} 2>&1"

@@ -1,0 +1,29 @@
+rule pretrain:
+    input:
+        data=prepared,
+        code=code("pretrain"),
+    output:
+        multiext(
+            f"{FOLDER}/{{run}}/pretrain/",
+            "model.safetensors",
+            "architecture.json",
+            "history.csv",
+            "scores.parquet",
+            "losses.npy",
+            "forecasts.npz",
+            "metrics.json",
+        ),
+    log:
+        f"{FOLDER}/logs/pretrain/{{run}}.log",
+    conda:
+        "../../envs/environment.yaml"
+    threads: 1
+    resources:
+        gpu=GPUS,
+        mem_mb=memory,
+        runtime=480,
+    params:
+        config=resolved,
+        digest=digest("pretrain"),
+    shell:
+        "python -m spat pretrain --config {params.config} --run {wildcards.run} > {log} 2>&1"

@@ -1,0 +1,24 @@
+rule prune:
+    input:
+        data=prepared,
+        dense=rules.pretrain.output,
+        masks=rules.select.output,
+        code=code("prune"),
+    output:
+        f"{FOLDER}/{{run}}/prune/manifest.json",
+    log:
+        f"{FOLDER}/logs/prune/{{run}}.log",
+    conda:
+        "../../envs/environment.yaml"
+    threads: scheduling.prune_threads(workflow.cores, len(PRUNED))
+    resources:
+        gpu=GPUS,
+        mem_mb=lambda wildcards, threads: threads * memory(wildcards),
+        runtime=1440,
+    params:
+        config=resolved,
+        digest=digest("prune"),
+        orders=lambda wildcards: planned_run(wildcards).orders,
+    shell:
+        "python -m spat prune --config {params.config} --run {wildcards.run} --workers {threads}"
+        " > {log} 2>&1"

@@ -1,0 +1,23 @@
+rule score:
+    input:
+        data=prepared,
+        dense=rules.pretrain.output,
+        code=code("score"),
+    output:
+        multiext(
+            f"{FOLDER}/{{run}}/score/", "scores.parquet", "maps.npz", "metrics.json"
+        ),
+    log:
+        f"{FOLDER}/logs/score/{{run}}.log",
+    conda:
+        "../../envs/environment.yaml"
+    threads: 1
+    resources:
+        gpu=GPUS,
+        mem_mb=memory,
+        runtime=60,
+    params:
+        config=resolved,
+        digest=digest("score"),
+    shell:
+        "python -m spat score --config {params.config} --run {wildcards.run} > {log} 2>&1"

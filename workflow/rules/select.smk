@@ -1,0 +1,19 @@
+rule select:
+    input:
+        scores=rules.score.output,
+        code=code("select"),
+    output:
+        multiext(f"{FOLDER}/{{run}}/select/", "selections.csv", "metrics.json"),
+    log:
+        f"{FOLDER}/logs/select/{{run}}.log",
+    conda:
+        "../../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=scheduling.BASE_MB,
+        runtime=15,
+    params:
+        config=resolved,
+        digest=digest("select"),
+    shell:
+        "python -m spat select --config {params.config} --run {wildcards.run} > {log} 2>&1"

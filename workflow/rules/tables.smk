@@ -1,0 +1,30 @@
+rule tables:
+    input:
+        frames=rules.collect.output,
+        code=provenance.sources("tables"),
+    output:
+        expand(
+            f"{FOLDER}/tables/{{name}}.{{format}}", name=TABLES, format=["md", "tex"]
+        ),
+        *(
+            report(
+                f"{FOLDER}/tables/{name}.csv",
+                caption=f"../report/{name}.rst",
+                category="Tables",
+                labels={"table": name},
+            )
+            for name in TABLES
+        ),
+    log:
+        f"{FOLDER}/logs/tables.log",
+    conda:
+        "../../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=scheduling.BASE_MB,
+        runtime=30,
+    params:
+        config=resolved,
+        digest=provenance.settings_digest(CONFIG, "tables"),
+    shell:
+        "python -m spat tables --config {params.config} > {log} 2>&1"

@@ -1,0 +1,22 @@
+rule transfer:
+    input:
+        data=f"{FOLDER}/prepared/{{target}}.npz",
+        networks=networks,
+        code=code("transfer"),
+    output:
+        f"{FOLDER}/{{run}}/transfer/{{target}}/metrics.json",
+    log:
+        f"{FOLDER}/logs/transfer/{{run}}/{{target}}.log",
+    conda:
+        "../../envs/environment.yaml"
+    threads: 1
+    resources:
+        gpu=GPUS,
+        mem_mb=memory,
+        runtime=60,
+    params:
+        config=resolved,
+        digest=digest("transfer"),
+    shell:
+        "python -m spat transfer --config {params.config} --run {wildcards.run}"
+        " --target {wildcards.target} > {log} 2>&1"

@@ -1,0 +1,1 @@
+"""From the published files to windows: registry, download, series, windows."""

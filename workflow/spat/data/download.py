@@ -1,0 +1,148 @@
+"""Verified copies of the published files: from the cache, from folders of copies, from the network.
+
+SHA-256 decides. A file takes its name in the cache only after its hash was found right, and a file
+in the cache whose hash is wrong is replaced, never used.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from spat.data.files import READ_ERRORS, is_gzip, is_html, opened, replacing, sha256
+from spat.data.registry import Dataset
+
+# Seconds to connect, and between two parcels of data; then the next attempt.
+TIMEOUT: Final = (10, 60)
+RETRIES: Final = 2
+OFFLINE: Final = "snakemake --cores all --configfile workflow/experiments/offline.yaml"
+
+_Getter = Callable[[str, Path], None]
+_log = logging.getLogger(__name__)
+
+
+class DownloadError(RuntimeError):
+    """No source had the file; the message lists what was tried, and what can be done."""
+
+
+def fetch(dataset: Dataset, cache: Path, mirrors: Sequence[Path] = ()) -> Path:
+    """The verified file of a dataset: `cache/<file>`, brought from a mirror or a URL if need be.
+
+    Gzipped copies are unpacked. Jobs that ask for the same file wait for the first of them.
+
+    Raises:
+        DownloadError: if no source has it, with a reason for each that was tried.
+        ValueError: if the dataset is generated.
+    """
+    from filelock import FileLock
+
+    if not dataset.file:
+        raise ValueError(f"{dataset.name} is generated: there is no file to fetch")
+    target = cache / dataset.file
+    if _fault(target, dataset) is None:  # before the lock: the cache may be read-only
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / f".{dataset.file}.lock"):
+        if (fault := _fault(target, dataset)) is None:
+            return target
+        tried = [_noted(target, fault)]
+        sources: list[tuple[str, _Getter]] = [(str(p), _copy) for p in _copies(dataset, mirrors)]
+        sources += [(url, _download) for url in dataset.urls]
+        for source, get in sources:
+            try:
+                _bring(source, get, target, dataset)
+            except (*READ_ERRORS, ValueError) as error:  # what requests raises is an OSError
+                tried.append(_noted(source, _reason(error)))
+            else:
+                _log.info("%s: taken from %s", target, source)
+                return target
+    raise DownloadError(_report(dataset, cache, tried))
+
+
+def available(dataset: Dataset, cache: Path, mirrors: Sequence[Path] = ()) -> bool:
+    """Whether a verified copy lies in the cache or a mirror (or none is needed): no network."""
+    if not dataset.file:
+        return True
+    copies = (cache / dataset.file, *_copies(dataset, mirrors))
+    return any(_fault(path, dataset) is None for path in copies)
+
+
+def _copies(dataset: Dataset, mirrors: Sequence[Path]) -> list[Path]:
+    # Where copies may lie; a gzipped one is only spoken of where there is one.
+    plain = [mirror / dataset.file for mirror in mirrors]
+    gzipped = (path.with_name(f"{path.name}.gz") for path in plain)
+    return plain + [path for path in gzipped if path.exists()]
+
+
+def _bring(source: str, get: _Getter, target: Path, dataset: Dataset) -> None:
+    with replacing(target) as temporary:
+        get(source, temporary)
+        if is_gzip(temporary):
+            with (
+                opened(temporary) as packed,
+                replacing(temporary) as unpacked,
+                unpacked.open("wb") as file,
+            ):
+                shutil.copyfileobj(packed, file)
+        if fault := _fault(temporary, dataset):
+            raise ValueError(fault)
+
+
+def _fault(path: Path, dataset: Dataset) -> str | None:
+    # Why the file cannot be used; None if it is the published one.
+    try:
+        found = sha256(path)
+        if found in dataset.sha256:
+            return None
+        if is_html(path):
+            return "a web page (HTML) instead of the file"
+    except READ_ERRORS as error:
+        return _reason(error)
+    published = " or ".join(dataset.sha256)
+    return f"SHA-256 {found} ({path.stat().st_size} bytes) is not the published {published}"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _noted(source: str | Path, reason: str) -> str:
+    # A file that is not there is no news; one that cannot be used is.
+    _log.log(
+        logging.INFO if reason == "no such file" else logging.WARNING, "%s: %s", source, reason
+    )
+    return f"{source}: {reason}"
+
+
+def _copy(source: str, target: Path) -> None:
+    shutil.copyfile(source, target)
+
+
+def _download(url: str, target: Path) -> None:
+    import pooch
+
+    # Without a hash of its own: pooch knows one per file, and here several are right.
+    pooch.create(
+        path=target.parent,
+        base_url="",
+        registry={target.name: None},
+        urls={target.name: url},
+        retry_if_failed=RETRIES,
+    ).fetch(target.name, downloader=pooch.HTTPDownloader(timeout=TIMEOUT, chunk_size=1 << 20))
+
+
+def _report(dataset: Dataset, cache: Path, tried: list[str]) -> str:
+    return "\n".join(
+        (
+            f"{dataset.name}: no source has {dataset.file}. Tried:",
+            *(f"  {line}" for line in tried),
+            f"Put a copy with SHA-256 {' or '.join(dataset.sha256)}",
+            f"into {cache} or a folder of `data.mirrors`, or run the same on generated data:",
+            f"  {OFFLINE}",
+        )
+    )

@@ -1,0 +1,275 @@
+"""The datasets: where each comes from, how its file is checked and read, how its rows are split.
+
+A row is all that it takes to add a dataset. Heavy imports stay out of this module, since the
+configuration and the workflow only need the names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+Format = Literal["csv", "solar", "pems", "synthetic"]
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names the file or dataset, the place and the value."""
+
+
+@dataclass(frozen=True)
+class Borders:
+    """Rows [start, stop) of each split. Test ends where the rows used end."""
+
+    train: tuple[int, int]
+    validation: tuple[int, int]
+    test: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A split by numbers of rows, counted from the first; what comes after is not used."""
+
+    train: int
+    validation: int
+    test: int
+
+
+@dataclass(frozen=True)
+class Shares:
+    """A split by shares, each rounded down; validation is what train and test leave."""
+
+    train: float
+    test: float
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One row of the registry.
+
+    Attributes:
+        name: Name in configurations and results.
+        file: Name of the published file; empty for generated data.
+        urls: Official addresses, in the order in which they are tried.
+        sha256: Accepted hashes: the published file first, then its published variants. Of a file
+            that is sent gzipped, the hash of what it unpacks to.
+        rows: Time steps in the file (generated data: the default).
+        channels: Channels in the file (generated data: the default).
+        step: Distance of two rows, as a pandas frequency.
+        split: Borders of training, validation and test.
+        season: Steps of the main season.
+        station: Independent source of the data: files that share it are not independent cases.
+        format: How the file is read.
+        mark: Whether time stamps are known, so that time features exist.
+        lookback: Input steps of the published comparisons.
+        horizons: Forecast steps of the published comparisons.
+    """
+
+    name: str
+    file: str
+    urls: tuple[str, ...]
+    sha256: tuple[str, ...]
+    rows: int
+    channels: int
+    step: str
+    split: Rows | Shares
+    season: int
+    station: str
+    format: Format
+    mark: bool
+    lookback: int = 96
+    horizons: tuple[int, ...] = (96, 192, 336, 720)
+
+
+def borders(dataset: Dataset, rows: int) -> Borders:
+    """The split of a series of `rows` time steps.
+
+    Raises:
+        DataError: if a split by numbers of rows needs more than there are.
+    """
+    split = dataset.split
+    if isinstance(split, Rows):
+        a, b = split.train, split.train + split.validation
+        c = b + split.test
+        if rows < c:
+            raise DataError(f"{dataset.name}: {rows} rows, but its splits need the first {c}")
+    else:
+        # As the published loaders round: the products are taken in floating point.
+        a, b, c = int(rows * split.train), rows - int(rows * split.test), rows
+    return Borders(train=(0, a), validation=(a, b), test=(b, c))
+
+
+_ETT = "https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small"
+_THUML = "https://huggingface.co/datasets/thuml/Time-Series-Library/resolve/main"
+_SOLAR = "https://raw.githubusercontent.com/laiguokun/multivariate-time-series-data/master"
+_PEMS = "https://huggingface.co/datasets/pkr7098/time-series-forecasting-datasets/resolve/main"
+
+
+def _ett(name: str, sha256: str, hourly: bool) -> Dataset:
+    # 12, 4 and 4 months of 30 days; the last months of the files are never used.
+    day = 24 if hourly else 96
+    return Dataset(
+        name=name,
+        file=f"{name}.csv",
+        urls=(f"{_ETT}/{name}.csv",),
+        sha256=(sha256,),
+        rows=17420 if hourly else 69680,
+        channels=7,
+        step="1h" if hourly else "15min",
+        split=Rows(12 * 30 * day, 4 * 30 * day, 4 * 30 * day),
+        season=day,
+        station=f"ETT{name[-1]}",
+        format="csv",
+        mark=True,
+    )
+
+
+def _pems(name: str, sha256: str, rows: int, channels: int) -> Dataset:
+    return Dataset(
+        name=name,
+        file=f"{name}.npz",
+        urls=(f"{_PEMS}/{name}.npz",),
+        sha256=(sha256,),
+        rows=rows,
+        channels=channels,
+        step="5min",
+        split=Shares(train=0.6, test=0.2),
+        season=288,
+        station=name,
+        format="pems",
+        mark=False,
+        horizons=(12, 24, 48, 96),
+    )
+
+
+def _synthetic(name: str) -> Dataset:
+    return Dataset(
+        name=name,
+        file="",
+        urls=(),
+        sha256=(),
+        rows=6000,
+        channels=7,
+        step="1h",
+        split=Shares(train=0.7, test=0.2),
+        season=24,
+        station=name,
+        format="synthetic",
+        mark=True,
+        # At the default 6000 rows validation has 600: no room for a horizon of 720.
+        horizons=(96, 192, 336),
+    )
+
+
+_ROWS: Final = (
+    _ett("ETTh1", "f18de3ad269cef59bb07b5438d79bb3042d3be49bdeecf01c1cd6d29695ee066", hourly=True),
+    _ett("ETTh2", "a3dc2c597b9218c7ce1cd55eb77b283fd459a1d09d753063f944967dd6b9218b", hourly=True),
+    _ett("ETTm1", "6ce1759b1a18e3328421d5d75fadcb316c449fcd7cec32820c8dafda71986c9e", hourly=False),
+    _ett("ETTm2", "db973ca252c6410a30d0469b13d696cf919648d0f3fd588c60f03fdbdbadd1fd", hourly=False),
+    # The second hash of these four is the same content with LF instead of CRLF line ends.
+    Dataset(
+        name="Weather",
+        file="weather.csv",
+        urls=(f"{_THUML}/weather/weather.csv",),
+        sha256=(
+            "34ee981d07313e51da2a50bb600072c8ae4a69cb4b0651f4cb93a069d7a2ba63",
+            "9b2b19b13e342d9c9b9c51620d42b4be232df7fba30e7f5c4968b7c79ab138ad",
+        ),
+        rows=52696,
+        channels=21,
+        step="10min",
+        split=Shares(train=0.7, test=0.2),
+        season=144,
+        station="Weather",
+        format="csv",
+        mark=True,
+    ),
+    Dataset(
+        name="Electricity",
+        file="electricity.csv",
+        urls=(f"{_THUML}/electricity/electricity.csv",),
+        sha256=(
+            "7e45845d54c5219bad0ae6bc1b5316cf8ff9cead5d33fa998a5a51c2e4a497ad",
+            "10b4ddd095548839274ce4d55d3c7d6842b4bfa69ac2a4321a7608622da7b4eb",
+        ),
+        rows=26304,
+        channels=321,
+        step="1h",
+        split=Shares(train=0.7, test=0.2),
+        season=24,
+        station="Electricity",
+        format="csv",
+        mark=True,
+    ),
+    Dataset(
+        name="Traffic",
+        file="traffic.csv",
+        urls=(f"{_THUML}/traffic/traffic.csv",),
+        sha256=("cb06463d56fa17d87f47027cd9389ceae82a69eddee51cdb61480e120dab0b16",),
+        rows=17544,
+        channels=862,
+        step="1h",
+        split=Shares(train=0.7, test=0.2),
+        season=24,
+        station="Traffic",
+        format="csv",
+        mark=True,
+    ),
+    Dataset(
+        name="Exchange",
+        file="exchange_rate.csv",
+        urls=(f"{_THUML}/exchange_rate/exchange_rate.csv",),
+        sha256=(
+            "48b4d9d3d508f5104162e85b9a6042e3557fde11aa9f2944eba8c0d0efc89842",
+            "d55e7aa2641009814a18ba3279431b13f6d413b0eab195b9ff21988d8cf94e97",
+        ),
+        rows=7588,
+        channels=8,
+        step="1D",
+        split=Shares(train=0.7, test=0.2),
+        season=7,
+        station="Exchange",
+        format="csv",
+        mark=True,
+    ),
+    Dataset(
+        name="ILI",
+        file="national_illness.csv",
+        urls=(f"{_THUML}/illness/national_illness.csv",),
+        sha256=(
+            "93601f64d2566dc796ca4305adad8b8560c2db1a1ff04543c3bd813a7263570a",
+            "8594cecb98c6f2f9dc014eca11c4d5d1e38ad5ce6ed0592d4abe65b146fce395",
+        ),
+        rows=966,
+        channels=7,
+        step="1W",
+        split=Shares(train=0.7, test=0.2),
+        season=52,
+        station="ILI",
+        format="csv",
+        mark=True,
+        lookback=36,
+        horizons=(24, 36, 48, 60),
+    ),
+    Dataset(
+        name="Solar",
+        file="solar_AL.txt",
+        urls=(f"{_SOLAR}/solar-energy/solar_AL.txt.gz",),
+        sha256=("230327ef72d2abb387939d4a35d6fd34f1066071bc7c40ce7ecf5531a0122ac2",),
+        rows=52560,
+        channels=137,
+        step="10min",
+        split=Shares(train=0.7, test=0.2),
+        season=144,
+        station="Solar",
+        format="solar",
+        mark=False,
+    ),
+    _pems("PEMS03", "34859517425eded66a0014db63de54b95d0428c38890741a1710ed4d3b043de8", 26208, 358),
+    _pems("PEMS04", "95a3c9b720fffdb85f0330d09bfab41b0b3cad0ca86c0d7d5f3accacb4ac999a", 16992, 307),
+    _pems("PEMS07", "a07887e610aa986276209bc9384d14ed7858fdcad1ded67f53dca19eb828600b", 28224, 883),
+    _pems("PEMS08", "e1d03ce74e9fb79149e6e7c37c680214822c4a285baa2f42278cacabcd25c075", 17856, 170),
+    _synthetic("synthetic"),
+    _synthetic("synthetic2"),
+)
+
+DATASETS: Final[dict[str, Dataset]] = {row.name: row for row in _ROWS}

@@ -1,0 +1,1 @@
+"""Errors, transfer and statistics."""

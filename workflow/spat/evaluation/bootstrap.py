@@ -1,0 +1,159 @@
+"""Intervals from per-window losses: a paired moving-block bootstrap, crossed with seeds.
+
+Neighbouring test windows share most of their steps, so the naive standard error of a mean loss is
+several times too small. Blocks of consecutive windows, at least lookback + horizon long, keep that
+dependence (Kuensch 1989). Every seed sees the same test windows, so seeds and blocks are drawn
+independently of each other and crossed (Owen 2007), which is on the safe side.
+
+Two small-sample corrections: of S seeds S - 1 are drawn, and one block less than the series holds
+(Rao and Wu 1988), without which variances of few seeds and few blocks come out too small. With the
+dozen blocks of an ETT test split a 95 % interval still covers about 90 %.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+# Fewer blocks than this say nothing about a variance.
+MIN_BLOCKS: Final = 3
+
+
+@dataclass(frozen=True)
+class Change:
+    """A relative change of the mean loss; negative is better.
+
+    `change` is mean(treatment) / mean(reference) - 1 over all seeds and windows; `se`, `low`,
+    `high` and the two-sided `p` (the hypothesis: no change) come from `draws` [D], the bootstrap
+    distribution. All of these are missing (NaN, no draws) where the series holds fewer than
+    `MIN_BLOCKS` blocks or a loss is not finite. `blocks` is the number of blocks in the series.
+    """
+
+    change: float
+    se: float
+    low: float
+    high: float
+    p: float
+    seeds: int
+    blocks: float
+    draws: Array
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """Two one-sided tests against a margin (Schuirmann 1987).
+
+    `p_worse` is the p-value for "at least the margin worse", `p_better` for "at least the margin
+    better". Rejecting the first alone means `no_worse`, rejecting both means `equivalent`.
+    """
+
+    margin: float
+    p_worse: float
+    p_better: float
+    no_worse: bool
+    equivalent: bool
+
+
+def block_length(lookback: int, horizon: int) -> int:
+    """Windows further apart than this share neither input nor target."""
+    return lookback + horizon
+
+
+def resample(losses: ArrayLike, block: int, draws: int = 2000, seed: int = 0) -> Array:
+    """Bootstrap means of arms that share seeds and windows: losses [A, S, N] -> means [A, D].
+
+    Blocks and seeds of a draw are the same for all arms (paired) and, for equal shapes and `seed`,
+    for all calls.
+
+    Raises:
+        ValueError: if the series holds fewer than `MIN_BLOCKS` blocks.
+    """
+    x = np.asarray(losses, dtype=np.float64)
+    arms, seeds, windows = x.shape
+    if windows < MIN_BLOCKS * block:
+        raise ValueError(
+            f"{windows} windows hold fewer than {MIN_BLOCKS} blocks of {block}: no interval"
+        )
+    rng = np.random.default_rng(seed)
+    total = windows - block
+    lengths = np.full(-(-total // block), block)
+    lengths[-1] = total - block * (len(lengths) - 1)
+    starts = rng.integers(0, windows - block + 1, size=(draws, len(lengths)))
+    running = np.concatenate([np.zeros((arms, seeds, 1)), x.cumsum(axis=-1)], axis=-1)
+    sums = (running[..., starts + lengths] - running[..., starts]).sum(axis=-1)  # [A, S, D]
+    drawn = max(seeds - 1, 1)
+    weights = rng.multinomial(drawn, np.full(seeds, 1 / seeds), size=draws) / drawn  # [D, S]
+    return np.asarray(np.einsum("asd,ds->ad", sums / total, weights))
+
+
+def standard_error(losses: ArrayLike, block: int, draws: int = 2000, seed: int = 0) -> float:
+    """Standard error of the mean of losses [N] of one run, or [S, N] of several seeds.
+
+    Raises:
+        ValueError: as `resample`.
+    """
+    x = np.atleast_2d(np.asarray(losses, dtype=np.float64))
+    return float(resample(x[None], block, draws, seed).std(ddof=1))
+
+
+def relative_change(
+    reference: ArrayLike,
+    treatment: ArrayLike,
+    block: int,
+    *,
+    draws: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Change:
+    """Paired change of losses [S, N] (one row a seed, in the same order in both).
+
+    With a single seed the interval is about the test windows alone.
+
+    Raises:
+        ValueError: if the two differ in shape.
+    """
+    ours = np.atleast_2d(np.asarray(treatment, dtype=np.float64))
+    theirs = np.atleast_2d(np.asarray(reference, dtype=np.float64))
+    if ours.shape != theirs.shape:
+        raise ValueError(f"losses of shapes {theirs.shape} and {ours.shape} cannot be paired")
+    seeds, windows = ours.shape
+    change = float(ours.mean() / theirs.mean() - 1.0)
+    if windows < MIN_BLOCKS * block or not np.isfinite(change):
+        nan = float("nan")
+        return Change(change, nan, nan, nan, nan, seeds, windows / block, np.empty(0))
+    means = resample(np.stack([theirs, ours]), block, draws, seed)
+    sample = means[1] / means[0] - 1.0
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(sample, [tail, 1.0 - tail])
+    p = min(1.0, 2.0 * min(_share(sample <= 0.0), _share(sample >= 0.0)))
+    return Change(
+        change,
+        float(sample.std(ddof=1)),
+        float(low),
+        float(high),
+        p,
+        seeds,
+        windows / block,
+        sample,
+    )
+
+
+def equivalence(change: Change, margin: float = 0.01, alpha: float = 0.05) -> Equivalence:
+    """TOST on the bootstrap distribution; `margin` is a share of the reference's loss.
+
+    A change without an interval is neither equivalent nor shown to be no worse.
+    """
+    if change.draws.size == 0:
+        return Equivalence(margin, float("nan"), float("nan"), False, False)
+    worse, better = _share(change.draws >= margin), _share(change.draws <= -margin)
+    return Equivalence(margin, worse, better, worse < alpha, max(worse, better) < alpha)
+
+
+def _share(hits: NDArray[np.bool_]) -> float:
+    # One more than counted, of one more than drawn: a finite number of draws never shows p = 0.
+    return (1.0 + float(hits.sum())) / (1.0 + hits.size)

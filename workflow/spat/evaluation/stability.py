@@ -1,0 +1,145 @@
+"""How stable scores are: from batch to batch, over pre-training, and across seeds.
+
+From the per-batch scores of whole sites. What a ranking from b batches is worth is asked in two
+ways: against the ranking from all batches, which contains those b and so flatters, and against
+another b batches that share none with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from spat.evaluation.bootstrap import Array
+from spat.evaluation.cells import CELL, weights, wide
+from spat.evaluation.ranks import batch_scores, pairwise_tau, site_scores, tau_b, vectors
+from spat.frames import RUN
+
+# A ranking of four sites with one swap of neighbours has tau 2/3: at a mean of 0.95, six rankings
+# of seven are the full one.
+THRESHOLD: Final = 0.95
+
+_CASE: Final = [*RUN, "criterion"]
+
+
+def variation(scores: pd.DataFrame, pools: Sequence[int] = (1,)) -> pd.DataFrame:
+    """Coefficient of variation of each site's score over batches.
+
+    A pool of g joins g consecutive batches by their mean, which is the score of a batch g times as
+    large for every criterion that is a mean over windows. Batches that fill no pool are left out,
+    and so are pools that leave fewer than two.
+
+    Returns:
+        RUN, `criterion`, `site`, `pool`, `batches`, `mean`, `cv` (missing where the mean is 0).
+    """
+    rows = batch_scores(scores)
+    place = rows.groupby([*_CASE, "site"])["batch"].rank(method="first").astype("int64") - 1
+    count = place.groupby([rows[key] for key in (*_CASE, "site")]).transform("size")
+    found = []
+    for pool in pools:
+        full = place < count // pool * pool
+        pooled = rows[full].assign(pool=pool, part=place[full] // pool)
+        keys = [*_CASE, "site", "pool"]
+        means = pooled.groupby([*keys, "part"], as_index=False)["value"].mean()
+        table = means.groupby(keys)["value"].agg(["count", "mean", "std"]).reset_index()
+        found.append(table[table["count"] > 1])
+    joined = pd.concat(found, ignore_index=True)
+    mean = joined["mean"].abs()
+    joined["cv"] = joined["std"] / mean.where(mean > 0)
+    return joined.rename(columns={"count": "batches"}).drop(columns="std")
+
+
+def batch_agreement(scores: pd.DataFrame, subsets: int = 200, seed: int = 0) -> pd.DataFrame:
+    """Tau-b of the ranking from b random batches, for every b from 1 to all B.
+
+    Returns:
+        RUN, `criterion`, `batches` (b), `tau` (mean, against the ranking from all), `tau_low` (its
+        5 % quantile over subsets), `tau_disjoint` (mean, against another b batches; missing where
+        b > B / 2). Cases with fewer than two batches or sites are left out.
+    """
+    found = []
+    for key, group in batch_scores(scores).groupby(_CASE):
+        table = wide(group, "batch", "site", "value").to_numpy()
+        if min(table.shape) > 1:
+            curve = _curve(table, subsets, np.random.default_rng(seed))
+            found.append(curve.assign(**dict(zip(_CASE, key, strict=True))))
+    columns = [*_CASE, "batches", "tau", "tau_low", "tau_disjoint"]
+    return pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
+
+
+def recommended_batches(
+    agreement: pd.DataFrame,
+    by: Sequence[str] = ("model", "criterion"),
+    threshold: float = THRESHOLD,
+    column: str = "tau",
+) -> pd.DataFrame:
+    """The smallest b from which on the mean of `column` over runs stays at the threshold or above.
+
+    Missing where even the largest b does not reach it; with `tau_disjoint` that can happen, with
+    `tau` it cannot, since all batches agree with themselves.
+
+    Returns:
+        `by`, `batches`, and `of`, the largest b that was tried.
+    """
+    keys = [*by, "batches"]
+    rows = agreement[agreement[column].notna()]
+    shares = (rows[column] * weights(rows, keys)).rename("mean")
+    means = shares.groupby([rows[key] for key in keys]).sum().reset_index()
+    found = []
+    for key, curve in means.groupby(list(by)):
+        failing = curve.loc[curve["mean"] < threshold, "batches"]
+        enough = curve.loc[curve["batches"] > failing.max(), "batches"] if len(failing) else None
+        first = curve["batches"].min() if enough is None else enough.min()
+        found.append(
+            dict(zip(by, key, strict=True)) | {"batches": first, "of": curve["batches"].max()}
+        )
+    return pd.DataFrame(found, columns=[*by, "batches", "of"]).astype({"batches": "Int64"})
+
+
+def epoch_agreement(scores: pd.DataFrame) -> pd.DataFrame:
+    """Tau-b of the scores after each epoch of pre-training, from the recorded trajectory.
+
+    Returns:
+        RUN, `criterion`, `epoch`, `tau_kept` (against the scores at the kept checkpoint; missing
+        where there are none), `tau_last` and `tau_previous` (against the last and the previous
+        epoch; the latter missing for the first).
+    """
+    rows = scores[(scores["head"] == -1) & (scores["batch"] == -1)]
+    trajectory = vectors(rows, [*_CASE, "epoch"]).rename("values").reset_index()
+    kept = vectors(site_scores(scores), _CASE).rename("kept").reset_index()
+    trajectory = trajectory.merge(kept, on=_CASE, how="left")
+    cases = trajectory.groupby(_CASE)["values"]
+    trajectory = trajectory.assign(last=cases.transform("last"), previous=cases.shift())
+    for name in ("kept", "last", "previous"):
+        trajectory[f"tau_{name}"] = [
+            float(tau_b(a, b)) if isinstance(b, np.ndarray) else float("nan")
+            for a, b in zip(trajectory["values"], trajectory[name], strict=True)
+        ]
+    return trajectory[[*_CASE, "epoch", "tau_kept", "tau_last", "tau_previous"]]
+
+
+def seed_agreement(scores: pd.DataFrame) -> pd.DataFrame:
+    """Tau-b of the site scores between the seeds of a cell: CELL, `criterion`, `tau`, `pairs`."""
+    return pairwise_tau(vectors(site_scores(scores), _CASE), [*CELL, "criterion"])
+
+
+def _curve(table: Array, subsets: int, rng: np.random.Generator) -> pd.DataFrame:
+    """table [B, N] -> one row per b, over random subsets of b batches."""
+    total = len(table)
+    shuffled = table[rng.permuted(np.tile(np.arange(total), (subsets, 1)), axis=1)]  # [R, B, N]
+    running = shuffled.cumsum(axis=1)
+    full = running[:, -1]
+    rows: list[dict[str, Any]] = []
+    for b in range(1, total + 1):
+        # Sums order the sites as means do.
+        tau = tau_b(running[:, b - 1], full)
+        disjoint = float("nan")
+        if 2 * b <= total:
+            others = running[:, 2 * b - 1] - running[:, b - 1]
+            disjoint = float(tau_b(running[:, b - 1], others).mean())
+        low = float(np.quantile(tau, 0.05))
+        rows.append({"batches": b, "tau": tau.mean(), "tau_low": low, "tau_disjoint": disjoint})
+    return pd.DataFrame(rows)

@@ -1,0 +1,57 @@
+"""iTransformer (Liu et al., ICLR 2024, arXiv 2310.06625): attention between variates.
+
+A token is the whole past of one channel; with time features each mark is a token more.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from spat.models.attention import Site
+from spat.models.forecaster import Forecaster, required
+from spat.models.kernels import Dropout, Linear
+from spat.models.layers import EncoderLayer, normalise
+from spat.models.registry import Hyperparameters, Shape
+
+
+class ITransformer(Forecaster):
+    """Encoder over channels; the weights depend neither on their number nor on their order."""
+
+    def __init__(self, hyper: Hyperparameters, shape: Shape) -> None:
+        super().__init__(hyper, shape)
+        self.embedding = Linear(shape.lookback, hyper.d_model)
+        self.dropout = Dropout(hyper.dropout)
+        self.layers = nn.ModuleList(
+            EncoderLayer(hyper.d_model, hyper.d_ff, hyper.n_heads, hyper.dropout)
+            for _ in range(hyper.e_layers)
+        )
+        self.norm = nn.LayerNorm(hyper.d_model)
+        self.head = Linear(hyper.d_model, shape.horizon)
+
+    def sites(self) -> tuple[Site, ...]:
+        """One self-attention a layer."""
+        return tuple(
+            Site(f"encoder.{i}.self", layer, "attention", self.hyper.n_heads)
+            for i, layer in enumerate(self.layers)
+        )
+
+    def forward(
+        self, x: Tensor, past_marks: Tensor | None = None, future_marks: Tensor | None = None
+    ) -> Tensor:
+        """x [B, L, C] -> [B, H, C]."""
+        channels = x.shape[-1]
+        scale = None
+        if self.hyper.instance_norm:
+            x, scale = normalise(x)
+        # Marks reach the forecast through attention alone: their tokens end with the last one.
+        last = max((i for i, site in enumerate(self.sites()) if site.attention), default=None)
+        if self.hyper.time_features and last is not None:
+            x = torch.cat([x, required(past_marks, "past_marks")], dim=-1)
+        tokens = self.dropout(self.embedding(x.transpose(1, 2)))  # [B, C (+ F), width]
+        for i, layer in enumerate(self.layers):
+            tokens = layer(tokens)
+            if i == last:
+                tokens = tokens[:, :channels]
+        y = self.head(self.norm(tokens)).transpose(1, 2)
+        return scale.undo(y) if scale else y  # type: ignore[no-any-return]

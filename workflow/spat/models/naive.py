@@ -1,0 +1,31 @@
+"""Forecasters without parameters: the floor that any trained one has to beat."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spat.models.forecaster import Forecaster
+
+
+class RepeatLast(Forecaster):
+    """The last step, repeated."""
+
+    def forward(
+        self, x: Tensor, past_marks: Tensor | None = None, future_marks: Tensor | None = None
+    ) -> Tensor:
+        """x [B, L, C] -> [B, H, C]."""
+        return x[:, -1:].expand(-1, self.shape.horizon, -1)
+
+
+class SeasonalNaive(Forecaster):
+    """The last season (`hyper.season` steps), repeated; the last step if no season fits in."""
+
+    def forward(
+        self, x: Tensor, past_marks: Tensor | None = None, future_marks: Tensor | None = None
+    ) -> Tensor:
+        """x [B, L, C] -> [B, H, C]."""
+        lookback = x.shape[1]
+        season = self.hyper.season if self.hyper.season <= lookback else 1
+        steps = torch.arange(self.shape.horizon, device=x.device) % season
+        return x[:, lookback - season + steps]

@@ -1,0 +1,68 @@
+"""PatchTST (Nie et al., ICLR 2023, arXiv 2211.14730), as the Time-Series-Library publishes it.
+
+Attention between the patches of one channel. Channels are independent: attention sees a batch of
+windows x channels, and row `window * channels + channel` belongs to that window and channel.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spat.models.attention import Site
+from spat.models.forecaster import Forecaster
+from spat.models.kernels import Dropout, Linear
+from spat.models.layers import EncoderLayer, normalise, sinusoids
+from spat.models.registry import Hyperparameters, Shape
+
+
+class PatchTST(Forecaster):
+    """Overlapping patches, an encoder, batch normalisation and one linear head for all patches."""
+
+    def __init__(self, hyper: Hyperparameters, shape: Shape) -> None:
+        """Lay out the patches; the end of a window is padded by one stride.
+
+        Raises:
+            ValueError: if the padded lookback is shorter than a patch.
+        """
+        super().__init__(hyper, shape)
+        if shape.lookback + hyper.stride < hyper.patch_len:
+            raise ValueError(
+                f"lookback {shape.lookback} with stride {hyper.stride} holds no patch of "
+                f"{hyper.patch_len} steps: choose a smaller patch_len"
+            )
+        patches = (shape.lookback + hyper.stride - hyper.patch_len) // hyper.stride + 1
+        self.embedding = Linear(hyper.patch_len, hyper.d_model, bias=False)
+        self.register_buffer("position", sinusoids(patches, hyper.d_model), persistent=False)
+        self.dropout = Dropout(hyper.dropout)
+        self.layers = nn.ModuleList(
+            EncoderLayer(hyper.d_model, hyper.d_ff, hyper.n_heads, hyper.dropout)
+            for _ in range(hyper.e_layers)
+        )
+        self.norm = nn.BatchNorm1d(hyper.d_model)
+        self.head = Linear(patches * hyper.d_model, shape.horizon)
+
+    def sites(self) -> tuple[Site, ...]:
+        """One self-attention a layer."""
+        return tuple(
+            Site(f"encoder.{i}.self", layer, "attention", self.hyper.n_heads)
+            for i, layer in enumerate(self.layers)
+        )
+
+    def forward(
+        self, x: Tensor, past_marks: Tensor | None = None, future_marks: Tensor | None = None
+    ) -> Tensor:
+        """x [B, L, C] -> [B, H, C]."""
+        scale = None
+        if self.hyper.instance_norm:
+            x, scale = normalise(x)
+        channels = x.transpose(1, 2)  # [B, C, L]
+        padded = F.pad(channels, (0, self.hyper.stride), mode="replicate")
+        patches = padded.unfold(-1, self.hyper.patch_len, self.hyper.stride).flatten(0, 1)
+        tokens = self.dropout(self.embedding(patches) + self.position)  # [B * C, patches, width]
+        for layer in self.layers:
+            tokens = layer(tokens)
+        tokens = self.norm(tokens.flatten(0, 1)).view_as(tokens)
+        y = self.dropout(self.head(tokens.flatten(1)))  # [B * C, H]
+        y = y.unflatten(0, channels.shape[:2]).transpose(1, 2)
+        return scale.undo(y) if scale else y  # type: ignore[no-any-return]

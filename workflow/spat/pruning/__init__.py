@@ -1,0 +1,1 @@
+"""Masks, their choice, the surgery that carries them out, and what it saves."""

@@ -1,0 +1,200 @@
+"""What a network costs: parameters, FLOPs, latency and peak memory.
+
+Every measurement is a forward pass in `eval()` on random inputs of the model's shape; the mode, the
+gradients and the global random numbers are left as they were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from spat.models.forecaster import Forecaster
+
+# The first passes choose kernels and fill caches.
+WARM_UP = 3
+MEGABYTE = 1e6
+
+Inputs = tuple[Tensor, Tensor | None, Tensor | None]
+
+
+def parameters(model: nn.Module) -> int:
+    """The number of parameters (not of tensors)."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def example_inputs(model: Forecaster, batch_size: int = 1) -> Inputs:
+    """Standard normal inputs of the model's shape, the same at each call, on its device.
+
+    Returns x [B, L, C], past marks [B, L, F] and future marks [B, H, F] (None without marks).
+    """
+    shape = model.shape
+    # Drawn from a generator of its own: looking at a model must not shift the training's numbers.
+    generator = torch.Generator().manual_seed(0)
+    like = next(model.parameters(), torch.empty(0))
+
+    def draw(steps: int, width: int) -> Tensor:
+        drawn = torch.randn(batch_size, steps, width, generator=generator)
+        return drawn.to(device=like.device, dtype=like.dtype)
+
+    x = draw(shape.lookback, shape.channels)
+    if not shape.marks:
+        return x, None, None
+    return x, draw(shape.lookback, shape.marks), draw(shape.horizon, shape.marks)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in `eval()` within the block; afterwards each module has its own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def flops(model: Forecaster) -> int:
+    """FLOPs of one window: two per multiply-add of matrix products and convolutions.
+
+    Fused attention kernels would count as nothing, so the math backend does the counting.
+    """
+    inputs = example_inputs(model)
+    counter = FlopCounterMode(display=False)
+    with evaluating(model), torch.no_grad(), _slow_path(), sdpa_kernel(SDPBackend.MATH), counter:
+        model(*inputs)
+    return int(counter.get_total_flops())
+
+
+def latency(
+    models: Mapping[str, Forecaster], batch_size: int, repeats: int, device: str | torch.device
+) -> dict[str, float]:
+    """Median milliseconds of a forward pass of `batch_size` windows, per model.
+
+    All models are moved to `device` and take turns, in an order that shifts by one each round, so
+    that a drift of the machine's speed falls on all of them. Each pass is awaited to its end.
+    """
+    device = torch.device(device)
+    times: dict[str, list[float]] = {name: [] for name in models}
+    with contextlib.ExitStack() as stack:
+        for model in models.values():
+            stack.enter_context(evaluating(model.to(device)))
+        stack.enter_context(_current(device))
+        stack.enter_context(torch.inference_mode())
+        inputs = {name: example_inputs(m, batch_size) for name, m in models.items()}
+        names = list(models)
+        for turn in range(-WARM_UP, repeats):
+            shift = turn % max(len(names), 1)
+            for name in names[shift:] + names[:shift]:
+                elapsed = _milliseconds(models[name], inputs[name], device)
+                if turn >= 0:
+                    times[name].append(elapsed)
+    return {name: median(measured) for name, measured in times.items()}
+
+
+def peak_memory(model: Forecaster, batch_size: int, device: str | torch.device) -> float:
+    """Megabytes (10^6 bytes) that one forward pass holds at its peak, without gradients.
+
+    Counted are the model's weights and buffers, and the inputs and activations that live at the
+    same time. On CUDA the allocator says it, its rounding and the scratch memory of kernels
+    included, after a first pass that leaves out what libraries allocate once. On the CPU, where no
+    allocator says it, it is the sum of the tensor storages that are alive after each operator;
+    scratch memory within an operator is not seen. The model is moved to `device`.
+    """
+    device = torch.device(device)
+    model.to(device)
+    measure = _cuda_peak if device.type == "cuda" else _cpu_peak
+    with evaluating(model), torch.no_grad(), _current(device):
+        return measure(model, batch_size) / MEGABYTE
+
+
+class _LiveStorages(TorchDispatchMode):
+    """Adds up the storages alive after each operator, those of `begun_with` included."""
+
+    def __init__(self, begun_with: Any) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak: int = 0
+        self._note(begun_with)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        self._note(output)
+        return output
+
+    def _note(self, tree: Any) -> None:
+        # The weak reference of torch says by itself when its storage was freed.
+        self._alive = {
+            key: (reference, size)
+            for key, (reference, size) in self._alive.items()
+            if not reference.expired()  # type: ignore[no-untyped-call]
+        }
+        for leaf in tree_leaves(tree):
+            if isinstance(leaf, Tensor):
+                storage = leaf.untyped_storage()
+                reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+                self._alive.setdefault(reference.cdata, (reference, storage.nbytes()))
+        self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
+
+
+def _cpu_peak(model: Forecaster, batch_size: int) -> int:
+    inputs = example_inputs(model, batch_size)
+    live = _LiveStorages((list(model.parameters()), list(model.buffers()), inputs))
+    with live:
+        model(*inputs)
+    return live.peak
+
+
+def _cuda_peak(model: Forecaster, batch_size: int) -> int:
+    storages = (t.untyped_storage() for t in (*model.parameters(), *model.buffers()))
+    held = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    model(*example_inputs(model, batch_size))
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    model(*example_inputs(model, batch_size))
+    torch.cuda.synchronize()
+    # The difference: what else stands on the card, other models say, is not this one's.
+    return int(torch.cuda.max_memory_allocated() - before) + sum(held.values())
+
+
+def _milliseconds(model: Forecaster, inputs: Inputs, device: torch.device) -> float:
+    _await(device)
+    begun = time.perf_counter()
+    model(*inputs)
+    _await(device)
+    return (time.perf_counter() - begun) * 1e3
+
+
+def _await(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _slow_path() -> Iterator[None]:
+    """Without the fused encoder kernels of `nn.MultiheadAttention`, which count as nothing."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)

@@ -1,0 +1,76 @@
+"""The frames of an experiment, read when a table or a figure first asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from spat import frames
+
+
+class Absent(Exception):  # noqa: N818  (it is a finding, not a failure)
+    """The experiment does not hold what a table or a figure shows; the message says what and why."""
+
+
+class Frames:
+    """The six frames. Each is read once, at its first use; nobody changes them in place."""
+
+    def __init__(self, get: Callable[[str], pd.DataFrame]) -> None:
+        """`get` gives the frame of a name of `spat.frames.COLUMNS`."""
+        self._get = get
+
+    @classmethod
+    def read(cls, folder: Path) -> Frames:
+        """The frames of a `data/` folder.
+
+        Raises:
+            FileNotFoundError: at first use, naming the missing file and how to make it.
+        """
+
+        def get(name: str) -> pd.DataFrame:
+            path = folder / f"{name}.parquet"
+            if not path.exists():
+                raise FileNotFoundError(
+                    f"{path}: no such frame; run the pipeline first (`snakemake --cores all`)"
+                )
+            return pd.read_parquet(path)
+
+        return cls(get)
+
+    @classmethod
+    def of(cls, **given: pd.DataFrame) -> Frames:
+        """Frames in memory; those not given are empty."""
+        return cls(lambda name: given[name] if name in given else frames.empty(name))
+
+    @cached_property
+    def results(self) -> pd.DataFrame:
+        """One row per measurement."""
+        return self._get("results")
+
+    @cached_property
+    def selections(self) -> pd.DataFrame:
+        """One row per decision."""
+        return self._get("selections")
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """One row per score."""
+        return self._get("scores")
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """One row per epoch."""
+        return self._get("history")
+
+    @cached_property
+    def losses(self) -> pd.DataFrame:
+        """The per-window test losses of each mask."""
+        return self._get("losses")
+
+    @cached_property
+    def examples(self) -> pd.DataFrame:
+        """Attention maps and forecasts for the pictures."""
+        return self._get("examples")

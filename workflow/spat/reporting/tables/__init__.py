@@ -1,0 +1,163 @@
+"""The tables: one pure function each, and how each is laid out on a page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pandas as pd
+
+from spat import records
+from spat.reporting import render
+from spat.reporting.inputs import Absent, Frames
+from spat.reporting.methods import SHOWN
+from spat.reporting.render import Layout
+from spat.reporting.tables import accuracy, changes, efficiency, pruning, quality, transfer
+
+ENDINGS: Final = ("csv", "md", "tex")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: what computes it, its title, how it is laid out, and what a reader must know.
+
+    `function` gives the tidy frame, or raises `Absent` where the experiment holds nothing to show.
+    """
+
+    function: Callable[[Frames], pd.DataFrame]
+    title: str
+    layout: Layout
+    notes: tuple[str, ...] = ()
+
+
+_REPEATED: Final = "A ratio that removes as many sites as a smaller one stands under the smaller one."
+_CHOSEN: Final = "SPAT (val.): the ratio with the lowest validation error."
+_PAIRED: Final = "Changes are paired by seed, then averaged."
+
+TABLES: Final[dict[str, Table]] = {
+    "main": Table(
+        accuracy.main,
+        "Test errors of the dense model, the control, SPAT, and no attention at all",
+        Layout((*SHOWN, "metric"), "method"),
+        (
+            "Control: the dense model with the same extra epochs as the pruned ones.",
+            _CHOSEN,
+            _REPEATED,
+            _PAIRED,
+        ),
+    ),
+    "changes": Table(
+        changes.changes,
+        "Change of the test MSE against the control, with its interval",
+        Layout(SHOWN, "method", best=False),
+        (
+            "Paired moving-block bootstrap over test windows, crossed with seeds.",
+            "An interval of one seed is about the test windows alone.",
+            _CHOSEN,
+        ),
+    ),
+    "efficiency": Table(
+        efficiency.efficiency,
+        "What pruning saves: the dense model's values and the change against them",
+        Layout((*SHOWN, "metric"), "method", best=False),
+        (
+            f"Paper: average changes reported in {efficiency.SOURCE}.",
+            "Averages: seeds first, then horizons, datasets of a station, stations, models.",
+            _CHOSEN,
+            _PAIRED,
+        ),
+    ),
+    "zeroshot": Table(
+        transfer.zeroshot,
+        "Zero-shot transfer: trained on the source, tested on the target",
+        Layout(
+            ("source", *transfer.KEYS[1:], "metric"), "method", unranked=(transfer.ON_TARGET,)
+        ),
+        (
+            "Nothing is trained on the target; its scaler is fitted on its training rows.",
+            "Trained on target: the dense model of that dataset, outside of the ranking.",
+            "Last column: SPAT's gain over the control on the target minus the same gain at home.",
+            _CHOSEN,
+        ),
+    ),
+    "heads": Table(
+        pruning.heads,
+        "Heads against modules at an equal share removed",
+        Layout((*SHOWN, "share", "metric"), "method"),
+        ("FLOPs and latency: change against the dense model.", _PAIRED),
+    ),
+    "criteria": Table(
+        pruning.criteria,
+        "Test MSE by criterion and share removed",
+        Layout(
+            (*SHOWN, "level", "criterion"),
+            "share",
+            within=(*SHOWN, "level"),
+        ),
+        ("What removes nothing or everything is left out, since all criteria agree on it.",),
+    ),
+    "quality": Table(
+        quality.quality,
+        "Quality of the criteria where every mask was fine-tuned",
+        Layout(("model", "variant", "criterion"), "measure", best=False),
+        (
+            "Gain: the mean error of all masks with as many sites removed, minus the error of the "
+            "criterion's mask (positive is better than chance).",
+            "Regret: its error minus that of the oracle's mask.",
+            "In brackets 95 % intervals over seeds.",
+        ),
+    ),
+    "controls": Table(
+        accuracy.controls,
+        "Fine-tuned from the dense weights against trained from scratch",
+        Layout((*SHOWN, "metric"), "method"),
+        (_CHOSEN, _REPEATED),
+    ),
+    "reproduction": Table(
+        accuracy.reproduction,
+        "Dense test errors beside the published ones",
+        Layout((*accuracy.REPRODUCED, "metric", "verdict", "source"), "method", best=False),
+        (f"Reproduced means within {accuracy.TOLERANCE:g} % of the published error, or better.",),
+    ),
+}
+
+
+def rendered(name: str, frames: Frames) -> dict[str, str]:
+    """A table as text by file ending; a table that the experiment cannot fill says why."""
+    table = TABLES[name]
+    try:
+        frame = table.function(frames)
+    except Absent as absent:
+        return render.nothing(table.title, str(absent))
+    page = render.page(frame, table.layout, table.notes)
+    return {
+        "csv": frame.to_csv(index=False, float_format="%.10g"),
+        "md": render.markdown(page, table.title),
+        "tex": render.latex(page, table.title, name),
+    }
+
+
+def plain(name: str, frames: Frames) -> str:
+    """A table for the terminal."""
+    table = TABLES[name]
+    try:
+        page = render.page(table.function(frames), table.layout, table.notes)
+    except Absent as absent:
+        return f"{table.title}\n\n{absent}\n"
+    return render.text(page, table.title)
+
+
+def write_table(name: str, frames: Frames, folder: Path) -> tuple[Path, ...]:
+    """Write `<folder>/<name>.csv`, `.md` and `.tex`; the paths written.
+
+    Raises:
+        KeyError: if there is no table of that name.
+    """
+    paths = []
+    for ending, content in rendered(name, frames).items():
+        path = folder / f"{name}.{ending}"
+        records.write_text(path, content)
+        paths.append(path)
+    return tuple(paths)

@@ -1,0 +1,143 @@
+"""A run: one dense baseline and all that is pruned from it; and the grid of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spat.config import Config, ConfigError, GridBlock
+from spat.data.registry import DATASETS
+
+if TYPE_CHECKING:
+    from spat.models.registry import Hyperparameters
+
+
+@dataclass(frozen=True, order=True)
+class Run:
+    """One (dataset, model, variant, lookback, horizon, seed)."""
+
+    dataset: str
+    model: str
+    variant: str
+    lookback: int
+    horizon: int
+    seed: int
+
+    @property
+    def path(self) -> str:
+        """Folder below the experiment, and the run's name on the command line."""
+        return (
+            f"{self.dataset}/{self.model}-{self.variant}"
+            f"/l{self.lookback}-h{self.horizon}/seed{self.seed}"
+        )
+
+    @classmethod
+    def parse(cls, path: str) -> Run:
+        """The run of a path such as ``ETTh1/iTransformer-deep/l96-h96/seed0``.
+
+        Raises:
+            ValueError: naming the path, if it has another form.
+        """
+        try:
+            dataset, model_variant, shape, seed = path.strip("/").split("/")
+            model, variant = model_variant.split("-", 1)
+            lookback, horizon = shape.removeprefix("l").split("-h")
+            return cls(
+                dataset, model, variant, int(lookback), int(horizon), int(seed.removeprefix("seed"))
+            )
+        except ValueError:
+            raise ValueError(
+                f"run {path!r}: expected DATASET/MODEL-VARIANT/lLOOKBACK-hHORIZON/seedSEED"
+            ) from None
+
+    @property
+    def keys(self) -> dict[str, str | int]:
+        """The identifying columns of every frame."""
+        return asdict(self)
+
+    def seed_for(self, *purpose: str | int) -> int:
+        """A 63-bit seed derived from the run's identity and a purpose; the same on any machine."""
+        text = json.dumps([self.path, *purpose])
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run with what its grid block asks of it."""
+
+    run: Run
+    orders: int
+    prune: bool
+
+
+def plan(config: Config) -> tuple[Planned, ...]:
+    """All runs of the grid, in its order, each once.
+
+    Raises:
+        ConfigError: if two blocks ask different things of one run.
+    """
+    found: dict[Run, Planned] = {}
+    for index, block in enumerate(config.grid):
+        for run in _expand(block):
+            planned = Planned(run, block.orders, block.prune and _has_sites(run.model))
+            if found.setdefault(run, planned) != planned:
+                raise ConfigError(
+                    f"grid.{index}: {run.path} also stands in an earlier block, with other "
+                    "`orders` or `prune`; let the blocks not overlap"
+                )
+    return tuple(found.values())
+
+
+def folder(config: Config, run: Run, stage: str = "") -> Path:
+    """``results/<experiment>/<run>/<stage>``."""
+    return config.folder / run.path / stage
+
+
+def hyper_of(config: Config, run: Run) -> Hyperparameters:
+    """The run's hyper-parameters: the registry's row with the changes of the variant.
+
+    Raises:
+        ConfigError: naming the variant, if it changes what the registry does not know.
+    """
+    from spat.models.registry import hyperparameters
+
+    section = config.variants.get(run.variant)
+    base, changes = (section.base, section.model) if section else (run.variant, {})
+    try:
+        return hyperparameters(run.model, base, run.dataset, run.horizon, changes)
+    except ValueError as error:
+        raise ConfigError(f"variants.{run.variant} ({run.path}): {error}") from None
+
+
+def targets(config: Config, run: Run) -> tuple[str, ...]:
+    """The datasets on which a run is evaluated zero-shot (its model must allow their shape)."""
+    from spat.models.registry import MODELS
+
+    fixed = MODELS[run.model].fixed_channels
+    return tuple(
+        target
+        for source, target in config.transfer.pairs
+        if source == run.dataset
+        and not (fixed and DATASETS[source].channels != DATASETS[target].channels)
+    )
+
+
+def _expand(block: GridBlock) -> list[Run]:
+    return [
+        Run(dataset, model, variant, block.lookback or row.lookback, horizon, seed)
+        for dataset in block.datasets
+        if (row := DATASETS[dataset])
+        for model in block.models
+        for variant in block.variants
+        for horizon in (block.horizons or row.horizons)
+        for seed in block.seeds
+    ]
+
+
+def _has_sites(model: str) -> bool:
+    from spat.models.registry import MODELS
+
+    return MODELS[model].attention

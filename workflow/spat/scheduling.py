@@ -1,0 +1,36 @@
+"""What a job asks of the machine: threads, memory, and whether it takes a share of a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spat.config import Device
+from spat.data.registry import DATASETS
+
+# An interpreter with torch and pandas, and the activations of a narrow series.
+BASE_MB = 1500
+# Measured on the published PatchTST, the widest model: 32 windows of one channel, all layers.
+MB_PER_CHANNEL = 20
+
+# Each card that the NVIDIA driver sees has a folder here; asking torch would take seconds.
+CARDS = Path("/proc/driver/nvidia/gpus")
+
+
+def gpus(device: Device, cards: Path = CARDS) -> int:
+    """1 if jobs will compute on a GPU of this machine, else 0 (and then no job waits for one)."""
+    if device == "auto":
+        return int(cards.is_dir() and any(cards.iterdir()))
+    return int(device == "cuda")
+
+
+def prune_threads(cores: int | None, runs: int) -> int:
+    """Threads of a `prune` job, one a mask: the cores that the runs themselves do not fill.
+
+    `cores` is None where Snakemake was given none (a dry run, a cluster).
+    """
+    return max(1, (cores or 1) // max(1, runs))
+
+
+def memory_mb(dataset: str) -> int:
+    """Memory that a cluster should grant a job on a dataset, in MB."""
+    return BASE_MB + MB_PER_CHANNEL * DATASETS[dataset].channels

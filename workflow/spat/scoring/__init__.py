@@ -1,0 +1,1 @@
+"""Scores of attention: one probe, many criteria."""

@@ -1,0 +1,109 @@
+"""SEND, the score of SPAT (arXiv 2505.08768), and its readings.
+
+    SEND(head) = mean over windows and queries of std over keys of softmax over keys of S
+    SEND(site) = mean over its heads
+
+This is our reading of the paper's description. The loss of a window is small, so the softmax is
+linear here: SEND = std(S) / keys, whose unit depends on the scale of the loss and on the number of
+keys. That is why it is computed in float64: in float32 the differences between the softmax's values
+drown in rounding where there are hundreds of keys.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from spat.scoring.probe import SharedMask, SiteRecord, window_means, with_mean
+from spat.scoring.tidy import aggregate, joined, rows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from spat.data.windows import Windows
+    from spat.models.forecaster import Forecaster
+
+
+def score_send(model: Forecaster, windows: Windows, batches: Sequence[Tensor]) -> pd.DataFrame:
+    """SEND alone: columns site, name, head (-1 is the site), criterion, value.
+
+    Pre-training records it at the end of every epoch. Empty for a model without attention.
+    """
+    sites = window_means(model, windows, batches, {"send": send})
+    return aggregate(
+        joined([rows(s.site, s.name, "send", s.means["send"].cpu().numpy()) for s in sites])
+    )
+
+
+def send(record: SiteRecord) -> Tensor:
+    """SEND per window, [W, 1 + H]."""
+    return with_mean(over_rows(dispersion(record.S, record.allowed)))
+
+
+def send_reverse(record: SiteRecord) -> Tensor:
+    """Minus SEND, [W, 1 + H]: the ranking upside down."""
+    return -send(record)
+
+
+def send_abs(record: SiteRecord) -> Tensor:
+    """SEND of |S|, [W, 1 + H]: the size of a sensitivity, whichever way it points."""
+    return with_mean(over_rows(dispersion(record.S.abs(), record.allowed)))
+
+
+def send_shared(mask: SharedMask) -> Tensor:
+    """SEND where the windows of a group share one mask, under their mean loss, [1, 1 + H]."""
+    return with_mean(over_rows(dispersion(mask.S, mask.allowed)))
+
+
+def send_layer(record: SiteRecord) -> Tensor:
+    """SEND of S summed over heads, [W, 1]: one mask for all heads of the site."""
+    return over_rows(dispersion(record.S.sum(2, keepdim=True), record.allowed))
+
+
+def send_keys(record: SiteRecord) -> Tensor:
+    """SEND with each row times its number of keys, [W, 1 + H]: std(S), for a small S."""
+    keys = record.allowed.sum(-1)
+    rows_of_S = dispersion(record.S, record.allowed)
+    return with_mean(over_rows(rows_of_S * keys[keys > 1].to(rows_of_S)))
+
+
+def send_unit(record: SiteRecord) -> Tensor:
+    """SEND of S over its mean absolute value in the window and site, [W, 1 + H]; 0 where S is 0."""
+    _, R, H, *_ = record.S.shape
+    pairs = R * H * int(record.allowed.sum())
+    size = record.S.abs().sum((1, 2, 3, 4), keepdim=True) / pairs
+    return with_mean(over_rows(dispersion(record.S / size.where(size > 0, 1.0), record.allowed)))
+
+
+def dispersion(values: Tensor, allowed: Tensor) -> Tensor:
+    """Population standard deviation over keys of the softmax over keys.
+
+    values [..., Q, K], allowed bool [Q, K] -> [..., rows]. Softmax and deviation run over the
+    allowed keys of each row; rows with a single one are left out. In the precision of `values`.
+    """
+    hidden = ~allowed.to(values.device)
+    return deviation(values.masked_fill(hidden, -math.inf).softmax(-1), allowed)
+
+
+def deviation(shares: Tensor, allowed: Tensor) -> Tensor:
+    """Population standard deviation over allowed keys of shares that sum to one in each row.
+
+    shares [..., Q, K], allowed bool [Q, K] -> [..., rows], without the rows of a single key.
+    """
+    keys = allowed.sum(-1)
+    several = keys > 1
+    if not several.all():
+        shares = shares[..., several.to(shares.device), :]
+        allowed, keys = allowed[several], keys[several]
+    n = keys.to(shares)
+    # The shares of n keys have the mean 1/n.
+    offset = (shares - 1 / n.unsqueeze(-1)).masked_fill(~allowed.to(shares.device), 0.0)
+    return (offset.square().sum(-1) / n).sqrt()
+
+
+def over_rows(values: Tensor) -> Tensor:
+    """Mean over sequences and queries, [W, R, H, rows] -> [W, H]; 0 without rows."""
+    return values.sum((1, 3)) / max(1, values.shape[1] * values.shape[3])

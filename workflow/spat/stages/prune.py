@@ -1,0 +1,189 @@
+"""prune(run): surgery and fine-tuning of each distinct mask once, whoever asked for it."""
+
+from __future__ import annotations
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from spat import provenance, records, runs
+from spat.config import Config
+from spat.evaluation.metrics import Errors, evaluate
+from spat.keeping import Kept, alone
+from spat.models.forecaster import Forecaster
+from spat.models.registry import build
+from spat.pruning import costs, surgery
+from spat.pruning.masks import Mask
+from spat.runs import Run
+from spat.stages import common, select
+from spat.training.loop import Fit, Seeds, Settings, fit
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network to train: a mask, a data order, and whether it starts from the dense weights."""
+
+    mask: str
+    order: int
+    phase: str  # finetuned | scratch
+
+    @property
+    def folder(self) -> str:
+        """Below `prune/`."""
+        kind = "order" if self.phase == "finetuned" else "scratch"
+        return f"masks/{self.mask}/{kind}{self.order}"
+
+
+def prune(config: Config, run: Run, orders: int = 1, workers: int = 1) -> None:
+    """Train every mask that `select` wants and list them in `manifest.json`.
+
+    With more than one worker the masks are trained in that many single-thread processes; the
+    numbers do not depend on it.
+    """
+    with alone(config, run, "prune"):
+        folder = common.stage_folder(config, run, "prune")
+        jobs = wanted(config, run, orders)
+        if workers > 1 and len(jobs) > 1:
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+                futures = [pool.submit(train_mask, config, run, job) for job in jobs]
+                for future in futures:
+                    future.result()
+        else:
+            for job in jobs:
+                train_mask(config, run, job)
+        records.write_json(
+            folder / "manifest.json",
+            {
+                **records.header(config, "prune", run),
+                "digest": provenance.settings_digest(config, "prune", run),
+                "masks": [
+                    {"mask": j.mask, "order": j.order, "phase": j.phase, "folder": j.folder}
+                    for j in jobs
+                ],
+            },
+        )
+
+
+def wanted(config: Config, run: Run, orders: int) -> list[Job]:
+    """The distinct networks behind the decisions of `select`, the control first."""
+    decisions = select.read(config, run, "select")
+    masks = decisions["mask"].drop_duplicates()
+    jobs = [Job(mask, order, "finetuned") for order in range(orders) for mask in masks]
+    if config.pruning.scratch:
+        ours = decisions[
+            decisions["criterion"].isin(["send", "control"])
+            & (decisions["level"] == "site")
+            & (decisions["rule"] != "exhaustive")
+        ]
+        jobs += [Job(mask, 0, "scratch") for mask in ours["mask"].drop_duplicates()]
+    return jobs
+
+
+def mask_folder(config: Config, run: Run, mask: str) -> Path:
+    """Where a fine-tuned mask lies (first data order)."""
+    return runs.folder(config, run, "prune") / Job(mask, 0, "finetuned").folder
+
+
+def train_mask(config: Config, run: Run, job: Job) -> None:
+    """Cut, evaluate untuned, fine-tune, evaluate; kept under a digest of all that it depends on."""
+    source = runs.folder(config, run, "pretrain")
+    prepared, splits = common.open_data(config, run.dataset, run)
+    digest = records.digest(
+        provenance.code_digest("prune", run.model),
+        provenance.settings(config, "finetune", run),
+        prepared.sha256,
+        records.sha256(source / "model.safetensors"),
+        job.mask,
+        job.order,
+        job.phase,
+    )
+    kept = Kept(runs.folder(config, run, "prune") / job.folder, digest)
+    if kept.done:
+        return
+    device = splits.train.values.device
+    dense_metrics = records.read_json(source / "metrics.json")
+    mask = Mask.parse(job.mask, tuple(dense_metrics["heads"]))
+    if job.phase == "finetuned":
+        model = surgery.load(source, device)
+    else:
+        torch.manual_seed(run.seed_for("weights"))
+        shape = common.shape_of(config, run, prepared)
+        model = build(run.model, runs.hyper_of(config, run), shape).to(device)
+    cut = surgery.prune(model, mask)
+    untuned = evaluate(model, splits.validation), evaluate(model, splits.test)
+    fitted = fit(
+        model,
+        splits,
+        _settings(config, run, job, dense_metrics),
+        Seeds(
+            order=run.seed_for("order", "finetune", job.order),
+            dropout=run.seed_for("dropout", job.mask, job.order),
+        ),
+        state=kept.state,
+        label=f"{run.path} {job.folder}",
+    )
+    tuned = evaluate(model, splits.validation), evaluate(model, splits.test)
+    _write(kept.folder, model, mask, fitted, splits, tuned, untuned)
+    kept.finish(
+        {
+            **records.header(config, "prune", run, common.device_name(device)),
+            "mask": job.mask,
+            "order": job.order,
+            "phase": job.phase,
+            "status": fitted.status,
+            "params": costs.parameters(model),
+            "flops": costs.flops(model),
+            "dead_params": cut.swept,
+            "wall_s": fitted.seconds,
+            "epochs": fitted.epochs,
+            "best_epoch": fitted.best_epoch,
+            "errors": {"pruned": _errors(untuned), "finetuned": _errors(tuned)},
+        }
+    )
+
+
+def _settings(config: Config, run: Run, job: Job, dense: dict[str, Any]) -> Settings:
+    """Fine-tuning: the optimiser of pre-training, its schedule restarted, no early stopping.
+
+    From scratch a mask gets the steps of pre-training and fine-tuning together.
+    """
+    base = common.settings_of(config, run)
+    if job.phase == "scratch":
+        return replace(base, epochs=int(dense["epochs"]) + config.finetune.epochs, patience=None)
+    return replace(
+        base,
+        learning_rate=base.learning_rate * config.finetune.lr_scale,
+        epochs=config.finetune.epochs,
+        patience=None,
+    )
+
+
+def _write(
+    folder: Path,
+    model: Forecaster,
+    mask: Mask,
+    fitted: Fit,
+    splits: common.Splits,
+    tuned: tuple[Errors, Errors],
+    untuned: tuple[Errors, Errors],
+) -> None:
+    surgery.save(model, folder, mask)
+    pd.DataFrame(fitted.history).to_csv(folder / "history.csv", index=False)
+    np.save(folder / "validation_losses.npy", tuned[0].window_mse)
+    np.save(folder / "losses.npy", tuned[1].window_mse)
+    np.save(folder / "untuned_losses.npy", untuned[1].window_mse)
+    np.savez(folder / "forecasts.npz", **common.example_forecasts(model, splits.test))
+
+
+def _errors(errors: tuple[Errors, Errors]) -> dict[str, dict[str, float]]:
+    return {
+        "validation": common.errors_row(errors[0]),
+        "test": common.errors_row(errors[1]),
+    }

@@ -1,0 +1,41 @@
+"""tables, figures, summary: the frames in `data/` become what a reader looks at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spat.config import Config
+
+
+def tables(config: Config) -> None:
+    """Write every table of the registry in CSV, Markdown and LaTeX."""
+    from spat.reporting.frames_io import Frames
+    from spat.reporting.tables import TABLES, write_table
+
+    frames = Frames.load(config.folder / "data")
+    for name in TABLES:
+        write_table(name, frames, config.folder / "tables")
+
+
+def figures(config: Config) -> None:
+    """Write every figure of the registry in PNG, PDF and SVG."""
+    from spat.reporting.figures import FIGURES, write_figure
+    from spat.reporting.frames_io import Frames
+
+    frames = Frames.load(config.folder / "data")
+    for name in FIGURES:
+        write_figure(name, frames, config.folder / "figures")
+
+
+def summary(config: Config) -> str:
+    """The main table and where everything lies, for the end of a run."""
+    main = (config.folder / "tables" / "main.md").read_text()
+    places = {
+        "frames": config.folder / "data",
+        "tables": config.folder / "tables",
+        "figures": config.folder / "figures",
+        "runs": config.folder,
+        "tracking": Path(config.tracking.uri or config.results / "mlflow.db"),
+    }
+    lines = [f"  {name:<9} {place}" for name, place in places.items()]
+    return "\n".join([main.rstrip(), "", *lines])

@@ -1,0 +1,77 @@
+"""score(run): every criterion that the configuration asks for, from one pass over one checkpoint."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from spat import provenance, records, runs
+from spat.config import Config
+from spat.data.windows import Windows
+from spat.keeping import alone
+from spat.models.forecaster import Forecaster
+from spat.pruning import surgery
+from spat.runs import Run
+from spat.scoring import probe, scores
+from spat.scoring.registry import CRITERIA
+from spat.stages import common
+from spat.stages.select import LOSS_DROPS
+
+COLUMNS = ("epoch", "batch", "site", "name", "head", "criterion", "value")
+
+
+def wanted(config: Config) -> tuple[str, ...]:
+    """The criteria of both levels, `send` always among them (the figures show it)."""
+    asked = ("send", *config.pruning.site.criteria, *config.pruning.head.criteria)
+    return tuple(name for name in dict.fromkeys(asked) if CRITERIA[name].needs != "draws")
+
+
+def score(config: Config, run: Run) -> None:
+    """Write `scores.parquet`, `maps.npz` and, where it is needed, `loss_drops.npy`."""
+    with alone(config, run, "score"):
+        started = time.perf_counter()
+        folder = common.stage_folder(config, run, "score")
+        source = runs.folder(config, run, "pretrain")
+        _, splits = common.open_data(config, run.dataset, run)
+        model = surgery.load(source, splits.train.values.device)
+        trained = records.read_json(source / "metrics.json")
+        batches = common.scoring_batches(config, run, splits.train)
+        drops = _loss_drops(config, model, splits.validation)
+        if drops is not None:
+            np.save(folder / LOSS_DROPS, drops)
+        frame = scores.score(
+            model,
+            splits.train,
+            batches,
+            wanted(config),
+            validation=drops,
+            trajectory=pd.read_parquet(source / "scores.parquet"),
+        ).assign(epoch=trained["best_epoch"])
+        frame[list(COLUMNS)].to_parquet(folder / "scores.parquet")
+        maps = probe.attention_maps(model, splits.train, batches[:1])
+        np.savez(folder / "maps.npz", **{name: value for name, value in maps.items()})
+        records.write_json(
+            folder / "metrics.json",
+            {
+                **records.header(config, "score", run, trained["device"]),
+                "digest": provenance.settings_digest(config, "score", run),
+                "epoch": trained["best_epoch"],
+                "batches": len(batches),
+                "wall_s": time.perf_counter() - started,
+            },
+        )
+
+
+def _loss_drops(
+    config: Config, model: Forecaster, validation: Windows
+) -> NDArray[np.float64] | None:
+    """Per-window validation losses without each site minus with it [sites, windows], in order."""
+    site = config.pruning.site
+    if "loss_drop_val" not in site.criteria and "loss_drop_bound" not in site.rules:
+        return None
+    index = torch.arange(len(validation), device=validation.values.device)
+    return probe.loss_drops(model, validation, list(index.split(256)))

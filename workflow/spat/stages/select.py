@@ -1,0 +1,89 @@
+"""select(run): scores in, masks out. No torch, no training: a decision is not an execution."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from spat import provenance, records, runs
+from spat.config import Config
+from spat.pruning import selection
+from spat.pruning.masks import Mask
+from spat.runs import Run
+
+LOSS_DROPS = "loss_drops.npy"
+
+
+def select(config: Config, run: Run) -> None:
+    """Write `selections.csv`: the control, and each decision that needs no fine-tuned mask."""
+    folder = runs.folder(config, run, "select")
+    trained = records.read_json(runs.folder(config, run, "pretrain") / "metrics.json")
+    scores = pd.read_parquet(runs.folder(config, run, "score") / "scores.parquet")
+    heads = tuple(trained["heads"])
+    control = pd.DataFrame([row("control", Mask.full(heads))])
+    frame = pd.concat(
+        [
+            control,
+            selection.requested(
+                scores[scores["batch"] == -1],
+                heads,
+                config.pruning,
+                seed=run.seed_for("masks"),
+                bounded=_bounded(config, run),
+            ),
+        ],
+        ignore_index=True,
+    )
+    write(folder / "selections.csv", frame)
+    records.write_json(
+        folder / "metrics.json",
+        {
+            **records.header(config, "select", run, trained["device"]),
+            "digest": provenance.settings_digest(config, "select", run),
+            "decisions": len(frame),
+            "masks": int(frame["mask"].nunique()),
+        },
+    )
+
+
+def row(criterion: str, mask: Mask, *, rule: str = "", finetunings: int = 0) -> dict[str, Any]:
+    """One decision at site level that no fixed ratio made."""
+    return {
+        "criterion": criterion,
+        "draw": 0,
+        "level": "site",
+        "ratio": float("nan"),
+        "rule": rule,
+        "removed": len(mask.sites_removed),
+        "mask": mask.name,
+        "finetunings": finetunings,
+    }
+
+
+def write(path: Path, decisions: pd.DataFrame) -> None:
+    """Write decisions as CSV, with their header even when there is none."""
+    with records.replacing(path) as temporary:
+        decisions.reindex(columns=list(selection.COLUMNS)).to_csv(temporary, index=False)
+
+
+def read(config: Config, run: Run, stage: str) -> pd.DataFrame:
+    """The decisions that `select` or `decide` wrote."""
+    frame = pd.read_csv(
+        runs.folder(config, run, stage) / "selections.csv", dtype={"mask": str, "rule": str}
+    )
+    return frame.assign(rule=frame["rule"].fillna(""))
+
+
+def _bounded(config: Config, run: Run) -> tuple[int, ...] | None:
+    if "loss_drop_bound" not in config.pruning.site.rules:
+        return None
+    return selection.loss_drop_bound(
+        np.load(runs.folder(config, run, "score") / LOSS_DROPS),
+        block=run.lookback + run.horizon,
+        draws=config.statistics.bootstrap,
+        confidence=config.statistics.confidence,
+        seed=run.seed_for("bootstrap"),
+    )

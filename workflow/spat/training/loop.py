@@ -1,0 +1,183 @@
+"""The training loop: plain epochs, early stopping on validation, resumable at each of them."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from spat.config import Device, Precision
+from spat.data.windows import Splits, Windows
+from spat.evaluation.metrics import evaluate
+from spat.models.forecaster import Forecaster
+from spat.training import checkpoints
+from spat.training.checkpoints import Progress
+from spat.training.optimisation import adam, rate_at, set_rate
+from spat.training.step import make_step
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is trained. `patience` None trains all epochs."""
+
+    learning_rate: float
+    batch_size: int
+    epochs: int
+    patience: int | None = None
+    precision: Precision = "float32"
+    sam_rho: float | None = None
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """`order` draws the batches, `dropout` everything random inside the model."""
+
+    order: int
+    dropout: int
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What training leaves; the model itself holds the weights of the best epoch.
+
+    `status` is `ok`, or `diverged` when a loss stopped being finite. `recorded` is what
+    `after_epoch` returned, joined.
+    """
+
+    status: str
+    epochs: int
+    best_epoch: int
+    history: list[dict[str, float]]
+    recorded: list[dict[str, Any]]
+    seconds: float
+
+
+AfterEpoch = Callable[[int, Forecaster], list[dict[str, Any]]]
+
+
+def choose_device(wanted: Device) -> torch.device:
+    """CUDA when there is one and it is wanted, else the CPU.
+
+    Raises:
+        RuntimeError: if CUDA is asked for by name and absent.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("training.device is 'cuda', but torch sees no CUDA device; use 'auto'")
+    name = "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def prepare_torch(precision: Precision) -> None:
+    """Reproducible arithmetic: one thread on the CPU, deterministic kernels, TF32 only if asked."""
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    # cuDNN convolutions would use TF32 by default, whatever the matmul precision says.
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def fit(
+    model: Forecaster,
+    splits: Splits,
+    settings: Settings,
+    seeds: Seeds,
+    *,
+    state: Path | None = None,
+    after_epoch: AfterEpoch | None = None,
+    label: str = "",
+) -> Fit:
+    """Train on `splits.train`, choose the epoch by `splits.validation`; the test split is not read.
+
+    With `state`, progress is kept in that file after every epoch and taken up from it.
+    """
+    optimiser = adam(model, settings.learning_rate)
+    order = torch.Generator().manual_seed(seeds.order)
+    torch.manual_seed(seeds.dropout)
+    progress = checkpoints.restore(state, model, optimiser, order) if state else Progress()
+    step = make_step(model, splits.train, optimiser, settings.precision, settings.sam_rho)
+    report = _Reporter(label, settings.epochs, len(splits.train))
+    while not _finished(progress, settings):
+        started = time.perf_counter()
+        progress.epoch += 1
+        rate = rate_at(progress.epoch, settings.learning_rate)
+        set_rate(optimiser, rate)
+        model.train()
+        losses = [
+            step(index)
+            for index in report.steps(_batches(splits.train, settings.batch_size, order))
+        ]
+        train_mse = float(torch.stack(losses).double().sum()) / len(splits.train)
+        validation = evaluate(model, splits.validation)
+        seconds = time.perf_counter() - started
+        row = {
+            "epoch": progress.epoch,
+            "train_mse": train_mse,
+            "val_mse": validation.mse,
+            "val_mae": validation.mae,
+            "learning_rate": rate,
+            "seconds": seconds,
+        }
+        progress.history.append(row)
+        report.epoch(row)
+        if not (math.isfinite(train_mse) and math.isfinite(validation.mse)):
+            progress.status = "diverged"
+        elif validation.mse < progress.best_mse:
+            progress.best_mse, progress.best_epoch = validation.mse, progress.epoch
+            progress.best_weights = {k: v.clone() for k, v in model.state_dict().items()}
+            progress.waited = 0
+        else:
+            progress.waited += 1
+        if after_epoch is not None and progress.status == "ok":
+            progress.recorded += after_epoch(progress.epoch, model)
+        if state is not None:
+            checkpoints.save(state, progress, model, optimiser, order)
+    if progress.best_weights:
+        model.load_state_dict(progress.best_weights)
+    return Fit(
+        status=progress.status,
+        epochs=progress.epoch,
+        best_epoch=progress.best_epoch,
+        history=progress.history,
+        recorded=progress.recorded,
+        seconds=sum(row["seconds"] for row in progress.history),
+    )
+
+
+def _finished(progress: Progress, settings: Settings) -> bool:
+    out_of_patience = settings.patience is not None and progress.waited >= settings.patience
+    return progress.epoch >= settings.epochs or out_of_patience or progress.status != "ok"
+
+
+def _batches(windows: Windows, batch_size: int, order: torch.Generator) -> tuple[Tensor, ...]:
+    """All windows in a new order, the last batch as small as it is."""
+    shuffled = torch.randperm(len(windows), generator=order).to(windows.values.device)
+    return shuffled.split(batch_size)
+
+
+class _Reporter:
+    """A bar in a terminal; in a log one line an epoch."""
+
+    def __init__(self, label: str, epochs: int, windows: int) -> None:
+        self._label, self._epochs, self._windows = label, epochs, windows
+        self._interactive = sys.stderr.isatty()
+
+    def steps(self, batches: tuple[Tensor, ...]) -> Iterator[Tensor]:
+        return iter(tqdm(batches, desc=self._label, leave=False, disable=not self._interactive))
+
+    def epoch(self, row: dict[str, float]) -> None:
+        left = (self._epochs - row["epoch"]) * row["seconds"]
+        print(
+            f"{self._label} epoch {row['epoch']:.0f}/{self._epochs}: "
+            f"train MSE {row['train_mse']:.4f}, validation MSE {row['val_mse']:.4f}, "
+            f"{self._windows / row['seconds']:.0f} windows/s, at most {left:.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -1,0 +1,71 @@
+"""Optimiser, learning-rate schedule, and sharpness-aware minimisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+def adam(model: nn.Module, learning_rate: float) -> torch.optim.Adam:
+    """Adam without weight decay, as every published forecaster here is trained.
+
+    On CUDA the learning rate is a tensor and the state lives on the device, so that a captured
+    step follows the schedule.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    on_cuda = parameters[0].is_cuda
+    rate = torch.tensor(learning_rate, device=parameters[0].device) if on_cuda else learning_rate
+    return torch.optim.Adam(parameters, lr=rate, fused=True, capturable=on_cuda)
+
+
+def rate_at(epoch: int, learning_rate: float) -> float:
+    """The learning rate of an epoch (1, 2, ...): full for two epochs, then halved at each.
+
+    This is the schedule `type1` that the published results of Time-Series-Library use: after epoch
+    e it sets rate x 0.5^(e - 1), hence the second full epoch.
+    """
+    return learning_rate * 0.5 ** max(0, epoch - 2)
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every group (in place where it is a tensor)."""
+    for group in optimiser.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+class SharpnessAware:
+    """The ascent of sharpness-aware minimisation (Foret et al. 2021, arXiv 2010.01412, eq. 2).
+
+    The gradient that is stepped along is the one at ``w + rho g / |g|``; SAMformer (Ilbert et al.
+    2024, arXiv 2402.10198) argues that it does for attention what pruning is said to do.
+    """
+
+    def __init__(self, model: nn.Module, rho: float) -> None:
+        self.rho = rho
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def backward(self, loss: Callable[[], Tensor]) -> Tensor:
+        """Leave the sharpness-aware gradient in `.grad`; return the loss at the weights."""
+        value = loss()
+        value.backward()  # type: ignore[no-untyped-call]
+        moved = [p for p in self._parameters if p.grad is not None]
+        gradients = [p.grad for p in moved if p.grad is not None]
+        norm = torch.linalg.vector_norm(
+            torch.stack([torch.linalg.vector_norm(g) for g in gradients])
+        )
+        scale = self.rho / (norm + 1e-12)
+        ascent = [g * scale for g in gradients]
+        with torch.no_grad():
+            for parameter, step in zip(moved, ascent, strict=True):
+                parameter.add_(step)
+                parameter.grad = None
+        loss().backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            for parameter, step in zip(moved, ascent, strict=True):
+                parameter.sub_(step)
+        return value.detach()

@@ -1,0 +1,117 @@
+"""One training step: gather, forward, backward, optimiser.
+
+On the CPU it is the plain step. On CUDA the whole step is captured once in a graph and replayed,
+since a step of these small models is bound by kernel launches; there is no host synchronisation
+between two replays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spat.config import Precision
+from spat.data.windows import Windows
+from spat.models.forecaster import Forecaster
+from spat.training.optimisation import SharpnessAware
+
+Step = Callable[[Tensor], Tensor]
+
+# Steps run before the capture, on a side stream: the allocator and the optimiser's state settle.
+WARM_UP = 3
+
+
+def make_step(
+    model: Forecaster,
+    windows: Windows,
+    optimiser: torch.optim.Optimizer,
+    precision: Precision = "float32",
+    sam_rho: float | None = None,
+) -> Step:
+    """The function that trains on one batch of window indices [B].
+
+    It returns the sum over the batch of the per-window mean squared errors, a scalar on the device.
+    """
+    step = _eager(model, windows, optimiser, precision, sam_rho)
+    if windows.values.is_cuda and sam_rho is None:
+        return GraphedStep(step)
+    return step
+
+
+def _eager(
+    model: Forecaster,
+    windows: Windows,
+    optimiser: torch.optim.Optimizer,
+    precision: Precision,
+    sam_rho: float | None,
+) -> Step:
+    device = windows.values.device.type
+    autocast = (
+        (lambda: torch.autocast(device, dtype=torch.bfloat16))
+        if precision == "bf16"
+        else contextlib.nullcontext
+    )
+    sharpness = SharpnessAware(model, sam_rho) if sam_rho is not None else None
+
+    def step(index: Tensor) -> Tensor:
+        batch = windows.batch(index)
+
+        def loss() -> Tensor:
+            with autocast():
+                forecast = model(batch.x, batch.past_marks, batch.future_marks)
+            return F.mse_loss(forecast.float(), batch.y)
+
+        optimiser.zero_grad(set_to_none=True)
+        if sharpness is not None:
+            value = sharpness.backward(loss)
+        else:
+            value = loss()
+            value.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        return value.detach() * len(index)
+
+    return step
+
+
+class GraphedStep:
+    """A step captured in a CUDA graph for the first batch size it meets.
+
+    Batches of another size (the last one of an epoch) run the plain step. The first `WARM_UP`
+    batches do, too: they are real steps, so nothing is trained twice.
+    """
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._index: Tensor | None = None
+        self._loss: Tensor | None = None
+        self._seen = 0
+        self._stream = torch.cuda.Stream()
+
+    def __call__(self, index: Tensor) -> Tensor:
+        """index [B] -> the batch's summed loss."""
+        if self._index is None:
+            self._index = index.clone()
+        if index.shape != self._index.shape or self._seen < WARM_UP:
+            self._seen += 1
+            return self._on_side_stream(index)
+        self._index.copy_(index)
+        if self._graph is None:
+            # The capture records the step without running it; the replay below runs it.
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._loss = self._step(self._index)
+        self._graph.replay()
+        assert self._loss is not None
+        return self._loss.clone()
+
+    def _on_side_stream(self, index: Tensor) -> Tensor:
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            loss = self._step(index)
+        torch.cuda.current_stream().wait_stream(self._stream)
+        return loss
