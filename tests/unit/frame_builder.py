@@ -13,7 +13,7 @@ import pandas as pd
 
 from spat import frames
 from spat.pruning.masks import Mask, all_site_masks
-from spat.reporting.inputs import Frames
+from spat.reporting.frames_io import Frames
 
 HEADS = (4, 4, 4, 4)
 FULL, EMPTY = Mask.full(HEADS).name, Mask.empty(HEADS).name
@@ -25,7 +25,7 @@ REFERENCES = ("DLinear", "RepeatLast", "SeasonalNaive")
 ERRORS = {"DLinear": 0.40, "RepeatLast": 1.20, "SeasonalNaive": 0.60}
 PARAMS_PER_HEAD, FLOPS_PER_HEAD = 10_000, 1_000_000
 PARAMS_REST, FLOPS_REST = 240_000, 24_000_000
-BATCHES, EPOCHS, WINDOWS = 8, 5, 40
+BATCHES, EPOCHS, WINDOWS = 8, 5, 600
 # The two sites that forecasts can spare are 1 and 3; SEND finds 1 first, its reverse finds it last.
 WORTH = (0.004, -0.006, 0.002, -0.003)
 SEND = (0.010, 0.002, 0.008, 0.004)
@@ -213,9 +213,7 @@ def _losses(results: pd.DataFrame) -> pd.DataFrame:
     key = [*frames.RUN, "order", "mask", "phase", "target"]
     steps = np.arange(WINDOWS)
     return rows[key].assign(
-        mse=[
-            (value * (1 + 0.2 * np.sin(steps / 5))).astype(np.float32) for value in rows["mse"]
-        ]
+        mse=[(value * (1 + 0.2 * np.sin(steps / 5))).astype(np.float32) for value in rows["mse"]]
     )
 
 

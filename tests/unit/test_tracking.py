@@ -269,17 +269,18 @@ def test_pretraining_shows_settings_losses_errors_costs_data_environment_and_fig
     assert end - start == 30_000
     assert [step for step, *_ in run["metrics"]["epoch/learning_rate"]] == [1, 2, 3]
     assert run["metrics"]["test/mse"] == [(0, 0.38, end)]
-    assert run["metrics"]["cost/flops"] == [(0, 2000.0, end)]
+    assert run["metrics"]["resources/flops"] == [(0, 2000.0, end)]
     assert [point[:2] for point in run["metrics"]["send/encoder.1.self"]] == [
         (1, 2.0),
         (2, 3.0),
         (3, 4.0),
     ]
-    assert run["inputs"] == [("ETTh1", ("ab" * 32)[:36])]
+    assert run["inputs"] == [("ETTh1", ("ab" * 32)[:12])]
     assert run["tags"]["device"] == "cpu"
     assert run["tags"]["version.torch"] == records.versions()["torch"]
     assert run["tags"]["mlflow.source.git.commit"] == records.commit()
     assert run["tags"]["digest"] == "d0"
+    assert run["tags"]["data_sha256"] == "ab" * 32
     assert run["artifacts"] == ["figures/loss.png"]
     whole = view[RUN.path]
     assert whole["params"] == run["params"]
@@ -295,15 +296,19 @@ def test_the_other_jobs_show_their_numbers(config: Config) -> None:
     assert score["send/encoder.0.self"][0][:2] == (0, 2.0)  # the mean over the three batches
     mask = view[f"{RUN.path}/prune/masks/0.1/order0"]
     assert mask["params"].items() >= {"mask": "0.1", "order": "0", "phase": "finetuned"}.items()
-    assert {"test/mse", "validation/mae", "pruned/test/mse", "epoch/val_mse", "cost/params"} <= set(
-        mask["metrics"]
-    )
+    assert {
+        "test/mse",
+        "validation/mae",
+        "pruned/test/mse",
+        "epoch/val_mse",
+        "resources/params",
+    } <= set(mask["metrics"])
     assert mask["artifacts"] == ["figures/loss.png"]
     assert view[f"{RUN.path}/measure"]["metrics"]["latency_ms/batch 128/0.0"][0][1] == 12.0
     transfer = view[f"{RUN.path}/transfer/ETTh2"]
     orders = transfer["metrics"]["mse/finetuned/0.1"]
     assert [point[:2] for point in orders] == [(0, 0.5), (1, 1.5)]
-    assert transfer["inputs"] == [("ETTh2", ("cd" * 32)[:36])]
+    assert transfer["inputs"] == [("ETTh2", ("cd" * 32)[:12])]
     assert view["report"]["artifacts"] == [
         "config.yaml",
         "figures/pareto.png",

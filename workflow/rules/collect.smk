@@ -23,5 +23,7 @@ rule collect:
     params:
         config=resolved,
         digest=provenance.settings_digest(CONFIG, "collect"),
+    message:
+        "collect: the frames of all runs"
     shell:
         "python -m spat collect --config {params.config} > {log} 2>&1"

@@ -16,5 +16,7 @@ rule decide:
     params:
         config=resolved,
         digest=digest("decide"),
+    message:
+        "decide: {wildcards.run}"
     shell:
         "python -m spat decide --config {params.config} --run {wildcards.run} > {log} 2>&1"

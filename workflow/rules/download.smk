@@ -16,5 +16,7 @@ rule download:
         digest=lambda wildcards: provenance.settings_digest(
             CONFIG, "download", dataset=DATASET_OF_FILE[wildcards.file]
         ),
+    message:
+        "download: {wildcards.file}"
     shell:
         "python -m spat download --config {params.config} --dataset {params.dataset} > {log} 2>&1"

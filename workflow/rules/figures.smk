@@ -30,5 +30,7 @@ rule figures:
     params:
         config=resolved,
         digest=provenance.settings_digest(CONFIG, "figures"),
+    message:
+        "figures: all"
     shell:
         "python -m spat figures --config {params.config} > {log} 2>&1"

@@ -17,5 +17,7 @@ rule measure:
     params:
         config=resolved,
         digest=digest("measure"),
+    message:
+        "measure: {wildcards.run}"
     shell:
         "python -m spat measure --config {params.config} --run {wildcards.run} > {log} 2>&1"

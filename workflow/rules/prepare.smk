@@ -17,5 +17,7 @@ rule prepare:
         digest=lambda wildcards: provenance.settings_digest(
             CONFIG, "prepare", dataset=wildcards.dataset
         ),
+    message:
+        "prepare: {wildcards.dataset}"
     shell:
         "python -m spat prepare --config {params.config} --dataset {wildcards.dataset} > {log} 2>&1"

@@ -25,5 +25,7 @@ rule pretrain:
     params:
         config=resolved,
         digest=digest("pretrain"),
+    message:
+        "pretrain: {wildcards.run}"
     shell:
         "python -m spat pretrain --config {params.config} --run {wildcards.run} > {log} 2>&1"

@@ -19,6 +19,8 @@ rule prune:
         config=resolved,
         digest=digest("prune"),
         orders=lambda wildcards: planned_run(wildcards).orders,
+    message:
+        "prune: {wildcards.run}"
     shell:
         "python -m spat prune --config {params.config} --run {wildcards.run} --workers {threads}"
         " > {log} 2>&1"

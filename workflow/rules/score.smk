@@ -19,5 +19,7 @@ rule score:
     params:
         config=resolved,
         digest=digest("score"),
+    message:
+        "score: {wildcards.run}"
     shell:
         "python -m spat score --config {params.config} --run {wildcards.run} > {log} 2>&1"

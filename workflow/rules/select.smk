@@ -15,5 +15,7 @@ rule select:
     params:
         config=resolved,
         digest=digest("select"),
+    message:
+        "select: {wildcards.run}"
     shell:
         "python -m spat select --config {params.config} --run {wildcards.run} > {log} 2>&1"

@@ -26,5 +26,7 @@ rule tables:
     params:
         config=resolved,
         digest=provenance.settings_digest(CONFIG, "tables"),
+    message:
+        "tables: all"
     shell:
         "python -m spat tables --config {params.config} > {log} 2>&1"

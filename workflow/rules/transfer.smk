@@ -17,6 +17,8 @@ rule transfer:
     params:
         config=resolved,
         digest=digest("transfer"),
+    message:
+        "transfer: {wildcards.run} -> {wildcards.target}"
     shell:
         "python -m spat transfer --config {params.config} --run {wildcards.run}"
         " --target {wildcards.target} > {log} 2>&1"

@@ -44,7 +44,9 @@ class GridBlock(Section):
     horizons: tuple[Count, ...] | None = Field(
         None, description="Forecast steps; the dataset's standard horizons when absent."
     )
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0,), min_length=1, description="Each seed is a run of its own."
+    )
     orders: Count = Field(1, description="Data orders in which each mask is fine-tuned.")
     prune: bool = Field(True, description="False stops after pre-training (dense errors only).")
 
@@ -165,7 +167,7 @@ class MeasureSection(Section):
 class TrackingSection(Section):
     """MLflow: a view of the files, which can be rebuilt from them."""
 
-    enabled: bool = True
+    enabled: bool = Field(True, description="False writes files only.")
     uri: str | None = Field(None, description="Tracking server; SQLite under `results` if absent.")
 
 

@@ -43,11 +43,11 @@ def _row_fault(cells: list[str], columns: Sequence[str], timed: bool) -> str | N
         problem = _time_fault(cell) if timed and index == 0 else _number_fault(cell)
         if problem:
             return f"column {column!r}: {problem}"
-    if len(cells) < len(columns):
-        missing = columns[len(cells)]
-        return f"column {missing!r}: missing; {len(cells)} of {len(columns)} cells (truncated?)"
-    if len(cells) > len(columns):
-        return f"column {len(cells)}: {len(cells)} cells where the table has {len(columns)} columns"
+    found, expected = len(cells), len(columns)
+    if found < expected:
+        return f"column {columns[found]!r}: missing; {found} of {expected} cells (truncated?)"
+    if found > expected:
+        return f"column {expected + 1}: {found} cells where the table has {expected} columns"
     return None
 
 

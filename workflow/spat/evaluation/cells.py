@@ -9,7 +9,7 @@ station, then stations, whatever the number of seeds in one cell.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import pandas as pd
 
@@ -69,6 +69,11 @@ def site_errors(results: pd.DataFrame, split: str = "test") -> pd.DataFrame:
 def wide(rows: pd.DataFrame, index: str, columns: str, value: str) -> pd.DataFrame:
     """One row per `index` and one column per value of `columns`; duplicates are an error."""
     return rows.pivot(index=index, columns=columns, values=value)  # noqa: PD010 (it would average)
+
+
+def keyed(columns: Sequence[str], key: Any) -> dict[str, Any]:
+    """A key of a `groupby` over several columns, as a row."""
+    return dict(zip(columns, key, strict=True))
 
 
 def with_station(frame: pd.DataFrame) -> pd.DataFrame:

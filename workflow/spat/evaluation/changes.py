@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from spat.evaluation.bootstrap import Array, block_length, equivalence, relative_change
-from spat.evaluation.cells import CELL, keeps_all
+from spat.evaluation.cells import CELL, keeps_all, keyed
 from spat.frames import RUN
 
 _KEY = [*RUN, "target", "mask"]
@@ -46,7 +46,7 @@ def relative_changes(
     joined = joined.join(base, on=[*RUN, "target"], how="inner")
     groups = joined.groupby([*CELL, "target", *by], dropna=False, sort=True)
     found = [
-        dict(zip([*CELL, "target", *by], key, strict=True))
+        keyed([*CELL, "target", *by], key)
         | _change(group, draws=draws, confidence=confidence, margin=margin)
         for key, group in groups
     ]

@@ -48,7 +48,7 @@ def evaluate(model: nn.Module, windows: Windows, batch_size: int = BATCH_SIZE) -
         )
     index = torch.arange(len(windows), device=windows.values.device)
     with _evaluating(model):
-        parts = [_batch_errors(model, windows, part) for part in index.split(batch_size)]
+        parts = [_batch_errors(model, windows, part) for part in torch.split(index, batch_size)]
     errors = torch.cat(parts, dim=1).cpu()  # [2, N]
     mse, mae = errors.mean(dim=1).tolist()
     squared, absolute = errors.float().numpy()

@@ -14,7 +14,8 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from spat.evaluation.cells import CELL, sites_removed, wide
+from spat.evaluation.cells import CELL, keyed, sites_removed, wide
+from spat.evaluation.ranks import relabelled
 from spat.evaluation.replicates import exhaustive, expected_minimum, replicate_sd
 from spat.frames import RUN
 
@@ -35,10 +36,9 @@ def choices(selections: pd.DataFrame, labels: Mapping[str, str] | None = None) -
         ValueError: if a criterion chose two masks for one run, draw and K.
     """
     rows = selections[(selections["level"] == "site") & (selections["rule"] == "")]
-    rows = rows.assign(
-        criterion=rows["criterion"].replace(dict(labels or {})),
-        removed=rows["mask"].map(sites_removed),
-    )[_CHOICE].drop_duplicates()
+    rows = rows[rows["ratio"].notna()]
+    rows = relabelled(rows, labels).assign(removed=rows["mask"].map(sites_removed).astype("int64"))
+    rows = rows[_CHOICE].drop_duplicates()
     twice = rows[rows.duplicated([c for c in _CHOICE if c != "mask"], keep=False)]
     if not twice.empty:
         raise ValueError(
@@ -130,7 +130,7 @@ def _left_out(errors: pd.DataFrame, group: list[str], replicate: str) -> pd.Data
         others = values.sum(axis=0) - values
         best = values[np.arange(len(values)), others.argmin(axis=1)]
         frame = pd.DataFrame({replicate: table.index, "oracle_mse": best})
-        found.append(frame.assign(**dict(zip(group, key, strict=True))))
+        found.append(frame.assign(**keyed(group, key)))
     return pd.concat(found) if found else pd.DataFrame(columns=[*group, replicate, "oracle_mse"])
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -15,6 +16,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from spat.evaluation.bootstrap import Array
+from spat.evaluation.cells import keyed
 from spat.frames import RUN
 
 # Recorded among the scores, but no criterion.
@@ -47,15 +49,23 @@ def permutations(n: int, seed: int = 0) -> NDArray[np.intp]:
 
 
 def batch_scores(scores: pd.DataFrame) -> pd.DataFrame:
-    """Scores of whole sites at the kept checkpoint, one row per run, criterion, batch and site."""
+    """Scores of whole sites in single batches at the kept checkpoint."""
     rows = scores[(scores["head"] == -1) & (scores["batch"] >= 0)]
     return rows[rows["criterion"] != UNIFORMITY]
 
 
 def site_scores(scores: pd.DataFrame) -> pd.DataFrame:
-    """The score of each site: RUN, `criterion`, `site`, `value`, the mean over the batches."""
-    keys = [*RUN, "criterion", "site"]
-    return batch_scores(scores).groupby(keys)["value"].mean().reset_index()
+    """The score that pruning ranks by: RUN, `criterion`, `site`, `value`.
+
+    It is the value over all batches at the kept epoch, which is the one whose single batches were
+    recorded. Runs that were not scored have none, and neither has a criterion with a score that is
+    missing: it has no rank.
+    """
+    whole = scores[(scores["head"] == -1) & (scores["criterion"] != UNIFORMITY)]
+    kept = whole.loc[whole["batch"] >= 0, [*RUN, "epoch"]].drop_duplicates()
+    rows = whole[whole["batch"] == -1].merge(kept, on=[*RUN, "epoch"])
+    unknown = rows["value"].isna().groupby([rows[key] for key in (*RUN, "criterion")])
+    return rows.loc[~unknown.transform("any"), [*RUN, "criterion", "site", "value"]]
 
 
 def vectors(frame: pd.DataFrame, keys: list[str], value: str = "value") -> pd.Series:
@@ -73,7 +83,7 @@ def pairwise_tau(values: pd.Series, group: list[str]) -> pd.DataFrame:
         first, second = np.triu_indices(len(x), k=1)
         if len(first):
             tau = float(tau_b(x[first], x[second]).mean())
-            found.append(dict(zip(group, key, strict=True)) | {"tau": tau, "pairs": len(first)})
+            found.append(keyed(group, key) | {"tau": tau, "pairs": len(first)})
     return pd.DataFrame(found, columns=[*group, "tau", "pairs"])
 
 
@@ -83,12 +93,17 @@ def merged_criteria(scores: pd.DataFrame) -> dict[str, str]:
     Ties are broken in forward order, as pruning does. A label joins its criteria by ` = ` in the
     order of the alphabet; one that is alone keeps its name.
     """
-    order = vectors(site_scores(scores), [*RUN, "criterion"]).map(
+    orders = vectors(site_scores(scores), ["criterion", *RUN]).map(
         lambda value: tuple(np.argsort(value, kind="stable").tolist())
     )
-    table = order.unstack("criterion")
-    table = table.where(table.notna(), None)
     groups: dict[tuple[object, ...], list[str]] = {}
-    for criterion in sorted(table.columns):
-        groups.setdefault(tuple(table[criterion]), []).append(criterion)
+    for criterion, own in orders.groupby(level="criterion"):
+        runs = own.droplevel("criterion")
+        groups.setdefault(tuple(zip(runs.index, runs, strict=True)), []).append(str(criterion))
     return {name: " = ".join(names) for names in groups.values() for name in names}
+
+
+def relabelled(frame: pd.DataFrame, labels: Mapping[str, str] | None) -> pd.DataFrame:
+    """The frame with merged criteria under their label."""
+    names = dict(labels or {})
+    return frame.assign(criterion=frame["criterion"].map(lambda name: names.get(name, name)))

@@ -16,7 +16,7 @@ import scipy.integrate
 import scipy.stats
 
 from spat.evaluation.bootstrap import Array
-from spat.evaluation.cells import CELL, site_errors, wide
+from spat.evaluation.cells import CELL, keyed, site_errors, wide
 from spat.frames import RUN
 
 MIN_ORDERS: Final = 3
@@ -52,7 +52,7 @@ def variance_components(results: pd.DataFrame) -> pd.DataFrame:
     """
     rows = exhaustive(results)
     sums = [
-        dict(zip([*RUN, "removed"], key, strict=True)) | _sums(table)
+        keyed([*RUN, "removed"], key) | _sums(table)
         for key, group in rows.groupby([*RUN, "removed"])
         if (table := wide(group, "mask", "order", "mse").dropna(axis="columns").to_numpy()).shape[1]
         >= MIN_ORDERS
@@ -60,7 +60,7 @@ def variance_components(results: pd.DataFrame) -> pd.DataFrame:
     frame = pd.DataFrame(sums, columns=[*RUN, "removed", *_SUMS])
     both = pd.concat([frame, frame.assign(removed=POOLED)])
     found = [
-        dict(zip([*CELL, "removed"], key, strict=True)) | _components(group)
+        keyed([*CELL, "removed"], key) | _components(group)
         for key, group in both.groupby([*CELL, "removed"])
     ]
     return pd.DataFrame(found, columns=[*CELL, "removed", *_COMPONENTS])

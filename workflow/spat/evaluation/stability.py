@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from spat.evaluation.bootstrap import Array
-from spat.evaluation.cells import CELL, weights, wide
+from spat.evaluation.cells import CELL, keyed, weights, wide
 from spat.evaluation.ranks import batch_scores, pairwise_tau, site_scores, tau_b, vectors
 from spat.frames import RUN
 
@@ -49,7 +49,8 @@ def variation(scores: pd.DataFrame, pools: Sequence[int] = (1,)) -> pd.DataFrame
     joined = pd.concat(found, ignore_index=True)
     mean = joined["mean"].abs()
     joined["cv"] = joined["std"] / mean.where(mean > 0)
-    return joined.rename(columns={"count": "batches"}).drop(columns="std")
+    columns = [*_CASE, "site", "pool", "batches", "mean", "cv"]
+    return joined.rename(columns={"count": "batches"})[columns]
 
 
 def batch_agreement(scores: pd.DataFrame, subsets: int = 200, seed: int = 0) -> pd.DataFrame:
@@ -65,7 +66,7 @@ def batch_agreement(scores: pd.DataFrame, subsets: int = 200, seed: int = 0) -> 
         table = wide(group, "batch", "site", "value").to_numpy()
         if min(table.shape) > 1:
             curve = _curve(table, subsets, np.random.default_rng(seed))
-            found.append(curve.assign(**dict(zip(_CASE, key, strict=True))))
+            found.append(curve.assign(**keyed(_CASE, key)))
     columns = [*_CASE, "batches", "tau", "tau_low", "tau_disjoint"]
     return pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
 
@@ -93,9 +94,7 @@ def recommended_batches(
         failing = curve.loc[curve["mean"] < threshold, "batches"]
         enough = curve.loc[curve["batches"] > failing.max(), "batches"] if len(failing) else None
         first = curve["batches"].min() if enough is None else enough.min()
-        found.append(
-            dict(zip(by, key, strict=True)) | {"batches": first, "of": curve["batches"].max()}
-        )
+        found.append(keyed(by, key) | {"batches": first, "of": curve["batches"].max()})
     return pd.DataFrame(found, columns=[*by, "batches", "of"]).astype({"batches": "Int64"})
 
 

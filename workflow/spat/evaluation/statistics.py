@@ -27,7 +27,7 @@ class StatisticsError(ValueError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """A test over `n` independent sources; `p` is None, and a `note` says why, if it was not made."""
+    """A test over `n` independent sources; `p` None and a `note` where it was not made."""
 
     statistic: float | None
     p: float | None

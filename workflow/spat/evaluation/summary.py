@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from spat.evaluation.bootstrap import Array
-from spat.evaluation.cells import CELL, weights, with_station
+from spat.evaluation.cells import CELL, keyed, weights, with_station
 from spat.frames import RUN
 
 
@@ -46,7 +46,7 @@ def summarise(
             "runs": len(group[list(RUN)].drop_duplicates()),
             "cells": len(group[list(CELL)].drop_duplicates()),
         }
-        found.append(dict(zip(by, key, strict=True)) | measures)
+        found.append(keyed(by, key) | measures)
     return pd.DataFrame(found, columns=[*by, value, "low", "high", "runs", "cells"])
 
 

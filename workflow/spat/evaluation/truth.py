@@ -14,8 +14,15 @@ import numpy as np
 import pandas as pd
 
 from spat.evaluation.bootstrap import Array
-from spat.evaluation.cells import CELL, fields, site_errors, weights
-from spat.evaluation.ranks import pairwise_tau, permutations, site_scores, tau_b, vectors
+from spat.evaluation.cells import CELL, fields, keyed, site_errors, weights
+from spat.evaluation.ranks import (
+    pairwise_tau,
+    permutations,
+    relabelled,
+    site_scores,
+    tau_b,
+    vectors,
+)
 from spat.evaluation.summary import summarise
 from spat.frames import RUN
 
@@ -51,8 +58,7 @@ def agreements(
         RUN, `criterion`, `tau`, `scores` and `changes` (arrays [N], sites in forward order).
     """
     truth = _mean_changes(leave_one_out(results))
-    rows = site_scores(scores)
-    rows = rows.assign(criterion=rows["criterion"].replace(dict(labels or {})))
+    rows = relabelled(site_scores(scores), labels)
     rows = rows.drop_duplicates([*RUN, "criterion", "site"])
     ours = vectors(rows, [*RUN, "criterion"]).rename("scores").reset_index()
     joined = ours.merge(vectors(truth, list(RUN), "change").rename("changes").reset_index())
@@ -83,10 +89,7 @@ def agreement_tests(
     keys = [*by, "criterion"]
     table = summarise(agreement, "tau", keys, confidence=confidence, seed=seed)
     rows = agreement.assign(weight=weights(agreement, keys))
-    found = [
-        dict(zip(keys, key, strict=True)) | _nulls(group, draws, seed)
-        for key, group in rows.groupby(keys)
-    ]
+    found = [keyed(keys, key) | _nulls(group, draws, seed) for key, group in rows.groupby(keys)]
     nulls = pd.DataFrame(found, columns=[*keys, "null_sd", "p", "p_position"])
     return table.merge(nulls, on=keys)
 

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spat.models.kernels import Linear
+from spat.models.kernels import Linear, attend
 
 
 class AttentionCore(nn.Module):
@@ -33,7 +32,7 @@ class AttentionCore(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [B, H, Q, D]; k, v [B, H, K, D] -> O [B, H, Q, D]."""
         p = self.dropout if self.training else 0.0
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=self.causal)
+        return attend(q, k, v, p, self.causal)
 
     def allowed(self, queries: int, keys: int) -> Tensor:
         """Which keys a query may attend to, bool [Q, K]."""

@@ -56,6 +56,27 @@ def dropout(x: Tensor, p: float) -> Tensor:
     return x * kept.mul_(2**16 / (2**16 - dropped))
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, p: float, causal: bool) -> Tensor:
+    """O = dropout(softmax(q k^T / sqrt(d))) v.
+
+    q [..., Q, d], k and v [..., K, d] -> [..., Q, d]. Torch's fused kernel, except on the CPU where
+    it has no dropout and where rows of keys are shorter than a vector register.
+    """
+    short = k.shape[-2] < 16
+    if q.device.type != "cpu" or not (p or short):
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=causal)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if causal:
+        hidden = scores.new_full(scores.shape[-2:], -torch.inf).triu(1)
+        scores = scores + hidden
+    if not short:
+        return dropout(scores.softmax(-1), p) @ v
+    # Short rows would be taken element by element (12 ns each, instead of 0.7): let neighbouring
+    # rows share the registers.
+    weights = dropout(scores.movedim(-1, 0).contiguous().softmax(0), p)
+    return weights.movedim(0, -1) @ v
+
+
 class _Product(torch.autograd.Function):
     """x W^T + b through oneDNN, with gradients through it too."""
 
@@ -72,13 +93,20 @@ class _Product(torch.autograd.Function):
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
         return (
             _product(gradient, weight.t()) if wants_x else None,
-            _product(rows.t(), x_rows.t()) if wants_weight else None,
+            _weight_gradient(rows, x_rows) if wants_weight else None,
             rows.sum(0) if wants_bias else None,
         )
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+
+
+def _weight_gradient(rows: Tensor, x_rows: Tensor) -> Tensor:
+    # oneDNN copies a transposed first operand: let that be the narrow one.
+    if rows.shape[1] > 2 * x_rows.shape[1]:
+        return _product(x_rows.t(), rows.t()).t()
+    return _product(rows.t(), x_rows.t())
 
 
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")

@@ -156,10 +156,10 @@ def save(model: Forecaster, folder: Path, mask: Mask | None = None) -> None:
     """
     values = architecture(model, mask)
     weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-    if _shapes(weights) != _shapes(rebuild(values).state_dict()):
+    if problem := _mismatch(weights, rebuild(values)):
         raise ValueError(
-            f"{folder}: the weights are not what the mask {values['mask']!r} leaves: give the mask "
-            "that the model was pruned to"
+            f"mask {values['mask']!r} does not leave this model ({problem}): give the mask that it "
+            "was pruned to"
         )
     write_json(folder / ARCHITECTURE, values)
     with replacing(folder / WEIGHTS) as temporary:
@@ -175,9 +175,12 @@ def load(folder: Path, device: str | torch.device = "cpu") -> Forecaster:
     """
     try:
         model = rebuild(read_json(folder / ARCHITECTURE))
-        model.load_state_dict(load_file(folder / WEIGHTS), strict=True)
-    except (RuntimeError, SafetensorError, ValueError) as error:
+        weights = load_file(folder / WEIGHTS)
+    except (SafetensorError, ValueError) as error:
         raise ValueError(f"{folder}: {error}; delete it and run its job again") from None
+    if problem := _mismatch(weights, model):
+        raise ValueError(f"{folder}: {problem}; delete it and run its job again")
+    model.load_state_dict(weights, strict=True)
     return model.to(device).eval()
 
 
@@ -218,8 +221,18 @@ def _require_dense(model: Forecaster, mask: Mask) -> None:
             )
 
 
-def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: value.shape for name, value in weights.items()}
+def _mismatch(weights: Mapping[str, Tensor], model: nn.Module) -> str | None:
+    """The first weight that the model has not, lacks, or has in another shape.
+
+    `load_state_dict` alone is not strict enough: it passes over weights of a removed module.
+    """
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            shapes = (found.get(name, "missing"), wanted.get(name, "none"))
+            return "{}: weights {}, network {}".format(name, *shapes)
+    return None
 
 
 def _registered(model: Forecaster) -> str:

@@ -6,15 +6,15 @@ mask of SPAT at some ratio, or no attention left. Errors are test errors of the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import numpy as np
 import pandas as pd
 
-from spat.evaluation.cells import CELL, in_domain, keeps_all
+from spat.evaluation.cells import CELL, in_domain, keeps_all, keeps_none
 from spat.frames import RUN
-from spat.reporting.inputs import Absent, Frames
+from spat.reporting.frames_io import Absent, Frames
 
 DENSE: Final = "dense"
 CONTROL: Final = "control"
@@ -53,9 +53,9 @@ def ordered(values: pd.Series, order: Sequence[str] | None = None) -> pd.Categor
     return pd.Categorical(values, categories=categories, ordered=True)
 
 
-def keeps_none(mask: str) -> bool:
-    """Whether a mask removes every site."""
-    return mask != WITHOUT_SITES and "1" not in mask
+def having(rows: pd.DataFrame, wanted: Callable[[str], bool]) -> pd.DataFrame:
+    """The rows whose mask is as wanted."""
+    return rows[rows["mask"].map(wanted).astype(bool)]
 
 
 def has_sites(rows: pd.DataFrame) -> pd.Series:
@@ -77,7 +77,7 @@ def site_choices(selections: pd.DataFrame) -> pd.DataFrame:
     send = selections[(selections["criterion"] == "send") & (selections["level"] == "site")]
     chosen = send[send["rule"] == "validation"].assign(method=CHOSEN)
     fixed = send[(send["rule"] == "") & send["ratio"].notna()].sort_values("ratio")
-    fixed = fixed[~fixed["mask"].map(keeps_all) & ~fixed["mask"].map(keeps_none)]
+    fixed = having(fixed, _between)
     fixed = fixed.drop_duplicates([*RUN, "removed"])
     fixed = fixed.assign(method=fixed["ratio"].map(at_ratio))
     return pd.concat([chosen, fixed])[[*RUN, "mask", "removed", "ratio", "method"]]
@@ -98,8 +98,8 @@ def by_method(frames: Frames) -> pd.DataFrame:
     return pd.concat(
         [
             dense.assign(method=DENSE),
-            tuned[tuned["mask"].map(keeps_all)].assign(method=CONTROL),
-            tuned[tuned["mask"].map(keeps_none)].assign(method=NONE_LEFT),
+            having(tuned, keeps_all).assign(method=CONTROL),
+            having(tuned, keeps_none).assign(method=NONE_LEFT),
             tuned.merge(
                 site_choices(frames.selections)[[*RUN, "mask", "method"]], on=[*RUN, "mask"]
             ),
@@ -119,7 +119,7 @@ def by_decision(frames: Frames) -> pd.DataFrame:
     """
     made = frames.selections
     made = made[(made["rule"] == "") & made["ratio"].notna()].sort_values("ratio", kind="stable")
-    made = made[~made["mask"].map(keeps_all) & ~made["mask"].map(keeps_none)]
+    made = having(made, _between)
     made = made.drop_duplicates([*RUN, "criterion", "draw", "level", "removed"])
     rows = in_domain(tested(frames.results))
     columns = [*RUN, "mask", "criterion", "draw", "level", "ratio", "removed"]
@@ -179,11 +179,15 @@ def summary(rows: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
     return table.assign(missing=table["size"] - table["n"]).drop(columns="size")
 
 
+def _between(mask: str) -> bool:
+    return not keeps_all(mask) and not keeps_none(mask)
+
+
 def _with_costs_of_control(dense: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
-    """Latency and memory are measured on the control, which is the same network as the dense one."""
+    """Latency and memory are measured on the control, the same network as the dense one."""
     measured = ["latency_ms", "memory_mb"]
     keys = [*RUN, "mask"]
-    control = tuned[tuned["mask"].map(keeps_all)].drop_duplicates(keys)
+    control = having(tuned, keeps_all).drop_duplicates(keys)
     joined = dense[keys].merge(control[[*keys, *measured]], on=keys, how="left")
     return dense.assign(
         **{m: dense[m].fillna(pd.Series(joined[m].to_numpy(), index=dense.index)) for m in measured}

@@ -15,6 +15,4 @@ TABLES: Final = (
     "reproduction",
 )
 
-FIGURES: Final = (
-    "pareto",
-)
+FIGURES: Final = ("pareto",)

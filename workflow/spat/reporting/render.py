@@ -8,20 +8,22 @@ judged by the digits that are shown.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal
 
 import pandas as pd
 
 Style = Literal["best", "second", ""]
 GAP: Final = "–"
-# Rows of a LaTeX table: what fits on a page.
-ROWS_PER_PAGE: Final = 44
+# LaTeX: rows that fit on a page, and the columns from which on deviations stand under their means.
+ROWS_PER_PAGE: Final = 48
+STACKED_FROM: Final = 5
 
 COUNTS: Final = ("parameters", "FLOPs")
 CHANGES: Final = ("%", "pp", "tau")
-SUFFIXES: Final = {"%": " %", "pp": " pp", "ms": " ms", "MB": " MB"}
+SUFFIXES: Final = {"%": "%", "pp": "pp", "ms": "ms", "MB": "MB"}
 _PREFIXES: Final = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -42,12 +44,28 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class Cell:
+    """A value as text, its deviation or interval, its unit, and its place in the comparison."""
+
+    value: str
+    spread: str = ""
+    suffix: str = ""
+    style: Style = ""
+
+    def line(self, marks: Mapping[Style, str]) -> str:
+        """All on one line, the value marked by its style: `**0.350** ± 0.002`."""
+        return " ".join(
+            part for part in (marks[self.style] % self.value, self.spread, self.suffix) if part
+        )
+
+
+@dataclass(frozen=True)
 class Page:
-    """A table ready to be written: header, body of (text, style), and the notes under it."""
+    """A table ready to be written: header, body (keys and cells of a row), and notes under it."""
 
     keys: list[str]
     columns: list[str]
-    body: list[tuple[list[str], list[tuple[str, Style]]]]
+    body: list[tuple[list[str], list[Cell]]]
     notes: list[str]
 
 
@@ -64,8 +82,8 @@ def number(value: float, unit: str, *, signed: bool = True) -> str:
 
 
 def page(frame: pd.DataFrame, layout: Layout, notes: Sequence[str] = ()) -> Page:
-    """The page of a tidy table. Keys that are the same in all rows move from columns to a note."""
-    constant = [k for k in layout.rows if frame[k].nunique(dropna=False) == 1 and len(frame) > 1]
+    """The page of a tidy table; keys that are the same in all rows move from columns to a note."""
+    constant = [key for key in layout.rows if len(frame) > 1 and same(frame[key])]
     keys = [key for key in layout.rows if key not in constant]
     columns = _columns(frame[layout.columns])
     cells = frame.assign(**{layout.columns: frame[layout.columns].astype(str)})
@@ -74,47 +92,52 @@ def page(frame: pd.DataFrame, layout: Layout, notes: Sequence[str] = ()) -> Page
     body = []
     for key, row in cells.groupby(list(layout.rows), sort=False, dropna=False, observed=True):
         named = dict(zip(layout.rows, key, strict=True))
-        found = {cell[layout.columns]: cell for cell in row.to_dict("records")}
+        found = {cell[layout.columns]: cell for _, cell in row.iterrows()}
         shown = [_cell(found.get(column), usual) for column in columns]
         body.append(([str(named[key]) for key in keys], shown))
     return Page(keys, columns, body, [*_notes(frame, layout, constant, usual), *notes])
 
 
+def same(values: pd.Series) -> bool:
+    """Whether a column holds one value throughout."""
+    return bool((values == values.iloc[0]).all())
+
+
 def markdown(page: Page, title: str) -> str:
     """GitHub Markdown."""
-    marks = {"best": "**{}**", "second": "<ins>{}</ins>", "": "{}"}
-    rows = [
-        "| " + " | ".join([*_pipes(keys), *(marks[s].format(t) for t, s in cells)]) + " |"
-        for keys, cells in page.body
-    ]
-    rule = ["---"] * len(page.keys) + ["---:"] * len(page.columns)
+    marks: dict[Style, str] = {"best": "**%s**", "second": "<ins>%s</ins>", "": "%s"}
     head = [_title(key) for key in page.keys] + page.columns
-    lines = [f"**{title}**", "", _row(head), _row(rule), *rows, "", *_paragraphs(page.notes)]
-    return "\n".join(lines).rstrip() + "\n"
+    rule = ["---"] * len(page.keys) + ["---:"] * len(page.columns)
+    rows = [[*keys, *(cell.line(marks) for cell in cells)] for keys, cells in page.body]
+    lines = [f"**{title}**", "", *(_row(row) for row in (head, rule, *rows))]
+    return "\n".join([*lines, "", " ".join(page.notes)]) + "\n"
 
 
 def text(page: Page, title: str) -> str:
     """Plain text for a terminal; a star marks the best."""
     from tabulate import tabulate
 
-    rows = [[*keys, *(f"{t}{'*' if s == 'best' else ''}" for t, s in c)] for keys, c in page.body]
+    marks: dict[Style, str] = {"best": "*%s", "second": "%s", "": "%s"}
+    rows = [[*keys, *(cell.line(marks) for cell in cells)] for keys, cells in page.body]
     head = [*map(_title, page.keys), *page.columns]
     align = ["left"] * len(page.keys) + ["right"] * len(page.columns)
     table = tabulate(rows, head, tablefmt="simple", colalign=align, disable_numparse=True)
-    notes = [note.replace("bold", "with a star").replace(", second underlined", "") for note in page.notes]
-    return "\n".join([title, "", table, "", *notes]) + "\n"
+    notes = " ".join(page.notes).replace("bold, second underlined", "with a star")
+    return "\n".join([title, "", table, "", *textwrap.wrap(notes, 100)]) + "\n"
 
 
 def latex(page: Page, title: str, label: str) -> str:
     """One or more `table*` environments; a document needs `\\usepackage{booktabs}` and no more."""
-    parts = [page.body[i : i + ROWS_PER_PAGE] for i in range(0, len(page.body), ROWS_PER_PAGE)]
-    made = []
+    stacked = len(page.columns) >= STACKED_FROM and any(c.spread for _, r in page.body for c in r)
+    size = ROWS_PER_PAGE // 2 if stacked else ROWS_PER_PAGE
+    parts = [page.body[i : i + size] for i in range(0, len(page.body), size)]
+    made = ["% needs \\usepackage{booktabs}\n"]
     for i, part in enumerate(parts):
         again = f" (part {i + 1} of {len(parts)})" if len(parts) > 1 else ""
         caption = escape(f"{title}{again}. " + " ".join(page.notes))
         tag = f"tab:{label}" + (f"-{i + 1}" if i else "")
-        made.append(_environment(page, part, caption, tag))
-    return "% needs \\usepackage{booktabs}\n" + "\n".join(made)
+        made.append(_environment(page, part, caption, tag, stacked))
+    return "\n".join(made)
 
 
 def nothing(title: str, reason: str) -> dict[str, str]:
@@ -133,7 +156,7 @@ _SPECIAL: Final = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "±": r"$\pm$", "−": r"$-$", "→": r"$\to$", "–": "--", "≤": r"$\le$", "·": r"$\cdot$",
-    "<": r"$<$", ">": r"$>$", "|": r"$|$",
+    "\u00a0": "~", "<": r"$<$", ">": r"$>$", "|": r"$|$",
 }  # fmt: skip
 
 
@@ -143,29 +166,54 @@ def escape(value: str) -> str:
 
 
 def _environment(
-    page: Page, body: list[tuple[list[str], list[tuple[str, Style]]]], caption: str, tag: str
+    page: Page, body: list[tuple[list[str], list[Cell]]], caption: str, tag: str, stacked: bool
 ) -> str:
-    marks: dict[Style, str] = {"best": r"\textbf{%s}", "second": r"\underline{%s}", "": "%s"}
-    lines, previous = [], [""] * len(page.keys)
+    lines: list[str] = []
+    previous = [""] * len(page.keys)
     for keys, cells in body:
         fresh = next((i for i, (a, b) in enumerate(zip(keys, previous, strict=True)) if a != b), 0)
         if lines and fresh == 0 and len(page.keys) > 1:
             lines.append(r"\addlinespace")
         # A key that repeats the one above, under equal leading keys, is left out.
         shown = ["" if i < fresh else escape(key) for i, key in enumerate(keys)]
-        shown += [marks[style] % escape(text) for text, style in cells]
-        lines.append(" & ".join(shown) + r" \\")
+        lines += _latex_rows(shown, cells, stacked)
         previous = keys
-    head = [escape(_title(key)) for key in page.keys] + [escape(c) for c in page.columns]
+    head = [escape(_title(key)) for key in page.keys] + [_stack(c) for c in page.columns]
     columns = "l" * len(page.keys) + "r" * len(page.columns)
     inner = "\n".join(f"    {line}" for line in lines)
     return (
-        "\\begin{table*}\n  \\centering\n  \\scriptsize\n  \\setlength{\\tabcolsep}{3pt}\n"
+        "\\begin{table*}\n  \\centering\n  \\scriptsize\n  \\setlength{\\tabcolsep}{2pt}\n"
         f"  \\caption{{{caption}}}\n  \\label{{{tag}}}\n"
         f"  \\begin{{tabular}}{{@{{}}{columns}@{{}}}}\n    \\toprule\n"
         f"    {' & '.join(head)} \\\\\n    \\midrule\n{inner}\n    \\bottomrule\n"
         "  \\end{tabular}\n\\end{table*}\n"
     )
+
+
+def _latex_rows(keys: list[str], cells: list[Cell], stacked: bool) -> list[str]:
+    """A row; where it is stacked, deviations stand in a second, smaller one."""
+    marks: dict[Style, str] = {"best": r"\textbf{%s}", "second": r"\underline{%s}", "": "%s"}
+    plain = [
+        replace(c, value=escape(c.value), spread=escape(c.spread), suffix=escape(c.suffix))
+        for c in cells
+    ]
+    if not (stacked and any(cell.spread for cell in plain)):
+        return [" & ".join([*keys, *(cell.line(marks) for cell in plain)]) + r" \\"]
+    above = [replace(cell, spread="").line(marks) for cell in plain]
+    below = [rf"\tiny {cell.spread}" if cell.spread else "" for cell in plain]
+    return [
+        " & ".join([*keys, *above]) + r" \\",
+        " & ".join([*("" for _ in keys), *below]) + r" \\[2pt]",
+    ]
+
+
+def _stack(name: str) -> str:
+    """A column's name, broken into lines where it is long."""
+    lines = [
+        escape(line)
+        for line in textwrap.wrap(name.replace(" %", "\u00a0%"), 8, break_on_hyphens=False)
+    ]
+    return lines[0] if len(lines) == 1 else r"\shortstack[r]{" + r"\\".join(lines) + "}"
 
 
 def _columns(values: pd.Series) -> list[str]:
@@ -175,50 +223,48 @@ def _columns(values: pd.Series) -> list[str]:
     return list(dict.fromkeys(values.astype(str)))
 
 
-def _styles(cells: pd.DataFrame, layout: Layout) -> list[Style]:
+def _styles(cells: pd.DataFrame, layout: Layout) -> pd.Series:
     """Best and second of each comparison by the digits shown; ties share, a lone value has none."""
-    styles: list[Style] = [""] * len(cells)
+    styles = pd.Series("", index=cells.index)
     if not layout.best:
         return styles
     rounded = cells["mean"].round(3)
-    names = cells[layout.columns]
-    competes = (cells["unit"] == "") & ~names.isin(layout.unranked) & rounded.notna()
+    competes = (cells["unit"] == "") & rounded.notna()
+    competes &= ~cells[layout.columns].isin(layout.unranked)
     keys = [*layout.within, layout.columns] if layout.within else list(layout.rows)
-    position = pd.Series(range(len(cells)), index=cells.index)
-    for _, group in cells[competes].groupby(keys, dropna=False, observed=True):
-        values = rounded[group.index]
-        ranks = values.rank(method="dense")
-        if ranks.max() > 1:
-            for index, rank in ranks[ranks <= 2].items():
-                styles[position[index]] = "best" if rank == 1 else "second"
+    groups = rounded[competes].groupby([cells.loc[competes, key] for key in keys], observed=True)
+    ranks = groups.rank(method="dense")
+    contested = groups.transform("nunique") > 1
+    styles[ranks[contested & (ranks == 1)].index] = "best"
+    styles[ranks[contested & (ranks == 2)].index] = "second"
     return styles
 
 
-def _cell(cell: dict[str, Any] | None, usual: int) -> tuple[str, Style]:
-    if cell is None:
-        return GAP, ""
-    if not math.isfinite(cell["mean"]):
-        return ("diverged", "") if cell["missing"] else (GAP, "")
-    unit = cell["unit"]
-    shown = number(cell["mean"], unit)
-    if math.isfinite(cell.get("low", math.nan)):
-        shown += f" [{number(cell['low'], unit)}, {number(cell['high'], unit)}]"
-    # Counts are the same for every seed, unless seeds chose different masks.
-    elif math.isfinite(cell["sd"]) and not (cell["sd"] == 0 and unit in COUNTS):
-        shown += f" ± {number(cell['sd'], unit, signed=False)}"
-    shown += SUFFIXES.get(unit, "")
-    if cell["missing"]:
-        shown += f" ({cell['missing']} diverged)"
-    elif cell["n"] not in (0, usual):
-        shown += f" (n={cell['n']})"
-    return shown, cell["style"]
+def _cell(row: pd.Series | None, usual: int) -> Cell:
+    if row is None or not math.isfinite(row["mean"]):
+        return Cell("diverged" if row is not None and row["missing"] else GAP)
+    unit, spread = row["unit"], []
+    if math.isfinite(row.get("low", math.nan)):
+        spread = [f"[{number(row['low'], unit)}, {number(row['high'], unit)}]"]
+    # Counts, and changes of them, are the same for every seed unless seeds chose other masks.
+    elif math.isfinite(row["sd"]) and (unit == "" or row["sd"] > 1e-9):
+        spread = [f"± {number(row['sd'], unit, signed=False)}"]
+    if row["missing"]:
+        spread.append(f"({row['missing']} diverged)")
+    elif row["n"] not in (0, usual):
+        spread.append(f"(n={row['n']})")
+    value = number(row["mean"], unit)
+    return Cell(value, " ".join(spread), SUFFIXES.get(unit, ""), row["style"])
 
 
 def _notes(frame: pd.DataFrame, layout: Layout, constant: list[str], usual: int) -> list[str]:
     notes = [f"{_title(key)}: {frame[key].iloc[0]}." for key in constant]
-    seeds = "one seed (n = 1)" if usual == 1 else f"mean ± standard deviation over n = {usual} seeds"
+    intervals = "low" in frame
+    spread = "mean [95 % interval]" if intervals else "mean ± standard deviation"
+    seeds = "one seed (n = 1)" if usual == 1 else f"n = {usual} seeds"
     other = ", unless a cell says otherwise" if (~frame["n"].isin([0, usual])).any() else ""
-    notes.append(f"Values: {seeds}{other}.")
+    values = f"{spread} over {seeds}" if intervals or usual > 1 else seeds
+    notes.append(f"Values: {values}{other}.")
     if layout.best:
         group = "comparison down a column" if layout.within else "row"
         notes.append(f"Best of a {group} bold, second underlined, by the digits shown.")
@@ -230,13 +276,4 @@ def _title(key: str) -> str:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _pipes(cells: Sequence[str]) -> list[str]:
-    return [cell.replace("|", "\\|") for cell in cells]
-
-
-def _paragraphs(notes: Sequence[str]) -> list[str]:
-    return [" ".join(notes)] if notes else []
-
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

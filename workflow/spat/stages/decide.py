@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 
 from spat import provenance, records, runs
 from spat.config import Config
@@ -21,16 +20,12 @@ def decide(config: Config, run: Run) -> None:
     decisions = select.read(config, run, "select")
     path = decisions.loc[decisions["rule"] == "path", "mask"].tolist()
     chosen = _chosen(config, run, path) if path else {}
+    heads = tuple(trained["heads"])
     rows = [
-        select.row(
-            "send",
-            Mask.parse(path[removed], tuple(trained["heads"])),
-            rule=rule,
-            finetunings=len(path),
-        )
+        select.ruled("send", Mask.parse(path[removed], heads), rule, finetunings=len(path))
         for rule, removed in chosen.items()
     ]
-    select.write(folder / "selections.csv", pd.DataFrame(rows))
+    select.write(folder / "selections.csv", select.table(rows))
     records.write_json(
         folder / "metrics.json",
         {

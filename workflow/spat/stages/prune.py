@@ -77,12 +77,8 @@ def wanted(config: Config, run: Run, orders: int) -> list[Job]:
     masks = decisions["mask"].drop_duplicates()
     jobs = [Job(mask, order, "finetuned") for order in range(orders) for mask in masks]
     if config.pruning.scratch:
-        ours = decisions[
-            decisions["criterion"].isin(["send", "control"])
-            & (decisions["level"] == "site")
-            & (decisions["rule"] != "exhaustive")
-        ]
-        jobs += [Job(mask, 0, "scratch") for mask in ours["mask"].drop_duplicates()]
+        ours = decisions["criterion"].isin(["send", "control"]) & (decisions["level"] == "site")
+        jobs += [Job(mask, 0, "scratch") for mask in decisions.loc[ours, "mask"].drop_duplicates()]
     return jobs
 
 

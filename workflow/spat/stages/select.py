@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +14,7 @@ from spat import provenance, records, runs
 from spat.config import Config
 from spat.pruning import selection
 from spat.pruning.masks import Mask
+from spat.pruning.selection import Decision
 from spat.runs import Run
 
 LOSS_DROPS = "loss_drops.npy"
@@ -23,7 +26,7 @@ def select(config: Config, run: Run) -> None:
     trained = records.read_json(runs.folder(config, run, "pretrain") / "metrics.json")
     scores = pd.read_parquet(runs.folder(config, run, "score") / "scores.parquet")
     heads = tuple(trained["heads"])
-    control = pd.DataFrame([row("control", Mask.full(heads))])
+    control = table([ruled("control", Mask.full(heads))])
     frame = pd.concat(
         [
             control,
@@ -49,24 +52,21 @@ def select(config: Config, run: Run) -> None:
     )
 
 
-def row(criterion: str, mask: Mask, *, rule: str = "", finetunings: int = 0) -> dict[str, Any]:
-    """One decision at site level that no fixed ratio made."""
-    return {
-        "criterion": criterion,
-        "draw": 0,
-        "level": "site",
-        "ratio": float("nan"),
-        "rule": rule,
-        "removed": len(mask.sites_removed),
-        "mask": mask.name,
-        "finetunings": finetunings,
-    }
+def ruled(criterion: str, mask: Mask, rule: str = "", finetunings: int = 0) -> Decision:
+    """A decision at site level that no fixed ratio made."""
+    removed = len(mask.sites_removed)
+    return Decision(criterion, 0, "site", math.nan, rule, removed, mask.name, finetunings)
+
+
+def table(decisions: Iterable[Decision]) -> pd.DataFrame:
+    """One row a decision, with all columns even where there is none."""
+    return pd.DataFrame(list(decisions), columns=[field.name for field in fields(Decision)])
 
 
 def write(path: Path, decisions: pd.DataFrame) -> None:
-    """Write decisions as CSV, with their header even when there is none."""
+    """Write decisions as CSV."""
     with records.replacing(path) as temporary:
-        decisions.reindex(columns=list(selection.COLUMNS)).to_csv(temporary, index=False)
+        decisions.to_csv(temporary, index=False)
 
 
 def read(config: Config, run: Run, stage: str) -> pd.DataFrame:

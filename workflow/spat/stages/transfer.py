@@ -55,7 +55,7 @@ def _networks(config: Config, planned: Planned, dense: Path) -> list[tuple[str, 
     if not planned.prune:
         return found
     decisions = pd.concat([select.read(config, run, stage) for stage in ("select", "decide")])
-    ours = decisions["criterion"].isin(["control", "send"]) & (decisions["rule"] != "exhaustive")
+    ours = decisions["criterion"].isin(["control", "send"])
     return found + [
         (mask, "finetuned", mask_folder(config, run, mask))
         for mask in decisions.loc[ours, "mask"].drop_duplicates()

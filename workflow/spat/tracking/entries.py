@@ -15,7 +15,7 @@ from spat.config import Config, dump
 from spat.runs import Run
 
 REPORT = "report"
-COSTS = ("params", "flops", "dead_params", "wall_s", "epochs", "best_epoch", "epoch", "batches")
+RESOURCES = ("params", "flops", "dead_params", "wall_s", "epochs", "best_epoch", "epoch", "batches")
 
 
 class Point(NamedTuple):
@@ -75,7 +75,7 @@ def parent(config: Config, run: Run) -> Entry:
         FileNotFoundError: if the run was not pre-trained.
     """
     (dense,) = children(config, run, "pretrain")
-    final = [p for p in dense.points if p.key.split("/")[0] in ("validation", "test", "cost")]
+    final = [p for p in dense.points if p.key.split("/")[0] in ("validation", "test", "resources")]
     # Whatever pre-training wrote anew makes a new parent.
     digest = records.digest(records.read_json(runs.folder(config, run, "pretrain/metrics.json")))
     tags = {**dense.tags, "job": run.path, "stage": "run", "digest": digest}
@@ -124,6 +124,7 @@ def _pretrain(config: Config, run: Run, folder: Path) -> Entry:
         entry,
         params={**entry.params, **_texts(settings)},
         points=[*entry.points, *trajectory],
+        tags={**entry.tags, "data_sha256": metrics["data_sha256"]},
         dataset=(run.dataset, metrics["data_sha256"]),
     )
 
@@ -177,6 +178,7 @@ def _transfer(config: Config, run: Run, folder: Path) -> Entry:
         entry,
         params={**entry.params, "target": target},
         points=[*entry.points, *points],
+        tags={**entry.tags, "data_sha256": metrics["data_sha256"]},
         dataset=(target, metrics["data_sha256"]),
     )
 
@@ -187,7 +189,7 @@ def _child(
     """What all jobs of a run have: keys, environment, errors, costs, losses, figures."""
     job = folder.relative_to(config.folder).as_posix()
     entry = _entry(metrics, job=job, name=name, stage=stage)
-    final = {f"cost/{key}": metrics[key] for key in COSTS if key in metrics}
+    final = {f"resources/{key}": metrics[key] for key in RESOURCES if key in metrics}
     for moment, errors in _nested(metrics.get("errors")).items():
         # Those of the final weights have the same names in every run, so that runs can be compared.
         final[moment.removeprefix("finetuned/").removeprefix("scratch/")] = errors

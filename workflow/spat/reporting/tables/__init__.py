@@ -11,7 +11,7 @@ import pandas as pd
 
 from spat import records
 from spat.reporting import render
-from spat.reporting.inputs import Absent, Frames
+from spat.reporting.frames_io import Absent, Frames
 from spat.reporting.methods import SHOWN
 from spat.reporting.render import Layout
 from spat.reporting.tables import accuracy, changes, efficiency, pruning, quality, transfer
@@ -32,7 +32,7 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
-_REPEATED: Final = "A ratio that removes as many sites as a smaller one stands under the smaller one."
+_REPEATED: Final = "Ratios that remove the same number of sites stand under the smallest of them."
 _CHOSEN: Final = "SPAT (val.): the ratio with the lowest validation error."
 _PAIRED: Final = "Changes are paired by seed, then averaged."
 
@@ -72,9 +72,7 @@ TABLES: Final[dict[str, Table]] = {
     "zeroshot": Table(
         transfer.zeroshot,
         "Zero-shot transfer: trained on the source, tested on the target",
-        Layout(
-            ("source", *transfer.KEYS[1:], "metric"), "method", unranked=(transfer.ON_TARGET,)
-        ),
+        Layout(("source", *transfer.KEYS[1:], "metric"), "method", unranked=(transfer.ON_TARGET,)),
         (
             "Nothing is trained on the target; its scaler is fitted on its training rows.",
             "Trained on target: the dense model of that dataset, outside of the ranking.",

@@ -13,7 +13,7 @@ import pandas as pd
 from spat.evaluation.cells import in_domain
 from spat.frames import RUN
 from spat.reporting import methods
-from spat.reporting.inputs import Absent, Frames
+from spat.reporting.frames_io import Absent, Frames
 from spat.reporting.methods import CHOSEN, CONTROL, DENSE, LIGHT, SHOWN
 
 METRICS: Final = {"mse": "MSE", "mae": "MAE"}
@@ -58,14 +58,24 @@ def errors(rows: pd.DataFrame, keys: Sequence[str] = SHOWN) -> pd.DataFrame:
 
 def sort(table: pd.DataFrame, keys: Sequence[str], *last: str) -> pd.DataFrame:
     """Rows by cell, metric and method, the columns of keys first; the methods `last` end a row."""
-    found = methods.in_order(set(table["method"]) - set(last)) + [*last]
+    found = [*methods.in_order(set(table["method"]) - set(last)), *last]
     columns = [*keys, "metric", "method", "mean", "sd", "n", "missing", "unit"]
-    columns += [column for column in table if column not in columns]
+    columns += [str(column) for column in table if column not in columns]
     table = table[columns].assign(
         metric=methods.ordered(table["metric"], list(table["metric"].unique())),
         method=methods.ordered(table["method"], found),
     )
-    return table.sort_values([*keys, "metric", "method"], kind="stable", ignore_index=True)
+    return by_cell(table, [*keys, "metric", "method"])
+
+
+def by_cell(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Rows sorted by keys, names regardless of case."""
+
+    def plain(column: pd.Series) -> pd.Series:
+        named = not isinstance(column.dtype, pd.CategoricalDtype)
+        return column.str.lower() if named and pd.api.types.is_string_dtype(column) else column
+
+    return table.sort_values([*keys], key=plain, kind="stable", ignore_index=True)
 
 
 def controls(frames: Frames) -> pd.DataFrame:

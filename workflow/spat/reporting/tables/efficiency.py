@@ -6,10 +6,11 @@ from typing import Final
 
 import pandas as pd
 
-from spat.evaluation.averages import weights
+from spat.evaluation.cells import weights
 from spat.reporting import methods
-from spat.reporting.inputs import Frames
+from spat.reporting.frames_io import Frames
 from spat.reporting.methods import DENSE, LIGHT, SHOWN
+from spat.reporting.render import same
 from spat.reporting.tables.accuracy import sort
 
 PAPER: Final = "paper"
@@ -61,8 +62,10 @@ def efficiency(frames: Frames) -> pd.DataFrame:
         tables.append(shown.merge(values, on=[*SHOWN, "method"]).assign(metric=name))
     cells = sort(pd.concat(tables), SHOWN)
     table = pd.concat(
-        [cells.assign(metric=cells["metric"].astype(str), method=cells["method"].astype(str)),
-         _averages(rows, changes)]
+        [
+            cells.assign(metric=cells["metric"].astype(str), method=cells["method"].astype(str)),
+            _averages(rows, changes),
+        ]
     ).astype({"lookback": "str", "horizon": "str"})
     table = table.dropna(subset="mean")
     table["method"] = methods.ordered(
@@ -86,5 +89,6 @@ def _averages(rows: pd.DataFrame, changes: pd.DataFrame) -> pd.DataFrame:
             theirs = {"method": PAPER, "mean": PAPER_AVERAGES[name], "source": SOURCE}
             tables.append(pd.DataFrame([{**theirs, "metric": name, "runs": 0}]))
     table = pd.concat(tables, ignore_index=True)
-    names = {key: "all" for key in SHOWN} | {"dataset": AVERAGE}
+    names = {k: rows[k].iloc[0] if same(rows[k]) else "all" for k in SHOWN}
+    names["dataset"] = AVERAGE
     return table.assign(**names, sd=float("nan"), n=0, missing=0, unit="%")

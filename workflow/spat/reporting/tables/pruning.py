@@ -6,12 +6,12 @@ from typing import Final
 
 import pandas as pd
 
-from spat.evaluation.cells import is_site_mask, sites_removed
+from spat.evaluation.cells import site_errors
 from spat.frames import RUN
 from spat.reporting import methods
-from spat.reporting.inputs import Absent, Frames
+from spat.reporting.frames_io import Absent, Frames
 from spat.reporting.methods import CONTROL, DENSE, SHOWN
-from spat.reporting.tables.accuracy import sort
+from spat.reporting.tables.accuracy import by_cell, sort
 
 ALL_MASKS: Final = "(mean of all masks)"
 LEVELS: Final = {"site": "modules", "head": "heads"}
@@ -31,11 +31,12 @@ def criteria(frames: Frames) -> pd.DataFrame:
     by = [*SHOWN, "level", "criterion", "ratio"]
     table = methods.summary(rows, by, "mse").assign(unit="")
     table["level"] = methods.ordered(table["level"].map(LEVELS), list(LEVELS.values()))
-    table = table.sort_values([*SHOWN, "level", "criterion", "ratio"], ignore_index=True)
+    table = by_cell(table, [*SHOWN, "level", "criterion", "ratio"])
     share = table.pop("ratio").map(_percent)
     order = sorted(share.unique(), key=lambda text: float(text.split()[0]))
-    table.insert(len(SHOWN) + 2, "share", methods.ordered(share, order))
-    return table
+    table["share"] = methods.ordered(share, order)
+    columns = [*SHOWN, "level", "criterion", "share", "mean", "sd", "n", "missing", "unit"]
+    return table[columns]
 
 
 def heads(frames: Frames) -> pd.DataFrame:
@@ -58,14 +59,14 @@ def heads(frames: Frames) -> pd.DataFrame:
         )
     costs = ["flops", "latency_ms"]
     named = methods.by_method(frames)
-    dense = named[(named["method"] == DENSE)][[*RUN, *costs]].drop_duplicates(list(RUN))
-    joined = rows.merge(dense, on=list(RUN), suffixes=("", "_dense"))
+    dense = named[named["method"] == DENSE][[*RUN, *costs]].drop_duplicates(list(RUN))
+    rows = rows.assign(method=rows["criterion"] + " " + rows["level"].map(LEVELS))
+    control = named[(named["method"] == CONTROL) & (named["target"] == named["dataset"])]
+    ratios = rows[[*RUN, "ratio"]].drop_duplicates()
+    joined = pd.concat([rows, control.merge(ratios, on=list(RUN))])
+    joined = joined.merge(dense, on=list(RUN), suffixes=("", "_dense"))
     for cost in costs:
         joined[cost] = 100 * (joined[cost] / joined[f"{cost}_dense"] - 1)
-    joined["method"] = joined["criterion"] + " " + joined["level"].map(LEVELS)
-    control = named[(named["method"] == CONTROL) & (named["target"] == named["dataset"])]
-    ratios = joined[[*RUN, "ratio"]].drop_duplicates()
-    joined = pd.concat([joined, control.drop(columns=costs).merge(ratios, on=list(RUN))])
     joined["share"] = joined["ratio"].map(_percent)
     keys = [*SHOWN, "share"]
     names = {"mse": ("MSE", ""), "flops": ("FLOPs", "%"), "latency_ms": ("Latency", "%")}
@@ -79,12 +80,9 @@ def heads(frames: Frames) -> pd.DataFrame:
 
 def _all_masks(frames: Frames, decisions: pd.DataFrame) -> pd.DataFrame:
     """Every site mask of the runs that trained all of them, under the ratios of the decisions."""
-    rows = methods.tested(frames.results)
-    rows = rows[(rows["phase"] == "finetuned") & (rows["target"] == rows["dataset"])]
-    rows = rows[rows["mask"].map(is_site_mask)]
-    sites = rows["mask"].map(lambda mask: len(mask.split(".")))
-    complete = rows.groupby(list(RUN))["mask"].transform("nunique") == 2**sites
-    rows = rows[complete].assign(removed=rows["mask"].map(sites_removed))
+    rows = site_errors(methods.tested(frames.results))
+    complete = rows.groupby(list(RUN))["mask"].transform("nunique") == 2 ** rows["sites"]
+    rows = rows[complete]
     ratios = decisions.loc[decisions["level"] == "site", [*RUN, "removed", "ratio"]]
     rows = rows.merge(ratios.drop_duplicates([*RUN, "removed"]), on=[*RUN, "removed"])
     return rows.assign(criterion=ALL_MASKS, level="site", draw=0)

@@ -7,10 +7,11 @@ from typing import Final
 import pandas as pd
 
 from spat.evaluation import quality as evaluation
-from spat.evaluation.averages import summarise
+from spat.evaluation.summary import summarise
 from spat.evaluation.truth import agreements
-from spat.reporting.inputs import Absent, Frames
+from spat.reporting.frames_io import Absent, Frames
 from spat.reporting.methods import ordered
+from spat.reporting.tables.accuracy import by_cell
 
 GAIN: Final = "gain over chance"
 REGRET: Final = {
@@ -55,7 +56,7 @@ def quality(frames: Frames) -> pd.DataFrame:
     table = pd.concat([table for table in tables if not table.empty], ignore_index=True)
     measure = ordered(table["measure"], [m for m in MEASURES if m in set(table["measure"])])
     table = table.assign(measure=measure, sd=float("nan"), missing=0)
-    return table.sort_values([*by, "measure"], kind="stable", ignore_index=True)
+    return by_cell(table, [*by, "measure"])
 
 
 def _average(rows: pd.DataFrame, value: str, by: list[str], measure: str) -> pd.DataFrame:

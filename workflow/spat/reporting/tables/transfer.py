@@ -9,9 +9,9 @@ import pandas as pd
 from spat.evaluation.cells import in_domain
 from spat.frames import RUN
 from spat.reporting import methods
-from spat.reporting.inputs import Absent, Frames
-from spat.reporting.methods import CHOSEN, CONTROL, DENSE, LIGHT
-from spat.reporting.tables.accuracy import METRICS, sort
+from spat.reporting.frames_io import Absent, Frames
+from spat.reporting.methods import CHOSEN, CONTROL, LIGHT
+from spat.reporting.tables.accuracy import METRICS, by_cell, sort
 
 NAIVE: Final = {"RepeatLast": "repeat last", "SeasonalNaive": "seasonal naive"}
 ON_TARGET: Final = "trained on target"
@@ -49,7 +49,7 @@ def zeroshot(frames: Frames) -> pd.DataFrame:
     first = [name for name in NAIVE.values() if name in set(table["method"])]
     rest = [name for name in table["method"].cat.categories if name not in first]
     table["method"] = table["method"].cat.reorder_categories([*first, *rest])
-    table = table.sort_values([*KEYS, "metric", "method"], kind="stable", ignore_index=True)
+    table = by_cell(table, [*KEYS, "metric", "method"])
     return table.rename(columns={"dataset": "source"})
 
 
@@ -73,5 +73,8 @@ def _gains(named: pd.DataFrame, metric: str) -> pd.DataFrame:
     change = methods.relative_to(named, CONTROL, [metric])[metric]
     gains = named.assign(gain=-change)[named["method"] == CHOSEN]
     home = gains["target"] == gains["dataset"]
-    joined = gains[~home].merge(gains.loc[home, [*RUN, "gain"]], on=list(RUN), suffixes=("", "_home"))
-    return joined.assign(**{metric: joined["gain"] - joined["gain_home"], "method": TRANSFER_GAIN})
+    joined = gains[~home].merge(
+        gains.loc[home, [*RUN, "gain"]], on=list(RUN), suffixes=("", "_home")
+    )
+    joined[metric] = joined["gain"] - joined["gain_home"]
+    return joined.assign(method=TRANSFER_GAIN)

@@ -9,21 +9,28 @@ from pathlib import Path
 import pandas as pd
 
 from spat import frames
+from spat.config import StatisticsSection
 
 
 class Absent(Exception):  # noqa: N818  (it is a finding, not a failure)
-    """The experiment does not hold what a table or a figure shows; the message says what and why."""
+    """The experiment does not hold what a table or figure shows; the message says what and why."""
 
 
 class Frames:
-    """The six frames. Each is read once, at its first use; nobody changes them in place."""
+    """The six frames. Each is read once, at its first use; nobody changes them in place.
 
-    def __init__(self, get: Callable[[str], pd.DataFrame]) -> None:
+    `statistics` says how the intervals that are shown beside them are computed.
+    """
+
+    def __init__(
+        self, get: Callable[[str], pd.DataFrame], statistics: StatisticsSection | None = None
+    ) -> None:
         """`get` gives the frame of a name of `spat.frames.COLUMNS`."""
         self._get = get
+        self.statistics = statistics or StatisticsSection.model_validate({})
 
     @classmethod
-    def read(cls, folder: Path) -> Frames:
+    def load(cls, folder: Path, statistics: StatisticsSection | None = None) -> Frames:
         """The frames of a `data/` folder.
 
         Raises:
@@ -38,7 +45,7 @@ class Frames:
                 )
             return pd.read_parquet(path)
 
-        return cls(get)
+        return cls(get, statistics)
 
     @classmethod
     def of(cls, **given: pd.DataFrame) -> Frames:

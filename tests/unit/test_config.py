@@ -1,0 +1,103 @@
+"""The configuration refuses what cannot run, and says which key, which value and what is valid."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from spat.cli import main
+from spat.config import Config, ConfigError, dump, load, load_files
+
+ROOT = Path(__file__).parents[2]
+BLOCK = {"datasets": ["ETTh1"], "models": ["PatchTST"]}
+SMALL = {"experiment": "small", "grid": [BLOCK]}
+
+
+def test_defaults_need_only_an_experiment_and_a_grid() -> None:
+    config = load(SMALL)
+    assert config.folder == Path("results/small")
+    assert config.grid[0].variants == ("deep",)
+    assert config.pruning.site.rules == ("validation",)
+    assert config.pruning.site.fixed == (0.25, 0.5, 0.75, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "says"),
+    [
+        ({"traning": {}}, "traning", "unknown key; valid here: experiment, results, grid"),
+        ({"training": {"epoch": 3}}, "training.epoch", "valid here: device, precision, epochs"),
+        ({"grid": [{**BLOCK, "seed": 1}]}, "grid.0.seed", "valid here: datasets, models"),
+        ({"grid": [{**BLOCK, "models": ["LSTM"]}]}, "grid.0.models", "'LSTM' is not one of iTra"),
+        ({"grid": [{**BLOCK, "datasets": ["ETTh3"]}]}, "grid.0.datasets", "not one of ETTh1, "),
+        ({"grid": [{**BLOCK, "variants": ["big"]}]}, "grid.0.variants", "not one of published, d"),
+        ({"grid": []}, "grid", "at least 1 item"),
+        ({"experiment": "a/b"}, "experiment", "a/b"),
+        ({"pruning": {"site": {"ratios": [1.5]}}}, "pruning.site.ratios", "given: 1.5"),
+        ({"pruning": {"site": {"ratios": [0]}}}, "pruning.site.ratios", "given: 0"),
+        ({"pruning": {"site": {"ratios": ["auto:best"]}}}, "pruning.site.ratios", "auto:one_se"),
+        ({"pruning": {"site": {"criteria": ["sned"]}}}, "pruning.site.criteria", "one of send"),
+        ({"pruning": {"head": {"criteria": ["cosine"]}}}, "pruning.head.criteria", "one of send"),
+        ({"pruning": {"head": {"ratios": ["auto:gap"]}}}, "pruning.head.ratios", "whole sites"),
+        ({"transfer": {"pairs": [["ETTh1", "ETTh1"]]}}, "transfer.pairs.0", "both 'ETTh1'"),
+        ({"transfer": {"pairs": [["ETTh1", "M4"]]}}, "transfer.pairs.0", "'M4' is not one of"),
+        ({"training": {"device": "gpu"}}, "training.device", "'auto', 'cpu' or 'cuda'"),
+        ({"finetune": {"epochs": 0}}, "finetune.epochs", "given: 0"),
+        ({"variants": {"deep": {}}}, "variants.deep", "belongs to the model registry"),
+    ],
+)
+def test_mistakes_are_named(change: dict[str, object], key: str, says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load({**SMALL, **change}, "mine.yaml")
+    message = str(error.value)
+    assert message.startswith("mine.yaml: ")
+    assert key in message
+    assert says in message
+
+
+def test_files_merge_section_by_section_and_lists_are_replaced(tmp_path: Path) -> None:
+    base, over = tmp_path / "base.yaml", tmp_path / "over.yaml"
+    base.write_text(yaml.safe_dump({**SMALL, "training": {"epochs": 9, "patience": 2}}))
+    over.write_text("training: {epochs: 1}\ngrid: [{datasets: [ILI], models: [DLinear]}]\n")
+    config = load_files(base, over)
+    assert (config.training.epochs, config.training.patience) == (1, 2)
+    assert config.grid[0].datasets == ("ILI",)
+
+
+def test_files_that_are_no_configuration_are_named(tmp_path: Path) -> None:
+    for content in ("- a\n- b\n", "a: [\n"):
+        path = tmp_path / "broken.yaml"
+        path.write_text(content)
+        with pytest.raises(ConfigError, match=r"broken\.yaml"):
+            load_files(path)
+    with pytest.raises(ConfigError, match=r"absent\.yaml"):
+        load_files(tmp_path / "absent.yaml")
+
+
+def test_the_resolved_configuration_reads_back_the_same() -> None:
+    config = load_files(ROOT / "config.yaml")
+    assert load(yaml.safe_load(dump(config))) == config
+
+
+def test_it_cannot_be_changed() -> None:
+    config = load(SMALL)
+    with pytest.raises(ValueError, match="frozen"):
+        config.training.epochs = 3  # type: ignore[misc]
+
+
+def test_every_field_of_the_schema_is_described() -> None:
+    missing = [
+        f"{name}.{key}"
+        for name, model in Config.model_json_schema()["$defs"].items()
+        for key, field in model["properties"].items()
+        if "description" not in field and "$ref" not in field
+    ]
+    assert not missing
+
+
+def test_the_committed_schema_is_that_of_the_models(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["schema"])
+    committed = (ROOT / "workflow" / "config.schema.json").read_text()
+    assert json.loads(committed) == json.loads(capsys.readouterr().out), (
+        "the schema drifted: python -m spat schema > workflow/config.schema.json"
+    )

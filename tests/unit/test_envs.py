@@ -1,0 +1,80 @@
+"""One locked environment, written three times: they agree, and nothing is imported unpinned."""
+
+import ast
+import re
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import tomllib
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+LINES = (ROOT / "envs" / "requirements.txt").read_text().splitlines()
+PINS = [line for line in LINES if not line.startswith("#")]
+PINNED = {canonicalize_name(pin.split("==")[0]): pin.split("==")[1] for pin in PINS}
+
+
+def test_every_line_is_a_pin_and_they_are_sorted() -> None:
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", pin) for pin in PINS)
+    names = [pin.split("==")[0].lower() for pin in PINS]
+    assert names == sorted(names)
+    assert len(PINNED) == len(PINS)
+
+
+def test_conda_gets_the_same_pins() -> None:
+    environment = yaml.safe_load((ROOT / "envs" / "environment.yaml").read_text())
+    python, _, pip = environment["dependencies"]
+    assert python == "python=3.11"
+    assert pip["pip"] == PINS, "copy the lines of envs/requirements.txt into envs/environment.yaml"
+
+
+def test_the_container_installs_the_same_file_on_the_same_python() -> None:
+    text = (ROOT / "envs" / "Containerfile").read_text()
+    assert "FROM python:3.11-slim" in text
+    assert "pip install --no-cache-dir -r envs/requirements.txt" in text
+    copied = re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE)
+    for name in " ".join(copied).split():
+        assert (ROOT / name).exists(), f"Containerfile copies {name}, which is not there"
+
+
+def test_pins_satisfy_what_the_project_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for text in project["dependencies"]:
+        wanted = Requirement(text)
+        pin = PINNED.get(canonicalize_name(wanted.name))
+        assert pin is not None, f"{wanted.name} is not pinned"
+        assert wanted.specifier.contains(pin), f"{text}, but pinned {pin}"
+
+
+def test_what_runs_here_is_what_is_pinned() -> None:
+    for name, pin in PINNED.items():
+        assert metadata.version(name).split("+")[0] == pin, name
+
+
+def test_every_import_of_package_and_tests_is_pinned() -> None:
+    own = {"spat", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
+    distributions = metadata.packages_distributions()
+    for path in [*(ROOT / "workflow").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]:
+        for module in _imported(path) - own - set(sys.stdlib_module_names):
+            names = distributions.get(module, [])
+            assert any(canonicalize_name(n) in PINNED for n in names), f"{path}: {module}"
+
+
+def test_the_cluster_file_only_adds_its_plugin() -> None:
+    extra = (ROOT / "envs" / "requirements-slurm.txt").read_text().splitlines()
+    names = {line.split("==")[0] for line in extra if not line.startswith("#")}
+    assert all("slurm" in name for name in names)
+    assert not names & set(PINNED)
+
+
+def _imported(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.split(".")[0])
+    return found

@@ -1,0 +1,92 @@
+"""Every shipped experiment can be loaded and planned, and is what its comments say."""
+
+from pathlib import Path
+
+import pytest
+
+from spat import provenance, runs
+from spat.config import Config, load_files
+from spat.data.registry import DATASETS
+from spat.runs import Planned
+from spat.scoring.registry import CRITERIA
+
+ROOT = Path(__file__).parents[2]
+NAMES = sorted(path.stem for path in (ROOT / "workflow" / "experiments").glob("*.yaml"))
+
+
+def experiment(name: str) -> tuple[Config, tuple[Planned, ...]]:
+    files = [ROOT / "config.yaml"]
+    if name != "default":
+        files.append(ROOT / "workflow" / "experiments" / f"{name}.yaml")
+    config = load_files(*files)
+    return config, runs.plan(config)
+
+
+def test_all_five_are_there() -> None:
+    assert NAMES == ["ablation", "offline", "paper", "reproduction", "smoke"]
+
+
+@pytest.mark.parametrize("name", ["default", *NAMES])
+def test_it_has_its_own_folder_and_every_run_resolves(name: str) -> None:
+    config, planned = experiment(name)
+    assert config.experiment == name
+    assert planned
+    for p in planned:
+        assert provenance.settings(config, "pretrain", p.run)["hyperparameters"]
+
+
+def test_default_is_the_laptop_run() -> None:
+    config, planned = experiment("default")
+    assert {(p.run.lookback, p.run.horizon, p.run.seed) for p in planned} == {(96, 96, 0)}
+    pruned = {(p.run.dataset, p.run.model) for p in planned if p.prune}
+    assert pruned == {(d, m) for d in ("ETTh1", "ETTh2") for m in ("iTransformer", "PatchTST")}
+    widths = {p.run.path: runs.hyper_of(config, p.run) for p in planned if p.prune}
+    assert [(h.d_model, h.e_layers) for h in widths.values()] == [(256, 4), (16, 4), (128, 4), (16, 4)]
+    assert config.transfer.pairs == (("ETTh1", "ETTh2"), ("ETTh2", "ETTh1"))
+
+
+def test_offline_is_the_default_on_generated_data() -> None:
+    default, offline = experiment("default")[0], experiment("offline")[0]
+    renamed = {"ETTh1": "synthetic", "ETTh2": "synthetic2"}
+    for own, real in zip(offline.grid, default.grid, strict=True):
+        assert own.datasets == tuple(renamed[d] for d in real.datasets)
+        assert own.model_copy(update={"datasets": real.datasets}) == real
+    assert offline.transfer.pairs == tuple(
+        (renamed[a], renamed[b]) for a, b in default.transfer.pairs
+    )
+    same = set(type(default).model_fields) - {"experiment", "grid", "transfer"}
+    assert all(getattr(offline, key) == getattr(default, key) for key in same)
+
+
+@pytest.mark.parametrize("name", ["smoke", "offline"])
+def test_generated_data_never_stand_beside_real_ones(name: str) -> None:
+    config, planned = experiment(name)
+    used = {p.run.dataset for p in planned} | {d for pair in config.transfer.pairs for d in pair}
+    assert all(DATASETS[d].format == "synthetic" for d in used)
+
+
+def test_reproduction_is_dense_and_published() -> None:
+    config, planned = experiment("reproduction")
+    assert not any(p.prune for p in planned)
+    assert {p.run.variant for p in planned} == {"published"}
+    assert {p.run.model for p in planned} == {"iTransformer", "PatchTST", "DLinear"}
+    assert runs.hyper_of(config, runs.Run.parse("ETTh1/PatchTST-published/l96-h96/seed0")).d_model == 512
+
+
+def test_paper_is_nine_datasets_four_horizons_two_variants_three_seeds() -> None:
+    _, planned = experiment("paper")
+    assert sum(p.prune for p in planned) == 9 * 4 * 2 * 2 * 3
+    assert {p.run.seed for p in planned if p.prune} == {0, 1, 2}
+    assert {p.run.horizon for p in planned if p.run.dataset == "ILI"} == {24, 36, 48, 60}
+
+
+def test_ablation_asks_for_every_criterion_every_mask_and_ten_seeds() -> None:
+    config, planned = experiment("ablation")
+    assert set(config.pruning.site.criteria) == set(CRITERIA)
+    assert config.pruning.head.criteria == ("send", "random", "michel", "magnitude")
+    assert config.pruning.exhaustive
+    assert config.pruning.draws >= 10
+    for dataset in ("ETTh1", "ETTh2"):
+        cell = [p for p in planned if p.run.path.startswith(f"{dataset}/iTransformer-deep/l96-h96/")]
+        assert [p.run.seed for p in cell] == list(range(10))
+        assert [p.orders for p in cell] == [3] + 9 * [1]

@@ -1,0 +1,154 @@
+"""Errors: exact, whatever the batch size, and without a trace on the model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spat.data.windows import Windows
+from spat.evaluation.metrics import Errors, evaluate
+
+ROWS, CHANNELS, LOOKBACK, HORIZON = 300, 3, 24, 12
+
+
+class Mixer(nn.Module):
+    """A small network with dropout, so that its mode shows in its errors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+        self.hidden = nn.Linear(LOOKBACK, 32)
+        self.out = nn.Linear(32, HORIZON)
+
+    def forward(
+        self, x: Tensor, past_marks: Tensor | None = None, future_marks: Tensor | None = None
+    ) -> Tensor:
+        hidden = torch.relu(self.hidden(x.transpose(1, 2)))
+        return self.out(self.dropout(hidden)).transpose(1, 2)
+
+
+class Constant(nn.Module):
+    """Forecasts one number."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(
+        self, x: Tensor, past_marks: Tensor | None = None, future_marks: Tensor | None = None
+    ) -> Tensor:
+        return x.new_full((len(x), HORIZON, x.shape[-1]), self.value)
+
+
+class NeedsMarks(Constant):
+    """Fails unless both kinds of time features arrive."""
+
+    def forward(
+        self, x: Tensor, past_marks: Tensor | None = None, future_marks: Tensor | None = None
+    ) -> Tensor:
+        assert past_marks is not None and past_marks.shape == (len(x), LOOKBACK, 4)
+        assert future_marks is not None and future_marks.shape == (len(x), HORIZON, 4)
+        return super().forward(x)
+
+
+@pytest.fixture
+def windows() -> Windows:
+    values = torch.randn(ROWS, CHANNELS, generator=torch.Generator().manual_seed(0))
+    return Windows(values, torch.zeros(ROWS, 4), 10, ROWS, LOOKBACK, HORIZON)
+
+
+@pytest.fixture
+def model() -> Mixer:
+    torch.manual_seed(1)
+    return Mixer()
+
+
+def by_hand(windows: Windows, value: float) -> tuple[np.ndarray, np.ndarray]:
+    values = windows.values.double().numpy()[10:]
+    truth = np.stack([values[i + LOOKBACK :][:HORIZON] for i in range(len(windows))])
+    error = value - truth
+    return (error**2).mean(axis=(1, 2)), np.abs(error).mean(axis=(1, 2))
+
+
+def test_errors_are_means_over_all_windows_steps_and_channels(windows: Windows) -> None:
+    found = evaluate(Constant(0.25), windows, batch_size=64)
+    squared, absolute = by_hand(windows, 0.25)
+    assert len(windows) % 64 != 0, "the last batch must be a smaller one"
+    assert found.mse == pytest.approx(squared.mean(), rel=1e-6)
+    assert found.mae == pytest.approx(absolute.mean(), rel=1e-6)
+    np.testing.assert_allclose(found.window_mse, squared, rtol=1e-5)
+    np.testing.assert_allclose(found.window_mae, absolute, rtol=1e-5)
+    assert found.window_mse.dtype == found.window_mae.dtype == np.float32
+    assert found.window_mse.shape == (len(windows),)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_the_batch_size_does_not_matter(windows: Windows, model: Mixer, batch_size: int) -> None:
+    whole = evaluate(model, windows, batch_size=len(windows))
+    found = evaluate(model, windows, batch_size=batch_size)
+    assert found.mse == pytest.approx(whole.mse, rel=1e-6)
+    assert found.mae == pytest.approx(whole.mae, rel=1e-6)
+    np.testing.assert_allclose(found.window_mse, whole.window_mse, rtol=1e-5)
+
+
+def test_sums_run_in_float64(windows: Windows) -> None:
+    # In float32 the mean of 1e4 ** 2 and small differences would lose the latter.
+    found = evaluate(Constant(1e4), windows, batch_size=7)
+    squared, _ = by_hand(windows, 1e4)
+    assert found.mse == pytest.approx(squared.mean(), rel=1e-7)
+
+
+def test_dropout_is_off_and_every_module_keeps_its_mode(windows: Windows, model: Mixer) -> None:
+    model.train()
+    model.hidden.eval()
+    first, second = evaluate(model, windows), evaluate(model, windows)
+    assert first.mse == second.mse
+    assert model.training and model.dropout.training and not model.hidden.training
+    model.eval()
+    evaluate(model, windows)
+    assert not model.training and not model.dropout.training
+
+
+def test_the_mode_comes_back_after_a_failure(windows: Windows) -> None:
+    class Broken(Mixer):
+        def forward(self, *inputs: Tensor | None) -> Tensor:
+            raise RuntimeError("broken")
+
+    broken = Broken().train()
+    with pytest.raises(RuntimeError, match="broken"):
+        evaluate(broken, windows)
+    assert broken.training
+
+
+def test_no_gradient_is_recorded_and_training_goes_on(windows: Windows, model: Mixer) -> None:
+    evaluate(model, windows)
+    batch = windows.batch(torch.arange(4))
+    model.train()(batch.x).square().mean().backward()
+    assert model.out.weight.grad is not None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_forecasts_that_are_not_finite_give_such_errors(windows: Windows, value: float) -> None:
+    found = evaluate(Constant(value), windows)
+    assert not np.isfinite(found.mse)
+    assert not np.isfinite(found.window_mse).any()
+
+
+def test_marks_reach_the_model(windows: Windows) -> None:
+    assert isinstance(evaluate(NeedsMarks(0.0), windows), Errors)
+
+
+def test_a_batch_size_that_is_not_positive_is_refused(windows: Windows, model: Mixer) -> None:
+    with pytest.raises(ValueError, match="batches of 0"):
+        evaluate(model, windows, batch_size=0)
+
+
+@pytest.mark.cuda
+def test_cuda_agrees_with_the_cpu(windows: Windows, model: Mixer) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    expected = evaluate(model, windows).mse
+    there = Windows(windows.values.cuda(), None, 10, ROWS, LOOKBACK, HORIZON)
+    assert evaluate(model.cuda(), there).mse == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,83 @@
+"""The grid: which runs, in which order, with which settings."""
+
+from typing import Any
+
+import pytest
+
+from spat import runs
+from spat.config import Config, ConfigError, load
+from spat.runs import Run
+
+RUN = Run("ETTh1", "iTransformer", "deep", 96, 192, 3)
+
+
+def config(*blocks: dict[str, Any], **sections: Any) -> Config:
+    return load({"experiment": "test", "grid": list(blocks), **sections})
+
+
+def test_a_path_names_a_run_and_back() -> None:
+    assert RUN.path == "ETTh1/iTransformer-deep/l96-h192/seed3"
+    assert Run.parse(RUN.path) == RUN
+    dashed = Run("ETTh1", "PatchTST", "narrow-2", 96, 96, 0)
+    assert Run.parse(dashed.path) == dashed
+
+
+@pytest.mark.parametrize("path", ["", "ETTh1", "ETTh1/PatchTST/l96-h96/seed0", "a/b-c/l1-h2/seedx"])
+def test_other_paths_are_refused_by_name(path: str) -> None:
+    with pytest.raises(ValueError, match="expected DATASET/MODEL-VARIANT/lLOOKBACK-hHORIZON"):
+        Run.parse(path)
+
+
+def test_seeds_depend_on_run_and_purpose_alone() -> None:
+    assert RUN.seed_for("weights") == Run.parse(RUN.path).seed_for("weights")
+    others = {RUN.seed_for("order", 0), RUN.seed_for("order", 1), RUN.seed_for("weights")}
+    others.add(Run("ETTh1", "iTransformer", "deep", 96, 192, 4).seed_for("weights"))
+    assert len(others) == 4
+    assert all(0 <= seed < 2**63 for seed in others)
+
+
+def test_a_block_is_a_product_with_the_datasets_own_shapes() -> None:
+    planned = runs.plan(config({"datasets": ["ETTh1", "ILI"], "models": ["PatchTST", "DLinear"]}))
+    assert len(planned) == 2 * 2 * 4
+    assert {(p.run.dataset, p.run.lookback, p.run.horizon) for p in planned} == {
+        *(("ETTh1", 96, horizon) for horizon in (96, 192, 336, 720)),
+        *(("ILI", 36, horizon) for horizon in (24, 36, 48, 60)),
+    }
+
+
+def test_only_attention_is_pruned_and_only_if_asked() -> None:
+    block = {"datasets": ["ETTh1"], "models": ["PatchTST", "DLinear"], "horizons": [96]}
+    assert [p.prune for p in runs.plan(config(block))] == [True, False]
+    assert [p.prune for p in runs.plan(config({**block, "prune": False}))] == [False, False]
+
+
+def test_blocks_may_repeat_a_run_but_not_contradict_each_other() -> None:
+    block = {"datasets": ["ETTh1"], "models": ["PatchTST"], "horizons": [96]}
+    assert len(runs.plan(config(block, block))) == 1
+    with pytest.raises(ConfigError, match=r"grid\.1: ETTh1/PatchTST-deep/l96-h96/seed0"):
+        runs.plan(config(block, {**block, "orders": 3}))
+
+
+def test_targets_need_the_shape_that_the_model_allows() -> None:
+    both = config(
+        {"datasets": ["ETTh1"], "models": ["PatchTST", "Transformer"], "horizons": [96]},
+        transfer={"pairs": [["ETTh1", "ETTh2"], ["ETTh1", "Weather"], ["ETTh2", "ETTh1"]]},
+    )
+    found = {p.run.model: runs.targets(both, p.run) for p in runs.plan(both)}
+    assert found == {"PatchTST": ("ETTh2", "Weather"), "Transformer": ("ETTh2",)}
+
+
+def test_a_variant_changes_the_registrys_row() -> None:
+    block = {"datasets": ["ETTh1"], "models": ["iTransformer"], "variants": ["deep", "narrow"]}
+    narrow = {"narrow": {"base": "deep", "model": {"d_model": 32}}}
+    mine = config({**block, "horizons": [96]}, variants=narrow)
+    deep, changed = (runs.hyper_of(mine, p.run) for p in runs.plan(mine))
+    assert changed.d_model == 32
+    assert (changed.e_layers, changed.n_heads) == (deep.e_layers, deep.n_heads)
+
+
+def test_a_variant_that_changes_nothing_known_is_named() -> None:
+    block = {"datasets": ["ETTh1"], "models": ["iTransformer"], "variants": ["odd"]}
+    mine = config({**block, "horizons": [96]}, variants={"odd": {"model": {"depth": 3}}})
+    with pytest.raises(ConfigError, match=r"variants\.odd .*'depth' is not one of d_model"):
+        runs.hyper_of(mine, runs.plan(mine)[0].run)
