@@ -41,7 +41,12 @@ def test_default_is_the_laptop_run() -> None:
     pruned = {(p.run.dataset, p.run.model) for p in planned if p.prune}
     assert pruned == {(d, m) for d in ("ETTh1", "ETTh2") for m in ("iTransformer", "PatchTST")}
     widths = {p.run.path: runs.hyper_of(config, p.run) for p in planned if p.prune}
-    assert [(h.d_model, h.e_layers) for h in widths.values()] == [(256, 4), (16, 4), (128, 4), (16, 4)]
+    assert [(h.d_model, h.e_layers) for h in widths.values()] == [
+        (256, 4),
+        (16, 4),
+        (128, 4),
+        (16, 4),
+    ]
     assert config.transfer.pairs == (("ETTh1", "ETTh2"), ("ETTh2", "ETTh1"))
 
 
@@ -70,7 +75,10 @@ def test_reproduction_is_dense_and_published() -> None:
     assert not any(p.prune for p in planned)
     assert {p.run.variant for p in planned} == {"published"}
     assert {p.run.model for p in planned} == {"iTransformer", "PatchTST", "DLinear"}
-    assert runs.hyper_of(config, runs.Run.parse("ETTh1/PatchTST-published/l96-h96/seed0")).d_model == 512
+    assert (
+        runs.hyper_of(config, runs.Run.parse("ETTh1/PatchTST-published/l96-h96/seed0")).d_model
+        == 512
+    )
 
 
 def test_paper_is_nine_datasets_four_horizons_two_variants_three_seeds() -> None:
@@ -87,6 +95,8 @@ def test_ablation_asks_for_every_criterion_every_mask_and_ten_seeds() -> None:
     assert config.pruning.exhaustive
     assert config.pruning.draws >= 10
     for dataset in ("ETTh1", "ETTh2"):
-        cell = [p for p in planned if p.run.path.startswith(f"{dataset}/iTransformer-deep/l96-h96/")]
+        cell = [
+            p for p in planned if p.run.path.startswith(f"{dataset}/iTransformer-deep/l96-h96/")
+        ]
         assert [p.run.seed for p in cell] == list(range(10))
         assert [p.orders for p in cell] == [3] + 9 * [1]

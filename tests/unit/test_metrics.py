@@ -141,7 +141,7 @@ def test_marks_reach_the_model(windows: Windows) -> None:
 
 
 def test_a_batch_size_that_is_not_positive_is_refused(windows: Windows, model: Mixer) -> None:
-    with pytest.raises(ValueError, match="batches of 0"):
+    with pytest.raises(ValueError, match="batch_size 0"):
         evaluate(model, windows, batch_size=0)
 
 

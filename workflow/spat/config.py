@@ -38,7 +38,7 @@ class GridBlock(Section):
     variants: tuple[str, ...] = Field(
         ("deep",),
         min_length=1,
-        description="`published` (the authors' sizes), `deep` (four sites), or a key of `variants`.",
+        description="`published` (the authors' sizes), `deep` (four sites), or one of `variants`.",
     )
     lookback: Count | None = Field(None, description="Input steps; the dataset's own when absent.")
     horizons: tuple[Count, ...] | None = Field(
@@ -224,7 +224,9 @@ class Config(Section):
         if self.pruning.head.rules:
             raise ValueError("pruning.head.ratios: adaptive rules work on whole sites only")
         if self.pruning.site.rules and "send" not in self.pruning.site.criteria:
-            raise ValueError("pruning.site.ratios: adaptive rules follow `send`: add it to criteria")
+            raise ValueError(
+                "pruning.site.ratios: adaptive rules follow `send`: add it to criteria"
+            )
         for name in self.variants:
             if name in ("published", "deep"):
                 raise ValueError(f"variants.{name}: the name belongs to the model registry")

@@ -1,8 +1,8 @@
 """Work that is kept: finished results beside the digest of all that they depend on.
 
-Snakemake deletes a rule's declared outputs before it runs the rule again, and reruns a rule whenever
-one before it ran. What took long is therefore kept in folders that no rule declares, and a rerun
-computes only what is missing or stale.
+Snakemake deletes a rule's declared outputs before it runs the rule again, and reruns a rule
+whenever one before it ran. What took long is therefore kept in folders that no rule declares, and
+a rerun computes only what is missing or stale.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ EXCLUDED: Final = frozenset(
     }
 )
 
-# Where the code of a stage begins, if not in `stages/<stage>.py`: what `stages/report.py` loops over.
+# Where the code of a stage begins, if not in a module of its own: `stages/report.py` only loops.
 _ENTRIES: Final = {"tables": "spat.reporting.tables", "figures": "spat.reporting.figures"}
 
 # The stages that run a network, and so depend on the implementation of its model.

@@ -9,28 +9,29 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from spat.config import Config
+from spat.data.files import replacing, sha256
 from spat.runs import Run
 
+__all__ = [
+    "commit",
+    "digest",
+    "header",
+    "now",
+    "read_json",
+    "replacing",
+    "sha256",
+    "versions",
+    "write_json",
+    "write_text",
+]
+
 RECORDED_PACKAGES = ("torch", "numpy", "pandas", "snakemake", "mlflow")
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary neighbour of `path` that takes its place only if the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -63,18 +64,14 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 (hex) of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def now() -> str:
     """The time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def header(config: Config, stage: str, run: Run | None = None, device: str = "cpu") -> dict[str, Any]:
+def header(
+    config: Config, stage: str, run: Run | None = None, device: str = "cpu"
+) -> dict[str, Any]:
     """The part of `metrics.json` that is the same for every job."""
     return {
         "stage": stage,
@@ -91,7 +88,7 @@ def header(config: Config, stage: str, run: Run | None = None, device: str = "cp
 
 @cache
 def commit() -> str:
-    """The git commit of the code, with `-dirty` when tracked files differ; `unknown` outside git."""
+    """The git commit of the code, `-dirty` if tracked files differ; `unknown` outside git."""
     here = Path(__file__).parent
     describe = ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--exclude=*"]
     try:

@@ -47,7 +47,7 @@ class Windows:
                 f"{stop - start} rows are too few for lookback {lookback} + horizon {horizon}: "
                 "choose a shorter lookback or horizon, or a longer series"
             )
-        self.values = values  # the whole series, shared by its splits
+        self.device = values.device
         self.lookback = lookback
         self.horizon = horizon
         self.channels = values.shape[1]

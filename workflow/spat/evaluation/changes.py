@@ -40,10 +40,10 @@ def relative_changes(
     """
     rows = losses[losses["order"] == 0]
     unpruned = rows[(rows["phase"] == reference) & rows["mask"].map(keeps_all)]
-    base = unpruned.set_index([*RUN, "target"])["mse"].rename("reference")
+    base = unpruned[[*RUN, "target", "mse"]].rename(columns={"mse": "reference"})
     ours = rows.loc[rows["phase"] == phase, [*_KEY, "mse"]]
     joined = choices[[*RUN, "mask", *by]].merge(ours, on=[*RUN, "mask"])
-    joined = joined.join(base, on=[*RUN, "target"], how="inner")
+    joined = joined.merge(base, on=[*RUN, "target"])
     groups = joined.groupby([*CELL, "target", *by], dropna=False, sort=True)
     found = [
         keyed([*CELL, "target", *by], key)

@@ -46,7 +46,7 @@ def variation(scores: pd.DataFrame, pools: Sequence[int] = (1,)) -> pd.DataFrame
         means = pooled.groupby([*keys, "part"], as_index=False)["value"].mean()
         table = means.groupby(keys)["value"].agg(["count", "mean", "std"]).reset_index()
         found.append(table[table["count"] > 1])
-    joined = pd.concat(found, ignore_index=True)
+    joined: pd.DataFrame = pd.concat(found, ignore_index=True)
     mean = joined["mean"].abs()
     joined["cv"] = joined["std"] / mean.where(mean > 0)
     columns = [*_CASE, "site", "pool", "batches", "mean", "cv"]

@@ -70,6 +70,7 @@ class MultiHeadAttention(nn.Module):
         self.head_size = width // heads
         self.cross = cross
         inner = heads * self.head_size
+        # The initial bound depends on the inputs only: a fused matrix starts as its parts would.
         if cross:
             self.q = Linear(width, inner)
             self.kv = Linear(width, 2 * inner)
@@ -77,7 +78,6 @@ class MultiHeadAttention(nn.Module):
             self.qkv = Linear(width, 3 * inner)
         self.core = AttentionCore(dropout, causal)
         self.out = Linear(inner, width)
-        self._reset()
 
     def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
         """x [B, Q, width], memory [B, K, width] (cross-attention) -> [B, Q, width]."""
@@ -114,12 +114,6 @@ class MultiHeadAttention(nn.Module):
 
     def _inputs(self) -> list[tuple[nn.Linear, int]]:
         return [(self.q, 1), (self.kv, 2)] if self.cross else [(self.qkv, 3)]
-
-    def _reset(self) -> None:
-        # Each of q, k, v starts as a Linear of its own would: the bound depends on the inputs only,
-        # so fusing them changes nothing but the order in which random numbers are drawn.
-        for linear, _ in self._inputs():
-            linear.reset_parameters()
 
 
 @dataclass(frozen=True)

@@ -54,4 +54,4 @@ class ITransformer(Forecaster):
             if i == last:
                 tokens = tokens[:, :channels]
         y = self.head(self.norm(tokens)).transpose(1, 2)
-        return scale.undo(y) if scale else y  # type: ignore[no-any-return]
+        return scale.undo(y) if scale else y

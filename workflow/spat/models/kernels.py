@@ -7,12 +7,15 @@ element instead of 4.7.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.utils.flop_counter import register_flop_formula
 
 
 class Linear(nn.Linear):
@@ -20,9 +23,10 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
-        if not (_ONEDNN and x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32):
+        plain = x.device.type == "cpu" and x.dtype == torch.float32
+        if not (_ONEDNN and plain) or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
-        return _Product.apply(x, self.weight, self.bias)  # type: ignore[no-any-return]
+        return _Product.apply(x, self.weight, self.bias)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class Dropout(nn.Module):
@@ -34,7 +38,7 @@ class Dropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape, unchanged."""
-        return dropout(x, self.p) if self.training and self.p else x
+        return dropout(x, self.p) if self.training else x
 
     def extra_repr(self) -> str:
         """The probability, for printing."""
@@ -50,6 +54,8 @@ def dropout(x: Tensor, p: float) -> Tensor:
     if x.device.type != "cpu":
         return F.dropout(x, p)
     dropped = round(p * 2**16)
+    if not dropped:
+        return x
     draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     bits = draws.view(torch.int16)[: x.numel()].view(x.shape)
     kept = bits.ge_(dropped - 2**15).to(x.dtype)
@@ -89,7 +95,7 @@ class _Product(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        rows, x_rows = gradient.flatten(0, -2), x.flatten(0, -2)
+        rows, x_rows = gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
         return (
             _product(gradient, weight.t()) if wants_x else None,
@@ -109,4 +115,10 @@ def _weight_gradient(rows: Tensor, x_rows: Tensor) -> Tensor:
     return _product(rows.t(), x_rows.t())
 
 
-_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+if _ONEDNN:
+
+    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
+    def _flops(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+        return 2 * math.prod(x) * weight[0]

@@ -65,4 +65,4 @@ class PatchTST(Forecaster):
         tokens = self.norm(tokens.flatten(0, 1)).view_as(tokens)
         y = self.dropout(self.head(tokens.flatten(1)))  # [B * C, H]
         y = y.unflatten(0, channels.shape[:2]).transpose(1, 2)
-        return scale.undo(y) if scale else y  # type: ignore[no-any-return]
+        return scale.undo(y) if scale else y

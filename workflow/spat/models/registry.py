@@ -1,4 +1,4 @@
-"""The table of forecasters and of their hyper-parameters. No torch here: names are cheap to look up.
+"""The table of forecasters and of their hyper-parameters; no torch, since names are all it needs.
 
 A new model is a row of `MODELS`, a module with its class, and rows in `hyperparameters.csv`.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
@@ -148,14 +149,14 @@ def build(name: str, hyper: Hyperparameters, shape: Shape) -> Forecaster:
 @cache
 def _table() -> dict[tuple[str, ...], Hyperparameters]:
     table: dict[tuple[str, ...], Hyperparameters] = {}
-    with resources.files("spat.models").joinpath("hyperparameters.csv").open(newline="") as file:
-        for line, row in enumerate(csv.DictReader(file), start=2):
-            key = tuple(row.pop(name) for name in _KEYS)
-            if key in table:
-                raise ValueError(f"hyperparameters.csv, line {line}: second row for {key}")
-            table[key] = Hyperparameters(
-                **{name: _parsed(name, text, line) for name, text in row.items() if text}
-            )
+    text = resources.files("spat.models").joinpath("hyperparameters.csv").read_text()
+    for line, row in enumerate(csv.DictReader(text.splitlines()), start=2):
+        key = tuple(row.pop(name) for name in _KEYS)
+        if key in table:
+            raise ValueError(f"hyperparameters.csv, line {line}: second row for {key}")
+        table[key] = Hyperparameters(
+            **{name: _parsed(name, cell, line) for name, cell in row.items() if cell}
+        )
     return table
 
 
@@ -183,16 +184,15 @@ def _changed(found: Hyperparameters, overrides: Mapping[str, Any]) -> Hyperparam
 
 def _checked(name: str, value: Any) -> Any:
     kind = _KINDS[name]
-    if kind is float and type(value) is int:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if type(value) is not kind:
+    given = type(value)
+    if given is not kind:
         raise ValueError(f"{name}: {value!r} is no {kind.__name__}")
-    if name == "dropout":
-        valid, wanted = 0 <= value < 1, "in [0, 1)"
-    else:
-        valid, wanted = kind is bool or value > 0, "positive"
-    if not valid:
-        raise ValueError(f"{name}: {value!r} is not {wanted}")
+    if name == "dropout" and not 0 <= value < 1:
+        raise ValueError(f"dropout: {value!r} is not in [0, 1)")
+    if name != "dropout" and kind is not bool and not 0 < value < math.inf:
+        raise ValueError(f"{name}: {value!r} is not positive")
     return value
 
 

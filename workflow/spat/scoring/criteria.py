@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from spat.models.attention import MultiHeadAttention
-from spat.scoring.probe import SiteRecord, with_mean, with_sum
-from spat.scoring.send import deviation, over_rows
+from spat.scoring.probe import SiteRecord
+from spat.scoring.reductions import deviation, over_rows, several_keys, with_mean, with_sum
 
 
 def michel(record: SiteRecord) -> Tensor:
@@ -84,20 +84,14 @@ def flap(record: SiteRecord) -> Tensor:
 
 
 def uniformity(record: SiteRecord) -> Tensor:
-    """Row entropy of A over the logarithm of the number of keys: 1 is uniform, 0 a single key."""
-    return 1 - entropy(record)
+    """Row entropy of A over the logarithm of the number of keys: 1 is uniform, 0 a single key.
 
-
-def entropy(record: SiteRecord) -> Tensor:
-    """1 - normalised row entropy: how sure a head is (Voita et al. 2019, arXiv 1905.09418).
-
-    Rows with a single key are left out.
+    Rows that may attend to a single key are left out. Finished by its complement, how sure a head
+    is (confidence: Voita et al. 2019, arXiv 1905.09418).
     """
-    keys = record.allowed.sum(-1)
-    several = keys > 1
-    A = record.A[..., several.to(record.A.device), :]
-    sure = 1 + torch.special.xlogy(A, A).sum(-1) / keys[several].to(A).log()
-    return with_mean(over_rows(sure))
+    A, allowed = several_keys(record.A, record.allowed)
+    most = allowed.sum(-1).to(A).log()
+    return with_mean(over_rows(torch.special.entr(A).sum(-1) / most))
 
 
 def attention_std(record: SiteRecord) -> Tensor:
@@ -105,19 +99,24 @@ def attention_std(record: SiteRecord) -> Tensor:
     return with_mean(over_rows(deviation(record.A, record.allowed)))
 
 
-def depth_first(record: SiteRecord) -> Tensor:
-    """The index in forward order: the first sites go first."""
+def depth(record: SiteRecord) -> Tensor:
+    """The index in forward order; negative, the deepest go first (Tyukin et al., 2407.15516)."""
     return record.A.new_full((record.windows, 1), record.index)
-
-
-def depth_last(record: SiteRecord) -> Tensor:
-    """Minus the index: the deepest sites go first (Tyukin et al. 2024, arXiv 2407.15516)."""
-    return -depth_first(record)
 
 
 def mean(means: Tensor) -> Tensor:
     """The score is the mean over windows itself."""
     return means
+
+
+def negative(means: Tensor) -> Tensor:
+    """Minus the mean: the ranking upside down."""
+    return -means
+
+
+def complement(means: Tensor) -> Tensor:
+    """1 - mean."""
+    return 1 - means
 
 
 def absolute(means: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from spat.models.attention import MultiHeadAttention, Site
+from spat.scoring.reductions import dispersion, with_sum
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,9 +34,10 @@ if TYPE_CHECKING:
 # Windows that share one mask in `send_shared`, whatever the batches are.
 GROUP: Final = 32
 
-# Elements of the largest float64 array of attention size: 16 MiB. The channels of Traffic squared,
-# times heads, times windows, would take 1.5 GB at once.
-ELEMENTS: Final = 2**21
+# Elements of an array of attention size, if one window does not have more: half a megabyte stays in
+# the cache of a CPU, and a GPU wants long arrays. At once, the windows of a pass would take up to
+# 1.5 GB (the channels of Traffic squared, times heads, in float64).
+ELEMENTS: Final = {"cpu": 2**16, "cuda": 2**24}
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +82,11 @@ class SiteRecord:
         return self.A * (self.grad.double() @ self.v.double().transpose(-1, -2))
 
     @cached_property
+    def dispersion(self) -> Tensor:
+        """Dispersion of S over keys, [W, R, H, rows]: see `reductions.dispersion`."""
+        return dispersion(self.S, self.allowed)
+
+    @cached_property
     def gate(self) -> Tensor:
         """Gradient g of each window's loss by a gate on the site, then on each head: [W, 1 + H].
 
@@ -89,7 +96,8 @@ class SiteRecord:
 
     def parts(self) -> Iterator[SiteRecord]:
         """The record cut by windows, so that an array of attention size has few `ELEMENTS`."""
-        size = max(1, ELEMENTS // (self.q[0, ..., 0].numel() * self.k.shape[-2]))
+        elements = self.q[0, ..., 0].numel() * self.k.shape[-2]
+        size = max(1, ELEMENTS.get(self.q.device.type, 2**16) // elements)
         tensors = ("q", "k", "v", "O", "grad", "x", "y", "before", "after")
         for part in zip(*(torch.split(getattr(self, t), size) for t in tensors), strict=True):
             yield replace(self, **dict(zip(tensors, part, strict=True)))
@@ -250,16 +258,6 @@ def window_losses(model: Forecaster, batch: Batch) -> Tensor:
     """Mean squared error of each window, float64 [B]."""
     error = model(batch.x, batch.past_marks, batch.future_marks) - batch.y
     return error.double().square().mean((1, 2))  # type: ignore[no-any-return]
-
-
-def with_sum(heads: Tensor) -> Tensor:
-    """[..., H] -> [..., 1 + H]: in front, the sum over heads as the value of the site."""
-    return torch.cat([heads.sum(-1, keepdim=True), heads], dim=-1)
-
-
-def with_mean(heads: Tensor) -> Tensor:
-    """[..., H] -> [..., 1 + H]: in front, the mean over heads as the value of the site."""
-    return torch.cat([heads.mean(-1, keepdim=True), heads], dim=-1)
 
 
 def _groups(batches: Sequence[Tensor]) -> tuple[Tensor, ...]:

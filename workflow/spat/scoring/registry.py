@@ -14,7 +14,7 @@ from typing import Final, Literal
 Needs = Literal["probe", "group", "ablation", "validation", "trajectory", "draws"]
 
 # What becomes of the mean over windows of what the function returns.
-Finish = Literal["mean", "absolute", "root_sum", "variance_sum"]
+Finish = Literal["mean", "negative", "complement", "absolute", "root_sum", "variance_sum"]
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ _ROWS: Final = (
         "SEND of S scaled to unit mean absolute value per window and site",
     ),
     Criterion(
-        "send_reverse", "send.send_reverse", "probe", True, _SPAT,
-        "minus SEND: removes what SEND would keep",
+        "send_reverse", "send.send", "probe", True, _SPAT,
+        "minus SEND: removes what SEND would keep", finish="negative",
     ),
     Criterion(
         "random", "", "draws", True, "Budhraja et al. 2020",
@@ -113,8 +113,8 @@ _ROWS: Final = (
         "squared norm of W_o times the variance of its input columns", finish="variance_sum",
     ),
     Criterion(
-        "entropy", "criteria.entropy", "probe", True, "Voita et al. 2019, arXiv 1905.09418",
-        "1 - normalised row entropy of the attention maps",
+        "entropy", "criteria.uniformity", "probe", True, "Voita et al. 2019, arXiv 1905.09418",
+        "1 - normalised row entropy of the attention maps", finish="complement",
     ),
     Criterion(
         "attention_std", "criteria.attention_std", "probe", True, "SEND without the gradient",
@@ -129,13 +129,13 @@ _ROWS: Final = (
         "validation loss without the site minus with it",
     ),
     Criterion(
-        "depth_first", "criteria.depth_first", "probe", False, "position, the first go first",
+        "depth_first", "criteria.depth", "probe", False, "position, the first go first",
         "index in forward order",
     ),
     Criterion(
-        "depth_last", "criteria.depth_last", "probe", False,
+        "depth_last", "criteria.depth", "probe", False,
         "position, the deepest go first: Tyukin et al. 2024, arXiv 2407.15516",
-        "minus the index in forward order",
+        "minus the index in forward order", finish="negative",
     ),
 )  # fmt: skip
 

@@ -88,18 +88,18 @@ def _probed(
         model,
         windows,
         batches,
-        {row.name: _function(row) for row in single},
-        {row.name: _function(row) for row in shared},
+        {row.function: _imported(row.function) for row in single},
+        {row.function: _imported(row.function) for row in shared},
     )
     return [
-        tidy.rows(site.site, site.name, row.name, _finished(row, site.means[row.name]))
+        tidy.rows(site.site, site.name, row.name, _finished(row, site.means[row.function]))
         for site in sites
         for row in [*single, *shared]
     ]
 
 
-def _function(row: Criterion) -> Callable[[Any], Tensor]:
-    module, name = row.function.split(".")
+def _imported(function: str) -> Callable[[Any], Tensor]:
+    module, name = function.split(".")
     return getattr(importlib.import_module(f"spat.scoring.{module}"), name)  # type: ignore[no-any-return]
 
 

@@ -11,13 +11,13 @@ drown in rounding where there are hundreds of keys.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from spat.scoring.probe import SharedMask, SiteRecord, window_means, with_mean
+from spat.scoring.probe import SharedMask, SiteRecord, window_means
+from spat.scoring.reductions import dispersion, over_rows, several_keys, with_mean
 from spat.scoring.tidy import aggregate, joined, rows
 
 if TYPE_CHECKING:
@@ -40,12 +40,7 @@ def score_send(model: Forecaster, windows: Windows, batches: Sequence[Tensor]) -
 
 def send(record: SiteRecord) -> Tensor:
     """SEND per window, [W, 1 + H]."""
-    return with_mean(over_rows(dispersion(record.S, record.allowed)))
-
-
-def send_reverse(record: SiteRecord) -> Tensor:
-    """Minus SEND, [W, 1 + H]: the ranking upside down."""
-    return -send(record)
+    return with_mean(over_rows(record.dispersion))
 
 
 def send_abs(record: SiteRecord) -> Tensor:
@@ -65,9 +60,8 @@ def send_layer(record: SiteRecord) -> Tensor:
 
 def send_keys(record: SiteRecord) -> Tensor:
     """SEND with each row times its number of keys, [W, 1 + H]: std(S), for a small S."""
-    keys = record.allowed.sum(-1)
-    rows_of_S = dispersion(record.S, record.allowed)
-    return with_mean(over_rows(rows_of_S * keys[keys > 1].to(rows_of_S)))
+    _, allowed = several_keys(record.S, record.allowed)
+    return with_mean(over_rows(record.dispersion * allowed.sum(-1).to(record.dispersion)))
 
 
 def send_unit(record: SiteRecord) -> Tensor:
@@ -76,34 +70,3 @@ def send_unit(record: SiteRecord) -> Tensor:
     pairs = R * H * int(record.allowed.sum())
     size = record.S.abs().sum((1, 2, 3, 4), keepdim=True) / pairs
     return with_mean(over_rows(dispersion(record.S / size.where(size > 0, 1.0), record.allowed)))
-
-
-def dispersion(values: Tensor, allowed: Tensor) -> Tensor:
-    """Population standard deviation over keys of the softmax over keys.
-
-    values [..., Q, K], allowed bool [Q, K] -> [..., rows]. Softmax and deviation run over the
-    allowed keys of each row; rows with a single one are left out. In the precision of `values`.
-    """
-    hidden = ~allowed.to(values.device)
-    return deviation(values.masked_fill(hidden, -math.inf).softmax(-1), allowed)
-
-
-def deviation(shares: Tensor, allowed: Tensor) -> Tensor:
-    """Population standard deviation over allowed keys of shares that sum to one in each row.
-
-    shares [..., Q, K], allowed bool [Q, K] -> [..., rows], without the rows of a single key.
-    """
-    keys = allowed.sum(-1)
-    several = keys > 1
-    if not several.all():
-        shares = shares[..., several.to(shares.device), :]
-        allowed, keys = allowed[several], keys[several]
-    n = keys.to(shares)
-    # The shares of n keys have the mean 1/n.
-    offset = (shares - 1 / n.unsqueeze(-1)).masked_fill(~allowed.to(shares.device), 0.0)
-    return (offset.square().sum(-1) / n).sqrt()
-
-
-def over_rows(values: Tensor) -> Tensor:
-    """Mean over sequences and queries, [W, R, H, rows] -> [W, H]; 0 without rows."""
-    return values.sum((1, 3)) / max(1, values.shape[1] * values.shape[3])

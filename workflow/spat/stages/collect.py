@@ -16,6 +16,19 @@ from spat.runs import Planned, Run
 # The pictures show attention maps of at most this many queries and keys.
 LARGEST_MAP = 96
 
+# Columns of `results` that stand in a job's `metrics.json` as they are.
+MEASURED = (
+    "params",
+    "flops",
+    "wall_s",
+    "epochs",
+    "best_epoch",
+    "status",
+    "device",
+    "commit",
+    "digest",
+)
+
 
 def collect(config: Config) -> None:
     """Write `data/<frame>.parquet` and, but for the per-window losses, `.csv`.
@@ -56,7 +69,9 @@ def _gather(name: str, rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 def _join(name: str, parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
     found = [part for part in parts if not part.empty]
-    return frames.checked(name, pd.concat(found, ignore_index=True) if found else frames.empty(name))
+    return frames.checked(
+        name, pd.concat(found, ignore_index=True) if found else frames.empty(name)
+    )
 
 
 def _masks(config: Config, planned: Planned) -> Iterator[tuple[dict[str, Any], Path]]:
@@ -105,9 +120,7 @@ def _results(config: Config, planned: Planned) -> Iterator[dict[str, Any]]:
 
 
 def _measured(metrics: dict[str, Any]) -> dict[str, Any]:
-    names = ("params", "flops", "wall_s", "epochs", "best_epoch", "status")
-    names += ("device", "commit", "digest")
-    return {name: metrics[name] for name in names}
+    return {name: metrics[name] for name in MEASURED}
 
 
 def _splits(row: dict[str, Any], errors: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from spat import runs
+from spat import records, runs
 from spat.config import Config
 from spat.data import series
 from spat.data.series import Prepared
@@ -71,8 +72,8 @@ def scoring_batches(config: Config, run: Run, windows: Windows) -> list[torch.Te
     """The batches that are scored: drawn once per run from its own seed, without replacement."""
     wanted = config.scoring.batches * config.scoring.batch_size
     generator = torch.Generator().manual_seed(run.seed_for("scoring"))
-    drawn = torch.randperm(len(windows), generator=generator)[:wanted].to(windows.values.device)
-    return list(drawn.split(config.scoring.batch_size))
+    drawn = torch.randperm(len(windows), generator=generator)[:wanted].to(windows.device)
+    return list(torch.split(drawn, config.scoring.batch_size))
 
 
 def errors_row(errors: Errors) -> dict[str, float]:
@@ -87,8 +88,8 @@ def device_name(device: torch.device) -> str:
 
 @torch.inference_mode()
 def example_forecasts(model: Forecaster, windows: Windows) -> dict[str, np.ndarray[Any, Any]]:
-    """A few test windows, evenly spaced: last channel's input, truth and forecast, each [W, steps]."""
-    index = torch.linspace(0, len(windows) - 1, EXAMPLE_WINDOWS, device=windows.values.device).long()
+    """A few test windows, evenly spaced: the last channel's input, truth, forecast [W, steps]."""
+    index = torch.linspace(0, len(windows) - 1, EXAMPLE_WINDOWS, device=windows.device).long()
     batch = windows.batch(index)
     forecast = model.eval()(batch.x, batch.past_marks, batch.future_marks)
     return {
@@ -102,6 +103,12 @@ def example_forecasts(model: Forecaster, windows: Windows) -> dict[str, np.ndarr
 def full_mask(heads: tuple[int, ...]) -> str:
     """The name of the mask that keeps everything: the control's."""
     return Mask.full(heads).name
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Write named arrays as `.npz`, atomically."""
+    with records.replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **dict(arrays))
 
 
 def stage_folder(config: Config, run: Run, stage: str) -> Path:

@@ -6,10 +6,9 @@ import socket
 from urllib.parse import urlsplit
 
 from spat.config import Config
-from spat.data.download import available
+from spat.data.download import OFFLINE, available
 from spat.data.registry import DATASETS
 
-OFFLINE = "--configfile workflow/experiments/offline.yaml"
 NOTICE = """\
 {line}
 NOTICE: {missing} can be had neither from a copy ({folders}) nor from the
@@ -38,7 +37,7 @@ def preflight(config: Config, timeout: float = 5.0) -> tuple[str, str]:
         folders=", ".join(map(str, (config.data.cache, *config.data.mirrors))),
         hosts=", ".join(hosts),
     )
-    return OFFLINE, notice
+    return OFFLINE.removeprefix("snakemake --cores all "), notice
 
 
 def _reachable(host: str, timeout: float) -> bool:

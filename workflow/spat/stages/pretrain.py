@@ -10,6 +10,7 @@ import torch
 
 from spat import provenance, records, runs
 from spat.config import Config
+from spat.data.windows import Splits
 from spat.evaluation.metrics import evaluate
 from spat.keeping import Kept, alone
 from spat.models.forecaster import Forecaster
@@ -48,15 +49,13 @@ def pretrain(config: Config, run: Run) -> None:
             torch.manual_seed(run.seed_for("weights"))
             hyper = runs.hyper_of(config, run)
             shape = common.shape_of(config, run, prepared)
-            model = build(run.model, hyper, shape).to(splits.train.values.device)
+            model = build(run.model, hyper, shape).to(splits.train.device)
             fitted = _train(config, run, model, splits, kept)
             _write(config, run, model, fitted, splits, prepared.sha256, kept)
         kept.publish(folder, OUTPUTS)
 
 
-def _train(
-    config: Config, run: Run, model: Forecaster, splits: common.Splits, kept: Kept
-) -> Fit:
+def _train(config: Config, run: Run, model: Forecaster, splits: Splits, kept: Kept) -> Fit:
     if not any(True for _ in model.parameters()):
         return Fit("ok", 0, 0, [], [], 0.0)
     batches = common.scoring_batches(config, run, splits.train)
@@ -66,7 +65,10 @@ def _train(
             return []
         frame = score(trained, splits.train, batches, ["send"]).assign(epoch=epoch)
         ours = frame[(frame["batch"] == -1) & (frame["criterion"] == "send")]
-        return ours[list(TRAJECTORY)].to_dict("records")
+        return [
+            dict(zip(TRAJECTORY, row, strict=True))
+            for row in ours[list(TRAJECTORY)].itertuples(index=False)
+        ]
 
     return fit(
         model,
@@ -84,7 +86,7 @@ def _write(
     run: Run,
     model: Forecaster,
     fitted: Fit,
-    splits: common.Splits,
+    splits: Splits,
     data_sha256: str,
     kept: Kept,
 ) -> None:
@@ -97,12 +99,10 @@ def _write(
     )
     validation, test = evaluate(model, splits.validation), evaluate(model, splits.test)
     np.save(kept.folder / "losses.npy", test.window_mse)
-    np.savez(kept.folder / "forecasts.npz", **common.example_forecasts(model, splits.test))
+    common.save_arrays(kept.folder / "forecasts.npz", common.example_forecasts(model, splits.test))
     kept.finish(
         {
-            **records.header(
-                config, "pretrain", run, common.device_name(splits.train.values.device)
-            ),
+            **records.header(config, "pretrain", run, common.device_name(splits.train.device)),
             "status": fitted.status,
             "data_sha256": data_sha256,
             "hyperparameters": provenance.settings(config, "pretrain", run)["hyperparameters"],

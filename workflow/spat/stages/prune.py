@@ -14,6 +14,7 @@ import torch
 
 from spat import provenance, records, runs
 from spat.config import Config
+from spat.data.windows import Splits
 from spat.evaluation.metrics import Errors, evaluate
 from spat.keeping import Kept, alone
 from spat.models.forecaster import Forecaster
@@ -103,7 +104,7 @@ def train_mask(config: Config, run: Run, job: Job) -> None:
     kept = Kept(runs.folder(config, run, "prune") / job.folder, digest)
     if kept.done:
         return
-    device = splits.train.values.device
+    device = splits.train.device
     dense_metrics = records.read_json(source / "metrics.json")
     mask = Mask.parse(job.mask, tuple(dense_metrics["heads"]))
     if job.phase == "finetuned":
@@ -166,7 +167,7 @@ def _write(
     model: Forecaster,
     mask: Mask,
     fitted: Fit,
-    splits: common.Splits,
+    splits: Splits,
     tuned: tuple[Errors, Errors],
     untuned: tuple[Errors, Errors],
 ) -> None:
@@ -175,7 +176,7 @@ def _write(
     np.save(folder / "validation_losses.npy", tuned[0].window_mse)
     np.save(folder / "losses.npy", tuned[1].window_mse)
     np.save(folder / "untuned_losses.npy", untuned[1].window_mse)
-    np.savez(folder / "forecasts.npz", **common.example_forecasts(model, splits.test))
+    common.save_arrays(folder / "forecasts.npz", common.example_forecasts(model, splits.test))
 
 
 def _errors(errors: tuple[Errors, Errors]) -> dict[str, dict[str, float]]:

@@ -1,4 +1,4 @@
-"""score(run): every criterion that the configuration asks for, from one pass over one checkpoint."""
+"""score(run): every criterion that is asked for, from one pass over the kept checkpoint."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def score(config: Config, run: Run) -> None:
         folder = common.stage_folder(config, run, "score")
         source = runs.folder(config, run, "pretrain")
         _, splits = common.open_data(config, run.dataset, run)
-        model = surgery.load(source, splits.train.values.device)
+        model = surgery.load(source, splits.train.device)
         trained = records.read_json(source / "metrics.json")
         batches = common.scoring_batches(config, run, splits.train)
         drops = _loss_drops(config, model, splits.validation)
@@ -53,7 +53,7 @@ def score(config: Config, run: Run) -> None:
         ).assign(epoch=trained["best_epoch"])
         frame[list(COLUMNS)].to_parquet(folder / "scores.parquet")
         maps = probe.attention_maps(model, splits.train, batches[:1])
-        np.savez(folder / "maps.npz", **{name: value for name, value in maps.items()})
+        common.save_arrays(folder / "maps.npz", maps)
         records.write_json(
             folder / "metrics.json",
             {
@@ -73,5 +73,5 @@ def _loss_drops(
     site = config.pruning.site
     if "loss_drop_val" not in site.criteria and "loss_drop_bound" not in site.rules:
         return None
-    index = torch.arange(len(validation), device=validation.values.device)
-    return probe.loss_drops(model, validation, list(index.split(256)))
+    index = torch.arange(len(validation), device=validation.device)
+    return probe.loss_drops(model, validation, list(torch.split(index, 256)))

@@ -29,7 +29,7 @@ def transfer(config: Config, planned: Planned, target: str) -> None:
         started = time.perf_counter()
         folder = common.stage_folder(config, run, stage)
         prepared, splits = common.open_data(config, target, run)
-        device = splits.test.values.device
+        device = splits.test.device
         dense = runs.folder(config, run, "pretrain")
         rows: list[dict[str, Any]] = []
         for mask, phase, source in _networks(config, planned, dense):

@@ -150,37 +150,65 @@ def _mask(config: Config, run: Run, folder: Path) -> Entry:
 def _measure(config: Config, run: Run, folder: Path) -> Entry:
     metrics = records.read_json(folder / "metrics.json")
     entry = _child(config, run, folder, metrics, name="measure", stage="measure")
-    measured = {
-        f"{key}/batch {size}/{mask}": value
-        for name, key in (("latency", "latency_ms"), ("memory_mb", "memory_mb"))
-        for mask, by_size in metrics[name].items()
-        for size, value in by_size.items()
+    rows = [
+        {
+            "mask": mask,
+            "batch_size": size,
+            "latency_ms": latency,
+            "memory_mb": metrics["memory_mb"].get(mask, {}).get(size),
+        }
+        for mask, by_size in metrics["latency"].items()
+        for size, latency in by_size.items()
+    ]
+    ends = {
+        f"{key}/batch {row['batch_size']}/{end}": row[key]
+        for row in rows
+        if (end := _end(row["mask"]))
+        for key in ("latency_ms", "memory_mb")
     }
-    return replace(entry, points=[*entry.points, *_points(measured, entry.end)])
+    return replace(
+        entry, points=[*entry.points, *_points(ends, entry.end)], texts=_table("measure", rows)
+    )
 
 
 def _transfer(config: Config, run: Run, folder: Path) -> Entry:
     metrics = records.read_json(folder / "metrics.json")
-    target = metrics["target"]
+    target, rows = metrics["target"], metrics["masks"]
     entry = _child(
         config, run, folder, metrics, name=f"transfer {target}", stage=f"transfer/{target}"
     )
-    points = [
+    ends = [
         point
-        for row in metrics["masks"]
+        for row in rows
+        if (end := _end(row["mask"]))
         for point in _points(
-            {f"{error}/{row['phase']}/{row['mask']}": row[error] for error in ("mse", "mae")},
+            {f"{error}/{row['phase']}/{end}": row[error] for error in ("mse", "mae")},
             entry.end,
             row["order"],  # the data orders of one mask share a metric, one step each
         )
     ]
     return replace(
         entry,
-        params={**entry.params, "target": target},
-        points=[*entry.points, *points],
         tags={**entry.tags, "data_sha256": metrics["data_sha256"]},
+        params={**entry.params, "target": target},
+        points=[*entry.points, *ends],
         dataset=(target, metrics["data_sha256"]),
+        texts=_table("transfer", rows),
     )
+
+
+def _end(mask: str) -> str | None:
+    """The name of an end of the range of masks: their values are metrics, comparable over models.
+
+    A metric for every mask would give the runs table hundreds of columns; all are in a table.
+    """
+    if "0" not in mask:
+        return "all kept"
+    return None if "1" in mask else "none left"
+
+
+def _table(name: str, rows: list[dict[str, Any]]) -> dict[str, str]:
+    return {f"{name}.csv": pd.DataFrame(rows).to_csv(index=False)}
 
 
 def _child(

@@ -19,9 +19,7 @@ from spat.tracking.entries import Entry, store_uri
 # A call takes at most 1000 items, of which at most 100 params.
 METRICS_PER_CALL = 900
 PARAMS_PER_CALL = 100
-DIGEST_LENGTH = 12  # of a dataset in the runs table; the whole hash is a tag
-# Has the UI show the pages of model training, not those of language models, which is its default.
-TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+DIGEST_LENGTH = 12  # as the runs table has room for; the whole hash is a tag
 DATABASE_ATTEMPTS = 3  # MLflow's own ten take 100 s
 LOCK_TIMEOUT_S = 120
 
@@ -94,7 +92,7 @@ class Store:
         place = None if self._is_server else (config.results / "mlartifacts").resolve().as_uri()
         found = self._client.get_experiment_by_name(name)
         if found is None:
-            return str(self._client.create_experiment(name, place, TRAINING))
+            return str(self._client.create_experiment(name, place))
         if found.lifecycle_stage == "deleted":
             self._client.restore_experiment(found.experiment_id)
         if place not in (None, found.artifact_location):

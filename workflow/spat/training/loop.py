@@ -158,8 +158,8 @@ def _finished(progress: Progress, settings: Settings) -> bool:
 
 def _batches(windows: Windows, batch_size: int, order: torch.Generator) -> tuple[Tensor, ...]:
     """All windows in a new order, the last batch as small as it is."""
-    shuffled = torch.randperm(len(windows), generator=order).to(windows.values.device)
-    return shuffled.split(batch_size)
+    shuffled = torch.randperm(len(windows), generator=order).to(windows.device)
+    return torch.split(shuffled, batch_size)
 
 
 class _Reporter:

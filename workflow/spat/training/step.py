@@ -37,7 +37,7 @@ def make_step(
     It returns the sum over the batch of the per-window mean squared errors, a scalar on the device.
     """
     step = _eager(model, windows, optimiser, precision, sam_rho)
-    if windows.values.is_cuda and sam_rho is None:
+    if windows.device.type == "cuda" and sam_rho is None:
         return GraphedStep(step)
     return step
 
@@ -49,7 +49,7 @@ def _eager(
     precision: Precision,
     sam_rho: float | None,
 ) -> Step:
-    device = windows.values.device.type
+    device = windows.device.type
     autocast = (
         (lambda: torch.autocast(device, dtype=torch.bfloat16))
         if precision == "bf16"
@@ -90,7 +90,7 @@ class GraphedStep:
         self._index: Tensor | None = None
         self._loss: Tensor | None = None
         self._seen = 0
-        self._stream = torch.cuda.Stream()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def __call__(self, index: Tensor) -> Tensor:
         """index [B] -> the batch's summed loss."""

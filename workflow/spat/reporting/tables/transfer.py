@@ -15,7 +15,7 @@ from spat.reporting.tables.accuracy import METRICS, by_cell, sort
 
 NAIVE: Final = {"RepeatLast": "repeat last", "SeasonalNaive": "seasonal naive"}
 ON_TARGET: Final = "trained on target"
-TRANSFER_GAIN: Final = "gain − in-domain gain"
+TRANSFER_GAIN: Final = "gain − gain at home"
 KEYS: Final = ("dataset", "target", "model", "variant", "lookback", "horizon")
 
 

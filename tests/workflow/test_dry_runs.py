@@ -1,0 +1,85 @@
+"""Every shipped experiment plans its jobs, and a wrong configuration fails before any of them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Project
+
+from spat import runs
+from spat.config import load_files
+from spat.data.registry import DATASETS
+
+ROOT = Path(__file__).parents[2]
+EXPERIMENTS = ("default", "smoke", "offline", "reproduction", "ablation", "paper")
+
+
+def overlay(name: str) -> tuple[str, ...]:
+    return () if name == "default" else ("--configfile", f"workflow/experiments/{name}.yaml")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_plans_the_jobs_of_its_grid(
+    name: str, pristine: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started = time.monotonic()
+    jobs = pristine.planned(*overlay(name))
+    seconds = time.monotonic() - started
+    with capsys.disabled():
+        print(f"\n{name}: {sum(jobs.values())} jobs, planned in {seconds:.1f} s")
+    # The promise for over a thousand jobs.
+    assert seconds < 30
+
+    config = load_files(ROOT / "config.yaml", *(ROOT / path for path in overlay(name)[1:]))
+    planned = runs.plan(config)
+    pruned = sum(p.prune for p in planned)
+    transfers = [target for p in planned for target in runs.targets(config, p.run)]
+    datasets = {p.run.dataset for p in planned} | set(transfers)
+    expected = {
+        "download": sum(bool(DATASETS[name].urls) for name in datasets),
+        "prepare": len(datasets),
+        "pretrain": len(planned),
+        **dict.fromkeys(("score", "select", "prune", "decide", "measure"), pruned),
+        "transfer": len(transfers),
+        **dict.fromkeys(("collect", "tables", "figures"), 1),
+    }
+    assert jobs == {rule: count for rule, count in expected.items() if count}
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("traning={}", "traning: unknown key; valid here: experiment"),
+        ("grid=[{'datasets': ['ETTh1'], 'models': ['LSTM']}]", "'LSTM' is not one of iTransformer"),
+        ("grid=[{'datasets': ['ETTh9'], 'models': ['DLinear']}]", "'ETTh9' is not one of ETTh1"),
+        ("pruning={'site': {'ratios': [1.5]}}", "pruning.site.ratios"),
+        (
+            "variants={'wide': {'model': {'d_modle': 8}}} "
+            "grid=[{'datasets': ['ETTh1'], 'models': ['PatchTST'], 'variants': ['wide']}]",
+            "variants.wide",
+        ),
+    ],
+)
+def test_a_wrong_configuration_fails_before_any_job(
+    setting: str, says: str, pristine: Project
+) -> None:
+    settings = setting.split(" grid=")
+    if len(settings) == 2:
+        settings[1] = f"grid={settings[1]}"
+    shown = pristine.snakemake("--config", *settings, fails=True)
+    assert says in shown
+    assert "Traceback" not in shown
+    assert "Building DAG" not in shown
+
+
+def test_a_run_outside_the_grid_is_named(pristine: Project) -> None:
+    path = "results/default/ILI/PatchTST-deep/l36-h24/seed0/pretrain/metrics.json"
+    shown = pristine.snakemake("--dry-run", path, fails=True)
+    assert "run 'ILI/PatchTST-deep/l36-h24/seed0' is not in the grid of experiment 'de" in shown
+
+
+@pytest.mark.parametrize("profile", ["gpu"])
+def test_profiles_plan_the_same_jobs(profile: str, pristine: Project) -> None:
+    assert pristine.planned("--workflow-profile", profile) == pristine.planned()

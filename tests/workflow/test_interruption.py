@@ -1,0 +1,138 @@
+"""kill -9, then the same command: the work goes on, and ends bit for bit where it would have."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import Project
+
+pytestmark = pytest.mark.slow
+
+RUN = "results/kill/synthetic/iTransformer-tiny/l48-h24/seed0"
+EPOCHS = 6
+# Long enough an epoch that a kill falls between two of them.
+EXPERIMENT = f"""
+experiment: kill
+grid:
+  - datasets: [synthetic]
+    models: [iTransformer]
+    variants: [tiny]
+    lookback: 48
+    horizons: [24]
+variants:
+  tiny:
+    base: deep
+    model: {{ d_model: 64, d_ff: 64, n_heads: 2, e_layers: 2, learning_rate: 0.001 }}
+data:
+  synthetic: {{ rows: 8000, channels: 3 }}
+training: {{ device: cpu, epochs: {EPOCHS}, patience: {EPOCHS} }}
+scoring: {{ batches: 2, batch_size: 16 }}
+pruning:
+  site: {{ criteria: [send], ratios: [1.0] }}
+  head: {{ criteria: [], ratios: [] }}
+finetune: {{ epochs: {EPOCHS} }}
+transfer: {{ pairs: [] }}
+tracking: {{ enabled: false }}
+"""
+PRETRAINED = f"{RUN}/pretrain/model.safetensors"
+MANIFEST = f"{RUN}/prune/manifest.json"
+CONTROL = "masks/11.11/order0"
+
+NewProject = Callable[[str], Project]
+
+
+def arguments(target: str) -> tuple[str, ...]:
+    return (target, "--configfile", "kill.yaml")
+
+
+def killable(new_project: NewProject, name: str) -> Project:
+    project = new_project(name)
+    (project.folder / "kill.yaml").write_text(EXPERIMENT)
+    return project
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = killable(lambda name: Project(tmp_path_factory.mktemp(name)), "undisturbed")
+    project.snakemake(*arguments(MANIFEST))
+    return project
+
+
+def job_of(snakemake: subprocess.Popen[str], stage: str) -> psutil.Process:
+    """The Python process of a stage below Snakemake."""
+    for child in psutil.Process(snakemake.pid).children(recursive=True):
+        if child.cmdline()[1:4] == ["-m", "spat", stage]:
+            return child
+    raise AssertionError(f"no job of {stage} is running")
+
+
+def wait_for(path: Path, running: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 240
+    while not path.exists():
+        assert running.poll() is None, running.communicate()[0]
+        assert time.monotonic() < end, f"{path} never came"
+        time.sleep(0.02)
+
+
+def epochs_logged(project: Project, stage: str) -> int:
+    log = project.folder / "results/kill/logs" / stage / f"{RUN.removeprefix('results/kill/')}.log"
+    return log.read_text().count(f"/{EPOCHS}: train MSE")
+
+
+def kill_the_job(project: Project, target: str, stage: str, state: Path) -> None:
+    running = project.start(*arguments(target))
+    wait_for(state, running)
+    job_of(running, stage).kill()
+    shown, _ = running.communicate(timeout=120)
+    assert running.returncode != 0, shown
+
+
+def test_a_killed_pretraining_goes_on(new_project: NewProject, undisturbed: Project) -> None:
+    project = killable(new_project, "pretraining")
+    state = project.folder / RUN / "pretrain" / "kept" / "state.pt"
+    kill_the_job(project, PRETRAINED, "pretrain", state)
+    assert not (project.folder / PRETRAINED).exists()
+    project.snakemake(*arguments(PRETRAINED))
+    assert 0 < epochs_logged(project, "pretrain") < EPOCHS
+    assert_same(project, undisturbed, PRETRAINED)
+    assert_same(project, undisturbed, f"{RUN}/pretrain/scores.parquet")
+
+
+def test_a_killed_finetuning_goes_on(new_project: NewProject, undisturbed: Project) -> None:
+    project = killable(new_project, "finetuning")
+    folder = project.folder / RUN / "prune"
+    kill_the_job(project, MANIFEST, "prune", folder / CONTROL / "state.pt")
+    project.snakemake(*arguments(MANIFEST))
+    assert 0 < epochs_logged(project, "prune") < 2 * EPOCHS
+    for mask in (CONTROL, "masks/0.0/order0"):
+        assert_same(project, undisturbed, f"{RUN}/prune/{mask}/model.safetensors")
+
+
+def test_after_a_killed_snakemake_its_orphan_and_the_successor_keep_apart(
+    new_project: NewProject, undisturbed: Project
+) -> None:
+    project = killable(new_project, "orphan")
+    running = project.start(*arguments(PRETRAINED))
+    wait_for(project.folder / RUN / "pretrain" / "kept" / "state.pt", running)
+    orphan = job_of(running, "pretrain")
+    running.kill()
+    running.communicate(timeout=60)
+    assert orphan.is_running()
+
+    locked = project.snakemake(*arguments(PRETRAINED), fails=True)
+    assert "--unlock" in locked
+    project.snakemake("--unlock", *arguments(PRETRAINED))
+    project.snakemake(*arguments(PRETRAINED))
+    assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE
+    # All epochs are the orphan's: its successor waited, and took them over.
+    assert epochs_logged(project, "pretrain") == 0
+    assert_same(project, undisturbed, PRETRAINED)
+
+
+def assert_same(project: Project, other: Project, name: str) -> None:
+    assert (project.folder / name).read_bytes() == (other.folder / name).read_bytes(), name

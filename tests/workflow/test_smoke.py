@@ -1,0 +1,180 @@
+"""The experiment `smoke` from end to end, and what a second invocation would do after a change."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from zipfile import ZipFile
+
+import pandas as pd
+import pytest
+from conftest import COPIED, SMOKE, Project
+
+from spat import provenance
+from spat.frames import COLUMNS
+from spat.reporting.names import FIGURES, TABLES
+
+pytestmark = pytest.mark.slow
+
+REPORT = {"collect": 1, "tables": 1, "figures": 1}
+# Runs of the experiment, those that are pruned, and transfers.
+RUNS, PRUNED, TRANSFERS = 6, 3, 5
+AFTER_PRUNE = {"decide": PRUNED, "measure": PRUNED, "transfer": PRUNED - 1, **REPORT}
+AFTER_SCORE = {"select": PRUNED, "prune": PRUNED, **AFTER_PRUNE}
+EVERYTHING = {"pretrain": RUNS, "score": PRUNED, **AFTER_SCORE, "transfer": TRANSFERS}
+
+
+def test_it_leaves_every_frame_table_and_figure(smoke: Project) -> None:
+    folder = smoke.folder / "results" / "smoke"
+    for name in COLUMNS:
+        assert len(pd.read_parquet(folder / "data" / f"{name}.parquet")), name
+    expected = [f"tables/{name}.{ending}" for name in TABLES for ending in ("csv", "md", "tex")]
+    expected += [f"figures/{name}.{ending}" for name in FIGURES for ending in ("png", "pdf", "svg")]
+    for name in expected:
+        assert (folder / name).stat().st_size > 0, name
+
+
+def test_it_ends_with_the_main_table_and_where_everything_lies(smoke: Project) -> None:
+    printed = (smoke.folder / "printed.txt").read_text()
+    end = printed[printed.rindex("100%") :]
+    main = (smoke.folder / "results" / "smoke" / "tables" / "main.md").read_text()
+    first_row = next(line for line in main.splitlines() if "iTransformer" in line)
+    assert re.split(r"[|\s]+", first_row.strip("| "))[0] in end
+    assert "results/smoke/figures" in end
+
+
+def test_a_second_run_has_nothing_to_do(smoke: Project) -> None:
+    assert "Nothing to be done" in smoke.snakemake(*SMOKE)
+
+
+@pytest.mark.parametrize(
+    ("setting", "jobs"),
+    [
+        ("tracking={'enabled': False}", {}),
+        ("data={'mirrors': []}", {}),
+        ("variants={'unused': {'model': {'d_model': 8}}}", {}),
+        ("statistics={'margin': 0.02}", {"tables": 1, "figures": 1}),
+        ("measure={'repeats': 4}", {"measure": PRUNED, **REPORT}),
+        ("finetune={'epochs': 2}", {"prune": PRUNED, **AFTER_PRUNE}),
+        ("pruning={'draws': 3}", AFTER_SCORE),
+        ("pruning={'head': {'criteria': ['send', 'michel']}}", {"score": PRUNED, **AFTER_SCORE}),
+        ("training={'epochs': 3}", EVERYTHING),
+    ],
+)
+def test_a_setting_reruns_what_depends_on_it_and_no_more(
+    setting: str, jobs: dict[str, int], smoke: Project
+) -> None:
+    assert smoke.planned(*SMOKE, "--config", setting) == jobs
+
+
+def test_another_run_adds_its_own_jobs_only(smoke: Project, tmp_path: Path) -> None:
+    wider = tmp_path / "wider.yaml"
+    text = (smoke.folder / SMOKE[1]).read_text()
+    wider.write_text(text.replace("seeds: [0]", "seeds: [0, 1]", 1))
+    one_each = dict.fromkeys(
+        ("pretrain", "score", "select", "prune", "decide", "measure", "transfer"), 2
+    )
+    assert smoke.planned("--configfile", str(wider)) == {**one_each, **REPORT}
+
+
+@pytest.mark.parametrize(
+    ("edited", "jobs"),
+    [
+        ("spat/reporting/figures/__init__.py", {"figures": 1}),
+        ("spat/reporting/tables/__init__.py", {"tables": 1, "figures": 1}),
+        ("spat/scoring/criteria.py", {"score": PRUNED, **AFTER_SCORE}),
+        ("spat/training/loop.py", EVERYTHING),
+        (
+            "spat/models/patchtst.py",
+            {
+                **dict.fromkeys(
+                    ("pretrain", "score", "select", "prune", "decide", "measure", "transfer"), 1
+                ),
+                **REPORT,
+            },
+        ),
+        ("spat/models/registry.py", {}),
+        ("spat/config.py", {}),
+        ("spat/cli.py", {}),
+        ("rules/common.smk", {}),
+    ],
+)
+def test_an_edit_reruns_what_depends_on_it_and_no_more(
+    edited: str, jobs: dict[str, int], smoke: Project
+) -> None:
+    path = smoke.folder / "workflow" / edited
+    before = path.read_text()
+    path.write_text(before + "\nEDITED = True\n")
+    try:
+        assert smoke.planned(*SMOKE) == jobs
+    finally:
+        path.write_text(before)
+
+
+def test_touched_files_rerun_nothing(smoke: Project) -> None:
+    for path in (smoke.folder / "workflow").rglob("*.py"):
+        path.touch()
+    assert smoke.planned(*SMOKE) == {}
+
+
+def test_another_ratio_trains_the_masks_that_it_adds(smoke_copy: Project) -> None:
+    folder = smoke_copy.folder / "results/smoke/synthetic/PatchTST-tiny/l48-h24/seed0/prune"
+    trained = {path: path.stat().st_mtime_ns for path in folder.glob("masks/*/order0/metrics.json")}
+    weights = folder.parent / "pretrain" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    ratio = "pruning={'head': {'criteria': ['send'], 'ratios': [0.25, 0.5]}}"
+    target = str((folder / "manifest.json").relative_to(smoke_copy.folder))
+    smoke_copy.snakemake(target, *SMOKE, "--config", ratio)
+    now = set(folder.glob("masks/*/order0/metrics.json"))
+    assert len(now - set(trained)) == 1
+    assert {path: path.stat().st_mtime_ns for path in trained} == trained
+    assert weights.stat().st_mtime_ns == before
+
+
+def test_tables_and_figures_come_from_the_frames_alone(smoke: Project, tmp_path: Path) -> None:
+    project = Project(tmp_path / "frames")
+    data = Project(tmp_path / "data", smoke.folder / "results" / "smoke", ("data",))
+    (project.folder / "results" / "smoke").mkdir(parents=True)
+    (data.folder / "data").rename(project.folder / "results" / "smoke" / "data")
+    shown = project.snakemake(
+        *("--allowed-rules", "tables", "figures", "--forcerun", "tables", "figures"),
+        *(*SMOKE, "--", "figures"),
+    )
+    assert re.search(r"^total +2$", shown, re.MULTILINE)
+    for name in FIGURES:
+        assert (project.folder / "results" / "smoke" / "figures" / f"{name}.pdf").exists()
+
+
+def test_the_report_holds_every_table_and_figure(smoke: Project) -> None:
+    smoke.snakemake("--report", "report.zip", *SMOKE)
+    with ZipFile(smoke.folder / "report.zip") as archive:
+        names = {Path(name).name for name in archive.namelist()}
+    assert {f"{name}.csv" for name in TABLES} | {f"{name}.png" for name in FIGURES} <= names
+
+
+def test_every_job_runs_by_hand_and_imports_what_its_rule_declares(smoke_copy: Project) -> None:
+    printed = (smoke_copy.folder / "printed.txt").read_text()
+    lines = re.findall(r"^Shell command: (python -m spat .+?) > \S+ 2>&1$", printed, re.MULTILINE)
+    commands = {shlex.split(line)[3]: shlex.split(line) for line in reversed(lines)}
+    assert {"prepare", "pretrain", "transfer", "figures"} <= set(commands)
+    for stage, command in commands.items():
+        done = smoke_copy.python("-X", "importtime", *command[1:])
+        imported = set(re.findall(r"\| +(spat[\w.]*)$", done.stderr, re.MULTILINE))
+        model = next(
+            (m for m in ("iTransformer", "PatchTST", "DLinear") if m in str(command)), None
+        )
+        declared = {Path(path).resolve() for path in provenance.sources(stage, model)}
+        computing = {
+            provenance._file(module).resolve()
+            for module in imported - provenance.EXCLUDED
+            if provenance._code(module) != provenance._EMPTY
+            and not module.startswith(("spat.cli", "spat.tracking", "spat.__main__"))
+        }
+        assert computing <= declared, stage
+
+
+def test_a_frozen_copy_needs_no_installed_package(smoke: Project) -> None:
+    assert set(COPIED) <= {path.name for path in smoke.folder.iterdir()}
+    where = smoke.python("-c", "import spat; print(spat.__file__)").stdout
+    assert Path(where.strip()).is_relative_to(smoke.folder)

@@ -1,0 +1,148 @@
+"""What a run looks like: its loss curves and some of its forecasts."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from spat.evaluation.cells import keeps_all, keeps_none
+from spat.frames import RUN
+from spat.reporting import methods, style
+from spat.reporting.frames_io import Absent, Frames
+from spat.reporting.methods import CHOSEN, CONTROL, DENSE, NONE_LEFT
+
+CURVES = ("training", "validation", CONTROL, CHOSEN, NONE_LEFT)
+FORECASTS = ("input", "truth", DENSE, CONTROL, NONE_LEFT)
+# Steps of the input that are shown before the forecast.
+BEFORE = 48
+
+
+def history(frames: Frames) -> Figure:
+    """Training and validation MSE over pre-training, then validation MSE over fine-tuning.
+
+    Means over seeds; one panel a cell, or the first cells where there are many.
+
+    Raises:
+        Absent: if nothing was trained.
+    """
+    chosen = methods.site_choices(frames.selections)
+    chosen = chosen[chosen["method"] == CHOSEN]
+    return curves(_attention_first(frames.history), chosen[[*RUN, "mask"]])
+
+
+def run_history(rows: pd.DataFrame, chosen: str = "") -> Figure:
+    """The loss curves of one run: `rows` of the frame `history`, `chosen` SPAT's mask if any."""
+    choice = rows[list(RUN)].drop_duplicates().assign(mask=chosen)
+    with style.drawing():
+        return curves(rows, choice)
+
+
+def curves(rows: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
+    """Loss curves by cell; `chosen` has RUN and the mask that is SPAT's.
+
+    Raises:
+        Absent: if there are no epochs.
+    """
+    if rows.empty:
+        raise Absent("Nothing was trained in this experiment, so there are no loss curves.")
+    cell = ["dataset", "model", "variant", "lookback", "horizon"]
+    parts = style.panels(rows[rows["order"] == 0], cell)[: style.FACETS]
+    looks = style.looks(CURVES)
+    figure, axes = style.grid(len(parts), extra=0.75)
+    for axis, (title, part) in zip(axes, parts, strict=True):
+        for name, curve in _curves(part, chosen).items():
+            look = looks[name]
+            axis.plot(
+                curve.index, curve, color=look.colour, ls=look.line, marker=look.marker, ms=3,
+                label=name if name in ("training", "validation") else f"fine-tuning: {name}",
+            )  # fmt: skip
+        axis.set_title(title)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    figure.supxlabel("epoch (fine-tuning continues after pre-training)", fontsize=8)
+    figure.supylabel("MSE", fontsize=8)
+    style.legend_below(figure, axes, columns=2)
+    return figure
+
+
+def forecasts(frames: Frames) -> Figure:
+    """A test window of each cell: the end of its input, the truth, and what the models forecast.
+
+    The last channel, in standardised units; the window in the middle of those that were kept.
+
+    Raises:
+        Absent: if no forecasts were kept.
+    """
+    rows = _attention_first(frames.examples[frames.examples["kind"] == "forecast"])
+    if rows.empty:
+        raise Absent("No forecasts were kept in this experiment.")
+    cell = ["dataset", "model", "variant", "lookback", "horizon"]
+    parts = style.panels(rows, cell)[: style.FACETS]
+    looks = style.looks(FORECASTS)
+    figure, axes = style.grid(len(parts), extra=0.75)
+    for axis, (title, part) in zip(axes, parts, strict=True):
+        _window(axis, part, looks)
+        axis.set_title(title)
+    figure.supxlabel("step (0: the forecast begins)", fontsize=8)
+    figure.supylabel("standardised value", fontsize=8)
+    style.legend_below(figure, axes)
+    return figure
+
+
+def _attention_first(rows: pd.DataFrame) -> pd.DataFrame:
+    """Only the models with sites, where there are any: the references have nothing to prune."""
+    masks = rows["mask"] if "mask" in rows else rows["name"]
+    has = rows.assign(sites=masks.map(_is_mask).astype(bool))
+    models = set(has.loc[has["sites"], "model"])
+    return rows[rows["model"].isin(models)] if models else rows
+
+
+def _is_mask(name: str) -> bool:
+    return set(name) <= {"0", "1", "."}
+
+
+def _curves(rows: pd.DataFrame, chosen: pd.DataFrame) -> dict[str, pd.Series]:
+    """Mean curves by name; fine-tuning begins where pre-training ended."""
+    before = rows[rows["stage"] == "pretrain"]
+    last = before.groupby(list(RUN))["epoch"].max().rename("last")
+    tuned = rows[rows["stage"] == "finetune"].join(last, on=list(RUN))
+    tuned = tuned.assign(epoch=tuned["epoch"] + tuned["last"].fillna(0).max())
+    found = {
+        "training": before.groupby("epoch")["train_mse"].mean(),
+        "validation": before.groupby("epoch")["val_mse"].mean(),
+    }
+    masks = {
+        CONTROL: methods.having(tuned, keeps_all),
+        CHOSEN: tuned.merge(chosen, on=[*RUN, "mask"]),
+        NONE_LEFT: methods.having(tuned, keeps_none),
+    }
+    found |= {name: part.groupby("epoch")["val_mse"].mean() for name, part in masks.items()}
+    return {name: curve for name, curve in found.items() if len(curve)}
+
+
+def _window(axis: Axes, rows: pd.DataFrame, looks: dict[str, style.Look]) -> None:
+    rows = rows[(rows["seed"] == rows["seed"].min()) & (rows["column"] == rows["column"].max())]
+    windows = sorted(rows["head"].unique())
+    rows = rows[rows["head"] == windows[len(windows) // 2]].sort_values("row")
+    for name, line in rows.groupby("name", sort=False):
+        label = _label(str(name))
+        if label is None:
+            continue
+        look = looks[label]
+        steps = line["row"] - line["row"].max() - 1 if label == "input" else line["row"]
+        shown = steps >= -BEFORE
+        thick = 1.4 if label == "truth" else 0.9
+        colour = {"input": style.GREY, "truth": style.BLACK}.get(label, look.colour)
+        axis.plot(
+            steps[shown], line["value"][shown], color=colour, lw=thick, label=label,
+            ls="-" if label in ("input", "truth") else look.line,
+        )  # fmt: skip
+    axis.axvline(0, color=style.GREY, lw=0.5, ls=":")
+
+
+def _label(name: str) -> str | None:
+    if name in ("input", "truth", DENSE):
+        return name
+    if keeps_all(name):
+        return CONTROL
+    return NONE_LEFT if keeps_none(name) else None

@@ -1,0 +1,219 @@
+"""SEND: per site, over epochs, against the uniformity of the maps, and how stable its ranking is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from spat.evaluation.stability import THRESHOLD, batch_agreement
+from spat.frames import RUN
+from spat.reporting import style
+from spat.reporting.frames_io import Absent, Frames
+
+# Rows of two or three panels that fit on a page.
+ROWS = 6
+MAP_ROWS = 4
+CURVES = 6
+
+
+def kept(scores: pd.DataFrame, criterion: str) -> pd.DataFrame:
+    """RUN, site, name, head, value: the mean over batches at the kept checkpoint.
+
+    Raises:
+        Absent: if the criterion was not scored.
+    """
+    rows = scores[(scores["criterion"] == criterion) & (scores["batch"] >= 0)]
+    if rows.empty:
+        raise Absent(f"No attention site was scored by `{criterion}` in this experiment.")
+    keys = [*RUN, "site", "name", "head"]
+    return rows.groupby(keys, as_index=False)["value"].mean()
+
+
+def trajectory(scores: pd.DataFrame) -> pd.DataFrame:
+    """SEND of whole sites at the end of each epoch of pre-training."""
+    rows = scores[(scores["criterion"] == "send_epoch") & (scores["head"] == -1)]
+    return rows.sort_values("epoch")
+
+
+def send_sites(frames: Frames) -> Figure:
+    """SEND of each site at the kept checkpoint (left) and over pre-training (right).
+
+    Bars and lines are means over seeds, whiskers standard deviations. Where panels join several
+    cells, SEND is divided by its mean over the sites of a run.
+
+    Raises:
+        Absent: if there are no scores.
+    """
+    final = kept(frames.scores, "send")
+    final, epochs = final[final["head"] == -1], trajectory(frames.scores)
+    keys, cells = style.split(final, ROWS)
+    if not cells:
+        final, epochs = (_by_mean(rows) for rows in (final, epochs))
+    parts = style.panels(final, keys)
+    figure = style.canvas(height=1.35 * len(parts) + 0.5)
+    axes = figure.subplots(len(parts), 2, squeeze=False)
+    looks = style.looks(sorted(final["site"].unique().astype(str), key=int))
+    label = "SEND" if cells else "SEND / mean"
+    for (left, right), (title, part) in zip(axes, parts, strict=True):
+        _bars(left, part, looks)
+        over = epochs.merge(part[keys].drop_duplicates(), on=keys)
+        for site, rows in over.groupby("site"):
+            look = looks[str(site)]
+            means = rows.groupby("epoch")["value"].mean()
+            right.plot(
+                means.index, means, color=look.colour, marker=look.marker, ls=look.line, ms=3
+            )
+        left.set(title=title, ylabel=label)
+        right.set(title="over epochs")
+        for axis in (left, right):
+            axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+            axis.yaxis.get_offset_text().set_fontsize(6)
+        right.xaxis.get_major_locator().set_params(integer=True)
+    axes[-1, 0].set_xlabel("site")
+    axes[-1, 1].set_xlabel("epoch")
+    return figure
+
+
+def send_uniformity(frames: Frames) -> Figure:
+    """SEND against the uniformity of the attention maps, and the maps of two sites.
+
+    One dot a head, one ring a site; rho is Spearman's, averaged over runs. Where there are many
+    cells, a panel joins those of a model and the maps are those of its first run.
+
+    Raises:
+        Absent: if SEND or the uniformity of the maps was not recorded.
+    """
+    keys_of_score = [*RUN, "site", "name", "head"]
+    send = kept(frames.scores, "send")
+    uniformity = kept(frames.scores, "uniformity")
+    both = send.merge(uniformity, on=keys_of_score, suffixes=("", "_map"))
+    keys, cells = style.split(both, MAP_ROWS)
+    if not cells:
+        both = _by_mean(both)
+    maps = frames.examples[frames.examples["kind"] == "map"]
+    parts = style.panels(both, keys)[:MAP_ROWS]
+    figure = style.canvas(height=1.4 * len(parts) + 0.35)
+    axes = figure.subplots(len(parts), 3, squeeze=False, width_ratios=(1.5, 1, 1))
+    for row, (title, part) in zip(axes, parts, strict=True):
+        _against(row[0], part, title, "SEND" if cells else "SEND / mean")
+        first = part[list(RUN)].drop_duplicates()
+        shown = maps.merge(first, on=list(RUN))
+        _two_maps(row[1:], shown, send)
+    axes[-1, 0].set_xlabel("SEND" if cells else "SEND / mean")
+    return figure
+
+
+def stability(frames: Frames) -> Figure:
+    """Kendall's tau-b of the ranking from b batches against the ranking from all.
+
+    Means over runs and subsets of batches. The band reaches down to the 5 % quantile over subsets
+    of SEND; dashed: SEND against as many other batches.
+
+    Raises:
+        Absent: if fewer than two batches were scored.
+    """
+    scores = frames.scores
+    names = [c for c in scores["criterion"].unique() if c not in ("send_epoch", "uniformity")]
+    shown = [*(c for c in names if c == "send"), *(c for c in names if c != "send")][:CURVES]
+    agreement = batch_agreement(scores[scores["criterion"].isin(shown)], subsets=100)
+    if agreement.empty:
+        raise Absent("Ranks need two scored sites and two batches: see `scoring.batches`.")
+    keys, _ = style.split(agreement)
+    looks = style.looks(shown)
+    parts = style.panels(agreement, keys)
+    figure, axes = style.grid(len(parts), extra=0.75, sharex=True, sharey=True)
+    for axis, (title, part) in zip(axes, parts, strict=True):
+        axis.axhline(THRESHOLD, color=style.GREY, lw=0.6, ls=":")
+        for criterion in shown:
+            rows = part[part["criterion"] == criterion]
+            curve = rows.groupby("batches")[["tau", "tau_low", "tau_disjoint"]].mean()
+            look = looks[criterion]
+            axis.plot(
+                curve.index, curve["tau"], color=look.colour, marker=look.marker, ls=look.line,
+                ms=3, label=criterion,
+            )  # fmt: skip
+            if criterion == "send":
+                axis.fill_between(
+                    curve.index, curve["tau_low"], curve["tau"], color=look.colour, alpha=0.15, lw=0
+                )
+                other = curve["tau_disjoint"].dropna()
+                axis.plot(
+                    other.index, other, color=style.BLACK, ls="--", lw=0.9, marker=".", ms=3,
+                    label="send, other batches",
+                )  # fmt: skip
+        axis.set_title(title)
+        axis.set_ylim(top=1.03)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    figure.supxlabel("batches scored", fontsize=8)
+    figure.supylabel("rank agreement (tau-b)", fontsize=8)
+    style.legend_below(figure, axes, columns=2)
+    return figure
+
+
+def short(name: str) -> str:
+    """A site's name on an axis: `encoder.0.self` -> `e0`, `decoder.1.cross` -> `d1×`."""
+    stack, index, kind = (name.split(".") + ["", ""])[:3]
+    return f"{stack[:1]}{index}" + ("×" if kind == "cross" else "")
+
+
+def _by_mean(rows: pd.DataFrame) -> pd.DataFrame:
+    """SEND divided by the mean over the sites (and heads, and epochs) of its run."""
+    return rows.assign(value=rows["value"] / rows.groupby(list(RUN))["value"].transform("mean"))
+
+
+def _bars(axis: Axes, rows: pd.DataFrame, looks: dict[str, style.Look]) -> None:
+    names = rows.drop_duplicates("site").set_index("site")["name"].sort_index()
+    for place, site in enumerate(names.index):
+        look = looks[str(site)]
+        mean, deviation = style.mean_and_sd(rows.loc[rows["site"] == site, "value"])
+        axis.bar(
+            place, mean, yerr=deviation or None, color=look.colour, hatch=look.hatch, width=0.75,
+            edgecolor="white", error_kw={"elinewidth": 0.8, "capsize": 1.5},
+        )  # fmt: skip
+    axis.set_xticks(range(len(names)), [short(name) for name in names])
+    axis.grid(visible=False, axis="x")
+
+
+def _against(axis: Axes, rows: pd.DataFrame, title: str, label: str) -> None:
+    heads, sites = rows[rows["head"] >= 0], rows[rows["head"] == -1]
+    axis.plot(heads["value"], heads["value_map"], ".", ms=2.5, color=style.COLOURS[5])
+    axis.plot(
+        sites["value"], sites["value_map"], "o", ms=4, mfc="none", color=style.COLOURS[1], mew=0.8
+    )
+    some = heads if len(heads) else sites
+    rhos = [
+        run["value"].corr(run["value_map"], method="spearman")
+        for _, run in some.groupby(list(RUN))
+        if run["value"].nunique() > 1 and run["value_map"].nunique() > 1
+    ]
+    rho = f"ρ = {np.mean(rhos):+.2f}".replace("-", "−") if rhos else "ρ undefined"
+    axis.set_title(f"{title}\n{rho}", fontsize=7)
+    axis.set_ylabel("uniformity")
+    axis.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
+    axis.xaxis.get_offset_text().set_fontsize(6)
+    axis.margins(0.1)
+
+
+def _two_maps(axes: np.ndarray, maps: pd.DataFrame, send: pd.DataFrame) -> None:
+    """The mean attention map of the site with the lowest SEND, and of the one with the highest."""
+    run = maps[list(RUN)].drop_duplicates().head(1)
+    shown = maps.merge(run, on=list(RUN))
+    scored = send[send["head"] == -1].merge(run, on=list(RUN))
+    names = scored[scored["name"].isin(set(shown["name"]))].sort_values("value")["name"]
+    told = ("lowest", "highest")
+    for axis, name, word in zip(axes, [*names.iloc[[0, -1]]] if len(names) else [], told):
+        matrix = style.square(shown[shown["name"] == name])
+        sns.heatmap(
+            matrix, ax=axis, cmap="Greys", vmin=0, cbar=False, square=True,
+            xticklabels=False, yticklabels=False,
+        )  # fmt: skip
+        axis.set_title(f"{word}: {short(name)}\nmax {matrix.max():.2f}", fontsize=7)
+        axis.set(xlabel="key", ylabel="query")
+        axis.spines[:].set_visible(True)
+    if names.empty:
+        for axis in axes:
+            axis.set(xticks=[], yticks=[], xlabel="key", ylabel="query")
+            axis.text(0.5, 0.5, "no map", ha="center", va="center", transform=axis.transAxes)
