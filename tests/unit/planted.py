@@ -45,8 +45,8 @@ def runs(
 
 def additive(worth: Sequence[float], base: float = 1.0) -> Callable[[str], float]:
     """Error of a mask: every removed site costs its worth (a negative one is spared)."""
-    return lambda mask: base + sum(
-        w for w, field in zip(worth, mask.split("."), strict=True) if field == "0"
+    return lambda mask: (
+        base + sum(w for w, field in zip(worth, mask.split("."), strict=True) if field == "0")
     )
 
 

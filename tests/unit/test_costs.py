@@ -6,12 +6,13 @@ import itertools
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from spat.models.forecaster import Forecaster
 from spat.models.registry import MODELS, Hyperparameters, Shape, build
 from spat.pruning import costs
 from spat.pruning.masks import Mask
 from spat.pruning.surgery import heads_of, prune
-from torch import Tensor, nn
 
 SHAPE = Shape(lookback=24, horizon=12, channels=5)
 HYPER = Hyperparameters(

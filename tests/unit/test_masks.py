@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+
 from spat.pruning.masks import Mask, all_site_masks
 
 SMALL = [(), (1,), (2,), (1, 1), (2, 1), (2, 2), (3, 2), (1, 3, 2)]

@@ -53,10 +53,12 @@ class NeedsMarks(Constant):
         return super().forward(x)
 
 
+VALUES = torch.randn(ROWS, CHANNELS, generator=torch.Generator().manual_seed(0))
+
+
 @pytest.fixture
 def windows() -> Windows:
-    values = torch.randn(ROWS, CHANNELS, generator=torch.Generator().manual_seed(0))
-    return Windows(values, torch.zeros(ROWS, 4), 10, ROWS, LOOKBACK, HORIZON)
+    return Windows(VALUES, torch.zeros(ROWS, 4), 10, ROWS, LOOKBACK, HORIZON)
 
 
 @pytest.fixture
@@ -66,7 +68,7 @@ def model() -> Mixer:
 
 
 def by_hand(windows: Windows, value: float) -> tuple[np.ndarray, np.ndarray]:
-    values = windows.values.double().numpy()[10:]
+    values = VALUES.double().numpy()[10:]
     truth = np.stack([values[i + LOOKBACK :][:HORIZON] for i in range(len(windows))])
     error = value - truth
     return (error**2).mean(axis=(1, 2)), np.abs(error).mean(axis=(1, 2))
@@ -93,11 +95,14 @@ def test_the_batch_size_does_not_matter(windows: Windows, model: Mixer, batch_si
     np.testing.assert_allclose(found.window_mse, whole.window_mse, rtol=1e-5)
 
 
-def test_sums_run_in_float64(windows: Windows) -> None:
-    # In float32 the mean of 1e4 ** 2 and small differences would lose the latter.
-    found = evaluate(Constant(1e4), windows, batch_size=7)
-    squared, _ = by_hand(windows, 1e4)
-    assert found.mse == pytest.approx(squared.mean(), rel=1e-7)
+def test_sums_run_in_float64() -> None:
+    # Squares of these numbers are exact in float32, and their sums are not.
+    whole = np.random.default_rng(0).integers(1, 4096, (ROWS, CHANNELS))
+    windows = Windows(torch.tensor(whole).float(), None, 0, ROWS, LOOKBACK, HORIZON)
+    truth = np.stack([whole[i + LOOKBACK :][:HORIZON] for i in range(len(windows))])
+    found = evaluate(Constant(0.0), windows, batch_size=7)
+    assert found.mse == pytest.approx((truth**2).mean(), rel=1e-12)
+    assert found.mae == pytest.approx(truth.mean(), rel=1e-12)
 
 
 def test_dropout_is_off_and_every_module_keeps_its_mode(windows: Windows, model: Mixer) -> None:
@@ -150,5 +155,5 @@ def test_cuda_agrees_with_the_cpu(windows: Windows, model: Mixer) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     expected = evaluate(model, windows).mse
-    there = Windows(windows.values.cuda(), None, 10, ROWS, LOOKBACK, HORIZON)
+    there = Windows(VALUES.cuda(), None, 10, ROWS, LOOKBACK, HORIZON)
     assert evaluate(model.cuda(), there).mse == pytest.approx(expected, rel=1e-5)

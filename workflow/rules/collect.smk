@@ -10,6 +10,7 @@ rule collect:
             "scores.parquet",
             "history.parquet",
             "losses.parquet",
+            "robustness.parquet",
             "examples.parquet",
         ),
     log:

@@ -23,6 +23,7 @@ os.environ.update(
 try:
     CONFIG = load(config, " + ".join(map(str, workflow.configfiles)))
     PLAN = {planned.run.path: planned for planned in runs.plan(CONFIG)}
+    STUDIED = [run.path for run in runs.studied(CONFIG)]
     for planned in PLAN.values():
         runs.hyper_of(CONFIG, planned.run)
 except ConfigError as error:
@@ -100,5 +101,7 @@ def finished(wildcards):
             for stage in ("score", "select", "decide", "measure"):
                 yield f"{FOLDER}/{path}/{stage}/metrics.json"
             yield f"{FOLDER}/{path}/prune/manifest.json"
+        if path in STUDIED:
+            yield f"{FOLDER}/{path}/robustness/metrics.json"
         for target in runs.targets(CONFIG, planned.run):
             yield f"{FOLDER}/{path}/transfer/{target}/metrics.json"

@@ -14,10 +14,10 @@ rule figures:
             report(
                 f"{FOLDER}/figures/{name}.png",
                 caption=f"../report/{name}.rst",
-                category="Figures",
+                category=category,
                 labels={"figure": name},
             )
-            for name in FIGURES
+            for name, category in FIGURES.items()
         ),
     log:
         f"{FOLDER}/logs/figures.log",

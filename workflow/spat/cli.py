@@ -88,6 +88,14 @@ def _prune(config: Config, options: argparse.Namespace) -> None:
     _track(config, "prune", planned.run)
 
 
+def _robustness(config: Config, options: argparse.Namespace) -> None:
+    from spat.stages.robustness import robustness
+
+    run = _planned(config, options.run).run
+    robustness(config, run)
+    _track(config, "robustness", run)
+
+
 def _decide(config: Config, options: argparse.Namespace) -> None:
     from spat.stages.decide import decide
 
@@ -178,6 +186,7 @@ STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
     "score": (_score, "score the attention of a run by every criterion", ("run",)),
     "select": (_select, "turn scores into masks", ("run",)),
     "prune": (_prune, "cut and fine-tune every distinct mask of a run", ("run", "workers")),
+    "robustness": (_robustness, "manipulate one site of a run at a time", ("run",)),
     "decide": (_decide, "choose among the trained masks by validation", ("run",)),
     "measure": (_measure, "time the pruned networks of a run", ("run",)),
     "transfer": (_transfer, "evaluate a run zero-shot on another dataset", ("run", "target")),

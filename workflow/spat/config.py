@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -151,6 +152,40 @@ class FinetuneSection(Section):
     lr_scale: float = Field(1.0, gt=0.0, description="Times the learning rate of pre-training.")
 
 
+class RobustnessSection(Section):
+    """One attention site at a time is manipulated in trained models: does a criterion notice?"""
+
+    runs: tuple[str, ...] = Field(
+        (), description="Patterns of run paths (`*` is anything) that are studied; none if empty."
+    )
+    manipulations: tuple[str, ...] = Field(
+        (
+            *("uniform", "identity", "pattern"),
+            *("gate:0", "gate:0.25", "gate:0.5", "gate:1"),
+            *("noise:0.5", "noise:1", "noise:2"),
+        ),
+        min_length=1,
+        description="`uniform`, `identity`, `pattern` (attention), `gate:FACTOR`, `noise:SIZE`.",
+    )
+    finetune: bool = Field(
+        False, description="Fine-tune each manipulated network too; needs `pruning.exhaustive`."
+    )
+
+    @field_validator("manipulations")
+    @classmethod
+    def _manipulations_exist(cls, manipulations: tuple[str, ...]) -> tuple[str, ...]:
+        for name in manipulations:
+            kind, _, size = name.partition(":")
+            if name not in ("uniform", "identity", "pattern") and not (
+                kind in ("gate", "noise") and _is_canonical(size)
+            ):
+                raise ValueError(
+                    f"{name!r} is not one of uniform, identity, pattern, gate:FACTOR, noise:SIZE "
+                    "(a number of at least 0 in its shortest form: gate:0.5, noise:1)"
+                )
+        return manipulations
+
+
 class TransferSection(Section):
     """Zero-shot transfer: trained on the first, evaluated on the test split of the second."""
 
@@ -193,6 +228,7 @@ class Config(Section):
     scoring: ScoringSection = ScoringSection()
     pruning: PruningSection = PruningSection()
     finetune: FinetuneSection = FinetuneSection()
+    robustness: RobustnessSection = RobustnessSection()
     transfer: TransferSection = TransferSection()
     measure: MeasureSection = MeasureSection()
     tracking: TrackingSection = TrackingSection()
@@ -226,6 +262,11 @@ class Config(Section):
         if self.pruning.site.rules and "send" not in self.pruning.site.criteria:
             raise ValueError(
                 "pruning.site.ratios: adaptive rules follow `send`: add it to criteria"
+            )
+        if self.robustness.finetune and not self.pruning.exhaustive:
+            raise ValueError(
+                "robustness.finetune: compares with the fine-tuned masks that leave one site out: "
+                "set pruning.exhaustive: true"
             )
         for name in self.variants:
             if name in ("published", "deep"):
@@ -267,6 +308,11 @@ def load_files(*paths: Path) -> Config:
 def dump(config: Config) -> str:
     """The resolved configuration as YAML, every default written out."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _is_canonical(number: str) -> bool:
+    # One name for one number, since names become folders: neither `1.0` nor `.5` nor `1e0`.
+    return re.fullmatch(r"(0|[1-9]\d*)(\.\d*[1-9])?", number) is not None
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -97,6 +97,20 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "target": "str",
         "mse": "object",
     },
+    # One row per measurement of a network with one manipulated site; the manipulation `intact` is
+    # the network as it was trained. `quantity` is a criterion (its score of that site), `mse`, or
+    # `leave_one_out` (the MSE without the site minus the MSE with it). `phase`: untuned, or
+    # finetuned with the manipulation in place. A value is missing where training diverged.
+    "robustness": {
+        **_KEYS,
+        "site": "int64",
+        "name": "str",
+        "manipulation": "str",
+        "quantity": "str",
+        "phase": "str",
+        "split": "str",
+        "value": "float64",
+    },
     # What the pictures need. kind `map`: name = site, head, row = query, column = key, value = mean
     # attention. kind `forecast`: name = `input`, `truth` or a mask (its fine-tuned forecast; the
     # dense one is `dense`), head = test window, row = step, column = channel, value = standardised.
@@ -117,6 +131,7 @@ UNIQUE: Final[dict[str, tuple[str, ...]]] = {
     "scores": (*RUN, "epoch", "batch", "site", "head", "criterion"),
     "history": (*RUN, "stage", "mask", "order", "epoch"),
     "losses": (*RUN, "order", "mask", "phase", "target"),
+    "robustness": (*RUN, "site", "manipulation", "quantity", "phase", "split"),
     "examples": (*RUN, "kind", "name", "head", "row", "column"),
 }
 
@@ -126,6 +141,7 @@ MAY_BE_MISSING: Final[dict[str, tuple[str, ...]]] = {
     "scores": (),
     "history": ("train_mse", "val_mse", "val_mae"),
     "losses": (),
+    "robustness": ("value",),
     "examples": (),
 }
 
@@ -155,9 +171,6 @@ def checked(name: str, frame: pd.DataFrame, *, source: str = "") -> pd.DataFrame
         },
         strict=True,
         coerce=True,
-        ordered=False,
-        unique=list(UNIQUE[name]),
-        report_duplicates="exclude_first",
     )
     try:
         valid = schema.validate(frame, lazy=True)
@@ -167,4 +180,8 @@ def checked(name: str, frame: pd.DataFrame, *, source: str = "") -> pd.DataFrame
             f"{source or name}: {len(error.failure_cases)} problems in the frame `{name}`:\n"
             f"{cases.to_string(index=False)}"
         ) from None
+    twice = valid[valid.duplicated(list(UNIQUE[name]))]
+    if not twice.empty:
+        keys = ", ".join(f"{key} {twice.iloc[0][key]}" for key in UNIQUE[name])
+        raise FrameError(f"{source or name}: {len(twice)} duplicates in `{name}`, such as {keys}")
     return valid[list(COLUMNS[name])]

@@ -35,6 +35,7 @@ EXCLUDED: Final = frozenset(
         "spat.records",
         "spat.keeping",
         "spat.provenance",
+        "spat.data.files",
         "spat.data.registry",
         "spat.models.registry",
         "spat.scoring.registry",
@@ -45,7 +46,9 @@ EXCLUDED: Final = frozenset(
 _ENTRIES: Final = {"tables": "spat.reporting.tables", "figures": "spat.reporting.figures"}
 
 # The stages that run a network, and so depend on the implementation of its model.
-_WITH_NETWORKS: Final = frozenset({"pretrain", "score", "prune", "measure", "transfer"})
+_WITH_NETWORKS: Final = frozenset(
+    {"pretrain", "score", "prune", "robustness", "measure", "transfer"}
+)
 
 
 def sources(stage: str, model: str | None = None) -> list[str]:
@@ -75,7 +78,10 @@ def settings(
         ValueError: on a stage without settings, naming those that have some.
     """
     if stage == "collect":
-        return {"runs": [[asdict(p), runs.targets(config, p.run)] for p in runs.plan(config)]}
+        return {
+            "runs": [[asdict(p), runs.targets(config, p.run)] for p in runs.plan(config)],
+            "robustness": [asdict(run) for run in runs.studied(config)],
+        }
     if stage in ("tables", "figures"):
         return config.statistics.model_dump(mode="json")
     if stage in ("download", "prepare") and dataset is not None:
@@ -168,6 +174,15 @@ def _prune(config: Config, run: Run) -> dict[str, Any]:
     return {**_finetune(config, run), "scratch": config.pruning.scratch}
 
 
+def _robustness(config: Config, run: Run) -> dict[str, Any]:
+    section = config.robustness
+    return {
+        "score": _score(config, run),
+        "manipulations": section.manipulations,
+        "finetune": _finetune(config, run) if section.finetune else None,
+    }
+
+
 def _decide(config: Config, run: Run) -> dict[str, Any]:
     rules = [rule for rule in ("one_se", "validation") if rule in config.pruning.site.rules]
     return {
@@ -190,6 +205,7 @@ _OF_A_RUN: Final = {
     "select": _select,
     "finetune": _finetune,
     "prune": _prune,
+    "robustness": _robustness,
     "decide": _decide,
     "measure": _measure,
     "transfer": _transfer,
@@ -235,7 +251,7 @@ def _by_name(stage: str, model: str | None) -> Iterator[str]:
     """Implementations that registries name and nobody imports."""
     if model is not None and stage in _WITH_NETWORKS:
         yield MODELS[model].module
-    if stage == "score":
+    if stage in ("score", "robustness"):
         for row in (*CRITERIA.values(), *STATISTICS.values()):
             if row.function:
                 yield f"spat.scoring.{row.function.rpartition('.')[0]}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,6 +90,24 @@ def plan(config: Config) -> tuple[Planned, ...]:
                     "`orders` or `prune`; let the blocks not overlap"
                 )
     return tuple(found.values())
+
+
+def studied(config: Config) -> tuple[Run, ...]:
+    """The runs whose sites are manipulated (`robustness.runs`), in the order of the grid.
+
+    Raises:
+        ConfigError: if a pattern matches no run that is pruned.
+    """
+    pruned = [planned.run for planned in plan(config) if planned.prune]
+    for pattern in config.robustness.runs:
+        if not any(fnmatchcase(run.path, pattern) for run in pruned):
+            raise ConfigError(
+                f"robustness.runs: {pattern!r} matches no run of the grid with attention to prune; "
+                "a path is DATASET/MODEL-VARIANT/lLOOKBACK-hHORIZON/seedSEED"
+            )
+    return tuple(
+        run for run in pruned if any(fnmatchcase(run.path, p) for p in config.robustness.runs)
+    )
 
 
 def folder(config: Config, run: Run, stage: str = "") -> Path:

@@ -66,7 +66,7 @@ def site_errors(results: pd.DataFrame, split: str = "test") -> pd.DataFrame:
     )
 
 
-def wide(rows: pd.DataFrame, index: str, columns: str, value: str) -> pd.DataFrame:
+def wide(rows: pd.DataFrame, index: str | list[str], columns: str, value: str) -> pd.DataFrame:
     """One row per `index` and one column per value of `columns`; duplicates are an error."""
     return rows.pivot(index=index, columns=columns, values=value)  # noqa: PD010 (it would average)
 

@@ -75,7 +75,8 @@ def replicate_sd(results: pd.DataFrame) -> pd.DataFrame:
     """
     known = variance_components(results)
     known = known[known["removed"] == POOLED]
-    known = known.assign(relative_sd=known["sd_replicates"] / known["mse"])
+    relative = (known["sd_replicates"] / known["mse"]).astype("float64")
+    known = known.assign(relative_sd=relative)
     cells = exhaustive(results)[list(CELL)].drop_duplicates()
     cells = cells.merge(known[[*CELL, "relative_sd"]], on=list(CELL), how="left")
     cells["own"] = cells["relative_sd"].notna()

@@ -8,7 +8,7 @@ another b batches that share none with them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pandas as pd
@@ -61,14 +61,14 @@ def batch_agreement(scores: pd.DataFrame, subsets: int = 200, seed: int = 0) -> 
         5 % quantile over subsets), `tau_disjoint` (mean, against another b batches; missing where
         b > B / 2). Cases with fewer than two batches or sites are left out.
     """
+    whole = wide(batch_scores(scores), [*_CASE, "batch"], "site", "value")
     found = []
-    for key, group in batch_scores(scores).groupby(_CASE):
-        table = wide(group, "batch", "site", "value").to_numpy()
+    for key, group in whole.groupby(level=_CASE):
+        table = group.dropna(axis="columns").to_numpy()  # models differ in their number of sites
         if min(table.shape) > 1:
             curve = _curve(table, subsets, np.random.default_rng(seed))
-            found.append(curve.assign(**keyed(_CASE, key)))
-    columns = [*_CASE, "batches", "tau", "tau_low", "tau_disjoint"]
-    return pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
+            found += [keyed(_CASE, key) | point for point in curve]
+    return pd.DataFrame(found, columns=[*_CASE, "batches", "tau", "tau_low", "tau_disjoint"])
 
 
 def recommended_batches(
@@ -107,6 +107,8 @@ def epoch_agreement(scores: pd.DataFrame) -> pd.DataFrame:
         epoch; the latter missing for the first).
     """
     rows = scores[(scores["head"] == -1) & (scores["batch"] == -1)]
+    epochs = rows.groupby(_CASE)["epoch"].transform("nunique")
+    rows = rows[epochs > 1]  # the other criteria are known at the kept epoch alone
     trajectory = vectors(rows, [*_CASE, "epoch"]).rename("values").reset_index()
     kept = vectors(site_scores(scores), _CASE).rename("kept").reset_index()
     trajectory = trajectory.merge(kept, on=_CASE, how="left")
@@ -125,20 +127,19 @@ def seed_agreement(scores: pd.DataFrame) -> pd.DataFrame:
     return pairwise_tau(vectors(site_scores(scores), _CASE), [*CELL, "criterion"])
 
 
-def _curve(table: Array, subsets: int, rng: np.random.Generator) -> pd.DataFrame:
+def _curve(table: Array, subsets: int, rng: np.random.Generator) -> list[dict[str, float]]:
     """table [B, N] -> one row per b, over random subsets of b batches."""
-    total = len(table)
-    shuffled = table[rng.permuted(np.tile(np.arange(total), (subsets, 1)), axis=1)]  # [R, B, N]
-    running = shuffled.cumsum(axis=1)
-    full = running[:, -1]
-    rows: list[dict[str, Any]] = []
-    for b in range(1, total + 1):
-        # Sums order the sites as means do.
-        tau = tau_b(running[:, b - 1], full)
-        disjoint = float("nan")
-        if 2 * b <= total:
-            others = running[:, 2 * b - 1] - running[:, b - 1]
-            disjoint = float(tau_b(running[:, b - 1], others).mean())
-        low = float(np.quantile(tau, 0.05))
-        rows.append({"batches": b, "tau": tau.mean(), "tau_low": low, "tau_disjoint": disjoint})
-    return pd.DataFrame(rows)
+    total, half = len(table), len(table) // 2
+    shuffled = table[rng.permuted(np.tile(np.arange(total), (subsets, 1)), axis=1)]
+    running = shuffled.cumsum(axis=1)  # [R, B, N]; sums order the sites as means do
+    tau = tau_b(running, running[:, -1:])  # [R, B]
+    others = running[:, 1 : 2 * half : 2] - running[:, :half]  # batches b + 1 to 2 b
+    disjoint = np.full(total, np.nan)
+    disjoint[:half] = tau_b(running[:, :half], others).mean(axis=0)
+    curves = {
+        "batches": np.arange(1, total + 1),
+        "tau": tau.mean(axis=0),
+        "tau_low": np.quantile(tau, 0.05, axis=0),
+        "tau_disjoint": disjoint,
+    }
+    return [dict(zip(curves, point, strict=True)) for point in zip(*curves.values(), strict=True)]

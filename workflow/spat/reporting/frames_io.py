@@ -17,7 +17,7 @@ class Absent(Exception):  # noqa: N818  (it is a finding, not a failure)
 
 
 class Frames:
-    """The six frames. Each is read once, at its first use; nobody changes them in place.
+    """The frames. Each is read once, at its first use; nobody changes them in place.
 
     `statistics` says how the intervals that are shown beside them are computed.
     """
@@ -76,6 +76,11 @@ class Frames:
     def losses(self) -> pd.DataFrame:
         """The per-window test losses of each mask."""
         return self._get("losses")
+
+    @cached_property
+    def robustness(self) -> pd.DataFrame:
+        """One row per measurement of a network with a manipulated site."""
+        return self._get("robustness")
 
     @cached_property
     def examples(self) -> pd.DataFrame:

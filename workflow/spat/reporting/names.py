@@ -11,8 +11,20 @@ TABLES: Final = (
     "zeroshot",
     "heads",
     "criteria",
+    "quality",
     "controls",
     "reproduction",
 )
 
-FIGURES: Final = ("pareto",)
+FIGURES: Final = (
+    "pareto",
+    "latency",
+    "send_sites",
+    "send_uniformity",
+    "stability",
+    "criteria_quality",
+    "head_module",
+    "transfer",
+    "forecasts",
+    "history",
+)

@@ -33,7 +33,7 @@ class Layout:
 
     `rows` are the key columns, `columns` the column spread over the page. Where `best` is set, the
     cells of a row that have no unit compete, but for those in the columns `unranked`; with `within`
-    the rows of equal keys compete down each column instead.
+    the rows of equal keys compete down each column instead. `counted` is what `n` counts.
     """
 
     rows: tuple[str, ...]
@@ -41,6 +41,7 @@ class Layout:
     best: bool = True
     unranked: tuple[str, ...] = ()
     within: tuple[str, ...] = ()
+    counted: str = "seeds"
 
 
 @dataclass(frozen=True)
@@ -261,7 +262,8 @@ def _notes(frame: pd.DataFrame, layout: Layout, constant: list[str], usual: int)
     notes = [f"{_title(key)}: {frame[key].iloc[0]}." for key in constant]
     intervals = "low" in frame
     spread = "mean [95 % interval]" if intervals else "mean ± standard deviation"
-    seeds = "one seed (n = 1)" if usual == 1 else f"n = {usual} seeds"
+    counted = layout.counted.removesuffix("s") if usual == 1 else layout.counted
+    seeds = f"n = {usual} {counted}"
     other = ", unless a cell says otherwise" if (~frame["n"].isin([0, usual])).any() else ""
     values = f"{spread} over {seeds}" if intervals or usual > 1 else seeds
     notes.append(f"Values: {values}{other}.")

@@ -7,6 +7,7 @@ differ as well, so that grey prints stay readable.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ TALLEST: Final = 9.0
 FACETS: Final = 12
 FORMATS: Final = ("png", "pdf", "svg")
 
-_RC: Final[dict[str, Any]] = {
+_RC: Final[Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same glyphs on every machine
     "font.size": 8,
     "axes.titlesize": 8,
@@ -121,9 +122,9 @@ def canvas(width: float = WIDTH, height: float = 2.4) -> Figure:
     return figure
 
 
-def grid(count: int, *, height: float = 1.5, extra: float = 0.5, **share: Any) -> tuple[
-    Figure, list[Axes]
-]:
+def grid(
+    count: int, *, height: float = 1.5, extra: float = 0.5, **share: Any
+) -> tuple[Figure, list[Axes]]:
     """`count` panels, two a row at column width (one, if there is but one); `height` of a row.
 
     `extra` is the room of what all panels share: labels and legend. Keywords as for `subplots`.
@@ -155,16 +156,48 @@ def split(frame: pd.DataFrame, limit: int = FACETS) -> tuple[list[str], bool]:
 def panels(frame: pd.DataFrame, keys: Sequence[str]) -> list[tuple[str, pd.DataFrame]]:
     """(title, rows) of each panel; what all panels have in common is left out of the titles."""
     constant = {key for key in keys if len(frame[key].drop_duplicates()) == 1}
-    told = [key for key in keys if key not in constant] or [keys[0]]
-    groups = frame.groupby(list(keys), sort=False, observed=True)
-    return [
-        (_title(dict(zip(keys, key, strict=True)), told), rows) for key, rows in groups
-    ]
+    told = [key for key in keys if key not in constant] or list(keys[:2])
+    groups = sorted(
+        frame.groupby(list(keys), sort=False, observed=True),
+        key=lambda group: [part.lower() if isinstance(part, str) else part for part in group[0]],
+    )
+    return [(_title(dict(zip(keys, key, strict=True)), told), rows) for key, rows in groups]
+
+
+def sample(frame: pd.DataFrame, limit: int = FACETS) -> list[tuple[str, pd.DataFrame]]:
+    """A panel for each cell; where there are too many, the shortest horizons, evenly picked."""
+    keys, cells = split(frame, limit)
+    if cells:
+        return panels(frame, keys)
+    shortest = frame.groupby(["dataset", "model", "variant"])["horizon"].transform("min")
+    found = panels(frame[frame["horizon"] == shortest], ["dataset", "model", "variant"])
+    picked = np.linspace(0, len(found) - 1, min(limit, len(found))).round().astype(int)
+    return [found[i] for i in picked]
 
 
 def _title(values: dict[str, Any], told: Sequence[str]) -> str:
     names = {"lookback": "l{}", "horizon": "h{}"}
-    return " ".join(names.get(key, "{}").format(values[key]) for key in told)
+    title = " ".join(names.get(key, "{}").format(values[key]) for key in told)
+    return "\n".join(textwrap.wrap(title, 20, break_long_words=False, break_on_hyphens=False))
+
+
+def label(axes: Sequence[Axes], x: str, y: str) -> None:
+    """Name the axes along the left and lower edge of panels made by `grid`."""
+    columns = min(len(axes), 2)
+    for i, axis in enumerate(axes):
+        if i % columns == 0:
+            axis.set_ylabel(y)
+        if i + columns >= len(axes):
+            axis.set_xlabel(x)
+
+
+def power(values: pd.Series) -> tuple[float, str]:
+    """A power of ten to divide small values by, and how to say so: (1e-3, ` (10⁻³)`)."""
+    largest = float(values.abs().max())
+    if not 0 < largest < 0.1:
+        return 1.0, ""
+    exponent = int(np.floor(np.log10(largest)))
+    return 10.0**exponent, f" ($10^{{{exponent}}}$)"
 
 
 def legend_below(figure: Figure, axes: Sequence[Axes], columns: int = 3) -> None:
@@ -172,7 +205,7 @@ def legend_below(figure: Figure, axes: Sequence[Axes], columns: int = 3) -> None
     entries: dict[str, Any] = {}
     for axis in axes:
         handles, labels = axis.get_legend_handles_labels()
-        entries |= {label: h for label, h in zip(labels, handles, strict=True)} | entries
+        entries = dict(zip(labels, handles, strict=True)) | entries
     if entries:
         figure.legend(
             list(entries.values()), list(entries), loc="outside lower center", ncols=columns
@@ -186,7 +219,7 @@ def message(reason: str) -> Figure:
         axis = figure.subplots()
         axis.set(xticks=[], yticks=[], xlabel="no data", ylabel=" ")
         axis.text(
-            0.5, 0.5, _wrapped(reason), ha="center", va="center", transform=axis.transAxes
+            0.5, 0.5, textwrap.fill(reason, 46), ha="center", va="center", transform=axis.transAxes
         )
     return figure
 
@@ -215,9 +248,3 @@ def square(rows: pd.DataFrame, value: str = "value") -> NDArray[np.float64]:
     """Rows with `row`, `column` and a value as a matrix."""
     table = rows.pivot_table(index="row", columns="column", values=value)
     return table.to_numpy(dtype=np.float64)
-
-
-def _wrapped(text: str, width: int = 46) -> str:
-    import textwrap
-
-    return "\n".join(textwrap.wrap(text, width))

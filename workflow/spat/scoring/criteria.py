@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spat.models.attention import MultiHeadAttention
-from spat.scoring.probe import SiteRecord
+from spat.scoring.record import SiteRecord
 from spat.scoring.reductions import deviation, over_rows, several_keys, with_mean, with_sum
 
 

@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from spat.models.attention import MultiHeadAttention, Site
-from spat.scoring.reductions import dispersion, with_sum
+from spat.models.attention import Site
+from spat.scoring.record import SharedMask, SiteRecord
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,85 +31,6 @@ if TYPE_CHECKING:
 
 # Windows that share one mask in `send_shared`, whatever the batches are.
 GROUP: Final = 32
-
-# Elements of an array of attention size, if one window does not have more: half a megabyte stays in
-# the cache of a CPU, and a GPU wants long arrays. At once, the windows of a pass would take up to
-# 1.5 GB (the channels of Traffic squared, times heads, in float64).
-ELEMENTS: Final = {"cpu": 2**16, "cuda": 2**24}
-
-
-@dataclass(frozen=True, eq=False)
-class SiteRecord:
-    """What one site did in W windows.
-
-    Attention sees windows x R sequences: R is the number of channels where channels are independent
-    (PatchTST), else 1. H heads of size D, Q queries, K keys.
-    """
-
-    index: int  # position in forward order
-    name: str
-    attention: MultiHeadAttention
-    q: Tensor  # [W, R, H, Q, D]
-    k: Tensor  # [W, R, H, K, D]
-    v: Tensor  # [W, R, H, K, D]
-    O: Tensor  # noqa: E741  [W, R, H, Q, D]
-    grad: Tensor  # dL/dO, as O
-    x: Tensor  # input of the attention, [W, R, Q, width]
-    y: Tensor  # its output, before the residual sum
-    before: Tensor  # input of the encoder or decoder layer round it, [W, R, Q, width]
-    after: Tensor  # output of that layer
-
-    @property
-    def windows(self) -> int:
-        """W."""
-        return len(self.q)
-
-    @cached_property
-    def allowed(self) -> Tensor:
-        """Which keys a query may attend to, bool [Q, K], on the CPU."""
-        return self.attention.core.allowed(self.q.shape[-2], self.k.shape[-2])
-
-    @cached_property
-    def A(self) -> Tensor:  # noqa: N802
-        """Post-softmax attention, float64 [W, R, H, Q, K]."""
-        return self.attention.core.weights(self.q, self.k)
-
-    @cached_property
-    def S(self) -> Tensor:  # noqa: N802
-        """Sensitivity of each window's loss to each attention weight, float64 [W, R, H, Q, K]."""
-        return self.A * (self.grad.double() @ self.v.double().transpose(-1, -2))
-
-    @cached_property
-    def dispersion(self) -> Tensor:
-        """Dispersion of S over keys, [W, R, H, rows]: see `reductions.dispersion`."""
-        return dispersion(self.S, self.allowed)
-
-    @cached_property
-    def gate(self) -> Tensor:
-        """Gradient g of each window's loss by a gate on the site, then on each head: [W, 1 + H].
-
-        It is the sum of S over queries, keys and independent channels.
-        """
-        return with_sum(self.S.sum((1, 3, 4)))
-
-    def parts(self) -> Iterator[SiteRecord]:
-        """The record cut by windows, so that an array of attention size has few `ELEMENTS`."""
-        elements = self.q[0, ..., 0].numel() * self.k.shape[-2]
-        size = max(1, ELEMENTS.get(self.q.device.type, 2**16) // elements)
-        tensors = ("q", "k", "v", "O", "grad", "x", "y", "before", "after")
-        for part in zip(*(torch.split(getattr(self, t), size) for t in tensors), strict=True):
-            yield replace(self, **dict(zip(tensors, part, strict=True)))
-
-
-@dataclass(frozen=True, eq=False)
-class SharedMask:
-    """One site under a mask that a group of windows shares: S of their mean loss."""
-
-    index: int
-    name: str
-    S: Tensor  # [1, R, H, Q, K]; independent channels keep masks of their own
-    allowed: Tensor
-
 
 WindowFunction: TypeAlias = Callable[[SiteRecord], Tensor]
 GroupFunction: TypeAlias = Callable[[SharedMask], Tensor]
@@ -146,12 +65,13 @@ def window_means(
 
     def add(at: SiteRecord | SharedMask, name: str, values: Tensor, label: Tensor) -> None:
         sums = found.setdefault(at.index, SiteMeans(at.index, at.name, {})).means
+        values = values.double()
         if name not in sums:
-            sums[name] = values.new_zeros(len(counts), *values.shape[1:], dtype=torch.float64)
+            sums[name] = values.new_zeros(len(counts), *values.shape[1:])
         sums[name][0] += values.sum(0)
-        sums[name].index_add_(0, label.to(values.device), values.double())
+        sums[name].index_add_(0, label.to(values.device), values)
 
-    groups = zip(_groups(batches), torch.split(labels, GROUP), strict=True)
+    groups = zip(grouped(batches), torch.split(labels, GROUP), strict=True)
     for group, label in groups:
         masks: dict[int, SharedMask] = {}
         for record, rows in probe(model, windows, group):
@@ -219,16 +139,20 @@ def loss_drops(
 ) -> NDArray[np.float64]:
     """Each window's loss without a site minus its loss with it, [sites, windows].
 
-    Leave-one-out ablation, as of heads in Michel et al. 2019, section 3: the site contributes
-    nothing, its output bias included; 0 for a site that was removed before.
+    Leave-one-out ablation, as of heads in Michel et al. 2019 (arXiv 1905.10650), section 3: the
+    site contributes nothing, its output bias included. 0 for a site that was removed before.
+
+    Raises:
+        ValueError: if there are no windows.
     """
+    sites = model.sites()
     found = []
     with evaluating(model):
-        for index in _groups(batches):
+        for index in grouped(batches):
             batch = windows.batch(index)
             losses = window_losses(model, batch)
-            without = [_losses_without(model, site, batch, losses) for site in model.sites()]
-            found.append(torch.stack(without) - losses)
+            without = [losses, *(_losses_without(model, site, batch, losses) for site in sites)]
+            found.append(torch.stack(without)[1:] - losses)
     drops: NDArray[np.float64] = torch.cat(found, dim=1).cpu().numpy()
     return drops
 
@@ -240,6 +164,17 @@ def attention_maps(
     together = [torch.cat(list(batches))]
     sites = window_means(model, windows, together, {"A": lambda record: record.A.mean(1)})
     return {site.name: site.means["A"][0].cpu().numpy() for site in sites}
+
+
+def grouped(batches: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The windows of all batches, in groups of `GROUP`.
+
+    Raises:
+        ValueError: if there is no batch, or one without windows.
+    """
+    if not batches or not all(map(len, batches)):
+        raise ValueError("scoring: give at least one batch, and none without windows")
+    return torch.split(torch.cat(list(batches)), GROUP)
 
 
 @contextlib.contextmanager
@@ -258,12 +193,6 @@ def window_losses(model: Forecaster, batch: Batch) -> Tensor:
     """Mean squared error of each window, float64 [B]."""
     error = model(batch.x, batch.past_marks, batch.future_marks) - batch.y
     return error.double().square().mean((1, 2))  # type: ignore[no-any-return]
-
-
-def _groups(batches: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    if not batches or not all(map(len, batches)):
-        raise ValueError("scoring: give at least one batch, and none without windows")
-    return torch.split(torch.cat(list(batches)), GROUP)
 
 
 def _joined(mask: SharedMask | None, record: SiteRecord, group: int) -> SharedMask:

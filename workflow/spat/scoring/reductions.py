@@ -30,7 +30,8 @@ def deviation(shares: Tensor, allowed: Tensor) -> Tensor:
     offset = shares - 1 / n.unsqueeze(-1)
     if not several.all():
         offset = offset.masked_fill(~several.to(offset.device), 0.0)
-    return torch.linalg.vector_norm(offset, dim=-1) / n.sqrt()
+    norm: Tensor = torch.linalg.vector_norm(offset, dim=-1)
+    return norm / n.sqrt()
 
 
 def several_keys(values: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:

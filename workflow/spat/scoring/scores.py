@@ -46,8 +46,7 @@ def score(
         trajectory: SEND over pre-training, for `send_train`: see `tidy.send_train`.
 
     Raises:
-        ValueError: on an unknown criterion, one whose input was not given, or no
-            windows.
+        ValueError: on an unknown criterion, one whose input was not given, or no windows.
     """
     given = {"probe", "group", "ablation", "draws"}
     given |= {"validation"} if validation is not None else set()

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from spat.scoring.probe import SharedMask, SiteRecord, window_means
+from spat.scoring.probe import window_means
+from spat.scoring.record import SharedMask, SiteRecord
 from spat.scoring.reductions import dispersion, over_rows, several_keys, with_mean
 from spat.scoring.tidy import aggregate, joined, rows
 

@@ -1,4 +1,4 @@
-"""collect: the files of all runs become six tidy frames. Manifests are followed, never a glob."""
+"""collect: the files of all runs become tidy frames. Manifests are followed, never a glob."""
 
 from __future__ import annotations
 
@@ -37,13 +37,14 @@ def collect(config: Config) -> None:
         spat.frames.FrameError: on duplicates, gaps, or an empty result.
         FileNotFoundError: naming the file of a run that is missing.
     """
-    planned = runs.plan(config)
+    planned, studied = runs.plan(config), runs.studied(config)
     gathered = {
         "results": _gather("results", (row for p in planned for row in _results(config, p))),
         "selections": _join("selections", (_selections(config, p) for p in planned)),
         "scores": _join("scores", (f for p in planned for f in _scores(config, p))),
         "history": _join("history", (f for p in planned for f in _history(config, p))),
         "losses": _gather("losses", (row for p in planned for row in _losses(config, p))),
+        "robustness": _join("robustness", (_manipulated(config, run) for run in studied)),
         "examples": _join("examples", (f for p in planned for f in _examples(config, p))),
     }
     if gathered["results"].empty:
@@ -172,6 +173,11 @@ def _losses(config: Config, planned: Planned) -> Iterator[dict[str, Any]]:
     for entry, folder in _masks(config, planned):
         row = {**base, **{key: entry[key] for key in ("order", "mask", "phase")}}
         yield {**row, "mse": np.load(folder / "losses.npy")}
+
+
+def _manipulated(config: Config, run: Run) -> pd.DataFrame:
+    frame = pd.read_parquet(runs.folder(config, run, "robustness") / "robustness.parquet")
+    return frame.assign(**_keys(config, run))
 
 
 def _examples(config: Config, planned: Planned) -> Iterator[pd.DataFrame]:

@@ -37,6 +37,7 @@ def _whole_run(config: Config, planned: Planned) -> None:
     from spat.stages.measure import measure
     from spat.stages.pretrain import pretrain
     from spat.stages.prune import prune
+    from spat.stages.robustness import robustness
     from spat.stages.score import score
     from spat.stages.select import select
     from spat.stages.transfer import transfer
@@ -50,6 +51,8 @@ def _whole_run(config: Config, planned: Planned) -> None:
         score(config, run)
         select(config, run)
         prune(config, run, planned.orders)
+        if run in runs.studied(config):
+            robustness(config, run)
         decide(config, run)
         if not _measured(config, run):
             measure(config, run)

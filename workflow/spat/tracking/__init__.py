@@ -1,9 +1,9 @@
 """MLflow: a view of the files that jobs write, which can be rebuilt from them at any time.
 
 A pipeline experiment is an MLflow experiment. Each run of the grid is a parent, with a child for
-pre-training, scoring, each trained mask, the measurement and each transfer target; a report run
-holds the tables and figures of the whole. `log` shows one job after its files are written and
-`rebuild` shows all of them, by the same code.
+pre-training, scoring, each trained mask, manipulated sites, the measurement and each transfer
+target; a report run holds the tables and figures of the whole. `log` shows one job after its files
+are written and `rebuild` shows all of them, by the same code.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ class TrackingError(RuntimeError):
 def log(config: Config, run: Run, stage: str) -> None:
     """Show what a job wrote; a job that ran before has its MLflow runs replaced.
 
-    `stage` is the job's folder below the run's: `pretrain`, `score`, `prune`, `measure` or
-    `transfer/<target>`. A store that fails costs a warning and the view of this job, nothing else.
+    `stage` is the job's folder below the run's: `pretrain`, `score`, `prune`, `robustness`,
+    `measure` or `transfer/<target>`. A store that fails costs a warning and the view of this job,
+    nothing else.
     """
     if not config.tracking.enabled:
         return

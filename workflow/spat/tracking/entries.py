@@ -62,7 +62,7 @@ def finished(config: Config, run: Run) -> Iterator[str]:
     if not (runs.folder(config, run, "pretrain") / "metrics.json").exists():
         return
     transfers = (f"transfer/{target}" for target in runs.targets(config, run))
-    for stage in ("pretrain", "score", "prune", "measure", *transfers):
+    for stage in ("pretrain", "score", "prune", "robustness", "measure", *transfers):
         last = "manifest.json" if stage == "prune" else "metrics.json"
         if (runs.folder(config, run, stage) / last).exists():
             yield stage
@@ -93,7 +93,13 @@ def children(config: Config, run: Run, stage: str) -> list[Entry]:
     if stage == "prune":
         manifest = records.read_json(folder / "manifest.json")["masks"]
         return [_mask(config, run, folder / row["folder"]) for row in manifest]
-    readers = {"pretrain": _pretrain, "score": _score, "measure": _measure, "transfer": _transfer}
+    readers = {
+        "pretrain": _pretrain,
+        "score": _score,
+        "robustness": _robustness,
+        "measure": _measure,
+        "transfer": _transfer,
+    }
     if (kind := stage.split("/")[0]) not in readers:
         raise ValueError(f"stage {stage!r} has no MLflow view; those with one: {list(readers)}")
     return [readers[kind](config, run, folder)]
@@ -147,6 +153,13 @@ def _mask(config: Config, run: Run, folder: Path) -> Entry:
     return replace(entry, params={**entry.params, **_texts(keys)})
 
 
+def _robustness(config: Config, run: Run, folder: Path) -> Entry:
+    metrics = records.read_json(folder / "metrics.json")
+    entry = _child(config, run, folder, metrics, name="robustness", stage="robustness")
+    rows = pd.read_parquet(folder / "robustness.parquet")
+    return replace(entry, texts={"robustness.csv": rows.to_csv(index=False)})
+
+
 def _measure(config: Config, run: Run, folder: Path) -> Entry:
     metrics = records.read_json(folder / "metrics.json")
     entry = _child(config, run, folder, metrics, name="measure", stage="measure")
@@ -157,7 +170,7 @@ def _measure(config: Config, run: Run, folder: Path) -> Entry:
             "latency_ms": latency,
             "memory_mb": metrics["memory_mb"].get(mask, {}).get(size),
         }
-        for mask, by_size in metrics["latency"].items()
+        for mask, by_size in metrics["latency_ms"].items()
         for size, latency in by_size.items()
     ]
     ends = {
@@ -208,7 +221,9 @@ def _end(mask: str) -> str | None:
 
 
 def _table(name: str, rows: list[dict[str, Any]]) -> dict[str, str]:
-    return {f"{name}.csv": pd.DataFrame(rows).to_csv(index=False)}
+    # As the masks' runs are named: MLflow would show the mask `1.0` as the number 1.
+    named = [{**row, "mask": f"mask {row['mask']}"} for row in rows]
+    return {f"{name}.csv": pd.DataFrame(named).to_csv(index=False)}
 
 
 def _child(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -14,7 +15,9 @@ from spat.reporting import methods, style
 from spat.reporting.frames_io import Absent, Frames
 from spat.reporting.methods import CHOSEN, CONTROL, DENSE, LIGHT
 
-MILLION = 1e6
+MILLION: Final = 1e6
+# Drawn larger and open, since they share their place with another method.
+RINGS: Final = (CHOSEN, CONTROL)
 
 
 def pareto(frames: Frames) -> Figure:
@@ -53,9 +56,7 @@ def latency(frames: Frames) -> Figure:
         raise Absent("No latency was measured in this experiment.")
     keys, _ = style.split(rows)
     scaled = [_relative(r, rows, {"flops": "x", "latency_ms": "y"}) for r in (rows, masks)]
-    figure = _scatter(
-        scaled[0], scaled[1], scaled[0].iloc[:0], keys, ("FLOPs (%)", "latency (%)")
-    )
+    figure = _scatter(scaled[0], scaled[1], scaled[0].iloc[:0], keys, ("FLOPs (%)", "latency (%)"))
     for axis in figure.axes:
         axis.axline((100, 100), slope=1, color=style.GREY, lw=0.6, ls=":", zorder=0)
     return figure
@@ -87,7 +88,7 @@ def _scatter(
     labels: tuple[str, str],
 ) -> Figure:
     order = methods.in_order([*rows["method"].unique(), *light["method"].unique()])
-    looks = style.looks(order)
+    looks = _looks(order)
     parts = style.panels(rows, keys)
     figure, axes = style.grid(len(parts), extra=0.75)
     for axis, (title, part) in zip(axes, parts, strict=True):
@@ -98,30 +99,32 @@ def _scatter(
         path = [m for m in points.index if m.startswith("SPAT ") and m != CHOSEN]
         axis.plot(points.loc[path, "x"], points.loc[path, "y"], color=style.GREY, lw=0.7, zorder=2)
         reach = points["y"].drop(LIGHT, errors="ignore")
-        for method in (m for m in order if m in points.index):
-            if method == LIGHT and _far(points.at[LIGHT, "y"], reach):
-                _off(axis, points.at[LIGHT, "y"])
+        for method in order:
+            x, y, deviation = points.reindex([method]).to_numpy(dtype=float)[0]
+            if method == LIGHT and _far(y, reach):
+                _off(axis, y)
                 continue
-            look, ring = looks[method], method in (CHOSEN, CONTROL)
+            look, ring = looks[method], method in RINGS
             axis.errorbar(
-                points.at[method, "x"],
-                points.at[method, "y"],
-                yerr=points.at[method, "sd"],
-                color=look.colour,
-                marker=look.marker,
-                ms=6.5 if ring else 4,
-                mfc="none" if ring else look.colour,
-                ls="none",
-                elinewidth=0.7,
-                label=method,
-                zorder=3,
-            )
+                x, y, yerr=deviation, color=look.colour, marker=look.marker, ls="none",
+                ms=6.5 if ring else 4, mfc="none" if ring else look.colour, elinewidth=0.7,
+                label=method, zorder=3,
+            )  # fmt: skip
         axis.set_title(title)
         axis.margins(0.12)
-    figure.supxlabel(labels[0], fontsize=8)
-    figure.supylabel(labels[1], fontsize=8)
+    style.label(axes, *labels)
     style.legend_below(figure, axes)
     return figure
+
+
+def _looks(order: Sequence[str]) -> dict[str, style.Look]:
+    """Black and grey for what is compared with; colours for the masks."""
+    fixed = {
+        DENSE: style.Look(style.BLACK, "o", "-", ""),
+        CONTROL: style.Look(style.BLACK, "s", "-", ""),
+        LIGHT: style.Look(style.GREY, "P", "-", ""),
+    }
+    return style.looks(m for m in order if m not in fixed) | fixed
 
 
 def _points(rows: pd.DataFrame) -> pd.DataFrame:

@@ -37,25 +37,32 @@ def head_module(frames: Frames) -> Figure:
     rows = _with_change(rows, frames)
     keys, cells = style.split(rows)
     value = "mse" if cells else "change"
-    names = rows["criterion"] + " " + rows["level"].map(LEVELS)
-    rows = rows.assign(series=names)
-    looks = style.looks(sorted(rows["series"].unique()))
+    looks = style.looks(sorted(rows["criterion"].unique()))
+    series = [(criterion, level) for criterion in looks for level in LEVELS]
     parts = style.panels(rows, keys)
     figure, axes = style.grid(len(parts), extra=0.8)
     for axis, (title, part) in zip(axes, parts, strict=True):
-        level = part["control"].mean() if cells else 0.0
-        axis.axhline(level, color=style.GREY, lw=0.8, ls="-", label=CONTROL)
-        for i, (series, look) in enumerate(looks.items()):
-            table = methods.summary(part[part["series"] == series], ["ratio"], value)
+        axis.axhline(
+            part["control"].mean() if cells else 0.0,
+            color=style.GREY,
+            lw=0.8,
+            ls="-",
+            label=CONTROL,
+        )
+        for i, (criterion, level) in enumerate(series):
+            look = looks[criterion]
+            here = part[(part["criterion"] == criterion) & (part["level"] == level)]
+            table = methods.summary(here, ["ratio"], value)
             axis.errorbar(
-                100 * table["ratio"] + 0.8 * (i - len(looks) / 2), table["mean"],
-                yerr=table["sd"].fillna(0.0), color=look.colour, marker=look.marker, ls=look.line,
-                elinewidth=0.6, label=series,
+                100 * table["ratio"] + 0.8 * (i - len(series) / 2), table["mean"],
+                yerr=table["sd"].fillna(0.0), color=look.colour, marker=look.marker,
+                ls="-" if level == "site" else "--", elinewidth=0.6,
+                mfc=look.colour if level == "site" else "white",
+                label=f"{criterion} {LEVELS[level]}",
             )  # fmt: skip
         axis.set_title(title)
         axis.set_xticks(sorted(100 * rows["ratio"].unique()))
-    figure.supxlabel("heads removed (%)", fontsize=8)
-    figure.supylabel("test MSE" if cells else "MSE change against control (%)", fontsize=8)
+    style.label(axes, "heads removed (%)", "test MSE" if cells else "MSE vs control (%)")
     style.legend_below(figure, axes, columns=2)
     return figure
 
@@ -85,15 +92,17 @@ def criteria_quality(frames: Frames) -> Figure:
             label = "best mask in hindsight" if i == 0 else "best mask of other seeds"
             _intervals(right, part[part["measure"] == measure], order, label, i + 1)
         null = part[part["measure"] == NULL].set_index("criterion")["mean"].reindex(order)
-        right.plot(null, range(len(order)), "x", ms=4, color=style.BLACK, label="equal masks")
+        if null.notna().any():
+            right.plot(null, range(len(order)), "x", ms=4, color=style.BLACK, label="equal masks")
         left.set_yticks(range(len(order)), order)
         left.set_title(title)
         for axis in (left, right):
             axis.axvline(0, color=style.GREY, lw=0.6)
             axis.set_ylim(-0.7, len(order) - 0.3)
+            axis.margins(x=0.1)
     axes[-1, 0].set_xlabel("gain over chance (%)")
     axes[-1, 1].set_xlabel("regret (%)")
-    style.legend_below(figure, [row[1] for row in axes], columns=2)
+    style.legend_below(figure, [right for _, right in axes], columns=2)
     return figure
 
 
@@ -123,13 +132,11 @@ def _changes(frames: Frames) -> Figure:
         axis.set_ylim(-0.6, len(order) - 0.4)
         axis.set_title(title)
     axes[-1].set_xlabel("MSE change against control (%)")
-    style.legend_below(figure, axes)
+    style.legend_below(figure, list(axes))
     return figure
 
 
-def _intervals(
-    axis: Axes, rows: pd.DataFrame, order: list[str], label: str, number: int
-) -> None:
+def _intervals(axis: Axes, rows: pd.DataFrame, order: list[str], label: str, number: int) -> None:
     table = rows.set_index("criterion").reindex(order)
     if table["mean"].notna().sum() == 0:
         return

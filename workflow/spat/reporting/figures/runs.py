@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any, Final
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from spat.evaluation.cells import keeps_all, keeps_none
 from spat.frames import RUN
@@ -14,6 +17,7 @@ from spat.reporting.methods import CHOSEN, CONTROL, DENSE, NONE_LEFT
 
 CURVES = ("training", "validation", CONTROL, CHOSEN, NONE_LEFT)
 FORECASTS = ("input", "truth", DENSE, CONTROL, NONE_LEFT)
+_BORDER: Final[dict[str, Any]] = {"color": style.GREY, "lw": 0.6, "ls": ":"}
 # Steps of the input that are shown before the forecast.
 BEFORE = 48
 
@@ -21,7 +25,7 @@ BEFORE = 48
 def history(frames: Frames) -> Figure:
     """Training and validation MSE over pre-training, then validation MSE over fine-tuning.
 
-    Means over seeds; one panel a cell, or the first cells where there are many.
+    Means over seeds; one panel a cell, or some of the cells where there are many.
 
     Raises:
         Absent: if nothing was trained.
@@ -46,8 +50,7 @@ def curves(rows: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
     """
     if rows.empty:
         raise Absent("Nothing was trained in this experiment, so there are no loss curves.")
-    cell = ["dataset", "model", "variant", "lookback", "horizon"]
-    parts = style.panels(rows[rows["order"] == 0], cell)[: style.FACETS]
+    parts = style.sample(rows[rows["order"] == 0])
     looks = style.looks(CURVES)
     figure, axes = style.grid(len(parts), extra=0.75)
     for axis, (title, part) in zip(axes, parts, strict=True):
@@ -57,10 +60,11 @@ def curves(rows: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
                 curve.index, curve, color=look.colour, ls=look.line, marker=look.marker, ms=3,
                 label=name if name in ("training", "validation") else f"fine-tuning: {name}",
             )  # fmt: skip
+        # Right of the line, fine-tuning goes on from the kept epoch.
+        axis.axvline(part.loc[part["stage"] == "pretrain", "epoch"].max() + 0.5, **_BORDER)
         axis.set_title(title)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-    figure.supxlabel("epoch (fine-tuning continues after pre-training)", fontsize=8)
-    figure.supylabel("MSE", fontsize=8)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    style.label(axes, "epoch", "MSE")
     style.legend_below(figure, axes, columns=2)
     return figure
 
@@ -68,7 +72,8 @@ def curves(rows: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
 def forecasts(frames: Frames) -> Figure:
     """A test window of each cell: the end of its input, the truth, and what the models forecast.
 
-    The last channel, in standardised units; the window in the middle of those that were kept.
+    The last channel, in standardised units; the window in the middle of those that were kept. Where
+    there are many cells, some of them.
 
     Raises:
         Absent: if no forecasts were kept.
@@ -76,15 +81,13 @@ def forecasts(frames: Frames) -> Figure:
     rows = _attention_first(frames.examples[frames.examples["kind"] == "forecast"])
     if rows.empty:
         raise Absent("No forecasts were kept in this experiment.")
-    cell = ["dataset", "model", "variant", "lookback", "horizon"]
-    parts = style.panels(rows, cell)[: style.FACETS]
+    parts = style.sample(rows)
     looks = style.looks(FORECASTS)
     figure, axes = style.grid(len(parts), extra=0.75)
     for axis, (title, part) in zip(axes, parts, strict=True):
         _window(axis, part, looks)
         axis.set_title(title)
-    figure.supxlabel("step (0: the forecast begins)", fontsize=8)
-    figure.supylabel("standardised value", fontsize=8)
+    style.label(axes, "step of the forecast", "standardised value")
     style.legend_below(figure, axes)
     return figure
 
@@ -137,7 +140,7 @@ def _window(axis: Axes, rows: pd.DataFrame, looks: dict[str, style.Look]) -> Non
             steps[shown], line["value"][shown], color=colour, lw=thick, label=label,
             ls="-" if label in ("input", "truth") else look.line,
         )  # fmt: skip
-    axis.axvline(0, color=style.GREY, lw=0.5, ls=":")
+    axis.axvline(0, **_BORDER)
 
 
 def _label(name: str) -> str | None:

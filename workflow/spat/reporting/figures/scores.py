@@ -1,12 +1,12 @@
-"""SEND: per site, over epochs, against the uniformity of the maps, and how stable its ranking is."""
+"""SEND: per site, over epochs, against the uniformity of the maps, and how stable it ranks."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from spat.evaluation.stability import THRESHOLD, batch_agreement
 from spat.frames import RUN
@@ -29,7 +29,7 @@ def kept(scores: pd.DataFrame, criterion: str) -> pd.DataFrame:
     if rows.empty:
         raise Absent(f"No attention site was scored by `{criterion}` in this experiment.")
     keys = [*RUN, "site", "name", "head"]
-    return rows.groupby(keys, as_index=False)["value"].mean()
+    return rows.groupby(keys)["value"].mean().reset_index()
 
 
 def trajectory(scores: pd.DataFrame) -> pd.DataFrame:
@@ -54,26 +54,23 @@ def send_sites(frames: Frames) -> Figure:
         final, epochs = (_by_mean(rows) for rows in (final, epochs))
     parts = style.panels(final, keys)
     figure = style.canvas(height=1.35 * len(parts) + 0.5)
-    axes = figure.subplots(len(parts), 2, squeeze=False)
+    axes = figure.subplots(len(parts), 2, squeeze=False, sharey="row")
     looks = style.looks(sorted(final["site"].unique().astype(str), key=int))
-    label = "SEND" if cells else "SEND / mean"
     for (left, right), (title, part) in zip(axes, parts, strict=True):
-        _bars(left, part, looks)
         over = epochs.merge(part[keys].drop_duplicates(), on=keys)
-        for site, rows in over.groupby("site"):
+        unit, said = style.power(pd.concat([part["value"], over["value"]]))
+        _bars(left, part.assign(value=part["value"] / unit), looks)
+        for site, rows in over.assign(value=over["value"] / unit).groupby("site"):
             look = looks[str(site)]
             means = rows.groupby("epoch")["value"].mean()
             right.plot(
                 means.index, means, color=look.colour, marker=look.marker, ls=look.line, ms=3
             )
-        left.set(title=title, ylabel=label)
+        left.set(title=title, ylabel=f"SEND{said}" if cells else "SEND / mean")
         right.set(title="over epochs")
-        for axis in (left, right):
-            axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
-            axis.yaxis.get_offset_text().set_fontsize(6)
-        right.xaxis.get_major_locator().set_params(integer=True)
+        right.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[-1, 0].set_xlabel("site")
-    axes[-1, 1].set_xlabel("epoch")
+    axes[-1, 1].set_xlabel("epoch of pre-training")
     return figure
 
 
@@ -98,11 +95,10 @@ def send_uniformity(frames: Frames) -> Figure:
     figure = style.canvas(height=1.4 * len(parts) + 0.35)
     axes = figure.subplots(len(parts), 3, squeeze=False, width_ratios=(1.5, 1, 1))
     for row, (title, part) in zip(axes, parts, strict=True):
-        _against(row[0], part, title, "SEND" if cells else "SEND / mean")
+        _against(row[0], part, title, relative=not cells)
         first = part[list(RUN)].drop_duplicates()
         shown = maps.merge(first, on=list(RUN))
         _two_maps(row[1:], shown, send)
-    axes[-1, 0].set_xlabel("SEND" if cells else "SEND / mean")
     return figure
 
 
@@ -146,16 +142,15 @@ def stability(frames: Frames) -> Figure:
                 )  # fmt: skip
         axis.set_title(title)
         axis.set_ylim(top=1.03)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-    figure.supxlabel("batches scored", fontsize=8)
-    figure.supylabel("rank agreement (tau-b)", fontsize=8)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    style.label(axes, "batches scored", "rank agreement (tau-b)")
     style.legend_below(figure, axes, columns=2)
     return figure
 
 
 def short(name: str) -> str:
     """A site's name on an axis: `encoder.0.self` -> `e0`, `decoder.1.cross` -> `d1×`."""
-    stack, index, kind = (name.split(".") + ["", ""])[:3]
+    stack, index, kind = [*name.split("."), "", ""][:3]
     return f"{stack[:1]}{index}" + ("×" if kind == "cross" else "")
 
 
@@ -177,8 +172,10 @@ def _bars(axis: Axes, rows: pd.DataFrame, looks: dict[str, style.Look]) -> None:
     axis.grid(visible=False, axis="x")
 
 
-def _against(axis: Axes, rows: pd.DataFrame, title: str, label: str) -> None:
-    heads, sites = rows[rows["head"] >= 0], rows[rows["head"] == -1]
+def _against(axis: Axes, rows: pd.DataFrame, title: str, *, relative: bool) -> None:
+    unit, said = style.power(rows["value"])
+    scaled = rows.assign(value=rows["value"] / unit)
+    heads, sites = scaled[scaled["head"] >= 0], scaled[scaled["head"] == -1]
     axis.plot(heads["value"], heads["value_map"], ".", ms=2.5, color=style.COLOURS[5])
     axis.plot(
         sites["value"], sites["value_map"], "o", ms=4, mfc="none", color=style.COLOURS[1], mew=0.8
@@ -187,13 +184,11 @@ def _against(axis: Axes, rows: pd.DataFrame, title: str, label: str) -> None:
     rhos = [
         run["value"].corr(run["value_map"], method="spearman")
         for _, run in some.groupby(list(RUN))
-        if run["value"].nunique() > 1 and run["value_map"].nunique() > 1
+        if run["value"].std() > 0 and run["value_map"].std() > 0
     ]
     rho = f"ρ = {np.mean(rhos):+.2f}".replace("-", "−") if rhos else "ρ undefined"
     axis.set_title(f"{title}\n{rho}", fontsize=7)
-    axis.set_ylabel("uniformity")
-    axis.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
-    axis.xaxis.get_offset_text().set_fontsize(6)
+    axis.set(xlabel="SEND / mean" if relative else f"SEND{said}", ylabel="uniformity")
     axis.margins(0.1)
 
 
@@ -204,14 +199,12 @@ def _two_maps(axes: np.ndarray, maps: pd.DataFrame, send: pd.DataFrame) -> None:
     scored = send[send["head"] == -1].merge(run, on=list(RUN))
     names = scored[scored["name"].isin(set(shown["name"]))].sort_values("value")["name"]
     told = ("lowest", "highest")
-    for axis, name, word in zip(axes, [*names.iloc[[0, -1]]] if len(names) else [], told):
+    ends = [*names.iloc[[0, -1]]] if len(names) else []
+    for axis, name, word in zip(axes, ends, told, strict=False):
         matrix = style.square(shown[shown["name"] == name])
-        sns.heatmap(
-            matrix, ax=axis, cmap="Greys", vmin=0, cbar=False, square=True,
-            xticklabels=False, yticklabels=False,
-        )  # fmt: skip
+        axis.imshow(matrix, cmap="Greys", vmin=0, interpolation="nearest")
         axis.set_title(f"{word}: {short(name)}\nmax {matrix.max():.2f}", fontsize=7)
-        axis.set(xlabel="key", ylabel="query")
+        axis.set(xlabel="key", ylabel="query", xticks=[], yticks=[])
         axis.spines[:].set_visible(True)
     if names.empty:
         for axis in axes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from spat.reporting import methods, style
@@ -12,6 +13,7 @@ from spat.reporting.frames_io import Absent, Frames
 from spat.reporting.methods import CHOSEN, CONTROL, DENSE
 
 MODELS = 4
+BESIDE = 4
 _SHAPE = ["model", "variant", "lookback", "horizon"]
 
 
@@ -34,36 +36,46 @@ def transfer(frames: Frames) -> Figure:
     gains = named.assign(change=change)[named["method"] == CHOSEN]
     costs = _costs(named[named["method"] == DENSE])
     parts = style.panels(costs, ["model", "variant"])[:MODELS]
-    names = list(dict.fromkeys([*costs["dataset"], *costs["target"]]))
-    side = max(0.24 * len(names), 0.75)
-    figure = style.canvas(height=(side + 0.75) * len(parts) + 0.2)
-    axes = figure.subplots(len(parts), 2, squeeze=False)
-    for row, (title, part) in zip(axes, parts, strict=True):
+    away = costs[costs["dataset"] != costs["target"]]
+    names = sorted({*away["dataset"], *away["target"]})
+    # Beside each other while the numbers fit into half a column.
+    columns = 2 if len(names) <= BESIDE else 1
+    width, rows = style.WIDTH / columns - 0.75, 2 * len(parts) // columns
+    figure = style.canvas(height=(width * 0.8 + 0.85) * rows)
+    axes = iter(figure.subplots(rows, columns, squeeze=False).ravel())
+    for title, part in parts:
         here = part[["model", "variant"]].drop_duplicates()
-        panels = (
-            (part, f"{title}\ncost of transfer (%)"),
-            (gains.merge(here), f"{title}\nSPAT vs control (%)"),
-        )
-        for axis, (rows, label) in zip(row, panels, strict=True):
-            table = rows.pivot_table(index="dataset", columns="target", values="change")
-            table = table.reindex(index=names, columns=names).dropna(how="all")
-            limit = float(np.nanmax(np.abs(table.to_numpy()), initial=0.0)) or 1.0
-            sns.heatmap(
-                table, ax=axis, annot=True, fmt="+.1f", annot_kws={"size": 6.5}, cmap="RdBu_r",
-                center=0, vmin=-limit, vmax=limit, cbar=False, linewidths=0.5, linecolor="white",
-            )  # fmt: skip
-            axis.set_title(label, fontsize=7)
-            axis.set(xlabel="target", ylabel="source")
-            axis.tick_params(length=0, labelrotation=0)
-            if len(names) > 3:
-                axis.tick_params(axis="x", labelrotation=90)
+        _matrix(next(axes), part, names, f"{title}\ncost of transfer (%)")
+        _matrix(next(axes), gains.merge(here), names, f"{title}\nSPAT vs control (%)")
     return figure
+
+
+def _matrix(axis: Axes, rows: pd.DataFrame, names: list[str], title: str) -> None:
+    table = rows.pivot_table(index="dataset", columns="target", values="change")
+    table = table.reindex(index=names, columns=names)
+    # Twice the largest value: the darkest tones would hide the numbers in print.
+    limit = 2 * float(np.nanmax(np.abs(table.to_numpy()), initial=0.0)) or 1.0
+    sns.heatmap(
+        table, ax=axis, annot=table.map(_percent), fmt="", annot_kws={"size": 6}, cmap="RdBu_r",
+        center=0, vmin=-limit, vmax=limit, cbar=False, linewidths=0.5, linecolor="white",
+        xticklabels=names, yticklabels=names,
+    )  # fmt: skip
+    axis.set_title(title, fontsize=7)
+    axis.set(xlabel="target", ylabel="source")
+    axis.grid(visible=False)
+    axis.tick_params(length=0, labelrotation=0)
+    if len(names) > 2:
+        axis.tick_params(axis="x", labelrotation=90)
 
 
 def _costs(dense: pd.DataFrame) -> pd.DataFrame:
     """Dense MSE on the target against that of the model trained there; seeds averaged first."""
     keys = [*_SHAPE, "target"]
     home = dense[dense["target"] == dense["dataset"]].groupby(keys)["mse"].mean().rename("home")
-    means = dense.groupby([*_SHAPE, "dataset", "target"], as_index=False)["mse"].mean()
+    means = dense.groupby([*_SHAPE, "dataset", "target"])["mse"].mean().reset_index()
     joined = means.join(home, on=keys)
     return joined.assign(change=100 * (joined["mse"] / joined["home"] - 1)).dropna(subset="change")
+
+
+def _percent(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:+.1f}".replace("-", "−")

@@ -72,7 +72,7 @@ TABLES: Final[dict[str, Table]] = {
     "zeroshot": Table(
         transfer.zeroshot,
         "Zero-shot transfer: trained on the source, tested on the target",
-        Layout(("source", *transfer.KEYS[1:], "metric"), "method", unranked=(transfer.ON_TARGET,)),
+        Layout(("source", *transfer.KEYS[1:], "metric"), "method", unranked=("trained on target",)),
         (
             "Nothing is trained on the target; its scaler is fitted on its training rows.",
             "Trained on target: the dense model of that dataset, outside of the ranking.",
@@ -83,8 +83,8 @@ TABLES: Final[dict[str, Table]] = {
     "heads": Table(
         pruning.heads,
         "Heads against modules at an equal share removed",
-        Layout((*SHOWN, "share", "metric"), "method"),
-        ("FLOPs and latency: change against the dense model.", _PAIRED),
+        Layout((*SHOWN, "criterion", "matched", "share", "metric"), "method"),
+        ("Random: mean of the random masks that remove as many.", _PAIRED),
     ),
     "criteria": Table(
         pruning.criteria,
@@ -99,12 +99,12 @@ TABLES: Final[dict[str, Table]] = {
     "quality": Table(
         quality.quality,
         "Quality of the criteria where every mask was fine-tuned",
-        Layout(("model", "variant", "criterion"), "measure", best=False),
+        Layout(("model", "variant", "criterion"), "measure", best=False, counted="runs"),
         (
             "Gain: the mean error of all masks with as many sites removed, minus the error of the "
             "criterion's mask (positive is better than chance).",
             "Regret: its error minus that of the oracle's mask.",
-            "In brackets 95 % intervals over seeds.",
+            "Intervals are over seeds.",
         ),
     ),
     "controls": Table(

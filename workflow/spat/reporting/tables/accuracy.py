@@ -53,17 +53,17 @@ def errors(rows: pd.DataFrame, keys: Sequence[str] = SHOWN) -> pd.DataFrame:
             table = table.merge(means.rename(columns={"mean": column}), on=by)
         gain = methods.summary(changes[changes["method"] == CHOSEN], by, "vs_control")
         tables += [table, gain.assign(metric=name, unit="%", method=GAIN)]
-    return sort(pd.concat(tables, ignore_index=True), keys, GAIN)
+    table = pd.concat(tables, ignore_index=True)
+    return sort(table, keys, [*methods.in_order(set(table["method"]) - {GAIN}), GAIN])
 
 
-def sort(table: pd.DataFrame, keys: Sequence[str], *last: str) -> pd.DataFrame:
-    """Rows by cell, metric and method, the columns of keys first; the methods `last` end a row."""
-    found = [*methods.in_order(set(table["method"]) - set(last)), *last]
+def sort(table: pd.DataFrame, keys: Sequence[str], order: Sequence[str]) -> pd.DataFrame:
+    """Rows by cell, metric and method (in this order), the columns of keys first."""
     columns = [*keys, "metric", "method", "mean", "sd", "n", "missing", "unit"]
     columns += [str(column) for column in table if column not in columns]
     table = table[columns].assign(
         metric=methods.ordered(table["metric"], list(table["metric"].unique())),
-        method=methods.ordered(table["method"], found),
+        method=methods.ordered(table["method"], order),
     )
     return by_cell(table, [*keys, "metric", "method"])
 
@@ -134,7 +134,7 @@ def reproduction(frames: Frames) -> pd.DataFrame:
             "No run has a published counterpart: attention models need the variant `published`, a "
             "benchmark dataset and its published lookback (experiment `reproduction`)."
         )
-    return sort(table, REPRODUCED, "ours", "published", "change")
+    return sort(table, REPRODUCED, ["ours", "published", "change"])
 
 
 def _verdict(change: float) -> str:

@@ -60,7 +60,7 @@ def efficiency(frames: Frames) -> pd.DataFrame:
         )
         values = absolute.rename(columns={"mean": "absolute"})[[*SHOWN, "method", "absolute"]]
         tables.append(shown.merge(values, on=[*SHOWN, "method"]).assign(metric=name))
-    cells = sort(pd.concat(tables), SHOWN)
+    cells = sort(pd.concat(tables), SHOWN, methods.in_order(every["method"]))
     table = pd.concat(
         [
             cells.assign(metric=cells["metric"].astype(str), method=cells["method"].astype(str)),

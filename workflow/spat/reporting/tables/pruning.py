@@ -6,15 +6,22 @@ from typing import Final
 
 import pandas as pd
 
+from spat.evaluation import headmodule
 from spat.evaluation.cells import site_errors
 from spat.frames import RUN
 from spat.reporting import methods
 from spat.reporting.frames_io import Absent, Frames
-from spat.reporting.methods import CONTROL, DENSE, SHOWN
+from spat.reporting.methods import SHOWN
 from spat.reporting.tables.accuracy import by_cell, sort
 
 ALL_MASKS: Final = "(mean of all masks)"
 LEVELS: Final = {"site": "modules", "head": "heads"}
+VERSUS: Final = "heads vs modules"
+COMPARED: Final = {
+    "mse": ("MSE", ""),
+    "flops": ("FLOPs", "FLOPs"),
+    "latency_ms": ("Latency", "ms"),
+}
 
 
 def criteria(frames: Frames) -> pd.DataFrame:
@@ -40,42 +47,45 @@ def criteria(frames: Frames) -> pd.DataFrame:
 
 
 def heads(frames: Frames) -> pd.DataFrame:
-    """Heads against modules at an equal share removed: MSE, and change of FLOPs and latency.
+    """Single heads against whole modules that remove equally much, by criterion.
 
-    Columns: dataset, model, variant, lookback, horizon, share, metric, method (a criterion and what
-    it removes, and the control), mean, sd, n, missing, unit. Criteria asked for at both levels are
-    compared, and `random` as the floor of each.
+    Matched by the share of heads removed and, where that gives other pairs, by FLOPs. Columns:
+    dataset, model, variant, lookback, horizon, criterion, matched, share, metric, method (modules,
+    heads, random modules, random heads, heads vs modules), mean, sd, n, missing, unit. The last
+    method is the change of heads against modules in percent, paired by seed.
 
     Raises:
         Absent: if no criterion was asked for at both levels.
     """
-    rows = methods.by_decision(frames)
-    levels = rows.groupby("criterion")["level"].nunique()
-    rows = rows[rows["criterion"].isin(levels[levels == len(LEVELS)].index)]
-    if rows.empty:
+    pairs = headmodule.pairs(frames.results, frames.selections, frames.scores)
+    if (pairs["criterion"] != headmodule.RANDOM).any():
+        # Random masks stand beside the others, as the floor of their level.
+        pairs = pairs[pairs["criterion"] != headmodule.RANDOM]
+    pairs = pairs.sort_values("match", key=lambda match: match == "flops", kind="stable")
+    pairs = pairs.drop_duplicates([*RUN, "criterion", "site_removed", "head_removed"])
+    if pairs.empty:
         raise Absent(
             "No criterion removed both modules and single heads: name one in the criteria of "
             "`pruning.site` and of `pruning.head`."
         )
-    costs = ["flops", "latency_ms"]
-    named = methods.by_method(frames)
-    dense = named[named["method"] == DENSE][[*RUN, *costs]].drop_duplicates(list(RUN))
-    rows = rows.assign(method=rows["criterion"] + " " + rows["level"].map(LEVELS))
-    control = named[(named["method"] == CONTROL) & (named["target"] == named["dataset"])]
-    ratios = rows[[*RUN, "ratio"]].drop_duplicates()
-    joined = pd.concat([rows, control.merge(ratios, on=list(RUN))])
-    joined = joined.merge(dense, on=list(RUN), suffixes=("", "_dense"))
-    for cost in costs:
-        joined[cost] = 100 * (joined[cost] / joined[f"{cost}_dense"] - 1)
-    joined["share"] = joined["ratio"].map(_percent)
-    keys = [*SHOWN, "share"]
-    names = {"mse": ("MSE", ""), "flops": ("FLOPs", "%"), "latency_ms": ("Latency", "%")}
-    tables = [
-        methods.summary(joined, [*keys, "method"], value).assign(metric=name, unit=unit)
-        for value, (name, unit) in names.items()
-    ]
+    pairs = pairs.assign(
+        matched=pairs["match"].map({"fraction": "share", "flops": "FLOPs"}),
+        share=pairs["site_fraction"].map(_percent),
+    )
+    keys = [*SHOWN, "criterion", "matched", "share"]
+    tables = []
+    for quantity, (name, unit) in COMPARED.items():
+        for method, column in zip(LEVELS.values(), LEVELS, strict=True):
+            values = methods.summary(pairs, keys, f"{column}_{quantity}")
+            tables.append(values.assign(method=method, metric=name, unit=unit))
+        ratio = pairs[f"head_{quantity}"] / pairs[f"site_{quantity}"] - 1
+        change = methods.summary(pairs.assign(change=100 * ratio), keys, "change")
+        tables.append(change.assign(method=VERSUS, metric=name, unit="%"))
+    for level, method in LEVELS.items():
+        floor = methods.summary(pairs, keys, f"{level}_floor")
+        tables.append(floor.assign(method=f"random {method}", metric="MSE", unit=""))
     table = pd.concat(tables, ignore_index=True).dropna(subset="mean")
-    return sort(table, keys)
+    return sort(table, keys, [*LEVELS.values(), "random modules", "random heads", VERSUS])
 
 
 def _all_masks(frames: Frames, decisions: pd.DataFrame) -> pd.DataFrame:

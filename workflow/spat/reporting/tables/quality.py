@@ -7,6 +7,7 @@ from typing import Final
 import pandas as pd
 
 from spat.evaluation import quality as evaluation
+from spat.evaluation.ranks import merged_criteria
 from spat.evaluation.summary import summarise
 from spat.evaluation.truth import agreements
 from spat.reporting.frames_io import Absent, Frames
@@ -30,14 +31,17 @@ def quality(frames: Frames) -> pd.DataFrame:
     """Measures of each criterion per model, averaged over its cells, with intervals over seeds.
 
     Columns: model, variant, criterion, measure, mean, low, high, sd, n (runs), missing, unit. Gains
-    and regrets are percent of the error they are compared with. Averages take seeds first, then
+    and regrets are percent of the error they are compared with. Criteria that order the sites of
+    every run identically are one row. Averages take seeds first, then
     horizons, datasets of a station, stations.
 
     Raises:
         Absent: if no run has all masks of some number of sites fine-tuned.
     """
     selections = frames.selections[~frames.selections["criterion"].isin(NOT_RANKING)]
-    gains = evaluation.gains(frames.results, selections)
+    asked = set(selections.loc[selections["level"] == "site", "criterion"])
+    labels = merged_criteria(frames.scores[frames.scores["criterion"].isin(asked)])
+    gains = evaluation.gains(frames.results, selections, labels)
     if gains.empty:
         raise Absent(
             "No run has all its site masks fine-tuned: set `pruning.exhaustive: true` to compare "
@@ -45,13 +49,13 @@ def quality(frames: Frames) -> pd.DataFrame:
         )
     by = ["model", "variant", "criterion"]
     tables = [_average(gains, "relative_gain", by, GAIN)]
-    regrets = evaluation.regrets(frames.results, selections)
+    regrets = evaluation.regrets(frames.results, selections, labels)
     for oracle, name in REGRET.items():
         rows = regrets[regrets["oracle"] == oracle]
         tables.append(_average(rows, "relative_regret", by, name))
     tables.append(_average(regrets[regrets["oracle"] == "hindsight"], "relative_null", by, NULL))
-    taus = agreements(frames.results, frames.scores)
-    taus = taus[taus["criterion"].isin(set(selections["criterion"]))]
+    taus = agreements(frames.results, frames.scores, labels)
+    taus = taus[taus["criterion"].isin(set(gains["criterion"]))]
     tables.append(_average(taus, "tau", by, AGREEMENT))
     table = pd.concat([table for table in tables if not table.empty], ignore_index=True)
     measure = ordered(table["measure"], [m for m in MEASURES if m in set(table["measure"])])
@@ -60,9 +64,9 @@ def quality(frames: Frames) -> pd.DataFrame:
 
 
 def _average(rows: pd.DataFrame, value: str, by: list[str], measure: str) -> pd.DataFrame:
-    if rows[value].notna().sum() == 0:
+    if rows[value].isna().all():
         return pd.DataFrame()
-    table = summarise(rows, value, by, draws=500)
+    table = summarise(rows.astype({value: "float64"}), value, by, draws=500)
     scale, unit = (1, "tau") if value == "tau" else (100, "%")
     table = table.rename(columns={value: "mean", "runs": "n"}).drop(columns="cells")
     table[["mean", "low", "high"]] *= scale

@@ -1,0 +1,44 @@
+"""Small trained-looking models and windows for the tests of the scores."""
+
+from __future__ import annotations
+
+import torch
+from spat.data.windows import Windows
+from spat.models.forecaster import Forecaster
+from spat.models.registry import MODELS, Shape, build, hyperparameters
+from torch import Tensor
+
+LOOKBACK, HORIZON, CHANNELS = 24, 12, 3
+ATTENTIVE = tuple(name for name, model in MODELS.items() if model.attention)
+
+_SIZES = {
+    "iTransformer": {"e_layers": 3},
+    "PatchTST": {"e_layers": 2, "patch_len": 8, "stride": 4},
+    "Transformer": {"e_layers": 1, "d_layers": 2, "label_len": 8},
+}
+
+
+def small(name: str, dtype: torch.dtype = torch.float64) -> Forecaster:
+    """A model with two heads a site, its attention far from uniform, in training mode."""
+    torch.manual_seed(0)
+    sizes = {"d_model": 8, "d_ff": 16, "n_heads": 2, "dropout": 0.1, **_SIZES.get(name, {})}
+    hyper = hyperparameters(name, "deep", "synthetic", 96, sizes)
+    model = build(name, hyper, Shape(LOOKBACK, HORIZON, CHANNELS)).to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model.train()
+
+
+def windows(dtype: torch.dtype = torch.float64) -> Windows:
+    """165 windows of three random walks."""
+    steps = torch.randn(200, CHANNELS, generator=torch.Generator().manual_seed(1))
+    walk = steps.cumsum(0)
+    standard = (walk - walk.mean(0)) / walk.std(0, correction=0)
+    return Windows(standard.to(dtype), None, 0, 200, LOOKBACK, HORIZON)
+
+
+def batches(size: int, count: int = 70) -> list[Tensor]:
+    """`count` windows in a fixed random order, cut into batches."""
+    order = torch.randperm(len(windows()), generator=torch.Generator().manual_seed(2))
+    return list(torch.split(order[:count], size))

@@ -1,0 +1,59 @@
+"""What jobs write: whole or not at all, the same digest on any machine, headers that say who."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from spat import config as configuration
+from spat import records
+from spat.runs import Run
+
+RUN = Run("synthetic", "DLinear", "published", 48, 24, 3)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    records.write_json(path, {"mse": 1})
+
+    def fail() -> None:
+        with records.replacing(path) as temporary:
+            temporary.write_text("half")
+            raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space"):
+        fail()
+    assert records.read_json(path) == {"mse": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_what_is_not_finite_becomes_null(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    records.write_json(path, {"a": [float("nan"), 1.5], "b": {"c": float("inf")}})
+    assert records.read_json(path) == {"a": [None, 1.5], "b": {"c": None}}
+
+
+def test_broken_json_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "broken.json"
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"broken\.json"):
+        records.read_json(path)
+
+
+def test_digests_see_values_and_not_the_order_of_keys() -> None:
+    assert records.digest({"a": 1, "b": 2}) == records.digest({"b": 2, "a": 1})
+    assert records.digest({"a": 1}) != records.digest({"a": 2})
+    assert records.digest([1, 2]) != records.digest([2, 1])
+
+
+def test_a_header_says_what_ran_where(tmp_path: Path) -> None:
+    block = {"datasets": ["synthetic"], "models": ["DLinear"], "variants": ["published"]}
+    config = configuration.load({"experiment": "e", "grid": [block]}, "test")
+    header = records.header(config, "pretrain", RUN, "cpu")
+    assert header["seed"] == 3
+    assert header["device"] == "cpu"
+    assert {"python", "torch"} <= set(header["versions"])
+    assert header["commit"]
+    other = configuration.load({"experiment": "f", "grid": [block]}, "test")
+    assert header["config"] != records.header(other, "pretrain", RUN)["config"]

@@ -1,0 +1,200 @@
+"""The probe: S is what it says, and probing leaves no trace."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from scoring_cases import ATTENTIVE, CHANNELS, batches, small, windows
+from spat.models.attention import AttentionCore
+from spat.models.forecaster import Forecaster
+from spat.scoring import probe, record
+from spat.scoring.probe import attention_maps, loss_drops, observe, window_means
+from torch import Tensor, nn
+
+FEW = torch.tensor([3, 50, 51, 120])
+
+
+class MaskedReference(AttentionCore):
+    """Attention written out by hand, with a mask M on A after the softmax."""
+
+    def __init__(self, causal: bool) -> None:
+        super().__init__(0.0, causal)
+        self.M = torch.ones(())
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        logits = torch.einsum("bhqd,bhkd->bhqk", q, k) / q.shape[-1] ** 0.5
+        queries, keys = logits.shape[2:]
+        seen = [[float(k <= q or not self.causal) for k in range(keys)] for q in range(queries)]
+        odds = logits.exp() * torch.tensor(seen, dtype=logits.dtype)
+        A = odds / odds.sum(-1, keepdim=True)
+        self.M = torch.ones_like(A, requires_grad=True)
+        return torch.einsum("bhqk,bhkd->bhqd", A * self.M, v)
+
+
+def summed_loss(model: Forecaster, index: Tensor) -> Tensor:
+    batch = windows().batch(index)
+    return ((model(batch.x) - batch.y) ** 2).flatten(1).mean(1).sum()
+
+
+@pytest.mark.parametrize("name", ATTENTIVE)
+def test_S_is_the_gradient_by_a_mask_of_ones_on_the_attention(name: str) -> None:
+    model = small(name)
+    records = observe(model, windows().batch(FEW))
+    assert [r.name for r in records] == [site.name for site in model.sites()]
+    for found in records:
+        reference = copy.deepcopy(model).eval()
+        attention = reference.sites()[found.index].attention
+        assert attention is not None
+        attention.core = MaskedReference(attention.core.causal)
+        summed_loss(reference, FEW).backward()
+        M = attention.core.M
+        assert M.grad is not None and M.grad.abs().max() > 1e-6
+        torch.testing.assert_close(found.S.flatten(0, 1), M.grad, atol=1e-9, rtol=0)
+
+
+def test_the_cases_hold_self_causal_and_cross_attention_and_independent_channels() -> None:
+    kinds = {
+        (r.attention.cross, r.attention.core.causal, r.S.shape[1])
+        for name in ATTENTIVE
+        for r in observe(small(name), windows().batch(FEW))
+    }
+    assert {(False, False, 1), (False, True, 1), (True, False, 1)} < kinds
+    assert (False, False, CHANNELS) in kinds
+
+
+@pytest.mark.parametrize("name", ATTENTIVE)
+def test_the_sum_of_S_is_the_gradient_by_gates_on_heads_and_site(name: str) -> None:
+    model = small(name)
+    for found in observe(model, windows().batch(FEW)):
+        gates = torch.ones(len(FEW), 1 + found.S.shape[2], dtype=torch.float64, requires_grad=True)
+
+        def gated(_: nn.Module, __: Any, O: Tensor, gates: Tensor = gates) -> Tensor:  # noqa: E741
+            each = (gates[:, :1] * gates[:, 1:]).repeat_interleave(len(O) // len(FEW), 0)
+            return O * each[:, :, None, None]
+
+        attention = model.sites()[found.index].attention
+        assert attention is not None
+        model.eval()
+        with attention.core.register_forward_hook(gated):
+            (expected,) = torch.autograd.grad(summed_loss(model, FEW), gates)
+        torch.testing.assert_close(found.gate, expected, atol=1e-9, rtol=0)
+        torch.testing.assert_close(found.S.sum((1, 3, 4)), expected[:, 1:], atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("name", ATTENTIVE)
+def test_S_of_a_window_does_not_depend_on_the_others(name: str) -> None:
+    model = small(name)
+    together = observe(model, windows().batch(FEW))
+    alone = observe(model, windows().batch(FEW[2:3]))
+    for one, all_ in zip(alone, together, strict=True):
+        torch.testing.assert_close(one.S[0], all_.S[2], atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ATTENTIVE)
+def test_probing_leaves_no_trace(name: str) -> None:
+    model = small(name, torch.float32)
+    model.get_submodule(next(n for n, _ in model.named_modules() if n)).eval()
+    flags = {n: m.training for n, m in model.named_modules()}
+    state = copy.deepcopy(model.state_dict())
+    batch = windows(torch.float32).batch(FEW)
+    probed: list[Tensor] = []
+    before = copy.deepcopy(model).eval()(batch.x)
+    with model.register_forward_hook(lambda _module, _args, y: probed.append(y)):
+        observe(model, batch)
+    window_means(model, windows(torch.float32), batches(7), {"S": lambda r: r.S.sum((1, 2, 3, 4))})
+    loss_drops(model, windows(torch.float32), batches(7))
+    assert torch.equal(probed[0], before)
+    assert {n: m.training for n, m in model.named_modules()} == flags
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_forward_pass_that_fails_leaves_no_trace_either() -> None:
+    model = small("iTransformer")
+    batch = windows().batch(FEW)
+    with pytest.raises(RuntimeError):
+        observe(model, batch._replace(x=batch.x[:, 1:]))
+    assert model.training
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_it_works_without_gradients_and_on_a_frozen_model() -> None:
+    model = small("iTransformer")
+    expected = observe(model, windows().batch(FEW))
+    with torch.no_grad():
+        inside = observe(model, windows().batch(FEW))
+    frozen = observe(model.requires_grad_(False), windows().batch(FEW))
+    for one, two, three in zip(expected, inside, frozen, strict=True):
+        assert torch.equal(one.S, two.S)
+        torch.testing.assert_close(one.S, three.S, atol=1e-15, rtol=0)
+
+
+def test_a_removed_site_is_left_out_and_the_others_keep_their_places() -> None:
+    model = small("iTransformer")
+    model.sites()[1].remove()
+    assert [r.index for r in observe(model, windows().batch(FEW))] == [0, 2]
+
+
+def test_a_listed_site_that_does_not_run_is_an_error() -> None:
+    model = small("iTransformer")
+    stray = copy.deepcopy(model).sites()[0]
+    model.sites = lambda: (stray,)  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"encoder\.0\.self.*did not run"):
+        observe(model, windows().batch(FEW))
+
+
+@pytest.mark.parametrize("name", ATTENTIVE)
+def test_the_loss_without_a_site_is_that_of_the_model_that_lost_it(name: str) -> None:
+    model = small(name)
+    drops = loss_drops(model, windows(), batches(7, 40))
+    batch = windows().batch(torch.cat(batches(7, 40)))
+
+    def losses(of: Forecaster) -> Tensor:
+        with torch.no_grad():
+            return ((of.eval()(batch.x) - batch.y) ** 2).mean((1, 2))
+
+    for index, site in enumerate(model.sites()):
+        assert site.attention is not None
+        pruned = copy.deepcopy(model)
+        pruned.sites()[index].remove()
+        expected = losses(pruned) - losses(model)
+        torch.testing.assert_close(torch.from_numpy(drops[index]), expected, atol=1e-9, rtol=0)
+    model.sites()[0].remove()
+    assert not loss_drops(model, windows(), batches(7, 40))[0].any()
+
+
+def test_means_are_those_of_the_windows_of_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, cut = small("PatchTST"), batches(20, 50)
+    size = {"S": lambda r: r.S.abs().sum((1, 2, 3, 4))}
+    (site, *_), whole = window_means(model, windows(), cut, size), torch.cat(cut)
+    expected = size["S"](observe(model, windows().batch(whole))[0])
+    assert (site.site, site.name) == (0, "encoder.0.self")
+    means = [expected.mean(), *(part.mean() for part in torch.split(expected, 20))]
+    torch.testing.assert_close(site.means["S"], torch.stack(means), rtol=1e-9, atol=0)
+    # Windows pass in parts where the arrays would be large.
+    monkeypatch.setitem(record.ELEMENTS, "cpu", 1)
+    (again, *_) = window_means(model, windows(), cut, size)
+    torch.testing.assert_close(again.means["S"], site.means["S"], rtol=1e-12, atol=0)
+
+
+def test_attention_maps_are_mean_distributions() -> None:
+    model = small("Transformer")
+    maps = attention_maps(model, windows(), batches(16, 40))
+    assert list(maps) == [site.name for site in model.sites()]
+    for site in model.sites():
+        assert site.attention is not None
+        found = maps[site.name]
+        assert found.shape[0] == site.heads
+        assert found.sum(-1) == pytest.approx(1.0)
+        if site.attention.core.causal:
+            assert not found[:, 0, 1:].any()
+
+
+@pytest.mark.parametrize("cut", [[], [torch.arange(3), torch.arange(0)]])
+def test_a_batch_without_windows_is_an_error(cut: list[Tensor]) -> None:
+    with pytest.raises(ValueError, match="at least one batch"):
+        probe.window_means(small("iTransformer"), windows(), cut, {})

@@ -1,0 +1,25 @@
+rule robustness:
+    input:
+        data=prepared,
+        dense=rules.pretrain.output,
+        # What leaving a site out costs after fine-tuning is known from the masks.
+        masks=rules.prune.output if CONFIG.robustness.finetune else [],
+        code=code("robustness"),
+    output:
+        multiext(f"{FOLDER}/{{run}}/robustness/", "robustness.parquet", "metrics.json"),
+    log:
+        f"{FOLDER}/logs/robustness/{{run}}.log",
+    conda:
+        "../../envs/environment.yaml"
+    threads: 1
+    resources:
+        gpu=GPUS,
+        mem_mb=memory,
+        runtime=1440,
+    params:
+        config=resolved,
+        digest=digest("robustness"),
+    message:
+        "robustness: {wildcards.run}"
+    shell:
+        "python -m spat robustness --config {params.config} --run {wildcards.run} > {log} 2>&1"
