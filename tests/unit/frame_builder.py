@@ -61,14 +61,18 @@ def error(keys: dict[str, Any], mask: Mask, phase: str, target: str, order: int 
 
 
 def run_keys(
-    datasets: Sequence[str], models: Sequence[str], horizons: Sequence[int], seeds: Sequence[int]
+    datasets: Sequence[str],
+    models: Sequence[str],
+    horizons: Sequence[int],
+    seeds: Sequence[int],
+    variant: str,
 ) -> Iterator[dict[str, Any]]:
     for dataset, model, horizon, seed in itertools.product(datasets, models, horizons, seeds):
         yield {
             "experiment": "made",
             "dataset": dataset,
             "model": model,
-            "variant": "deep",
+            "variant": variant,
             "lookback": 96,
             "horizon": horizon,
             "seed": seed,
@@ -100,7 +104,7 @@ def head_mask(criterion: str, ratio: float, draw: int = 0) -> Mask:
     return Mask.full(HEADS).without_heads(pairs[: math.floor(ratio * 16 + 0.5)])
 
 
-def _decisions() -> list[tuple[str, int, str, float, str, Mask]]:
+def _decisions(exhaustive: bool) -> list[tuple[str, int, str, float, str, Mask]]:
     """(criterion, draw, level, ratio, rule, mask) of one attention run."""
     full = Mask.full(HEADS)
     found = [("control", 0, "site", math.nan, "", full)]
@@ -114,7 +118,9 @@ def _decisions() -> list[tuple[str, int, str, float, str, Mask]]:
         found += [
             (c, 0, "head", ratio, "", head_mask(c, ratio)) for c in HEAD_CRITERIA if c != "random"
         ]
-    found += [("all", i, "site", math.nan, "", m) for i, m in enumerate(all_site_masks(HEADS))]
+    if exhaustive:
+        masks = enumerate(all_site_masks(HEADS))
+        found += [("all", i, "site", math.nan, "", mask) for i, mask in masks]
     found.append(("send", 0, "site", math.nan, "validation", nested("send", 0.5)))
     return found
 
@@ -126,6 +132,8 @@ def _measurement(
     mse = error(keys, mask, phase, target, order) * (0.9 if split == "validation" else 1.0)
     flops = FLOPS_REST + kept * FLOPS_PER_HEAD if mask.bits else 1_000_000
     dense = phase == "dense"
+    if phase == "scratch":
+        mse += 0.01
     return {
         **keys,
         "order": order,
@@ -151,25 +159,29 @@ def _measurement(
 
 
 def _results(
-    runs: list[dict[str, Any]], pairs: Sequence[tuple[str, str]]
+    runs: list[dict[str, Any]],
+    pairs: Sequence[tuple[str, str]],
+    masks: set[Mask],
+    orders: int,
+    scratch: bool,
 ) -> Iterator[dict[str, Any]]:
+    path = {Mask.full(HEADS), *(nested("send", ratio) for ratio in RATIOS)}
     for keys in runs:
         own = keys["dataset"]
-        targets = [own, *(target for source, target in pairs if source == own)]
-        if keys["model"] not in ATTENTION:
-            for target in targets:
-                for split in ("validation", "test") if target == own else ("test",):
-                    yield _measurement(keys, Mask(()), "dense", target, split)
-            continue
-        masks = {decision[5] for decision in _decisions()}
-        path = {Mask.full(HEADS), *(nested("send", ratio) for ratio in RATIOS)}
-        for target in targets:
+        attention = keys["model"] in ATTENTION
+        dense = Mask.full(HEADS) if attention else Mask(())
+        for target in [own, *(target for source, target in pairs if source == own)]:
             for split in ("validation", "test") if target == own else ("test",):
-                yield _measurement(keys, Mask.full(HEADS), "dense", target, split)
-                for mask in sorted(masks if target == own else path, key=lambda m: m.name):
-                    phases = ("pruned", "finetuned") if target == own else ("finetuned",)
-                    for phase in phases:
-                        yield _measurement(keys, mask, phase, target, split)
+                cell = (target, split)
+                yield _measurement(keys, dense, "dense", *cell)
+                tuned = masks if target == own else path
+                for mask in sorted(tuned, key=lambda m: m.name) if attention else ():
+                    for order in range(orders if target == own else 1):
+                        yield _measurement(keys, mask, "finetuned", *cell, order)
+                    if target == own:
+                        yield _measurement(keys, mask, "pruned", *cell)
+                        if scratch and mask in path:
+                            yield _measurement(keys, mask, "scratch", *cell)
 
 
 def _scores(keys: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -246,23 +258,30 @@ def build(
     horizons: Sequence[int] = (96,),
     seeds: Sequence[int] = (0, 1, 2),
     pairs: Sequence[tuple[str, str]] = (("ETTh1", "ETTh2"), ("ETTh2", "ETTh1")),
+    *,
+    variant: str = "deep",
+    exhaustive: bool = True,
+    orders: int = 1,
+    scratch: bool = False,
 ) -> dict[str, pd.DataFrame]:
     """The six frames, checked against their schema."""
-    runs = list(run_keys(datasets, models, horizons, seeds))
+    runs = list(run_keys(datasets, models, horizons, seeds, variant))
     attention = [keys for keys in runs if keys["model"] in ATTENTION]
-    results = pd.DataFrame(_results(runs, pairs))
-    decisions = [
+    decisions = _decisions(exhaustive)
+    masks = {decision[5] for decision in decisions}
+    results = pd.DataFrame(_results(runs, pairs, masks, orders, scratch))
+    selections = [
         {
             **keys, "criterion": criterion, "draw": draw, "level": level, "ratio": ratio,
             "rule": rule, "mask": mask.name, "finetunings": 4 if rule else 0,
             "removed": len(mask.sites_removed) if level == "site" else len(mask.removed_heads),
         }
         for keys in attention
-        for criterion, draw, level, ratio, rule, mask in _decisions()
+        for criterion, draw, level, ratio, rule, mask in decisions
     ]  # fmt: skip
     made = {
         "results": results,
-        "selections": pd.DataFrame(decisions),
+        "selections": pd.DataFrame(selections),
         "scores": pd.DataFrame(row for keys in attention for row in _scores(keys)),
         "history": pd.DataFrame(row for keys in runs for row in _history(keys)),
         "losses": _losses(results),

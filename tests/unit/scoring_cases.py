@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from spat.data.windows import Windows
 from spat.models.forecaster import Forecaster
 from spat.models.registry import MODELS, Shape, build, hyperparameters
-from torch import Tensor
 
 LOOKBACK, HORIZON, CHANNELS = 24, 12, 3
 ATTENTIVE = tuple(name for name, model in MODELS.items() if model.attention)
@@ -23,11 +24,11 @@ def small(name: str, dtype: torch.dtype = torch.float64) -> Forecaster:
     torch.manual_seed(0)
     sizes = {"d_model": 8, "d_ff": 16, "n_heads": 2, "dropout": 0.1, **_SIZES.get(name, {})}
     hyper = hyperparameters(name, "deep", "synthetic", 96, sizes)
-    model = build(name, hyper, Shape(LOOKBACK, HORIZON, CHANNELS)).to(dtype)
+    model = build(name, hyper, Shape(LOOKBACK, HORIZON, CHANNELS))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    return model.train()
+    return model.to(dtype).train()
 
 
 def windows(dtype: torch.dtype = torch.float64) -> Windows:
@@ -38,7 +39,7 @@ def windows(dtype: torch.dtype = torch.float64) -> Windows:
     return Windows(standard.to(dtype), None, 0, 200, LOOKBACK, HORIZON)
 
 
-def batches(size: int, count: int = 70) -> list[Tensor]:
-    """`count` windows in a fixed random order, cut into batches."""
+def batches(size: int, count: int = 40) -> list[Tensor]:
+    """`count` windows in a fixed random order, cut into batches: a group of 32, and a rest."""
     order = torch.randperm(len(windows()), generator=torch.Generator().manual_seed(2))
     return list(torch.split(order[:count], size))

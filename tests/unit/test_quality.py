@@ -187,6 +187,8 @@ def test_the_null_regret_is_missing_where_no_replicates_tell_it() -> None:
     table = quality.regrets(results(of, noisy(0.01)), selections(of, CRITERIA))
     assert table.loc[table["oracle"] == "hindsight", "null_regret"].isna().all()
     assert (table.loc[table["oracle"] == "seeds", "null_regret"] == 0).all()
+    numbers = ["mse", "oracle_mse", "regret", "null_regret", "relative_regret", "relative_null"]
+    assert (table[numbers].dtypes == "float64").all()
 
 
 # --- replicates ----------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from scoring_cases import ATTENTIVE, batches, small, windows
+
 from spat.frames import RUN, checked
 from spat.models.registry import MODELS, Shape, build, hyperparameters
 from spat.scoring.probe import loss_drops
@@ -57,7 +58,7 @@ def test_every_criterion_scores_every_site_of_every_model(name: str, criterion: 
     assert found == sorted(expected)
     assert np.isfinite(frame["value"]).all()
     if row.finish != "complement" and not criterion.startswith("depth"):
-        assert frame["value"].nunique() > 1  # it tells sites apart
+        assert np.ptp(frame["value"]) > 0  # it tells sites apart
 
 
 @pytest.mark.parametrize("name", ATTENTIVE)
@@ -69,7 +70,7 @@ def test_the_frame_has_its_schema_and_a_value_per_batch(name: str) -> None:
     of = frame.groupby("criterion")["batch"].unique()
     for criterion, row in (CRITERIA | STATISTICS).items():
         if row.needs in ("probe", "group", "ablation"):
-            assert sorted(of[criterion]) == [-1, 0, 1, 2]  # 70 windows
+            assert sorted(of[criterion]) == [-1, 0, 1]
         elif row.needs != "draws":
             assert list(of[criterion]) == [-1]
 
@@ -125,11 +126,9 @@ def test_send_alone_is_the_send_of_the_pass() -> None:
 
 
 def test_send_train_is_the_mean_over_epochs() -> None:
-    mean, send = (
-        by_place(frame.assign(criterion="")).sort_index()
-        for frame in (send_train(trajectory("Transformer")), _send("Transformer"))
-    )
-    np.testing.assert_allclose(mean, 2 * send)
+    frame = aggregate(scored("Transformer", 32))
+    found = by_place(frame)
+    np.testing.assert_allclose(found["send_train"], 2 * found["send"])
     with pytest.raises(ValueError, match="holds no `send`"):
         send_train(trajectory("Transformer").assign(criterion="michel"))
 
@@ -138,8 +137,8 @@ def test_send_train_is_the_mean_over_epochs() -> None:
 def test_a_model_without_attention_has_no_scores(name: str) -> None:
     hyper = hyperparameters(name, "published", "synthetic", 96)
     model = build(name, hyper, Shape(24, 12, 3))
-    assert score(model, windows(), batches(32)).empty
-    assert score_send(model, windows(), batches(32)).empty
+    assert score(model, windows(torch.float32), batches(32)).empty
+    assert score_send(model, windows(torch.float32), batches(32)).empty
 
 
 def test_only_what_was_asked_for() -> None:
@@ -188,7 +187,3 @@ def test_each_row_names_what_computes_it() -> None:
 def test_names_and_frames_need_no_torch(module: str) -> None:
     code = f"import sys, spat.scoring.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def _send(name: str) -> pd.DataFrame:
-    return score_send(small(name), windows(), batches(32))

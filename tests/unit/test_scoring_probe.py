@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from scoring_cases import ATTENTIVE, CHANNELS, batches, small, windows
+from torch import Tensor, nn
+
 from spat.models.attention import AttentionCore
 from spat.models.forecaster import Forecaster
 from spat.scoring import probe, record
 from spat.scoring.probe import attention_maps, loss_drops, observe, window_means
-from torch import Tensor, nn
 
 FEW = torch.tensor([3, 50, 51, 120])
 
@@ -40,7 +41,7 @@ def summed_loss(model: Forecaster, index: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ATTENTIVE)
-def test_S_is_the_gradient_by_a_mask_of_ones_on_the_attention(name: str) -> None:
+def test_sensitivity_is_the_gradient_by_a_mask_of_ones_on_the_attention(name: str) -> None:
     model = small(name)
     records = observe(model, windows().batch(FEW))
     assert [r.name for r in records] == [site.name for site in model.sites()]
@@ -66,7 +67,7 @@ def test_the_cases_hold_self_causal_and_cross_attention_and_independent_channels
 
 
 @pytest.mark.parametrize("name", ATTENTIVE)
-def test_the_sum_of_S_is_the_gradient_by_gates_on_heads_and_site(name: str) -> None:
+def test_its_sum_is_the_gradient_by_gates_on_heads_and_site(name: str) -> None:
     model = small(name)
     for found in observe(model, windows().batch(FEW)):
         gates = torch.ones(len(FEW), 1 + found.S.shape[2], dtype=torch.float64, requires_grad=True)
@@ -85,7 +86,7 @@ def test_the_sum_of_S_is_the_gradient_by_gates_on_heads_and_site(name: str) -> N
 
 
 @pytest.mark.parametrize("name", ATTENTIVE)
-def test_S_of_a_window_does_not_depend_on_the_others(name: str) -> None:
+def test_sensitivity_of_a_window_does_not_depend_on_the_others(name: str) -> None:
     model = small(name)
     together = observe(model, windows().batch(FEW))
     alone = observe(model, windows().batch(FEW[2:3]))
@@ -150,8 +151,8 @@ def test_a_listed_site_that_does_not_run_is_an_error() -> None:
 @pytest.mark.parametrize("name", ATTENTIVE)
 def test_the_loss_without_a_site_is_that_of_the_model_that_lost_it(name: str) -> None:
     model = small(name)
-    drops = loss_drops(model, windows(), batches(7, 40))
-    batch = windows().batch(torch.cat(batches(7, 40)))
+    drops = loss_drops(model, windows(), batches(7))
+    batch = windows().batch(torch.cat(batches(7)))
 
     def losses(of: Forecaster) -> Tensor:
         with torch.no_grad():
@@ -164,16 +165,16 @@ def test_the_loss_without_a_site_is_that_of_the_model_that_lost_it(name: str) ->
         expected = losses(pruned) - losses(model)
         torch.testing.assert_close(torch.from_numpy(drops[index]), expected, atol=1e-9, rtol=0)
     model.sites()[0].remove()
-    assert not loss_drops(model, windows(), batches(7, 40))[0].any()
+    assert not loss_drops(model, windows(), batches(7))[0].any()
 
 
 def test_means_are_those_of_the_windows_of_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, cut = small("PatchTST"), batches(20, 50)
+    model, cut = small("PatchTST"), batches(15)
     size = {"S": lambda r: r.S.abs().sum((1, 2, 3, 4))}
     (site, *_), whole = window_means(model, windows(), cut, size), torch.cat(cut)
     expected = size["S"](observe(model, windows().batch(whole))[0])
     assert (site.site, site.name) == (0, "encoder.0.self")
-    means = [expected.mean(), *(part.mean() for part in torch.split(expected, 20))]
+    means = [expected.mean(), *(part.mean() for part in torch.split(expected, 15))]
     torch.testing.assert_close(site.means["S"], torch.stack(means), rtol=1e-9, atol=0)
     # Windows pass in parts where the arrays would be large.
     monkeypatch.setitem(record.ELEMENTS, "cpu", 1)
@@ -183,7 +184,7 @@ def test_means_are_those_of_the_windows_of_each_batch(monkeypatch: pytest.Monkey
 
 def test_attention_maps_are_mean_distributions() -> None:
     model = small("Transformer")
-    maps = attention_maps(model, windows(), batches(16, 40))
+    maps = attention_maps(model, windows(), batches(16))
     assert list(maps) == [site.name for site in model.sites()]
     for site in model.sites():
         assert site.attention is not None

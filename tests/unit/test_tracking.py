@@ -395,11 +395,14 @@ def test_a_diverged_run_is_shown_as_failed_without_its_errors(config: Config) ->
     write_stage(
         config, RUN, "pretrain", status="diverged", errors={"validation": nothing, "test": nothing}
     )
+    path = runs.folder(config, RUN, "pretrain") / "history.csv"
+    pd.read_csv(path).assign(train_mse=np.nan, val_mse=np.inf).to_csv(path, index=False)
     tracking.log(config, RUN, "pretrain")
     run = live(config)[f"{RUN.path}/pretrain"]
     assert run.info.status == "FAILED"
     assert run.data.tags["status"] == "diverged"
-    assert "test/mse" not in run.data.metrics
+    assert not {"test/mse", "epoch/train_mse", "epoch/val_mse"} & set(run.data.metrics)
+    assert "epoch/learning_rate" in run.data.metrics
 
 
 def test_a_model_that_does_not_train_has_no_epochs(config: Config) -> None:

@@ -41,7 +41,7 @@ tracking: {{ enabled: false }}
 """
 PRETRAINED = f"{RUN}/pretrain/model.safetensors"
 MANIFEST = f"{RUN}/prune/manifest.json"
-CONTROL = "masks/11.11/order0"
+CONTROL = "masks/1.1/order0"
 
 NewProject = Callable[[str], Project]
 

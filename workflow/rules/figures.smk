@@ -14,10 +14,10 @@ rule figures:
             report(
                 f"{FOLDER}/figures/{name}.png",
                 caption=f"../report/{name}.rst",
-                category=category,
+                category="Figures",
                 labels={"figure": name},
             )
-            for name, category in FIGURES.items()
+            for name in FIGURES
         ),
     log:
         f"{FOLDER}/logs/figures.log",

@@ -116,7 +116,8 @@ def _oracles(errors: pd.DataFrame) -> pd.DataFrame:
         _left_out(mean, [*CELL, "removed"], "seed").assign(oracle="seeds", order=MEAN),
         _left_out(errors, _GROUP, "order").assign(oracle="orders"),
     ]
-    return pd.concat(found)[[*_GROUP, "order", "oracle", "oracle_mse"]]
+    oracles = pd.concat(found)[[*_GROUP, "order", "oracle", "oracle_mse"]]
+    return oracles.astype({"order": "int64", "oracle_mse": "float64"})  # an empty part has no type
 
 
 def _left_out(errors: pd.DataFrame, group: list[str], replicate: str) -> pd.DataFrame:

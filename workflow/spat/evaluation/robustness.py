@@ -68,14 +68,14 @@ def auroc(frame: pd.DataFrame, phase: Phase | None = None, split: str = "test") 
     for key, cell in frame[~measures | wanted].groupby(list(CELL)):
         table = cell.pivot(  # noqa: PD010 (it would average)
             index="seed", columns=["quantity", "manipulation", "site"], values="value"
-        )
+        ).sort_index(axis="columns")
         pairs = cell.loc[~measures, ["quantity", "manipulation"]].drop_duplicates()
         for criterion, manipulation in pairs[pairs["manipulation"] != INTACT].to_numpy():
             rows = _components(table, criterion, manipulation, against_truth=phase is not None)
             of = {"criterion": criterion, "manipulation": manipulation}
             found.append(rows.assign(**keyed(CELL, key), **of))
     columns = [*RUN, "criterion", "manipulation", "auroc"]
-    return pd.concat(found)[columns] if found else pd.DataFrame(columns=columns)
+    return pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
 
 
 def _components(

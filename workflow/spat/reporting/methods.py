@@ -35,16 +35,15 @@ def at_ratio(ratio: float) -> str:
 
 
 def in_order(methods: Iterable[str]) -> list[str]:
-    """The methods as they stand in a table: dense, control, SPAT by ratio, none left, others."""
-    found = set(methods)
-    first = [name for name in (DENSE, CONTROL, CHOSEN) if name in found]
-    ratios = sorted(
-        (name for name in found - {CHOSEN} if name.startswith("SPAT ")),
-        key=lambda name: float(name.split()[1]),
-    )
-    last = [name for name in (NONE_LEFT, LIGHT) if name in found]
-    named = [*first, *ratios, *last]
-    return named + sorted(found - set(named))
+    """The methods as they stand in a table: dense, control, SPAT by ratio, none left, DLinear."""
+    named = (DENSE, CONTROL, CHOSEN, "SPAT", NONE_LEFT, LIGHT)
+
+    def place(method: str) -> tuple[int, float, str]:
+        share = float(method.split()[1]) if method.endswith("%") else 0.0
+        kind = "SPAT" if share else method
+        return (named.index(kind) if kind in named else len(named), share, method)
+
+    return sorted(set(methods), key=place)
 
 
 def ordered(values: pd.Series, order: Sequence[str] | None = None) -> pd.Categorical:

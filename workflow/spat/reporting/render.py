@@ -20,6 +20,8 @@ GAP: Final = "–"
 # LaTeX: rows that fit on a page, and the columns from which on deviations stand under their means.
 ROWS_PER_PAGE: Final = 48
 STACKED_FROM: Final = 5
+# Characters of a key that still make a column.
+LONG: Final = 40
 
 COUNTS: Final = ("parameters", "FLOPs")
 CHANGES: Final = ("%", "pp", "tau")
@@ -33,7 +35,8 @@ class Layout:
 
     `rows` are the key columns, `columns` the column spread over the page. Where `best` is set, the
     cells of a row that have no unit compete, but for those in the columns `unranked`; with `within`
-    the rows of equal keys compete down each column instead. `counted` is what `n` counts.
+    the rows of equal keys compete down each column instead. Keys that are the same in all rows
+    leave the page for a note, but for those `kept`. `counted` is what `n` counts.
     """
 
     rows: tuple[str, ...]
@@ -41,6 +44,7 @@ class Layout:
     best: bool = True
     unranked: tuple[str, ...] = ()
     within: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
     counted: str = "seeds"
 
 
@@ -83,9 +87,10 @@ def number(value: float, unit: str, *, signed: bool = True) -> str:
 
 
 def page(frame: pd.DataFrame, layout: Layout, notes: Sequence[str] = ()) -> Page:
-    """The page of a tidy table; keys that are the same in all rows move from columns to a note."""
-    constant = [key for key in layout.rows if len(frame) > 1 and same(frame[key])]
+    """The page of a tidy table, with notes on what its values are before those given."""
+    constant = [k for k in layout.rows if k not in layout.kept and same(frame[k])]
     keys = [key for key in layout.rows if key not in constant]
+    frame, references = _numbered(frame, keys)
     columns = _columns(frame[layout.columns])
     cells = frame.assign(**{layout.columns: frame[layout.columns].astype(str)})
     cells = cells.assign(style=_styles(cells, layout))
@@ -96,7 +101,8 @@ def page(frame: pd.DataFrame, layout: Layout, notes: Sequence[str] = ()) -> Page
         found = {cell[layout.columns]: cell for _, cell in row.iterrows()}
         shown = [_cell(found.get(column), usual) for column in columns]
         body.append(([str(named[key]) for key in keys], shown))
-    return Page(keys, columns, body, [*_notes(frame, layout, constant, usual), *notes])
+    every = [*_notes(frame, layout, constant, usual), *notes, *references]
+    return Page(keys, columns, body, every)
 
 
 def same(values: pd.Series) -> bool:
@@ -215,6 +221,18 @@ def _stack(name: str) -> str:
         for line in textwrap.wrap(name.replace(" %", "\u00a0%"), 8, break_on_hyphens=False)
     ]
     return lines[0] if len(lines) == 1 else r"\shortstack[r]{" + r"\\".join(lines) + "}"
+
+
+def _numbered(frame: pd.DataFrame, keys: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
+    """Keys too long for a column become numbers, explained in notes."""
+    notes = []
+    for key in keys:
+        texts = frame[key].astype(str)
+        if texts.str.len().max() > LONG:
+            numbers = {text: f"[{i}]" for i, text in enumerate(texts.unique(), start=1)}
+            frame = frame.assign(**{key: texts.map(numbers)})
+            notes += [f"{number} {text}." for text, number in numbers.items()]
+    return frame, notes
 
 
 def _columns(values: pd.Series) -> list[str]:

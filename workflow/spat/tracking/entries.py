@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -293,9 +294,9 @@ def _scores(path: Path, time: int, by: list[str]) -> Iterator[Point]:
 
 
 def _points(values: Mapping[str, Any], time: int, step: int = 0) -> Iterator[Point]:
-    """The numbers among the values: a diverged run has none for its losses."""
+    """The finite numbers among the values: a diverged run has none for its losses."""
     for key, value in values.items():
-        if value is not None and pd.notna(value):
+        if value is not None and math.isfinite(value):
             yield Point(key, float(value), step, time)
 
 

@@ -110,13 +110,18 @@ TABLES: Final[dict[str, Table]] = {
     "controls": Table(
         accuracy.controls,
         "Fine-tuned from the dense weights against trained from scratch",
-        Layout((*SHOWN, "metric"), "method"),
+        Layout((*SHOWN, "start", "metric"), "method"),
         (_CHOSEN, _REPEATED),
     ),
     "reproduction": Table(
         accuracy.reproduction,
         "Dense test errors beside the published ones",
-        Layout((*accuracy.REPRODUCED, "metric", "verdict", "source"), "method", best=False),
+        Layout(
+            (*accuracy.REPRODUCED, "metric", "verdict", "source"),
+            "method",
+            best=False,
+            kept=("model", "dataset", "verdict"),
+        ),
         (f"Reproduced means within {accuracy.TOLERANCE:g} % of the published error, or better.",),
     ),
 }

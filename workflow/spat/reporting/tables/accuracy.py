@@ -81,7 +81,7 @@ def by_cell(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 def controls(frames: Frames) -> pd.DataFrame:
     """Masks fine-tuned from the dense weights against the same masks trained from scratch.
 
-    Columns as in `main`.
+    Columns as in `main`, with `start` after the cell: dense weights, or from scratch.
 
     Raises:
         Absent: if nothing was trained from scratch.
@@ -89,12 +89,13 @@ def controls(frames: Frames) -> pd.DataFrame:
     rows = methods.by_method(frames)
     rows = rows[rows["target"] == rows["dataset"]]
     scratch = in_domain(methods.tested(frames.results), phase="scratch")
+    named = rows.loc[rows["phase"] == "finetuned", [*RUN, "mask", "method"]]
+    scratch = scratch.merge(named, on=[*RUN, "mask"])
     if scratch.empty:
         raise Absent("Nothing was trained from scratch: set `pruning.scratch: true` for it.")
-    named = rows[rows["phase"] == "finetuned"][[*RUN, "mask", "method"]]
-    scratch = scratch.merge(named, on=[*RUN, "mask"])
-    scratch["method"] += ", from scratch"
-    table = errors(pd.concat([rows, scratch], ignore_index=True))
+    starts = {"dense weights": rows, "from scratch": scratch}
+    every = pd.concat([part.assign(start=start) for start, part in starts.items()])
+    table = errors(every.reset_index(drop=True), (*SHOWN, "start"))
     return table[table["method"] != GAIN].reset_index(drop=True)
 
 

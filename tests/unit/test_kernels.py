@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from spat.models.kernels import Dropout, Linear, attend, dropout
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def gradients(y: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad((y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum(), inputs)
+
+
+@pytest.mark.parametrize(("inner", "outer"), [(6, 5), (4, 40), (40, 4), (1, 1)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_and_its_gradients_equal_torchs(inner: int, outer: int, bias: bool) -> None:
+    ours = Linear(inner, outer, bias=bias)
+    x = torch.randn(3, 7, inner, requires_grad=True)
+    inputs = (x, *ours.parameters())
+    wanted = F.linear(x, ours.weight, ours.bias)
+    torch.testing.assert_close(ours(x), wanted)
+    for found, expected in zip(gradients(ours(x), *inputs), gradients(wanted, *inputs), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_linear_takes_any_strides() -> None:
+    ours = Linear(6, 40)
+    x = torch.randn(6, 9, requires_grad=True)
+    inputs = (x, ours.weight, ours.bias)
+    # The gradient of a sum is one number, expanded.
+    found = torch.autograd.grad(ours(x.t()).sum(), inputs)
+    expected = torch.autograd.grad(F.linear(x.t(), ours.weight, ours.bias).sum(), inputs)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_linear_in_double_precision_is_torchs() -> None:
+    ours = Linear(6, 5).double()
+    x = torch.randn(4, 6, dtype=torch.float64)
+    assert torch.equal(ours(x), F.linear(x, ours.weight, ours.bias))
+
+
+def test_linear_starts_as_torchs() -> None:
+    torch.manual_seed(3)
+    ours = Linear(6, 5)
+    torch.manual_seed(3)
+    theirs = torch.nn.Linear(6, 5)
+    assert torch.equal(ours.weight, theirs.weight)
+    assert torch.equal(ours.bias, theirs.bias)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_the_flops_of_a_linear_are_counted(device: str) -> None:
+    ours = Linear(8, 4).to(device)
+    with FlopCounterMode(display=False) as counter:
+        ours(torch.zeros(5, 3, 8, device=device))
+    assert counter.get_total_flops() == 2 * 15 * 8 * 4
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.7])
+def test_dropout_drops_the_share_and_keeps_the_mean(p: float) -> None:
+    y = dropout(torch.ones(1001, 999), p)
+    zeros = (y == 0).double().mean().item()
+    assert zeros == pytest.approx(p, abs=0.003)  # six standard deviations
+    kept = y[y != 0]
+    assert torch.all(kept == kept[0])
+    assert kept[0].item() == pytest.approx(1 / (1 - p), rel=1e-4)
+    assert y.double().mean().item() == pytest.approx(1.0, abs=0.02)
+
+
+def test_the_four_elements_of_a_draw_are_independent() -> None:
+    dropped = (dropout(torch.ones(100_000, 4), 0.3) == 0).double()
+    correlation = torch.corrcoef(dropped.T) - torch.eye(4)
+    assert correlation.abs().max() < 0.02
+
+
+def test_dropout_uses_one_mask_forward_and_backward() -> None:
+    x = torch.randn(37, 5, requires_grad=True)
+    y = dropout(x, 0.4)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(gradient * x, y)
+    assert 0 < int((gradient == 0).sum()) < x.numel()
+
+
+def test_dropout_follows_torchs_generator() -> None:
+    module, x = Dropout(0.5), torch.randn(50)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first, second = module(x), module(x)
+    torch.set_rng_state(state)
+    assert torch.equal(module(x), first)
+    assert torch.equal(module(x), second)
+    assert not torch.equal(first, second)
+
+
+def test_dropout_leaves_evaluation_and_zero_probability_alone() -> None:
+    x = torch.randn(50)
+    assert Dropout(0.5).eval()(x) is x
+    assert Dropout(0.0)(x) is x
+
+
+@pytest.mark.parametrize("keys", [3, 15, 16, 40])
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_equals_its_formula(keys: int, causal: bool) -> None:
+    q, k, v = (torch.randn(2, 3, keys, 4, requires_grad=True) for _ in range(3))
+    logits = q @ k.transpose(-1, -2) / 2
+    if causal:
+        logits = logits.masked_fill(torch.ones(keys, keys).triu(1).bool(), -torch.inf)
+    expected = logits.softmax(-1) @ v
+    found = attend(q, k, v, 0.0, causal)
+    torch.testing.assert_close(found, expected)
+    for a, b in zip(gradients(found, q, k, v), gradients(expected, q, k, v), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("keys", [12, 24])
+@pytest.mark.parametrize("causal", [False, True])
+def test_dropout_of_attention_falls_on_the_weights(keys: int, causal: bool) -> None:
+    q, k = torch.randn(40, 4, keys, 8), torch.randn(40, 4, keys, 8)
+    v = torch.eye(keys).expand(40, 4, keys, keys)  # so that the output is the weights
+    whole = attend(q, k, v, 0.0, causal)
+    dropped = attend(q, k, v, 0.25, causal)
+    kept = dropped != 0
+    torch.testing.assert_close(dropped[kept], whole[kept] / 0.75)
+    share = (~kept & (whole > 0)).sum() / (whole > 0).sum()
+    assert share.item() == pytest.approx(0.25, abs=0.02)

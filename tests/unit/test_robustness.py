@@ -1,0 +1,552 @@
+"""Manipulated sites: what is done to them, what is measured of them, and who notices."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from spat import frames, records, runs
+from spat.config import Config, ConfigError, load
+from spat.data.windows import Windows
+from spat.evaluation import robustness as evaluation
+from spat.evaluation.metrics import evaluate
+from spat.evaluation.summary import summarise
+from spat.frames import RUN
+from spat.models.forecaster import Forecaster
+from spat.models.registry import MODELS, Shape, build, hyperparameters
+from spat.pruning import surgery
+from spat.pruning.masks import Mask
+from spat.scoring import probe, tidy
+from spat.scoring.manipulation import manipulated, obstacle
+from spat.scoring.scores import score
+from spat.stages import robustness as stage
+
+LOOKBACK, HORIZON, CHANNELS = 24, 12, 5
+ATTENTION = [name for name, row in MODELS.items() if row.attention]
+ATTENTIONS = ("uniform", "identity", "pattern")
+GATES = ("gate:0", "gate:0.25", "gate:0.5", "gate:1")
+NOISES = ("noise:0.5", "noise:1", "noise:2")
+EVERY = (*ATTENTIONS, *GATES, *NOISES)
+
+
+def dense(name: str, dtype: torch.dtype = torch.float64) -> Forecaster:
+    """A model with two heads a site, its attention far from uniform."""
+    sizes = {"d_model": 8, "d_ff": 16, "n_heads": 2, "e_layers": 2, "dropout": 0.1}
+    own = {"PatchTST": {"patch_len": 8, "stride": 4}, "Transformer": {"d_layers": 2}}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        hyper = hyperparameters(name, "deep", "synthetic", 96, {**sizes, **own.get(name, {})})
+        model = build(name, hyper, Shape(LOOKBACK, HORIZON, CHANNELS)).to(dtype)
+        for parameter in model.parameters():
+            parameter.data.add_(0.3 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def windows(dtype: torch.dtype = torch.float64) -> Windows:
+    walk = torch.randn(120, CHANNELS, generator=torch.Generator().manual_seed(1)).cumsum(0)
+    standard = ((walk - walk.mean(0)) / walk.std(0, correction=0)).to(dtype)
+    return Windows(standard, None, 0, 120, LOOKBACK, HORIZON)
+
+
+def records_of(model: Forecaster) -> dict[str, Any]:
+    """What the probe sees; A is computed when it is first asked for, so that is here."""
+    batch = windows().batch(torch.arange(6))
+    return {record.name: record for record in probe.observe(model, batch) if record.A is not None}
+
+
+def forecast(model: Forecaster, dtype: torch.dtype = torch.float64) -> Tensor:
+    with torch.no_grad():
+        return model(windows(dtype).batch(torch.arange(6)).x)
+
+
+def possible(model: Forecaster, names: tuple[str, ...] = EVERY) -> list[tuple[int, str]]:
+    pairs = itertools.product(range(len(model.sites())), names)
+    return [(i, name) for i, name in pairs if not obstacle(model.sites()[i], name)]
+
+
+# What a manipulation does
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+@pytest.mark.parametrize("kind", ATTENTIONS)
+def test_the_probe_sees_the_attention_that_was_put_there(name: str, kind: str) -> None:
+    model = dense(name)
+    for index, _ in possible(model, (kind,)):
+        site = model.sites()[index]
+        with manipulated(site, kind, seed=3):
+            seen = records_of(model)[site.name]
+        *_, H, Q, K = seen.A.shape
+        allowed = seen.allowed.double()
+        if kind == "uniform":
+            expected = (allowed / allowed.sum(-1, keepdim=True)).expand_as(seen.A)
+        elif kind == "identity":
+            expected = torch.eye(Q, K).double().expand_as(seen.A)
+        else:
+            expected = seen.A[:1, :1].expand_as(seen.A)  # the same in all windows and channels
+            assert not torch.allclose(expected[0, 0, 0], expected[0, 0, 1]), "heads differ"
+        torch.testing.assert_close(seen.A, expected, rtol=0, atol=0)
+        torch.testing.assert_close(seen.A.sum(-1), torch.ones(seen.A.shape[:-1]).double())
+        assert (seen.A * (1 - allowed) == 0).all()
+        torch.testing.assert_close(seen.O, seen.A @ seen.v)
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+@pytest.mark.parametrize("manipulation", EVERY)
+def test_forecasts_change_inside_the_block_and_nothing_stays_after_it(
+    name: str, manipulation: str
+) -> None:
+    model = dense(name)
+    before, plain = {k: v.clone() for k, v in model.state_dict().items()}, forecast(model)
+    modules = [type(module) for module in model.modules()]
+    for index, _ in possible(model, (manipulation,)):
+        with manipulated(model.sites()[index], manipulation, seed=3):
+            inside = forecast(model)
+            again = forecast(model)
+        assert torch.equal(inside, again)
+        assert torch.equal(inside, plain) == (manipulation == "gate:1")
+        assert model.state_dict().keys() == before.keys()
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+        assert [type(module) for module in model.modules()] == modules
+        assert torch.equal(forecast(model), plain)
+
+
+def test_the_model_is_restored_when_the_block_fails() -> None:
+    model = dense("iTransformer")
+    plain = forecast(model)
+    for manipulation in ("pattern", "gate:0", "noise:2"):
+        with pytest.raises(KeyError), manipulated(model.sites()[0], manipulation, seed=0):
+            raise KeyError
+        assert torch.equal(forecast(model), plain)
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_a_gate_scales_the_output_of_the_attention(name: str) -> None:
+    model = dense(name)
+    for index, site in enumerate(model.sites()):
+        plain = records_of(model)[site.name]
+        with manipulated(site, "gate:0.25", seed=0):
+            gated = records_of(model)[site.name]
+        torch.testing.assert_close(gated.y, 0.25 * plain.y)
+        torch.testing.assert_close(gated.A, plain.A, rtol=0, atol=0)
+        with manipulated(site, "gate:0", seed=0):
+            closed = forecast(model)
+        mask = Mask.full(surgery.heads_of(model)).without_sites([index])
+        with surgery.masked(model, mask):
+            torch.testing.assert_close(closed, forecast(model), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_noise_moves_q_and_k_alone_and_grows_along_one_direction(name: str) -> None:
+    model = dense(name)
+    for site in model.sites():
+        attention = site.attention
+        assert attention is not None
+        q = attention.q if attention.cross else attention.qkv
+        k = attention.kv if attention.cross else attention.qkv
+        inner = attention.heads * attention.head_size
+        plain, seen = records_of(model)[site.name], {}
+        trained = q.weight.detach().clone()
+        for size in (0.5, 1.0):
+            with manipulated(site, f"noise:{size:g}", seed=7):
+                noisy = records_of(model)[site.name]
+                seen[size] = (q.weight - trained).detach()
+            # The probe computes A from the q and k that the forward pass had.
+            logits = noisy.q @ noisy.k.mT / attention.head_size**0.5
+            hidden = ~noisy.allowed
+            torch.testing.assert_close(noisy.A, logits.masked_fill(hidden, -torch.inf).softmax(-1))
+            torch.testing.assert_close(noisy.v, plain.v, rtol=0, atol=0)
+            assert not torch.allclose(noisy.q, plain.q)
+            assert not torch.allclose(noisy.k, plain.k)
+        torch.testing.assert_close(seen[1.0], 2 * seen[0.5])
+        # 8 x 8 draws of variance 1, in units of the weights' own deviation.
+        ratio = seen[1.0][:inner].std() / trained[:inner].std(correction=0)
+        assert 0.7 < ratio < 1.3
+        assert k is q or not torch.equal(q.weight[:inner], k.weight[:inner])
+
+
+def test_patterns_and_noise_follow_the_seed() -> None:
+    model = dense("iTransformer")
+    for manipulation in ("pattern", "noise:1"):
+        found = []
+        for seed in (1, 1, 2):
+            with manipulated(model.sites()[0], manipulation, seed):
+                found.append(forecast(model))
+        assert torch.equal(found[0], found[1])
+        assert not torch.equal(found[0], found[2])
+
+
+def test_what_cannot_be_done_is_refused_with_the_reason() -> None:
+    model = dense("Transformer")
+    (cross,) = (site for site in model.sites() if site.name == "decoder.0.cross")
+    assert "no own key" in obstacle(cross, "identity")
+    with pytest.raises(ValueError, match=r"identity at site decoder\.0\.cross: queries and keys"):
+        manipulated(cross, "identity", 0).__enter__()
+    with pytest.raises(ValueError, match="'shuffle': expected one of uniform, identity, pattern"):
+        manipulated(cross, "shuffle", 0).__enter__()
+    cross.remove()
+    with pytest.raises(ValueError, match=r"decoder\.0\.cross was removed"):
+        manipulated(cross, "uniform", 0).__enter__()
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_a_closed_gate_scores_zero_and_leaving_it_out_changes_nothing(name: str) -> None:
+    model, data = dense(name), windows()
+    index = [torch.arange(40)]
+    gradient = ["send_keys", "michel", "taylor", "fisher", "snip", "cosine", "magnitude", "wanda"]
+    for number, site in enumerate(model.sites()):
+        with manipulated(site, "gate:0", seed=0):
+            frame = score(model, data, index, ["send", *gradient, "loss_drop"])
+            with_it = evaluate(model, data).mse
+        found = frame[(frame["site"] == number) & (frame["batch"] == tidy.ALL)]
+        assert set(found["criterion"]) > set(gradient)
+        scored = found[found["criterion"] != "uniformity"]
+        np.testing.assert_allclose(scored["value"], 0.0, atol=1e-15)
+        mask = Mask.full(surgery.heads_of(model)).without_sites([number])
+        with surgery.masked(model, mask):
+            assert evaluate(model, data).mse == with_it
+
+
+@pytest.mark.parametrize("manipulation", ["pattern", "gate:0", "gate:0.5"])
+def test_a_manipulation_stays_in_place_while_the_model_is_trained(manipulation: str) -> None:
+    model = dense("iTransformer", torch.float32).train()
+    site = model.sites()[0]
+    attention = site.attention
+    assert attention is not None
+    batch = windows(torch.float32).batch(torch.arange(30))
+    with manipulated(site, manipulation, seed=0):
+        optimiser = torch.optim.Adam(model.parameters(), lr=0.05)
+        for _ in range(3):
+            optimiser.zero_grad()
+            (model(batch.x) - batch.y).square().mean().backward()
+            optimiser.step()
+        weight = attention.out.weight.detach().clone()
+        model.eval()
+        A = probe.observe(model, batch)[0].A
+    trained = attention.out.weight.detach()
+    if manipulation == "pattern":
+        assert torch.equal(A, A[:1].expand_as(A))
+    else:
+        torch.testing.assert_close(weight, float(manipulation[5:]) * trained)
+
+
+# Configuration
+
+
+def config_of(folder: Path, **changes: Any) -> Config:
+    values: dict[str, Any] = {
+        "experiment": "tiny",
+        "results": str(folder),
+        "grid": [
+            {
+                "datasets": ["synthetic"],
+                "models": ["iTransformer"],
+                "variants": ["tiny"],
+                "lookback": LOOKBACK,
+                "horizons": [HORIZON],
+                "seeds": [0, 1],
+            }
+        ],
+        "variants": {
+            "tiny": {
+                "model": {"d_model": 8, "d_ff": 8, "n_heads": 2, "e_layers": 2, "dropout": 0.1}
+            }
+        },
+        "data": {"synthetic": {"rows": 500, "channels": 3}},
+        "training": {"device": "cpu", "epochs": 1},
+        "scoring": {"batches": 2, "batch_size": 16},
+        "pruning": {
+            "site": {"criteria": ["send", "random", "magnitude", "loss_drop_val"], "ratios": [0.5]},
+            "exhaustive": True,
+        },
+        "finetune": {"epochs": 1},
+        "robustness": {
+            "runs": ["synthetic/*/seed0"],
+            "manipulations": ["uniform", "gate:0", "gate:1"],
+            "finetune": True,
+        },
+        "tracking": {"enabled": False},
+    }
+    return load({**values, **changes})
+
+
+def test_runs_are_chosen_by_pattern(tmp_path: Path) -> None:
+    assert [run.seed for run in runs.studied(config_of(tmp_path))] == [0]
+    assert runs.studied(config_of(tmp_path, robustness={})) == ()
+    both = config_of(tmp_path, robustness={"runs": ["*/seed0", "*"]})
+    assert [run.seed for run in runs.studied(both)] == [0, 1]
+    with pytest.raises(ConfigError, match="robustness.runs: 'ETTh1/.' matches no run"):
+        runs.studied(config_of(tmp_path, robustness={"runs": ["*", "ETTh1/*"]}))
+
+
+@pytest.mark.parametrize("wrong", ["shuffle", "gate", "gate:", "gate:1.0", "gate:.5", "noise:-1"])
+def test_a_manipulation_has_one_name(wrong: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not one of uniform, identity, pattern, gate:FACTOR"):
+        config_of(tmp_path, robustness={"manipulations": ["uniform", wrong]})
+
+
+def test_finetuning_asks_for_the_masks_it_compares_with(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="set pruning.exhaustive: true"):
+        config_of(tmp_path, pruning={}, robustness={"runs": ["*"], "finetune": True})
+
+
+# The stage
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A tiny run, taken through the stages that the study needs, and the study itself."""
+    from spat.stages.prepare import prepare
+    from spat.stages.pretrain import pretrain
+    from spat.stages.prune import prune
+    from spat.stages.score import score as score_stage
+    from spat.stages.select import select
+
+    config = config_of(tmp_path_factory.mktemp("results"))
+    (run,) = runs.studied(config)
+    prepare(config, run.dataset)
+    for step in (pretrain, score_stage, select, prune, stage.robustness):
+        step(config, run)
+    return config
+
+
+def folder_of(config: Config, name: str) -> Path:
+    return runs.folder(config, runs.studied(config)[0], name)
+
+
+def values_of(config: Config, phase: str, split: str, quantity: str) -> pd.Series:
+    frame = pd.read_parquet(folder_of(config, "robustness") / "robustness.parquet")
+    rows = frame[(frame["phase"] == phase) & (frame["split"] == split)]
+    return rows[rows["quantity"] == quantity].set_index(["manipulation", "site"])["value"]
+
+
+def test_the_stage_leaves_a_valid_frame_with_every_case(studied: Config) -> None:
+    (run,) = runs.studied(studied)
+    frame = pd.read_parquet(folder_of(studied, "robustness") / "robustness.parquet")
+    frames.checked("robustness", frame.assign(experiment="tiny", **run.keys))
+    assert not frame["value"].isna().any()
+    assert set(frame["manipulation"]) == {"intact", "uniform", "gate:0", "gate:1"}
+    assert set(frame["quantity"]) == {
+        *("send", "magnitude", "loss_drop_val"),
+        *("mse", "leave_one_out"),
+    }
+    # Two sites of four networks: 2 criteria on `train`, one on validation; MSE and change on two
+    # splits in two phases.
+    assert len(frame) == 2 * 4 * (3 + 2 * 2 * 2)
+    metrics = records.read_json(folder_of(studied, "robustness") / "metrics.json")
+    assert metrics["cases"] == 1 + 2 * (1 + 3)
+    assert metrics["skipped"] == []
+
+
+def test_the_intact_network_is_the_one_that_was_trained_and_scored(studied: Config) -> None:
+    trained = records.read_json(folder_of(studied, "pretrain") / "metrics.json")
+    for split in ("validation", "test"):
+        intact = values_of(studied, "untuned", split, "mse")["intact"]
+        assert intact.tolist() == 2 * [pytest.approx(trained["errors"][split]["mse"], rel=1e-12)]
+    scored = tidy.aggregate(pd.read_parquet(folder_of(studied, "score") / "scores.parquet"))
+    for criterion, split in (("send", "train"), ("loss_drop_val", "validation")):
+        rows = scored[(scored["criterion"] == criterion) & (scored["head"] == tidy.SITE)]
+        ours = values_of(studied, "untuned", split, criterion)["intact"]
+        np.testing.assert_allclose(ours, rows["value"], rtol=1e-4, atol=1e-9)
+
+
+def test_truths_are_the_errors_of_the_masks_that_were_trained(studied: Config) -> None:
+    def mse(mask: str, phase: str) -> float:
+        path = folder_of(studied, "prune") / "masks" / mask / "order0" / "metrics.json"
+        return float(records.read_json(path)["errors"][phase]["test"]["mse"])
+
+    for phase, name in (("untuned", "pruned"), ("finetuned", "finetuned")):
+        changes = values_of(studied, phase, "test", "leave_one_out")["intact"]
+        expected = [mse("0.1", name) - mse("1.1", name), mse("1.0", name) - mse("1.1", name)]
+        np.testing.assert_allclose(changes, expected, rtol=1e-4, atol=1e-8)
+
+
+def test_an_open_gate_is_the_intact_network_and_a_closed_one_no_site(studied: Config) -> None:
+    for phase, split in itertools.product(("untuned", "finetuned"), ("validation", "test")):
+        for quantity in ("mse", "leave_one_out"):
+            found = values_of(studied, phase, split, quantity)
+            assert found["gate:1"].tolist() == found["intact"].tolist(), (phase, quantity)
+    closed = values_of(studied, "untuned", "test", "leave_one_out")["gate:0"]
+    assert closed.tolist() == [0.0, 0.0]
+    assert values_of(studied, "untuned", "train", "send")["gate:0"].abs().max() < 1e-15
+    assert values_of(studied, "untuned", "train", "magnitude")["gate:0"].tolist() == [0.0, 0.0]
+
+
+def test_finished_work_is_kept_and_what_is_added_is_added(
+    studied: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[str] = []
+
+    def fit(*args: Any, label: str, **kwargs: Any) -> Any:
+        trained.append(label.split()[-1])
+        return original(*args, label=label, **kwargs)
+
+    original = stage.fit
+    monkeypatch.setattr(stage, "fit", fit)
+    (run,) = runs.studied(studied)
+    path = folder_of(studied, "robustness") / "robustness.parquet"
+    before = pd.read_parquet(path)
+    path.unlink()
+    stage.robustness(studied, run)
+    pd.testing.assert_frame_equal(pd.read_parquet(path), before)
+    assert trained == []
+    section = studied.robustness
+    wider = section.model_copy(update={"manipulations": (*section.manipulations, "noise:1")})
+    stage.robustness(studied.model_copy(update={"robustness": wider}), run)
+    assert trained == ["site0/noise1", "site1/noise1"]
+    assert len(pd.read_parquet(path)) == len(before) * 5 // 4
+    stage.robustness(studied, run)
+    pd.testing.assert_frame_equal(pd.read_parquet(path), before)
+
+
+# The evaluation, on planted frames
+
+Value = Callable[[int, int, str], float]
+
+
+def planted(values: dict[str, Value], seeds: int = 3, dataset: str = "ETTh1") -> pd.DataFrame:
+    """Frame `robustness` of two sites: `values[quantity](seed, site, manipulation)`.
+
+    `leave_one_out` may have a value of its own per phase: `leave_one_out/finetuned`.
+    """
+    rows = []
+    for seed, site, kind in itertools.product(range(seeds), range(2), ("intact", "bad", "odd")):
+        keys = {
+            **{"experiment": "planted", "dataset": dataset, "model": "iTransformer"},
+            **{"variant": "deep", "lookback": 96, "horizon": 96, "seed": seed},
+        }
+        for quantity, value in values.items():
+            name, _, phase = quantity.partition("/")
+            measured = name in evaluation.NO_CRITERIA
+            rows.append(
+                {
+                    **keys,
+                    "site": site,
+                    "name": f"encoder.{site}.self",
+                    "manipulation": kind,
+                    "quantity": name,
+                    "phase": phase or "untuned",
+                    "split": "test" if measured else "train",
+                    "value": value(seed, site, kind),
+                }
+            )
+    return frames.checked("robustness", pd.DataFrame(rows))
+
+
+def lower(seed: int, site: int, kind: str) -> float:
+    """Lower wherever it is `bad`, whatever the seed; higher where it is `odd`."""
+    return 10.0 * site + 0.1 * seed + {"intact": 0.0, "bad": -1.0, "odd": 1.0}[kind]
+
+
+def means(frame: pd.DataFrame, **options: Any) -> pd.Series:
+    rows = evaluation.auroc(frame, **options)
+    return summarise(rows, "auroc", ["criterion", "manipulation"]).set_index(
+        ["criterion", "manipulation"]
+    )["auroc"]
+
+
+def test_auroc_knows_who_sees_who_does_not_and_who_sees_the_opposite() -> None:
+    frame = planted(
+        {
+            "sees": lower,
+            "reverse": lambda *case: -lower(*case),
+            "blind": lambda seed, site, kind: float(site),
+        }
+    )
+    found = means(frame)
+    assert found["sees", "bad"] == 1.0
+    assert found["sees", "odd"] == 0.0
+    assert found["reverse", "bad"] == 0.0
+    assert found["blind", "bad"] == found["blind", "odd"] == 0.5
+
+
+def test_auroc_is_the_share_of_all_pairs_of_checkpoints_at_one_position() -> None:
+    rng = np.random.default_rng(5)
+    drawn = rng.integers(0, 4, size=(6, 2, 3)).astype(float)  # with ties
+    kinds = ("intact", "bad", "odd")
+    frame = planted({"send": lambda i, s, kind: drawn[i, s, kinds.index(kind)]}, seeds=6)
+    for number, kind in enumerate(kinds[1:], start=1):
+        changed, intact = drawn[:, :, number], drawn[:, :, 0]
+        pairs = [
+            0.5 * (1 - np.sign(changed[i, s] - intact[j, s]))
+            for i, j, s in itertools.product(range(6), range(6), range(2))
+        ]
+        assert means(frame)["send", kind] == pytest.approx(np.mean(pairs))
+
+
+def test_one_checkpoint_gives_the_share_of_its_sites_and_no_interval() -> None:
+    def half(seed: int, site: int, kind: str) -> float:
+        return -1.0 if kind == "bad" and site == 0 else 1.0 if kind == "bad" else 0.0
+
+    rows = evaluation.auroc(planted({"send": half}, seeds=1))
+    table = summarise(rows, "auroc", ["manipulation"]).set_index("manipulation")
+    assert table.loc["bad", "auroc"] == 0.5
+    assert np.isnan(table.loc["bad", "low"])
+
+
+def test_scales_are_never_compared_across_cells() -> None:
+    near = planted({"send": lower})
+    far = planted({"send": lambda *case: 1000 + lower(*case)}, dataset="ETTh2")
+    assert means(pd.concat([near, far]))["send", "bad"] == 1.0
+
+
+def test_the_interval_covers_the_value_and_shrinks_with_checkpoints() -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((30, 2, 3))
+    kinds = ("intact", "bad", "odd")
+
+    def noisy(seed: int, site: int, kind: str) -> float:
+        return lower(seed, site, kind) / 2 + noise[seed, site, kinds.index(kind)]
+
+    widths = []
+    for seeds in (5, 30):
+        rows = evaluation.auroc(planted({"send": noisy}, seeds=seeds))
+        row = summarise(rows, "auroc", ["manipulation"]).set_index("manipulation").loc["bad"]
+        assert row["low"] <= row["auroc"] <= row["high"]
+        widths.append(row["high"] - row["low"])
+    assert widths[1] < widths[0]
+
+
+def test_the_measured_change_decides_what_is_right() -> None:
+    # `bad` really is worth less before fine-tuning, and worth more after it.
+    frame = planted(
+        {
+            "send": lower,
+            "mse": lambda seed, site, kind: 1.0,
+            "leave_one_out": lower,
+            "leave_one_out/finetuned": lambda *case: -lower(*case),
+            "mse/finetuned": lambda seed, site, kind: 1.0,
+        }
+    )
+    assert means(frame, phase="untuned")["send", "bad"] == 1.0
+    assert means(frame, phase="untuned")["send", "odd"] == 1.0
+    assert means(frame, phase="finetuned")["send", "bad"] == 0.0
+    untuned = evaluation.measured(frame, "untuned").set_index("manipulation")
+    tuned = evaluation.measured(frame, "finetuned").set_index("manipulation")
+    assert set(untuned.loc["bad", "smaller"]) == set(tuned.loc["odd", "smaller"]) == {1.0}
+    assert set(untuned.loc["odd", "smaller"]) == set(tuned.loc["bad", "smaller"]) == {0.0}
+    np.testing.assert_allclose(untuned.loc["bad", "change"] - untuned.loc["bad", "intact"], -1.0)
+
+
+def test_no_measured_change_decides_nothing() -> None:
+    frame = planted({"send": lower})
+    assert evaluation.auroc(frame, phase="finetuned").empty
+    assert evaluation.measured(frame, "untuned").empty
+    assert evaluation.auroc(frames.empty("robustness")).empty
+
+
+def test_runs_that_diverged_are_left_out() -> None:
+    def sometimes(seed: int, site: int, kind: str) -> float:
+        return float("nan") if seed == 1 and kind == "bad" else lower(seed, site, kind)
+
+    rows = evaluation.auroc(planted({"send": sometimes}))
+    assert set(rows.loc[rows["manipulation"] == "bad", "seed"]) == {0, 2}
+    assert set(rows.loc[rows["manipulation"] == "odd", "seed"]) == {0, 1, 2}
+    assert not rows.duplicated([*RUN, "criterion", "manipulation"]).any()
