@@ -9,6 +9,8 @@ from spat.data.windows import Windows
 from spat.models.forecaster import Forecaster
 from spat.models.registry import MODELS, Shape, build, hyperparameters
 
+torch.set_num_threads(1)  # small arrays: a second thread costs more than it gives
+
 LOOKBACK, HORIZON, CHANNELS = 24, 12, 3
 ATTENTIVE = tuple(name for name, model in MODELS.items() if model.attention)
 
@@ -31,12 +33,12 @@ def small(name: str, dtype: torch.dtype = torch.float64) -> Forecaster:
     return model.to(dtype).train()
 
 
-def windows(dtype: torch.dtype = torch.float64) -> Windows:
+def windows(dtype: torch.dtype = torch.float64, device: str = "cpu") -> Windows:
     """165 windows of three random walks."""
     steps = torch.randn(200, CHANNELS, generator=torch.Generator().manual_seed(1))
     walk = steps.cumsum(0)
     standard = (walk - walk.mean(0)) / walk.std(0, correction=0)
-    return Windows(standard.to(dtype), None, 0, 200, LOOKBACK, HORIZON)
+    return Windows(standard.to(device, dtype), None, 0, 200, LOOKBACK, HORIZON)
 
 
 def batches(size: int, count: int = 40) -> list[Tensor]:

@@ -26,7 +26,9 @@ def test_linear_and_its_gradients_equal_torchs(inner: int, outer: int, bias: boo
     inputs = (x, *ours.parameters())
     wanted = F.linear(x, ours.weight, ours.bias)
     torch.testing.assert_close(ours(x), wanted)
-    for found, expected in zip(gradients(ours(x), *inputs), gradients(wanted, *inputs), strict=True):
+    for found, expected in zip(
+        gradients(ours(x), *inputs), gradients(wanted, *inputs), strict=True
+    ):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 

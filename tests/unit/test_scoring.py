@@ -187,3 +187,16 @@ def test_each_row_names_what_computes_it() -> None:
 def test_names_and_frames_need_no_torch(module: str) -> None:
     code = f"import sys, spat.scoring.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ATTENTIVE)
+def test_scores_on_a_gpu_are_those_on_the_cpu(name: str) -> None:
+    model = small(name).cuda()
+    there = windows(device="cuda")
+    cut = [batch.cuda() for batch in batches(32)]
+    found = by_place(aggregate(score(model, there, cut)))
+    expected = by_place(aggregate(scored(name, 32)))[found.index]
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-12)
+    assert loss_drops(model, there, cut).shape == (len(model.sites()), 40)

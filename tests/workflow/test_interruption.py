@@ -84,18 +84,24 @@ def epochs_logged(project: Project, stage: str) -> int:
     return log.read_text().count(f"/{EPOCHS}: train MSE")
 
 
-def kill_the_job(project: Project, target: str, stage: str, state: Path) -> None:
-    running = project.start(*arguments(target))
+def kill_the_job(
+    project: Project, command: tuple[str, ...], stage: str, state: Path
+) -> list[psutil.Process]:
+    """Kill the job of a stage as soon as its state is there; the processes it had started."""
+    running = project.start(*command)
     wait_for(state, running)
-    job_of(running, stage).kill()
+    job = job_of(running, stage)
+    workers = job.children()
+    job.kill()
     shown, _ = running.communicate(timeout=120)
     assert running.returncode != 0, shown
+    return workers
 
 
 def test_a_killed_pretraining_goes_on(new_project: NewProject, undisturbed: Project) -> None:
     project = killable(new_project, "pretraining")
     state = project.folder / RUN / "pretrain" / "kept" / "state.pt"
-    kill_the_job(project, PRETRAINED, "pretrain", state)
+    kill_the_job(project, arguments(PRETRAINED), "pretrain", state)
     assert not (project.folder / PRETRAINED).exists()
     project.snakemake(*arguments(PRETRAINED))
     assert 0 < epochs_logged(project, "pretrain") < EPOCHS
@@ -106,11 +112,21 @@ def test_a_killed_pretraining_goes_on(new_project: NewProject, undisturbed: Proj
 def test_a_killed_finetuning_goes_on(new_project: NewProject, undisturbed: Project) -> None:
     project = killable(new_project, "finetuning")
     folder = project.folder / RUN / "prune"
-    kill_the_job(project, MANIFEST, "prune", folder / CONTROL / "state.pt")
-    project.snakemake(*arguments(MANIFEST))
+    alone = (*arguments(MANIFEST), "--cores", "1")  # masks one after the other, not side by side
+    kill_the_job(project, alone, "prune", folder / CONTROL / "state.pt")
+    project.snakemake(*alone)
     assert 0 < epochs_logged(project, "prune") < 2 * EPOCHS
     for mask in (CONTROL, "masks/0.0/order0"):
         assert_same(project, undisturbed, f"{RUN}/prune/{mask}/model.safetensors")
+
+
+def test_the_workers_of_a_killed_job_end_with_it(new_project: NewProject) -> None:
+    project = killable(new_project, "workers")
+    state = project.folder / RUN / "prune" / CONTROL / "state.pt"
+    workers = kill_the_job(project, arguments(MANIFEST), "prune", state)
+    assert len(workers) >= 2
+    _, left = psutil.wait_procs(workers, timeout=10)
+    assert not left
 
 
 def test_after_a_killed_snakemake_its_orphan_and_the_successor_keep_apart(

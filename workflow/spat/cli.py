@@ -63,6 +63,10 @@ def _pretrain(config: Config, options: argparse.Namespace) -> None:
 
     run = _planned(config, options.run).run
     pretrain(config, run)
+    if config.tracking.enabled:
+        from spat.stages.report import loss_curves
+
+        loss_curves(config, run)
     _track(config, "pretrain", run)
 
 
@@ -162,7 +166,7 @@ def _grid(config: Config, options: argparse.Namespace) -> None:
 def _rebuild(config: Config, options: argparse.Namespace) -> None:
     from spat import tracking
 
-    tracking.rebuild(config)
+    print(f"{tracking.rebuild(config)} MLflow runs were written")
 
 
 def _schema() -> None:

@@ -115,6 +115,11 @@ def folder(config: Config, run: Run, stage: str = "") -> Path:
     return config.folder / run.path / stage
 
 
+def prepared_file(config: Config, dataset: str) -> Path:
+    """Where `prepare` leaves a dataset."""
+    return config.folder / "prepared" / f"{dataset}.npz"
+
+
 def hyper_of(config: Config, run: Run) -> Hyperparameters:
     """The run's hyper-parameters: the registry's row with the changes of the variant.
 

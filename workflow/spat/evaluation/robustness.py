@@ -7,10 +7,12 @@ cell, where scores have the same scale, and averaged over positions.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from spat.evaluation.bootstrap import Array
 from spat.evaluation.cells import CELL, keyed
@@ -24,25 +26,29 @@ Phase = Literal["untuned", "finetuned"]
 
 
 def measured(frame: pd.DataFrame, phase: Phase, split: str = "test") -> pd.DataFrame:
-    """What leaving a manipulated site out changes, beside the same for the intact site.
+    """What leaving a site out changes, intact (a manipulation too) and manipulated.
 
     The network without the site is the same in both, so that `smaller` also says whether the
     manipulation raised the loss: such a site is worth less than it was. Ties count one half.
 
     Returns:
-        RUN, `site`, `name`, `manipulation`, `change`, `intact` (differences of MSE), `intact_mse`,
-        `smaller` (1, 1/2 or 0). Cases that diverged are left out.
+        RUN, `site`, `name`, `manipulation`, `change` (a difference of MSE), `relative` (its share
+        of the MSE of the intact network), `smaller` than for the intact site (1, 1/2 or 0).
+        Missing where training diverged.
     """
     rows = frame[(frame["phase"] == phase) & (frame["split"] == split)]
-    changes = _of(rows, CHANGE).rename(columns={"value": "change"})
-    intact = changes["manipulation"] == INTACT
+    columns = [*RUN, "site", "name", "manipulation", "value"]
+    changes = rows.loc[rows["quantity"] == CHANGE, columns].rename(columns={"value": "change"})
     keys = [*RUN, "site"]
-    base = changes.loc[intact, [*keys, "change"]].rename(columns={"change": "intact"})
-    errors = _of(rows[rows["manipulation"] == INTACT], "mse")[[*keys, "value"]]
-    joined = changes[~intact].merge(base, on=keys)
-    joined = joined.merge(errors.rename(columns={"value": "intact_mse"}), on=keys)
-    joined = joined.dropna(subset=["change", "intact"])
-    return joined.assign(smaller=_lower((joined["change"] - joined["intact"]).to_numpy()))
+    intact = rows[rows["manipulation"] == INTACT]
+    for quantity in (CHANGE, "mse"):
+        values = intact.loc[intact["quantity"] == quantity, [*keys, "value"]]
+        changes = changes.merge(values.rename(columns={"value": f"intact_{quantity}"}), on=keys)
+    difference = changes["change"] - changes[f"intact_{CHANGE}"]
+    changes = changes.assign(
+        relative=changes["change"] / changes["intact_mse"], smaller=_lower(difference.to_numpy())
+    )
+    return changes.drop(columns=[f"intact_{CHANGE}", "intact_mse"])
 
 
 def auroc(frame: pd.DataFrame, phase: Phase | None = None, split: str = "test") -> pd.DataFrame:
@@ -62,62 +68,78 @@ def auroc(frame: pd.DataFrame, phase: Phase | None = None, split: str = "test") 
         RUN, `criterion`, `manipulation`, `auroc`. Runs with a score or change that is missing are
         left out.
     """
-    measures = frame["quantity"].isin(NO_CRITERIA)
-    wanted = (frame["phase"] == phase) & (frame["split"] == split) & (frame["quantity"] == CHANGE)
+    scores = frame[~frame["quantity"].isin(NO_CRITERIA)]
+    truth = frame[frame["quantity"].eq(CHANGE) & frame["phase"].eq(phase or "untuned")]
+    truth = truth[truth["split"] == split]
     found = []
-    for key, cell in frame[~measures | wanted].groupby(list(CELL)):
-        table = cell.pivot(  # noqa: PD010 (it would average)
-            index="seed", columns=["quantity", "manipulation", "site"], values="value"
-        ).sort_index(axis="columns")
-        pairs = cell.loc[~measures, ["quantity", "manipulation"]].drop_duplicates()
-        for criterion, manipulation in pairs[pairs["manipulation"] != INTACT].to_numpy():
-            rows = _components(table, criterion, manipulation, against_truth=phase is not None)
-            of = {"criterion": criterion, "manipulation": manipulation}
-            found.append(rows.assign(**keyed(CELL, key), **of))
+    for key, cell in scores.groupby(list(CELL)):
+        own = truth[(truth[list(CELL)] == key).all(axis=1)] if phase else None
+        found.append(_components(cell, own).assign(**keyed(CELL, key)))
     columns = [*RUN, "criterion", "manipulation", "auroc"]
     return pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
 
 
-def _components(
-    table: pd.DataFrame, criterion: str, manipulation: str, against_truth: bool
-) -> pd.DataFrame:
-    """`seed`, `auroc` of the runs of one cell, for one criterion and manipulation.
+def _components(scores: pd.DataFrame, truth: pd.DataFrame | None) -> pd.DataFrame:
+    """`criterion`, `manipulation`, `seed`, `auroc` of one cell."""
+    names, kinds, seeds, sites = (
+        scores[column].unique() for column in ("quantity", "manipulation", "seed", "site")
+    )
+    kinds = kinds[kinds != INTACT]
+    changed, intact = _cubes(scores, names, kinds, seeds, sites)
+    signs, known = _signs(changed, intact)
+    if truth is not None:
+        changes, unchanged = _cubes(truth, [CHANGE], kinds, seeds, sites)
+        right, measured = _signs(changes, unchanged)
+        signs, known = -signs * right, known & measured
+    # A site that was never manipulated so has no weight; a run that lacks another is left out.
+    asked = known.any(axis=(0, 2))  # [kinds, sites]
+    whole = (known | ~asked[:, None]).all(axis=-1) & asked.any(axis=-1)[:, None]
+    kernel = (_lower(signs) * _shares(asked)[:, None, None]).sum(axis=-1)
+    weight = _shares(whole)  # [names, kinds, runs]
+    rows = np.einsum("cmij,cmj->cmi", kernel, weight)
+    columns = np.einsum("cmij,cmi->cmj", kernel, weight)
+    mean = np.einsum("cmi,cmi->cm", rows, weight)
+    components = rows + columns - mean[..., None]
+    c, m, i = whole.nonzero()
+    return pd.DataFrame(
+        {
+            "criterion": names[c],
+            "manipulation": kinds[m],
+            "seed": seeds[i],
+            "auroc": components[c, m, i],
+        }
+    )
 
-    `table` has a row a seed and columns (quantity, manipulation, site).
+
+def _cubes(
+    rows: pd.DataFrame, names: Iterable[str], kinds: Iterable[str], *axes: Iterable[int]
+) -> tuple[Array, Array]:
+    """Values manipulated [names, kinds, seeds, sites] and intact [names, 1, seeds, sites].
+
+    NaN where there is none.
     """
-    sites = table[criterion, manipulation].columns
-    scores = _values(table, criterion, manipulation, sites)
-    known = np.isfinite(scores).all(axis=(0, 2))
-    changes = _values(table, CHANGE, manipulation, sites) if against_truth else None
-    if changes is not None:
-        known &= np.isfinite(changes).all(axis=(0, 2))
-    if not known.any():
-        return pd.DataFrame(columns=["seed", "auroc"])
-    signs = _signs(scores[:, known])
-    if changes is not None:
-        signs = -signs * _signs(changes[:, known])
-    kernel = _lower(signs).mean(axis=-1)  # [manipulated run, intact run]
-    components = kernel.mean(axis=1) + kernel.mean(axis=0) - kernel.mean()
-    return pd.DataFrame({"seed": table.index.to_numpy()[known], "auroc": components})
+    axes_of = [list(names), [*kinds, INTACT], *map(list, axes)]
+    values = rows.set_index(["quantity", "manipulation", "seed", "site"])["value"]
+    cube = values.reindex(pd.MultiIndex.from_product(axes_of)).to_numpy(dtype=np.float64)
+    cube = cube.reshape([len(axis) for axis in axes_of])
+    return cube[:, :-1], cube[:, -1:]
 
 
-def _values(table: pd.DataFrame, quantity: str, manipulation: str, sites: pd.Index) -> Array:
-    """Values of the manipulated and of the intact sites, [2, runs, sites]; NaN where missing."""
-    columns = [[(quantity, kind, site) for site in sites] for kind in (manipulation, INTACT)]
-    return np.stack([table.reindex(columns=names).to_numpy(dtype=np.float64) for names in columns])
+def _signs(changed: Array, intact: Array) -> tuple[Array, NDArray[np.bool_]]:
+    """Signs of manipulated minus intact, of all pairs of runs, and which cases are known.
+
+    changed [..., runs, sites], intact alike -> [..., manipulated run, intact run, sites] (0 where
+    one of the two is missing) and [..., runs, sites].
+    """
+    difference = changed[..., :, None, :] - intact[..., None, :, :]
+    return np.nan_to_num(np.sign(difference)), np.isfinite(changed) & np.isfinite(intact)
 
 
-def _signs(pair: Array) -> Array:
-    """pair [2, runs, sites] -> signs of manipulated minus intact, of all pairs of runs."""
-    changed, intact = pair
-    return np.asarray(np.sign(changed[:, None] - intact[None]))
+def _shares(known: NDArray[np.bool_]) -> Array:
+    """Equal weights of the known along the last axis; 0 where there are none."""
+    return np.asarray(known / np.maximum(known.sum(axis=-1, keepdims=True), 1))
 
 
 def _lower(difference: Array) -> Array:
     """1 where negative, 0 where positive, 1/2 where equal."""
     return np.asarray(0.5 - 0.5 * np.sign(difference), dtype=np.float64)
-
-
-def _of(rows: pd.DataFrame, quantity: str) -> pd.DataFrame:
-    columns = [*RUN, "site", "name", "manipulation", "value"]
-    return rows.loc[rows["quantity"] == quantity, columns]

@@ -12,6 +12,8 @@ TABLES: Final = (
     "heads",
     "criteria",
     "quality",
+    "robustness",
+    "leave_one_out",
     "controls",
     "reproduction",
 )
@@ -24,6 +26,7 @@ FIGURES: Final = (
     "stability",
     "criteria_quality",
     "head_module",
+    "robustness",
     "transfer",
     "forecasts",
     "history",

@@ -27,15 +27,10 @@ if TYPE_CHECKING:
 EXAMPLE_WINDOWS = 3
 
 
-def prepared_file(config: Config, dataset: str) -> Path:
-    """Where `prepare` leaves a dataset."""
-    return config.folder / "prepared" / f"{dataset}.npz"
-
-
 def open_data(config: Config, dataset: str, run: Run) -> tuple[Prepared, Splits]:
     """The prepared dataset and its windows on the training device, in the run's shape."""
     prepare_torch(config.training.precision)
-    prepared = series.load(prepared_file(config, dataset))
+    prepared = series.load(runs.prepared_file(config, dataset))
     device = choose_device(config.training.device)
     return prepared, split(prepared, run.lookback, run.horizon, device=str(device))
 

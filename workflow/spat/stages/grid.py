@@ -9,7 +9,6 @@ import time
 from spat import runs
 from spat.config import Config
 from spat.runs import Planned, Run
-from spat.stages.common import prepared_file
 
 
 def grid(config: Config, pattern: str, minutes: float) -> int:
@@ -65,7 +64,7 @@ def _prepared(config: Config, dataset: str) -> None:
     from spat.stages.download import download
     from spat.stages.prepare import prepare
 
-    if not prepared_file(config, dataset).exists():
+    if not runs.prepared_file(config, dataset).exists():
         if DATASETS[dataset].urls:
             download(config, dataset)
         prepare(config, dataset)

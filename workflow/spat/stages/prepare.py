@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from spat import records
+from spat import records, runs
 from spat.config import Config
 from spat.data import series
 from spat.data.registry import DATASETS
 from spat.data.synthetic import generate
-from spat.stages.common import prepared_file
 
 # `synthetic2` is a second station of the same kind: the next seed.
 SEED_OFFSET = {"synthetic": 0, "synthetic2": 1}
@@ -33,6 +32,6 @@ def prepare(config: Config, dataset: str) -> Path:
         path = config.data.cache / row.file
         content = series.read(row, path)
         sha256 = records.sha256(path)
-    output = prepared_file(config, dataset)
+    output = runs.prepared_file(config, dataset)
     series.save(series.prepare(row, content, sha256), output)
     return output

@@ -17,7 +17,7 @@ from spat.models.forecaster import Forecaster
 from spat.models.registry import build
 from spat.pruning import costs, surgery
 from spat.runs import Run
-from spat.scoring.scores import score
+from spat.scoring.send import score_send
 from spat.stages import common
 from spat.training.loop import Fit, Seeds, fit
 
@@ -63,11 +63,10 @@ def _train(config: Config, run: Run, model: Forecaster, splits: Splits, kept: Ke
     def record(epoch: int, trained: Forecaster) -> list[dict[str, Any]]:
         if not trained.sites():
             return []
-        frame = score(trained, splits.train, batches, ["send"]).assign(epoch=epoch)
-        ours = frame[(frame["batch"] == -1) & (frame["criterion"] == "send")]
+        frame = score_send(trained, splits.train, batches).assign(epoch=epoch)
         return [
             dict(zip(TRAJECTORY, row, strict=True))
-            for row in ours[list(TRAJECTORY)].itertuples(index=False)
+            for row in frame[list(TRAJECTORY)].itertuples(index=False)
         ]
 
     return fit(

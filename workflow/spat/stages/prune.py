@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,7 +55,8 @@ def prune(config: Config, run: Run, orders: int = 1, workers: int = 1) -> None:
         jobs = wanted(config, run, orders)
         if workers > 1 and len(jobs) > 1:
             context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+            workers = min(workers, len(jobs))
+            with ProcessPoolExecutor(workers, context, initializer=_die_with_parent) as pool:
                 futures = [pool.submit(train_mask, config, run, job) for job in jobs]
                 for future in futures:
                     future.result()
@@ -70,6 +74,18 @@ def prune(config: Config, run: Run, orders: int = 1, workers: int = 1) -> None:
                 ],
             },
         )
+
+
+def _die_with_parent() -> None:
+    """A worker whose parent was killed ends at once, and never writes beside its successor."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def watch() -> None:
+            multiprocessing.connection.wait([parent.sentinel])
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def wanted(config: Config, run: Run, orders: int) -> list[Job]:

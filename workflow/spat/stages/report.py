@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
+
+from spat import records, runs
 from spat.config import Config
+from spat.runs import Run
 
 
 def tables(config: Config) -> None:
@@ -25,6 +29,25 @@ def figures(config: Config) -> None:
     frames = Frames.load(config.folder / "data")
     for name in FIGURES:
         write_figure(name, frames, config.folder / "figures")
+
+
+def loss_curves(config: Config, run: Run) -> Path | None:
+    """Draw the loss curves of pre-training beside its files, for the tracking of the run.
+
+    None where nothing was trained.
+    """
+    from spat.reporting.figures.runs import run_history
+
+    folder = runs.folder(config, run, "pretrain")
+    history = pd.read_csv(folder / "history.csv")
+    if history.empty:
+        return None
+    keys = {"experiment": config.experiment, **run.keys}
+    figure = run_history(history.assign(stage="pretrain", mask="", order=0, **keys))
+    path = folder / "history.png"
+    with records.replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+    return path
 
 
 def summary(config: Config) -> str:

@@ -73,9 +73,9 @@ def _own(frames: Frames) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def _relative(rows: pd.DataFrame, named: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
     """Columns in percent of the dense model of the same run, under new names."""
-    dense = named[named["method"] == DENSE].set_index(list(RUN))[list(columns)]
-    joined = rows.join(dense, on=list(RUN), rsuffix="_dense")
-    return rows.assign(
+    dense = named.loc[named["method"] == DENSE, [*RUN, *columns]]
+    joined = rows.merge(dense, on=list(RUN), how="left", suffixes=("", "_dense"))
+    return joined.assign(
         **{new: 100 * joined[old] / joined[f"{old}_dense"] for old, new in columns.items()}
     )
 

@@ -95,12 +95,12 @@ def criteria_quality(frames: Frames) -> Figure:
         if null.notna().any():
             right.plot(null, range(len(order)), "x", ms=4, color=style.BLACK, label="equal masks")
         left.set_yticks(range(len(order)), order)
-        left.set_title(title)
+        left.set(title=title, ylabel="criterion")
         for axis in (left, right):
             axis.axvline(0, color=style.GREY, lw=0.6)
             axis.set_ylim(-0.7, len(order) - 0.3)
             axis.margins(x=0.1)
-    axes[-1, 0].set_xlabel("gain over chance (%)")
+    axes[-1, 0].set_xlabel("gain (%)")
     axes[-1, 1].set_xlabel("regret (%)")
     style.legend_below(figure, [right for _, right in axes], columns=2)
     return figure
@@ -130,7 +130,7 @@ def _changes(frames: Frames) -> Figure:
         axis.axvline(0, color=style.GREY, lw=0.6)
         axis.set_yticks(range(len(order)), order)
         axis.set_ylim(-0.6, len(order) - 0.4)
-        axis.set_title(title)
+        axis.set(title=title, ylabel="criterion")
     axes[-1].set_xlabel("MSE change against control (%)")
     style.legend_below(figure, list(axes))
     return figure

@@ -14,7 +14,15 @@ from spat.reporting import render
 from spat.reporting.frames_io import Absent, Frames
 from spat.reporting.methods import SHOWN
 from spat.reporting.render import Layout
-from spat.reporting.tables import accuracy, changes, efficiency, pruning, quality, transfer
+from spat.reporting.tables import (
+    accuracy,
+    changes,
+    efficiency,
+    pruning,
+    quality,
+    robustness,
+    transfer,
+)
 
 ENDINGS: Final = ("csv", "md", "tex")
 
@@ -106,6 +114,28 @@ TABLES: Final[dict[str, Table]] = {
             "Regret: its error minus that of the oracle's mask.",
             "Intervals are over seeds.",
         ),
+    ),
+    "robustness": Table(
+        robustness.robustness,
+        "Which criteria notice a manipulated site, and whether it really is worth less",
+        Layout(
+            ("model", "variant", "measure", "criterion"),
+            "manipulation",
+            best=False,
+            counted="runs",
+            kept=("measure", "criterion"),
+        ),
+        (
+            "AUROC: manipulated against intact at the same position, ties one half.",
+            "Worth less: the share of sites that leaving out changes less than when intact.",
+            "Intervals are over checkpoints.",
+        ),
+    ),
+    "leave_one_out": Table(
+        robustness.leave_one_out,
+        "Change of the test MSE by leaving one site out, intact and manipulated",
+        Layout((*SHOWN, "site", "phase"), "manipulation", best=False, kept=("site",)),
+        ("Percent of the MSE of the intact network; positive: the site is of use.",),
     ),
     "controls": Table(
         accuracy.controls,

@@ -1,0 +1,334 @@
+"""The figures: what they show, and that all of it can be read."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import combinations
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from frame_builder import EMPTY, FULL, build, error, frames_of, nested, score
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+
+from spat.pruning.masks import Mask
+from spat.reporting import style
+from spat.reporting.figures import FIGURES, draw, write_figure
+from spat.reporting.figures.runs import run_history
+from spat.reporting.figures.scores import short
+from spat.reporting.frames_io import Frames
+
+ETT = ("ETTh1", "ETTh2", "ETTm1", "ETTm2")
+KINDS: dict[str, dict[str, object]] = {
+    "default": {},
+    "one": {
+        "datasets": ("ETTh1",), "models": ("iTransformer",), "seeds": (0,), "pairs": ()
+    },
+    "orders": {"models": ("iTransformer", "DLinear"), "orders": 3, "seeds": (0, 1)},
+    "many": {
+        "datasets": (*ETT, "Weather", "Electricity", "Exchange", "Traffic"),
+        "horizons": (96, 192, 336, 720),
+        "seeds": (0,),
+        "pairs": (("ETTh1", "ETTh2"), ("ETTm1", "ETTh2"), ("ETTm2", "ETTm1")),
+    },
+}  # fmt: skip
+# Figures of what an experiment does not hold: these say so.
+ABSENT = {("one", "transfer"), *((kind, "robustness") for kind in KINDS)}
+
+
+@cache
+def frames(kind: str) -> Frames:
+    return frames_of(**KINDS[kind])  # type: ignore[arg-type]
+
+
+@cache
+def drawn(name: str, kind: str = "default") -> Figure:
+    figure = draw(name, frames(kind))
+    with style.drawing():
+        figure.draw_without_rendering()
+    return figure
+
+
+def panels(figure: Figure) -> dict[str, Axes]:
+    return {axis.get_title(): axis for axis in figure.axes}
+
+
+def texts(figure: Figure) -> list[Text]:
+    found = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip()]
+    return [text for text in found if text.get_window_extent().width > 0]
+
+
+def overlap(one: Bbox, other: Bbox) -> float:
+    """Pixels by which two boxes reach into each other."""
+    width = min(one.x1, other.x1) - max(one.x0, other.x0)
+    height = min(one.y1, other.y1) - max(one.y0, other.y0)
+    return min(width, height)
+
+
+# every figure
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_shows_data_and_names_its_axes(name: str, kind: str) -> None:
+    figure = drawn(name, kind)
+    assert figure.get_size_inches()[0] == pytest.approx(3.4)
+    assert figure.get_size_inches()[1] <= 9.0
+    assert 1 <= len(figure.axes) <= 2 * style.FACETS
+    says_why = any(axis.get_xlabel() == "no data" for axis in figure.axes)
+    assert says_why == ((kind, name) in ABSENT)
+    if says_why:
+        return
+    for axis in figure.axes:
+        assert axis.has_data(), axis.get_title()
+    for part in ("xlabel", "ylabel", "title"):
+        assert any(getattr(axis, f"get_{part}")() for axis in figure.axes), part
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", FIGURES)
+def test_nothing_is_cut_off(name: str, kind: str) -> None:
+    figure = drawn(name, kind)
+    box = figure.bbox.padded(1)
+    ticks = {id(text) for axes in figure.axes for text in _tick_labels(axes)}
+    for text in texts(figure):
+        extent = text.get_window_extent()
+        inside = box.x0 <= extent.x0 and extent.x1 <= box.x1
+        inside &= box.y0 <= extent.y0 and extent.y1 <= box.y1
+        assert inside or id(text) in ticks, f"{text.get_text()!r} at {extent.bounds}"
+    # Tick labels as far as they are drawn, and everything else.
+    tight = figure.get_tightbbox().transformed(figure.dpi_scale_trans)
+    assert tight.x0 >= box.x0 and tight.x1 <= box.x1, tight
+    assert tight.y0 >= box.y0 and tight.y1 <= box.y1, tight
+
+
+def _tick_labels(axes: Axes) -> list[Text]:
+    ticks = [*axes.xaxis.majorTicks, *axes.yaxis.majorTicks]
+    return [label for tick in ticks for label in (tick.label1, tick.label2)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", FIGURES)
+def test_nothing_overlaps(name: str, kind: str) -> None:
+    figure = drawn(name, kind)
+    boxes = {f"{i} {a.get_title()!r}": a.get_tightbbox() for i, a in enumerate(figure.axes)}
+    for (one, a), (other, b) in combinations(boxes.items(), 2):
+        assert overlap(a, b) <= 3, f"{one} and {other}"
+    for legend in figure.legends:
+        for label, box in boxes.items():
+            assert overlap(legend.get_window_extent(), box) <= 1, f"legend and {label}"
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_text_stays_legible_at_the_width_of_a_column(name: str) -> None:
+    sizes = {text.get_text(): text.get_fontsize() for text in texts(drawn(name))}
+    assert min(sizes.values()) >= 6, sizes
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_without_input_says_why(name: str) -> None:
+    figure = draw(name, Frames.of())
+    (axis,) = figure.axes
+    (text,) = axis.texts
+    assert len(text.get_text()) > 20
+    assert axis.get_xlabel() == "no data"
+
+
+def test_drawing_leaves_no_trace() -> None:
+    before = dict(mpl.rcParams)
+    draw("pareto", frames("one"))
+    import matplotlib.pyplot as plt
+
+    assert plt.get_fignums() == []
+    assert dict(mpl.rcParams) == before
+
+
+@pytest.mark.parametrize("name", ["pareto", "send_uniformity"])
+def test_drawing_again_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
+    once, again = (write_figure(name, frames("one"), tmp_path / run) for run in ("a", "b"))
+    assert [path.name for path in once] == [f"{name}.{ending}" for ending in ("png", "pdf", "svg")]
+    for one, other in zip(once, again, strict=True):
+        assert len(one.read_bytes()) > 1000
+        assert one.read_bytes() == other.read_bytes(), one.suffix
+
+
+def test_png_has_print_resolution(tmp_path: Path) -> None:
+    from PIL import Image
+
+    path = write_figure("stability", frames("one"), tmp_path)[0]
+    with Image.open(path) as image:
+        assert image.width == 680
+
+
+def test_series_differ_without_colour() -> None:
+    looks = list(style.looks(f"s{i}" for i in range(12)).values())
+    assert len({(look.marker, look.colour) for look in looks}) == 12
+    for one, other in combinations(looks[:7], 2):
+        assert one.colour != other.colour
+        assert one.marker != other.marker
+        assert one.line != other.line
+        assert one.hatch != other.hatch
+
+
+def test_many_cells_share_panels() -> None:
+    assert len(drawn("pareto", "many").axes) == 2  # a panel a model
+    assert len(drawn("history", "many").axes) == style.FACETS
+    assert len(drawn("pareto").axes) == 4
+
+
+# what they show
+
+
+def test_pareto_points_are_means_over_seeds() -> None:
+    axis = panels(drawn("pareto"))["ETTh1 iTransformer"]
+    handles, labels = axis.get_legend_handles_labels()
+    shown = dict(zip(labels, handles, strict=True))
+    rows = [
+        error({"dataset": "ETTh1", "model": "iTransformer", "horizon": 96, "seed": seed},
+              nested("send", 0.5), "finetuned", "ETTh1")
+        for seed in range(3)
+    ]  # fmt: skip
+    line = shown["SPAT 50 %"].lines[0]
+    assert line.get_xdata()[0] == 32
+    assert line.get_ydata()[0] == pytest.approx(np.mean(rows))
+    assert shown["dense"].lines[0].get_xdata()[0] == 40
+    assert axis.get_xlabel() == "" and "FLOPs" in drawn("pareto").axes[-1].get_xlabel()
+
+
+def test_pareto_of_many_cells_is_relative_to_dense() -> None:
+    axis = panels(drawn("pareto", "many"))["iTransformer"]
+    handles, labels = axis.get_legend_handles_labels()
+    dense = dict(zip(labels, handles, strict=True))["dense"].lines[0]
+    assert (dense.get_xdata()[0], dense.get_ydata()[0]) == pytest.approx((100, 0))
+
+
+def test_a_reference_far_away_is_named_and_not_drawn() -> None:
+    made = build(datasets=("ETTh1",), models=("iTransformer", "DLinear"), pairs=())
+    made["results"].loc[made["results"]["model"] == "DLinear", "mse"] = 3.0
+    figure = draw("pareto", Frames.of(**made))
+    (axis,) = figure.axes
+    assert axis.get_ylim()[1] < 1
+    assert "DLinear 3.000" in axis.texts[0].get_text()
+
+
+def test_latency_is_relative_to_the_dense_model() -> None:
+    axis = panels(drawn("latency"))["ETTh2 PatchTST"]
+    handles, labels = axis.get_legend_handles_labels()
+    line = dict(zip(labels, handles, strict=True))["none left"].lines[0]
+    assert line.get_xdata()[0] == pytest.approx(60)
+    assert line.get_ydata()[0] == pytest.approx(100 * 4.4 / 6.0)
+
+
+def test_send_sites_shows_scores_in_forward_order() -> None:
+    figure = drawn("send_sites", "one")
+    bars = [patch.get_height() for patch in figure.axes[0].patches]
+    scores = frames("one").scores.query("criterion == 'send' and head == -1 and batch >= 0")
+    expected = scores.groupby("site")["value"].mean() / 1e-2
+    assert bars == pytest.approx(list(expected))
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["e0", "e1", "e2", "e3"]
+    assert "10^{-2}" in figure.axes[0].get_ylabel()
+    trajectory = figure.axes[1].lines[0]
+    assert list(trajectory.get_xdata()) == [1, 2, 3, 4, 5]
+    assert trajectory.get_ydata()[0] == pytest.approx(2 * score("send", 0, -1) / 1e-2)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("encoder.0.self", "e0"), ("decoder.1.self", "d1"), ("decoder.1.cross", "d1×")],
+)
+def test_short_names_of_sites(name: str, expected: str) -> None:
+    assert short(name) == expected
+
+
+def test_uniformity_names_the_correlation_and_the_two_sites() -> None:
+    titles = [axis.get_title() for axis in drawn("send_uniformity", "one").axes]
+    assert "ρ = −1.00" in titles[0]
+    assert titles[1].startswith("lowest: e1")
+    assert titles[2].startswith("highest: e0")
+    image = drawn("send_uniformity", "one").axes[2].images[0].get_array()
+    assert image.shape == (7, 7)
+    assert np.allclose(image.sum(axis=1), 1)
+
+
+def test_stability_ends_in_full_agreement() -> None:
+    axis = drawn("stability", "one").axes[0]
+    handles, labels = axis.get_legend_handles_labels()
+    send = dict(zip(labels, handles, strict=True))["send"]
+    assert list(send.get_xdata()) == list(range(1, 9))
+    assert send.get_ydata()[-1] == 1.0
+    assert send.get_ydata()[0] < 1.0
+
+
+def test_head_module_shows_both_levels_and_the_control() -> None:
+    axis = panels(drawn("head_module"))["ETTh1 iTransformer"]
+    handles, labels = axis.get_legend_handles_labels()
+    assert {"control", "send modules", "send heads", "random heads"} <= set(labels)
+    shown = dict(zip(labels, handles, strict=True))
+    control = shown["control"].get_ydata()[0]
+    keys = {"dataset": "ETTh1", "model": "iTransformer", "horizon": 96}
+    full = Mask.full((4, 4, 4, 4))
+    seeds = [error({**keys, "seed": s}, full, "finetuned", "ETTh1") for s in range(3)]
+    assert control == pytest.approx(np.mean(seeds))
+
+
+def test_criteria_are_ordered_by_gain() -> None:
+    left = drawn("criteria_quality").axes[0]
+    order = [text.get_text() for text in left.get_yticklabels()]
+    assert order[-1] == "send"  # the best stands on top
+    gains = left.lines[0].get_xdata()
+    assert list(gains) == sorted(gains)
+
+
+def test_transfer_shows_the_change_on_the_target_and_at_home() -> None:
+    axis = drawn("transfer").axes[1]
+    assert "SPAT vs control" in axis.get_title()
+    values = [float(text.get_text().replace("−", "-")) for text in axis.texts]
+    keys = {"dataset": "ETTh1", "model": "iTransformer", "horizon": 96}
+    full = Mask.full((4, 4, 4, 4))
+
+    def change(target: str) -> float:
+        return 100 * np.mean(
+            [
+                error({**keys, "seed": s}, nested("send", 0.5), "finetuned", target)
+                / error({**keys, "seed": s}, full, "finetuned", target)
+                - 1
+                for s in range(3)
+            ]
+        )
+
+    assert values[:2] == pytest.approx([change("ETTh1"), change("ETTh2")], abs=0.05)
+
+
+def test_forecasts_begin_where_the_input_ends() -> None:
+    (axis,) = drawn("forecasts", "one").axes
+    handles, labels = axis.get_legend_handles_labels()
+    shown = dict(zip(labels, handles, strict=True))
+    assert set(shown) == {"input", "truth", "dense", "control", "none left"}
+    assert shown["input"].get_xdata()[-1] == -1
+    assert shown["truth"].get_xdata()[0] == 0
+    assert len(shown["dense"].get_xdata()) == 96
+
+
+def test_history_continues_with_fine_tuning() -> None:
+    axis = panels(drawn("history"))["ETTh1 iTransformer"]
+    handles, labels = axis.get_legend_handles_labels()
+    shown = dict(zip(labels, handles, strict=True))
+    assert list(shown["validation"].get_xdata()) == [1, 2, 3, 4, 5]
+    assert list(shown["fine-tuning: control"].get_xdata()) == [6, 7, 8]
+    assert "fine-tuning: SPAT (val.)" in shown
+
+
+def test_the_history_of_one_run_can_be_drawn_alone() -> None:
+    rows = frames("default").history.query(
+        "dataset == 'ETTh1' and model == 'iTransformer' and seed == 1"
+    )
+    (axis,) = run_history(rows, EMPTY).axes
+    _, labels = axis.get_legend_handles_labels()
+    assert "fine-tuning: none left" in labels
+    (axis,) = run_history(rows[rows["stage"] == "pretrain"]).axes
+    assert len(axis.get_legend_handles_labels()[1]) == 2
+    assert FULL not in labels

@@ -1,0 +1,475 @@
+from __future__ import annotations
+
+import csv
+import itertools
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from importlib import resources
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spat.data.registry import DATASETS
+from spat.models.forecaster import Forecaster
+from spat.models.layers import StepEmbedding, normalise, sinusoids
+from spat.models.registry import (
+    MODELS,
+    VARIANTS,
+    Hyperparameters,
+    Shape,
+    build,
+    hyperparameters,
+)
+
+ATTENTION = [name for name, row in MODELS.items() if row.attention]
+TRAINED = [name for name, row in MODELS.items() if row.trains]
+MARKED = ["iTransformer", "Transformer"]
+SHAPE = Shape(lookback=24, horizon=12, channels=5, marks=4)
+HYPER = Hyperparameters(
+    d_model=16,
+    d_ff=24,
+    e_layers=3,
+    d_layers=2,
+    n_heads=4,
+    patch_len=8,
+    stride=4,
+    label_len=12,
+    moving_average=5,
+    season=6,
+    instance_norm=True,
+)
+SITES = {
+    "iTransformer": ["encoder.0.self", "encoder.1.self", "encoder.2.self"],
+    "PatchTST": ["encoder.0.self", "encoder.1.self", "encoder.2.self"],
+    "Transformer": [
+        "encoder.0.self",
+        "encoder.1.self",
+        "encoder.2.self",
+        "decoder.0.self",
+        "decoder.0.cross",
+        "decoder.1.self",
+    ],
+}
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        yield
+        torch.set_num_threads(threads)
+
+
+def small(name: str, shape: Shape = SHAPE, **changes: float | bool) -> Forecaster:
+    return build(name, replace(HYPER, **changes), shape)
+
+
+def inputs(shape: Shape = SHAPE, windows: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        torch.randn(windows, shape.lookback, shape.channels),
+        torch.rand(windows, shape.lookback, shape.marks) - 0.5,
+        torch.rand(windows, shape.horizon, shape.marks) - 0.5,
+    )
+
+
+def counted(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+# The table.
+
+
+def test_the_registry_needs_no_torch() -> None:
+    code = (
+        "import sys, spat.models.registry as r; r.hyperparameters('DLinear', 'deep', 'ETTh1', 96)"
+    )
+    subprocess.run([sys.executable, "-c", f"{code}; assert 'torch' not in sys.modules"], check=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "variant", "dataset", "horizon", "expected"),
+    [
+        ("PatchTST", "published", "ETTh1", 96, {"n_heads": 2, "e_layers": 1, "d_model": 512}),
+        ("PatchTST", "published", "ETTh1", 192, {"n_heads": 8}),
+        ("PatchTST", "published", "Exchange", 336, {"epochs": 1, "batch_size": 32}),
+        ("PatchTST", "published", "Solar", 96, {"batch_size": 16, "e_layers": 2}),
+        ("PatchTST", "deep", "ETTm2", 720, {"d_model": 16, "d_ff": 128, "e_layers": 4}),
+        ("iTransformer", "published", "ETTh1", 96, {"d_model": 256, "time_features": True}),
+        ("iTransformer", "published", "ETTh1", 720, {"d_model": 512, "season": 24}),
+        ("iTransformer", "published", "Electricity", 96, {"learning_rate": 5e-4, "e_layers": 3}),
+        ("iTransformer", "published", "PEMS07", 48, {"instance_norm": False, "batch_size": 16}),
+        ("iTransformer", "deep", "ETTh2", 96, {"d_model": 128, "time_features": False}),
+        ("Transformer", "published", "ILI", 24, {"label_len": 18, "d_ff": 2048}),
+        ("DLinear", "deep", "ETTh2", 96, {"learning_rate": 0.05, "moving_average": 25}),
+        ("SeasonalNaive", "published", "Weather", 96, {"season": 144, "d_model": 0}),
+    ],
+)
+def test_the_most_specific_row_wins(
+    model: str, variant: str, dataset: str, horizon: int, expected: dict[str, object]
+) -> None:
+    found = hyperparameters(model, variant, dataset, horizon)
+    assert {name: getattr(found, name) for name in expected} == expected
+
+
+def test_every_row_of_the_table_can_be_reached_and_says_where_it_is_from() -> None:
+    text = resources.files("spat.models").joinpath("hyperparameters.csv").read_text()
+    for row in csv.DictReader(text.splitlines()):
+        if row["dataset"] == "*":  # also for datasets that are yet to come
+            continue
+        variant = "deep" if row["variant"] == "*" else row["variant"]
+        horizon = 1 if row["horizon"] == "*" else int(row["horizon"])
+        found = hyperparameters(row["model"], variant, row["dataset"], horizon)
+        assert found.source == row["source"], row
+        assert found.epochs == int(row["epochs"]), row
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_run_of_the_registries_can_be_built(name: str) -> None:
+    built = set()
+    for variant, dataset in itertools.product(VARIANTS, DATASETS.values()):
+        for horizon in dataset.horizons:
+            hyper = hyperparameters(name, variant, dataset.name, horizon)
+            shape = Shape(dataset.lookback, horizon, dataset.channels, 4 if dataset.mark else 0)
+            key = (replace(hyper, source="", season=1), shape)
+            if key in built:
+                continue
+            built.add(key)
+            with torch.device("meta"):
+                model = build(name, hyper, shape)
+                y = model(*(inputs(shape, 2) if shape.marks else inputs(shape, 2)[:1]))
+            assert y.shape == (2, horizon, dataset.channels)
+            assert bool(model.sites()) == MODELS[name].attention
+            assert bool(counted(model)) == MODELS[name].trains
+            if variant == "deep" and model.sites():
+                assert len(model.sites()) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("LSTM", "deep", "ETTh1", 96), "model 'LSTM' is not one of iTransformer, PatchTST"),
+        (("DLinear", "wide", "ETTh1", 96), "variant 'wide' is not one of published, deep"),
+        (("DLinear", "deep", "ETTh9", 96), "dataset 'ETTh9' is not one of ETTh1"),
+        (("DLinear", "deep", "ETTh1", 96, {"width": 3}), "'width' is not one of d_model"),
+        (("DLinear", "deep", "ETTh1", 96, {"source": "x"}), "'source' is not one of"),
+        (("PatchTST", "deep", "ETTh1", 96, {"d_model": 3.5}), "d_model: 3.5 is no int"),
+        (("PatchTST", "deep", "ETTh1", 96, {"d_model": True}), "d_model: True is no int"),
+        (("PatchTST", "deep", "ETTh1", 96, {"dropout": True}), "dropout: True is no float"),
+        (("PatchTST", "deep", "ETTh1", 96, {"dropout": "a"}), "dropout: 'a' is no float"),
+        (("PatchTST", "deep", "ETTh1", 96, {"time_features": 1}), "time_features: 1 is no bool"),
+        (("PatchTST", "deep", "ETTh1", 96, {"e_layers": 0}), "e_layers: 0 is not positive"),
+        (("PatchTST", "deep", "ETTh1", 96, {"dropout": 1.0}), r"dropout: 1.0 is not in \[0, 1\)"),
+        (
+            ("PatchTST", "deep", "ETTh1", 96, {"learning_rate": float("nan")}),
+            "learning_rate: nan is not positive",
+        ),
+    ],
+)
+def test_what_is_not_in_the_table_is_named(arguments: tuple, message: str) -> None:  # type: ignore[type-arg]
+    with pytest.raises(ValueError, match=message):
+        hyperparameters(*arguments)
+
+
+def test_overrides_change_a_row_and_its_source() -> None:
+    row = hyperparameters("PatchTST", "deep", "ETTh1", 96)
+    changed = hyperparameters("PatchTST", "deep", "ETTh1", 96, {"dropout": 0, "e_layers": 3})
+    assert changed == replace(row, dropout=0.0, e_layers=3, source=changed.source)
+    assert changed.source == f"{row.source}; changed: dropout 0.0, e_layers 3"
+    assert isinstance(changed.dropout, float)
+    assert hyperparameters("PatchTST", "deep", "ETTh1", 96, {}) == row
+
+
+def test_the_table_has_a_column_for_every_setting() -> None:
+    text = resources.files("spat.models").joinpath("hyperparameters.csv").read_text()
+    columns = set(text.splitlines()[0].split(",")) - {"model", "variant", "dataset", "horizon"}
+    assert columns == {field.name for field in fields(Hyperparameters)} - {"season"}
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "parameters"),
+    [
+        ("iTransformer", "ETTh2", 224_224),
+        ("PatchTST", "ETTh1", 3_751_520),
+        ("Transformer", "ETTh1", 10_540_039),
+        ("DLinear", "ETTh1", 18_624),
+    ],
+)
+def test_parameters_are_as_many_as_published(name: str, dataset: str, parameters: int) -> None:
+    with torch.device("meta"):
+        model = build(name, hyperparameters(name, "published", dataset, 96), Shape(96, 96, 7, 4))
+    assert counted(model) == parameters
+
+
+# What holds for every model.
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("shape", [SHAPE, Shape(9, 1, 1, 4), Shape(17, 30, 3, 4)], ids=str)
+@pytest.mark.parametrize("time_features", [False, True])
+def test_any_shape(name: str, shape: Shape, time_features: bool) -> None:
+    model = small(name, shape, time_features=time_features)
+    y = model(*inputs(shape))
+    assert y.shape == (3, shape.horizon, shape.channels)
+    assert torch.isfinite(y).all()
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_gradient_reaches_every_parameter(name: str) -> None:
+    model = small(name, dropout=0.1, time_features=name in MARKED)
+    model(*inputs()).square().mean().backward()
+    for parameter, tensor in model.named_parameters():
+        assert tensor.grad is not None, parameter
+        # The bias of keys moves all logits of a row alike, which softmax does not see.
+        assert tensor.grad.abs().max() > 0, parameter
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_loss_falls(name: str) -> None:
+    model = small(name)
+    x, y = torch.randn(16, 24, 5), torch.randn(16, 12, 5)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(20):
+        loss = F.mse_loss(model(x), y)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_window_does_not_depend_on_its_batch(name: str) -> None:
+    model = small(name, dropout=0.5, time_features=name in MARKED)
+    batch = inputs(windows=8)
+    model(*batch)  # moves the running statistics of batch normalisation off their start
+    model.eval()
+    together = model(*batch)
+    assert torch.equal(model(*batch), together)
+    alone = torch.cat([model(*(t[i : i + 1] for t in batch)) for i in range(8)])
+    torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_dropout_follows_the_seed(name: str) -> None:
+    model, batch = small(name, dropout=0.3), inputs()
+    torch.manual_seed(5)
+    first, second = model(*batch), model(*batch)
+    torch.manual_seed(5)
+    assert torch.equal(model(*batch), first)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_sites_stand_in_forward_order(name: str) -> None:
+    model, order = small(name), []
+    names = {site.attention: site.name for site in model.sites()}
+    for attention in names:
+        attention.register_forward_hook(lambda module, *_: order.append(names[module]))
+    model(*inputs())
+    assert order == [site.name for site in model.sites()] == SITES[name]
+    assert {site.heads for site in model.sites()} == {4}
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_a_removed_site_is_still_listed(name: str) -> None:
+    model = small(name)
+    before = counted(model)
+    model.sites()[1].remove()
+    kept = [site.attention is not None for site in model.sites()]
+    assert kept == [i != 1 for i in range(len(SITES[name]))]
+    assert before - counted(model) == 4 * 16 * 16 + 4 * 16
+    assert model(*inputs()).shape == (3, 12, 5)
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_a_removed_site_equals_one_that_adds_nothing(name: str) -> None:
+    for index in range(len(SITES[name])):
+        model, batch = small(name, time_features=name in MARKED).eval(), inputs()
+        site = model.sites()[index]
+        assert site.attention is not None
+        with torch.no_grad():
+            site.attention.out.weight.zero_()
+            site.attention.out.bias.zero_()
+        expected = model(*batch)
+        site.remove()
+        torch.testing.assert_close(model(*batch), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_without_any_site_the_forecast_still_depends_on_the_input(name: str) -> None:
+    model = small(name).eval()
+    for site in model.sites():
+        site.remove()
+    x, *_ = inputs()
+    changed = x.clone()
+    changed[:, 0] += 1  # outside the label steps of the Transformer's decoder
+    assert (model(x) - model(changed)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_missing_time_features_are_named(name: str) -> None:
+    with pytest.raises(ValueError, match="no timestamps"):
+        small(name, Shape(24, 12, 5), time_features=True)
+    model, (x, past, _) = small(name, time_features=True), inputs()
+    with pytest.raises(ValueError, match="past_marks"):
+        model(x)
+    if name == "Transformer":
+        with pytest.raises(ValueError, match="future_marks"):
+            model(x, past)
+
+
+@pytest.mark.parametrize("name", ["iTransformer", "PatchTST"])
+def test_the_forecast_follows_the_scale_of_the_window(name: str) -> None:
+    model, (x, *_) = small(name).eval(), inputs()
+    torch.testing.assert_close(model(4 * x - 3), 4 * model(x) - 3, atol=1e-3, rtol=1e-3)
+    plain = small(name, instance_norm=False).eval()
+    assert (plain(4 * x - 3) - (4 * plain(x) - 3)).abs().max() > 0.1
+
+
+# What holds for one.
+
+
+def test_itransformer_commutes_with_the_order_of_channels() -> None:
+    model, (x, past, _) = small("iTransformer", time_features=True).eval(), inputs()
+    order = torch.tensor([3, 0, 4, 1, 2])
+    torch.testing.assert_close(model(x[:, :, order], past), model(x, past)[:, :, order])
+
+
+def test_marks_of_itransformer_end_with_the_last_attention() -> None:
+    model, (x, past, _) = small("iTransformer", time_features=True).eval(), inputs()
+    widths: list[int] = []
+    for layer in model.layers:
+        layer.feed_forward.register_forward_hook(lambda _, i, __: widths.append(i[0].shape[1]))
+    normal, scale = normalise(x)
+    for removed, expected in (([], [9, 9, 9]), ([2], [9, 9, 5]), ([0, 1], [5, 5, 5])):
+        for index in removed:
+            model.sites()[index].remove()
+        # The reference carries the marks through to the end.
+        tokens = model.embedding(torch.cat([normal, past], -1).transpose(1, 2))
+        for layer in model.layers:
+            tokens = layer(tokens)
+        reference = scale.undo(model.head(model.norm(tokens)).transpose(1, 2)[:, :, :5])
+        widths.clear()
+        torch.testing.assert_close(model(x, past), reference)
+        assert widths == expected
+    torch.testing.assert_close(model(x, None), reference)
+
+
+def test_patchtst_keeps_channels_apart() -> None:
+    model, (x, *_) = small("PatchTST").eval(), inputs()
+    queries: list[Tensor] = []
+    attention = model.sites()[0].attention
+    assert attention is not None
+    attention.core.register_forward_hook(lambda _, i, __: queries.append(i[0]))
+    changed = x.clone()
+    changed[1, :12, 2] += 1
+    before, after = model(x), model(changed)
+    moved = torch.zeros(3, 5, dtype=torch.bool)
+    moved[1, 2] = True
+    assert torch.equal((before - after).abs().amax(1) > 0, moved)
+    rows = (queries[0] - queries[1]).flatten(1).abs().amax(1) > 0
+    assert torch.equal(rows, moved.flatten())  # row = window * channels + channel
+
+
+@pytest.mark.parametrize(("lookback", "patches"), [(96, 12), (36, 4), (8, 1)])
+def test_patches_cover_the_padded_window(lookback: int, patches: int) -> None:
+    shape = Shape(lookback, 12, 2)
+    model = small("PatchTST", shape, patch_len=16, stride=8).eval()
+    assert model.head.in_features == patches * 16
+    seen: list[Tensor] = []
+    model.embedding.register_forward_hook(lambda _, i, __: seen.append(i[0]))
+    x = torch.arange(lookback, dtype=torch.float32).reshape(1, lookback, 1).repeat(1, 1, 2)
+    model(x)
+    steps = normalise(x)[0][0, :, 0]
+    padded = torch.cat([steps, steps[-1:].expand(8)])
+    wanted = torch.stack([padded[8 * i : 8 * i + 16] for i in range(patches)])
+    torch.testing.assert_close(seen[0], wanted.expand(2, patches, 16))
+
+
+def test_a_lookback_without_a_patch_is_an_error() -> None:
+    with pytest.raises(ValueError, match="lookback 7 with stride 8 holds no patch of 16"):
+        small("PatchTST", Shape(7, 12, 2), patch_len=16, stride=8)
+
+
+def test_the_decoder_sees_label_steps_then_zeros() -> None:
+    model, (x, past, future) = small("Transformer", time_features=True).eval(), inputs()
+    seen: list[tuple[Tensor, Tensor]] = []
+    model.target.register_forward_hook(lambda _, i, __: seen.append(i))
+    model(x, past, future)
+    begun, marks = seen[0]
+    assert torch.equal(begun[:, :12], x[:, 12:])
+    assert torch.equal(begun[:, 12:], torch.zeros(3, 12, 5))
+    assert torch.equal(marks, torch.cat([past[:, 12:], future], 1))
+
+
+def test_the_last_cross_attention_of_the_transformer_is_no_site() -> None:
+    model = small("Transformer", e_layers=1, d_layers=1)
+    assert [site.name for site in model.sites()] == ["encoder.0.self", "decoder.0.self"]
+
+
+def test_step_embedding_is_a_circular_convolution() -> None:
+    embedding = StepEmbedding(channels=3, width=8, length=10, marks=4, dropout=0.0)
+    x, marks = torch.randn(2, 10, 3), torch.randn(2, 10, 4)
+    kernel = embedding.value.weight.unflatten(1, (3, 3)).transpose(1, 2)  # [out, in, neighbour]
+    wrapped = F.pad(x.transpose(1, 2), (1, 1), mode="circular")
+    tokens = F.conv1d(wrapped, kernel).transpose(1, 2)
+    expected = tokens + sinusoids(10, 8) + marks @ embedding.time.weight.T
+    torch.testing.assert_close(embedding(x, marks), expected)
+
+
+@pytest.mark.parametrize("width", [6, 7])
+def test_sinusoids(width: int) -> None:
+    table = sinusoids(20, width)
+    assert table.shape == (20, width)
+    for step, column in ((0, 0), (3, 2), (19, 5)):
+        angle = torch.tensor(step / 10000 ** (2 * (column // 2) / width))
+        wanted = angle.cos() if column % 2 else angle.sin()
+        assert table[step, column].item() == pytest.approx(wanted.item(), abs=1e-5)
+
+
+def test_normalise_can_be_undone_and_survives_a_constant_channel() -> None:
+    x = torch.randn(4, 30, 3) * 5 + 2
+    x[..., 1] = 7.0
+    normal, scale = normalise(x)
+    torch.testing.assert_close(scale.undo(normal), x)
+    torch.testing.assert_close(normal.mean(1), torch.zeros(4, 3), atol=1e-5, rtol=0)
+    variance = normal[..., [0, 2]].var(1, unbiased=False)
+    torch.testing.assert_close(variance, torch.ones(4, 2), atol=1e-4, rtol=0)
+    assert torch.equal(normal[..., 1], torch.zeros(4, 30))
+
+
+def test_dlinear_starts_from_the_mean_and_splits_off_the_trend() -> None:
+    model, (x, *_) = small("DLinear"), inputs()
+    for linear in (model.trend, model.remainder):
+        torch.nn.init.zeros_(linear.bias)
+    torch.testing.assert_close(model(x), x.mean(1, keepdim=True).expand(3, 12, 5))
+    # With trend weights that pick one step, the forecast is the moving average there.
+    torch.nn.init.zeros_(model.remainder.weight)
+    for step, window in ((10, x[:, 8:13]), (0, x[:, [0, 0, 0, 1, 2]])):
+        torch.nn.init.zeros_(model.trend.weight)
+        with torch.no_grad():
+            model.trend.weight[:, step] = 1
+        torch.testing.assert_close(model(x)[:, 0], window.mean(1))
+    with pytest.raises(ValueError, match="moving_average 4"):
+        small("DLinear", moving_average=4)
+
+
+def test_repeat_last() -> None:
+    x, *_ = inputs()
+    assert torch.equal(small("RepeatLast")(x), x[:, -1:].expand(3, 12, 5))
+
+
+def test_seasonal_naive_continues_a_season_and_falls_back_to_the_last_step() -> None:
+    model = small("SeasonalNaive", Shape(24, 15, 2), season=7)
+    series = torch.randn(7, 2).repeat(6, 1)
+    assert torch.equal(model(series[None, :24]), series[None, 24:39])
+    x, *_ = inputs()
+    assert torch.equal(small("SeasonalNaive", season=25)(x), small("RepeatLast")(x))
+    assert torch.equal(small("SeasonalNaive", season=24)(x), x[:, :12])

@@ -1,0 +1,498 @@
+"""The tables: their numbers against the frames, and their pages."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import frame_builder
+import numpy as np
+import pandas as pd
+import pytest
+from frame_builder import EMPTY, FULL, build, frames_of, nested
+
+from spat.data.registry import DATASETS
+from spat.models.registry import MODELS
+from spat.reporting import render
+from spat.reporting.frames_io import Absent, Frames
+from spat.reporting.methods import at_ratio, in_order
+from spat.reporting.tables import TABLES, accuracy, plain, rendered, write_table
+from spat.reporting.tables.efficiency import PAPER_AVERAGES
+
+CELL = {"dataset": "ETTh1", "model": "iTransformer"}
+
+
+@cache
+def default() -> Frames:
+    return frames_of()
+
+
+def errors(frames: Frames, mask: str, phase: str, metric: str = "mse", **cell: object) -> pd.Series:
+    """Test errors by seed, straight from the frame."""
+    rows = frames.results
+    rows = rows[(rows["split"] == "test") & (rows["order"] == 0)]
+    wanted = {**CELL, "target": cell.get("dataset", "ETTh1"), "mask": mask, "phase": phase, **cell}
+    for column, value in wanted.items():
+        rows = rows[rows[column] == value]
+    return rows.set_index("seed")[metric].sort_index()
+
+
+def one(table: pd.DataFrame, **keys: object) -> pd.Series:
+    for column, value in keys.items():
+        table = table[table[column].astype(str) == str(value)]
+    assert len(table) == 1, table
+    return table.iloc[0]
+
+
+# main
+
+
+def test_main_gives_mean_deviation_and_number_of_seeds() -> None:
+    table = TABLES["main"].function(default())
+    dense = errors(default(), FULL, "dense")
+    row = one(table, **CELL, metric="MSE", method="dense")
+    assert row["mean"] == pytest.approx(dense.mean())
+    assert row["sd"] == pytest.approx(dense.std(ddof=1))
+    assert (row["n"], row["missing"]) == (3, 0)
+    mae = errors(default(), EMPTY, "finetuned", "mae")
+    assert one(table, **CELL, metric="MAE", method="none left")["mean"] == pytest.approx(mae.mean())
+
+
+def test_main_compares_with_dense_and_control_paired_by_seed() -> None:
+    table = TABLES["main"].function(default())
+    dense, control = (errors(default(), FULL, phase) for phase in ("dense", "finetuned"))
+    spat = errors(default(), nested("send", 0.5).name, "finetuned")
+    row = one(table, **CELL, metric="MSE", method="control")
+    assert row["vs_dense"] == pytest.approx((100 * (control / dense - 1)).mean())
+    assert row["vs_dense"] < 0
+    assert row["vs_control"] == 0
+    gain = one(table, **CELL, metric="MSE", method=accuracy.GAIN)
+    paired = 100 * (spat / control - 1)
+    assert (gain["mean"], gain["sd"]) == pytest.approx((paired.mean(), paired.std(ddof=1)))
+    assert gain["unit"] == "%"
+
+
+def test_main_takes_the_mask_that_validation_chose_for_each_seed() -> None:
+    made = build()
+    chosen = made["selections"]["rule"] == "validation"
+    other = chosen & (made["selections"]["seed"] == 1)
+    made["selections"].loc[other, "mask"] = nested("send", 0.25).name
+    table = TABLES["main"].function(Frames.of(**made))
+    masks = [nested("send", ratio).name for ratio in (0.5, 0.25, 0.5)]
+    expected = [errors(default(), mask, "finetuned")[seed] for seed, mask in enumerate(masks)]
+    row = one(table, **CELL, metric="MSE", method="SPAT (val.)")
+    assert row["mean"] == pytest.approx(np.mean(expected))
+
+
+def test_main_gives_a_mask_once_under_its_smallest_ratio() -> None:
+    made = build()
+    send = (made["selections"]["criterion"] == "send") & (made["selections"]["level"] == "site")
+    half = send & (made["selections"]["ratio"] == 0.5)
+    made["selections"].loc[half, "mask"] = nested("send", 0.25).name
+    made["selections"].loc[half, "removed"] = 1
+    methods = set(TABLES["main"].function(Frames.of(**made))["method"])
+    assert at_ratio(0.25) in methods
+    assert at_ratio(0.5) not in methods
+    assert at_ratio(1.0) not in methods  # it is `none left`
+
+
+def test_main_counts_and_shows_runs_that_diverged() -> None:
+    made = build()
+    rows = made["results"]
+    lost = (rows["mask"] == EMPTY) & (rows["model"] == "iTransformer") & (rows["seed"] == 0)
+    lost |= (rows["mask"] == nested("send", 0.25).name) & (rows["model"] == "iTransformer")
+    rows.loc[lost, ["mse", "mae"]] = np.nan
+    rows.loc[lost, "status"] = "diverged"
+    frames = Frames.of(**made)
+    row = one(TABLES["main"].function(frames), **CELL, metric="MSE", method="none left")
+    assert (row["n"], row["missing"]) == (2, 1)
+    line = next(x for x in rendered("main", frames)["md"].splitlines() if "iTransformer" in x)
+    assert "(1 diverged)" in line
+    assert "| diverged |" in line
+    for name in TABLES:
+        rendered(name, frames)
+
+
+def test_main_ignores_other_data_orders_and_the_validation_split() -> None:
+    frames = frames_of(orders=3)
+    pd.testing.assert_frame_equal(
+        TABLES["main"].function(frames), TABLES["main"].function(default())
+    )
+
+
+def test_dlinear_stands_in_the_cells_of_another_variant() -> None:
+    made = build()
+    rows = made["results"]
+    rows.loc[rows["model"] == "DLinear", "variant"] = "published"
+    table = TABLES["main"].function(Frames.of(**made))
+    expected = errors(default(), "none", "dense", model="DLinear").mean()
+    row = one(table, **CELL, metric="MSE", method="DLinear")
+    assert row["mean"] == pytest.approx(expected)
+    assert row["variant"] == "deep"
+
+
+def test_changes_have_intervals_round_the_change() -> None:
+    table = TABLES["changes"].function(default())
+    control = errors(default(), FULL, "finetuned").mean()
+    empty = errors(default(), EMPTY, "finetuned").mean()
+    row = one(table, **CELL, method="none left")
+    assert row["mean"] == pytest.approx(100 * (empty / control - 1), abs=1e-3)
+    assert row["low"] < row["mean"] < row["high"]
+    assert not {"dense", "control"} & set(table["method"])
+
+
+def test_controls_put_training_from_scratch_beside_fine_tuning() -> None:
+    table = TABLES["controls"].function(frames_of(scratch=True))
+    tuned, scratch = (
+        one(table, **CELL, metric="MSE", start=start, method="none left")["mean"]
+        for start in ("dense weights", "from scratch")
+    )
+    assert scratch - tuned == pytest.approx(0.011, abs=1e-3)
+
+
+# efficiency
+
+
+def test_efficiency_gives_costs_and_their_change() -> None:
+    table = TABLES["efficiency"].function(default())
+    dense = one(table, **CELL, metric="FLOPs", method="dense")
+    assert (dense["mean"], dense["unit"]) == (40e6, "FLOPs")
+    half = one(table, **CELL, metric="FLOPs", method=at_ratio(0.5))
+    assert half["mean"] == pytest.approx(-20.0)
+    assert half["absolute"] == 32e6
+    latency = one(table, **CELL, metric="Latency", method="none left")
+    assert latency["mean"] == pytest.approx(100 * ((2 + 2.4) / (2 + 4.0) - 1))
+    assert one(table, **CELL, metric="Latency", method="dense")["mean"] == pytest.approx(6.0)
+
+
+def test_efficiency_ends_with_our_averages_beside_the_papers() -> None:
+    table = TABLES["efficiency"].function(default())
+    averages = table[table["dataset"] == "average"]
+    for name, value in PAPER_AVERAGES.items():
+        row = one(averages, metric=name, method="paper")
+        assert row["mean"] == value
+        assert row["source"] == "arXiv 2505.08768"
+    assert PAPER_AVERAGES == {
+        "MSE": -2.842, "MAE": -1.996, "FLOPs": -35.274, "Parameters": -28.191
+    }  # fmt: skip
+    ours = one(averages, metric="FLOPs", method="SPAT (val.)")
+    assert ours["mean"] == pytest.approx(-20.0)
+    assert ours["runs"] == 12
+
+
+def test_averages_weigh_stations_and_not_files() -> None:
+    frames = frames_of(datasets=("ETTh1", "ETTm1", "ETTh2"), models=("iTransformer",), pairs=())
+    table = TABLES["efficiency"].function(frames)
+    cells = table[(table["metric"] == "MSE") & (table["method"] == "none left")]
+    change = cells.set_index("dataset")["mean"]
+    expected = ((change["ETTh1"] + change["ETTm1"]) / 2 + change["ETTh2"]) / 2
+    assert change["average"] == pytest.approx(expected)
+
+
+# zero-shot
+
+
+def test_zeroshot_compares_on_the_target() -> None:
+    table = TABLES["zeroshot"].function(default())
+    pair = {"source": "ETTh1", "target": "ETTh2", "model": "iTransformer", "metric": "MSE"}
+    away = errors(default(), FULL, "dense", target="ETTh2").mean()
+    assert one(table, **pair, method="dense")["mean"] == pytest.approx(away)
+    home = errors(default(), FULL, "dense", dataset="ETTh2").mean()
+    assert one(table, **pair, method="trained on target")["mean"] == pytest.approx(home)
+    naive = errors(default(), "none", "dense", dataset="ETTh2", model="RepeatLast")
+    assert one(table, **pair, method="repeat last")["mean"] == pytest.approx(naive[0])
+    linear = errors(default(), "none", "dense", model="DLinear", target="ETTh2").mean()
+    assert one(table, **pair, method="DLinear")["mean"] == pytest.approx(linear)
+
+
+def test_zeroshot_subtracts_the_gain_at_home() -> None:
+    table = TABLES["zeroshot"].function(default())
+    mask = nested("send", 0.5).name
+
+    def gain(target: str) -> pd.Series:
+        spat = errors(default(), mask, "finetuned", target=target)
+        return 100 * (1 - spat / errors(default(), FULL, "finetuned", target=target))
+
+    row = one(table, source="ETTh1", target="ETTh2", model="iTransformer", unit="pp")
+    assert row["mean"] == pytest.approx((gain("ETTh2") - gain("ETTh1")).mean())
+
+
+def test_training_on_the_target_is_not_ranked() -> None:
+    for line in rendered("zeroshot", default())["md"].splitlines():
+        if line.startswith("| ETT"):
+            assert "*" not in line.split("|")[-3], "trained on target is no zero-shot forecast"
+
+
+# criteria and levels
+
+
+def test_criteria_average_draws_within_seeds_and_know_the_mean_of_all_masks() -> None:
+    table = TABLES["criteria"].function(default())
+    site = {**CELL, "level": "modules", "share": "50 %"}
+    rows = default().results.query(
+        "dataset == 'ETTh1' and target == 'ETTh1' and model == 'iTransformer' and split == 'test' "
+        "and phase == 'finetuned'"
+    )
+    pairs = rows[rows["mask"].map(lambda mask: sorted(mask.split(".")) == ["0", "0", "1", "1"])]
+    assert len(pairs) == 6 * 3
+    expected = pairs["mse"].mean()
+    row = one(table, **site, criterion="(mean of all masks)")
+    assert (row["mean"], row["n"]) == (pytest.approx(expected), 3)
+    masks = default().selections.query(
+        "criterion == 'random' and level == 'site' and ratio == 0.5 and seed == 0 "
+        "and dataset == 'ETTh1' and model == 'iTransformer'"
+    )["mask"]
+    drawn = np.mean([errors(default(), mask, "finetuned").mean() for mask in masks])
+    row = one(table, **site, criterion="random")
+    assert (row["mean"], row["n"]) == (pytest.approx(drawn), 3)
+    assert "100 %" not in set(table["share"])
+
+
+def test_heads_and_modules_are_paired_at_an_equal_share() -> None:
+    table = TABLES["heads"].function(default())
+    keys = {**CELL, "criterion": "michel", "share": "25 %", "metric": "MSE"}
+    modules = errors(default(), nested("michel", 0.25).name, "finetuned")
+    heads = errors(default(), frame_builder.head_mask("michel", 0.25).name, "finetuned")
+    assert one(table, **keys, method="modules")["mean"] == pytest.approx(modules.mean())
+    assert one(table, **keys, method="heads")["mean"] == pytest.approx(heads.mean())
+    change = one(table, **keys, method="heads vs modules")["mean"]
+    assert change == pytest.approx((100 * (heads / modules - 1)).mean())
+    assert set(table["matched"]) == {"share"}
+    flops = one(table, **{**keys, "metric": "FLOPs"}, method="modules")
+    assert flops["mean"] == 36e6
+
+
+def test_quality_finds_the_criterion_that_knows_the_truth() -> None:
+    table = TABLES["quality"].function(default())
+    gains = table[table["measure"] == "gain over chance"].set_index(["model", "criterion"])["mean"]
+    for model in frame_builder.ATTENTION:
+        assert gains[model].idxmax() == "send"
+        assert gains[model]["send"] > 0 > gains[model]["send_reverse"]
+    regret = table[table["measure"] == "regret (hindsight)"].set_index(["model", "criterion"])
+    assert regret.loc[("iTransformer", "send"), "mean"] == pytest.approx(0, abs=0.05)
+
+
+# published numbers
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset", "mse", "mae"),
+    [
+        ("iTransformer", "ETTh1", 0.386, 0.405),
+        ("iTransformer", "ETTh2", 0.297, 0.349),
+        ("PatchTST", "ETTh1", 0.414, 0.419),
+        ("PatchTST", "ETTh2", 0.302, 0.348),
+        ("DLinear", "ETTh1", 0.386, 0.400),
+    ],
+)
+def test_published_numbers(model: str, dataset: str, mse: float, mae: float) -> None:
+    row = one(accuracy.published(), model=model, dataset=dataset, horizon=96)
+    assert (row["mse"], row["mae"]) == (mse, mae)
+
+
+def test_published_numbers_are_of_known_models_and_protocols() -> None:
+    table = accuracy.published()
+    assert not table.duplicated(["model", "dataset", "lookback", "horizon"]).any()
+    assert table.notna().all(axis=None)
+    assert table["source"].str.len().gt(20).all()
+    assert set(table["model"]) <= set(MODELS)
+    for row in table.itertuples():
+        dataset = DATASETS[str(row.dataset)]
+        assert row.lookback == dataset.lookback
+        assert row.horizon in dataset.horizons
+
+
+def test_reproduction_judges_by_three_percent() -> None:
+    made = build(datasets=("ETTh1",), variant="published", pairs=())
+    rows = made["results"]
+    theirs = accuracy.published().query("dataset == 'ETTh1' and horizon == 96").set_index("model")
+    for model, factor in (("iTransformer", 1.029), ("PatchTST", 1.031), ("DLinear", 0.9)):
+        rows.loc[rows["model"] == model, "mse"] = factor * theirs.loc[model, "mse"]
+    table = TABLES["reproduction"].function(Frames.of(**made))
+    verdicts = table[table["metric"] == "MSE"].groupby("model")["verdict"].first().to_dict()
+    assert verdicts == {"iTransformer": "within 3 %", "PatchTST": "worse", "DLinear": "better"}
+    change = one(table, model="PatchTST", metric="MSE", method="change")
+    assert change["mean"] == pytest.approx(3.1)
+
+
+def test_reproduction_leaves_out_our_own_depth() -> None:
+    table = TABLES["reproduction"].function(default())
+    assert set(table["model"]) == {"DLinear"}
+
+
+# pages
+
+
+def page_of(values: dict[str, float], unit: str = "", **layout: object) -> render.Page:
+    frame = pd.DataFrame({"row": "r", "method": list(values), "mean": list(values.values())})
+    frame = frame.assign(sd=np.nan, n=1, missing=0, unit=unit)
+    return render.page(frame, render.Layout(("row",), "method", **layout))  # type: ignore[arg-type]
+
+
+def styles(page: render.Page) -> dict[str, str]:
+    ((_, cells),) = page.body
+    return {name: cell.style for name, cell in zip(page.columns, cells, strict=True)}
+
+
+def test_best_is_bold_and_second_underlined_by_the_digits_shown() -> None:
+    page = page_of({"a": 0.3004, "b": 0.2996, "c": 0.301, "d": 0.4})
+    assert styles(page) == {"a": "best", "b": "best", "c": "second", "d": ""}
+    assert "**0.300**" in render.markdown(page, "t")
+    assert r"\textbf{0.300}" in render.latex(page, "t", "t")
+    assert r"\underline{0.301}" in render.latex(page, "t", "t")
+
+
+def test_nothing_is_best_alone_or_among_equals() -> None:
+    assert styles(page_of({"a": 0.3})) == {"a": ""}
+    assert set(styles(page_of({"a": 0.3, "b": 0.30001})).values()) == {""}
+    assert set(styles(page_of({"a": 1.0, "b": 2.0}, unit="%")).values()) == {""}
+    assert styles(page_of({"a": 0.1, "b": 0.2, "c": 0.3}, unranked=("a",))) == {
+        "a": "", "b": "best", "c": "second"
+    }  # fmt: skip
+
+
+def test_every_bold_number_of_the_main_table_is_the_smallest_of_its_row() -> None:
+    lines = [x for x in rendered("main", default())["md"].splitlines() if x.startswith("| ETT")]
+    assert len(lines) == 8
+    for line in lines:
+        cells = line.strip("| ").split("|")[3:-1]  # without keys and the change
+        numbers = [float(re.search(r"\d\.\d+", cell).group()) for cell in cells]  # type: ignore[union-attr]
+        bold = [number for number, cell in zip(numbers, cells, strict=True) if "**" in cell]
+        assert bold
+        assert set(bold) == {min(numbers)}
+        second = [number for number, cell in zip(numbers, cells, strict=True) if "<ins>" in cell]
+        assert set(second) == {sorted(set(numbers))[1]}
+
+
+def test_a_page_states_n_and_its_constant_keys() -> None:
+    text = rendered("main", default())["md"]
+    assert "n = 3 seeds" in text
+    assert "Horizon: 96." in text
+    assert "n = 1 seed." in rendered("main", frames_of(seeds=(0,)))["md"]
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "shown"),
+    [
+        (0.38642, "", "0.386"),
+        (-2.842, "%", "−2.84"),
+        (0.5, "pp", "+0.50"),
+        (224_192, "parameters", "224 k"),
+        (40e6, "FLOPs", "40 M"),
+        (6.123, "ms", "6.12"),
+        (float("nan"), "", "–"),
+    ],
+)
+def test_numbers(value: float, unit: str, shown: str) -> None:
+    cell = page_of({"a": value}, unit=unit).body[0][1][0]
+    assert cell.value == shown
+
+
+def test_text_is_escaped_for_latex() -> None:
+    assert render.escape("50 % of_a & b #1 ~ {x} \\ ± −") == (
+        r"50 \% of\_a \& b \#1 \textasciitilde{} \{x\} \textbackslash{} $\pm$ $-$"
+    )
+
+
+def test_methods_have_one_order() -> None:
+    given = ["DLinear", "SPAT 100 %", "SPAT 25 %", "none left", "control", "SPAT (val.)", "dense"]
+    assert in_order(given) == [
+        "dense", "control", "SPAT (val.)", "SPAT 25 %", "SPAT 100 %", "none left", "DLinear"
+    ]  # fmt: skip
+
+
+KINDS = {
+    "default": {},
+    "one": {"datasets": ("ETTh1",), "models": ("iTransformer",), "seeds": (0,), "pairs": ()},
+    "scratch": {"exhaustive": False, "scratch": True, "orders": 2},
+    "light": {"models": ("DLinear",), "pairs": ()},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", TABLES)
+def test_latex_rows_have_as_many_columns_as_the_header(name: str, kind: str) -> None:
+    tex = rendered(name, kinds(kind))["tex"]
+    assert tex.count(r"\begin{table") == tex.count(r"\end{table") >= 1
+    for part in tex.split(r"\begin{tabular}")[1:]:
+        columns = len(re.match(r"{@{}([lr]+)@{}}", part).group(1))  # type: ignore[union-attr]
+        rows = [x for x in part.splitlines() if re.search(r"(?<!\\)&", x)]
+        assert rows
+        assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {columns}
+    assert tex.isascii(), sorted({c for c in tex if not c.isascii()})
+
+
+@cache
+def kinds(kind: str) -> Frames:
+    return frames_of(**KINDS[kind])  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_all_tables_compile_with_booktabs_alone(tmp_path: Path) -> None:
+    names = []
+    for kind in KINDS:
+        for name in TABLES:
+            text = rendered(name, kinds(kind))["tex"].replace("\\label{tab:", f"\\label{{{kind}:")
+            (tmp_path / f"{kind}-{name}.tex").write_text(text)
+            names.append(f"\\input{{{kind}-{name}}}\\clearpage")
+    (tmp_path / "all.tex").write_text(
+        "\\documentclass{article}\\usepackage[margin=2cm]{geometry}\\usepackage{booktabs}"
+        "\\begin{document}" + "\n".join(names) + "\\end{document}"
+    )
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    if "booktabs.sty' not found" in result.stdout:
+        pytest.skip("LaTeX is there, but booktabs is not (texlive-latex-recommended)")
+    assert result.returncode == 0, result.stdout[-2000:]
+    assert "Overfull" not in result.stdout, "a table is wider than the page"
+
+
+# writing
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_without_input_says_why(name: str, tmp_path: Path) -> None:
+    with pytest.raises(Absent) as absent:
+        TABLES[name].function(Frames.of())
+    for path in write_table(name, Frames.of(), tmp_path):
+        assert str(absent.value)[:40] in path.read_text().replace("\\_", "_")
+    assert str(absent.value) in plain(name, Frames.of())
+
+
+def test_csv_holds_plain_numbers(tmp_path: Path) -> None:
+    paths = write_table("main", default(), tmp_path)
+    assert [path.name for path in paths] == ["main.csv", "main.md", "main.tex"]
+    read = pd.read_csv(paths[0], keep_default_na=False, na_values={"sd": ""})
+    table = TABLES["main"].function(default())
+    assert read["mean"].dtype == "float64"
+    np.testing.assert_allclose(read["mean"], table["mean"], rtol=1e-9)
+    assert list(read["method"]) == list(table["method"])
+
+
+def test_the_terminal_shows_the_main_table() -> None:
+    text = plain("main", default())
+    assert text.startswith("Test errors")
+    assert re.search(r"ETTh1 +iTransformer +MSE .*\*0\.", text)
+    assert "<ins>" not in text
+
+
+def test_frames_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
+    build()["results"].to_parquet(tmp_path / "results.parquet")
+    frames = Frames.load(tmp_path)
+    assert len(frames.results) > 0
+    with pytest.raises(FileNotFoundError, match=r"scores\.parquet.*snakemake"):
+        _ = frames.scores
+
+
+def test_tables_survive_the_way_through_parquet(tmp_path: Path) -> None:
+    for name, frame in build().items():
+        frame.to_parquet(tmp_path / f"{name}.parquet")
+    frames = Frames.load(tmp_path)
+    for name in ("main", "changes", "criteria"):
+        again = rendered(name, frames)
+        assert again == rendered(name, default())
+        pd.read_csv(io.StringIO(again["csv"]))
