@@ -1,4 +1,4 @@
-"""Every test computes on one thread, as every job does: more threads only get in each other's way."""
+"""Every test computes on one thread, as every job does: more would get in each other's way."""
 
 import os
 

@@ -16,7 +16,10 @@ from spat.models.registry import MODELS
 from spat.runs import Run
 
 PACKAGE = Path(provenance.__file__).parent
-OF_A_RUN = ("pretrain", "score", "select", "finetune", "prune", "decide", "measure", "transfer")
+OF_A_RUN = (
+    *("pretrain", "score", "select", "finetune", "prune"),
+    *("robustness", "decide", "measure", "transfer"),
+)
 STAGES = ("prepare", *(s for s in OF_A_RUN if s != "finetune"), "collect", "tables", "figures")
 RUN = Run("ETTh1", "iTransformer", "deep", 96, 96, 0)
 BASE: dict[str, Any] = {
@@ -181,15 +184,17 @@ def changed(change: dict[str, Any], run: Run = RUN) -> set[str]:
         ({"training": {"epochs": 2}}, {"pretrain"}),
         (
             {"training": {"precision": "tf32"}},
-            {"pretrain", "score", "finetune", "prune", "measure", "transfer"},
+            {"pretrain", "score", "finetune", "prune", "robustness", "measure", "transfer"},
         ),
-        ({"scoring": {"batches": 3}}, {"pretrain", "score"}),
+        ({"scoring": {"batches": 3}}, {"pretrain", "score", "robustness"}),
         ({"pruning": {"site": {"criteria": ["send"], "ratios": [0.5]}}}, {"select", "decide"}),
         ({"pruning": {"head": {"criteria": ["michel"], "ratios": [0.5]}}}, {"score", "select"}),
         ({"pruning": {"draws": 3}}, {"select"}),
         ({"pruning": {"exhaustive": True}}, {"select"}),
         ({"pruning": {"scratch": True}}, {"prune"}),
         ({"finetune": {"epochs": 7}}, {"finetune", "prune"}),
+        ({"robustness": {"manipulations": ["uniform"]}}, {"robustness"}),
+        ({"robustness": {"runs": ["ETTh1/*"]}}, {"collect"}),
         ({"measure": {"repeats": 3}}, {"measure"}),
         ({"transfer": {"pairs": [["ETTh1", "ETTh2"]]}}, {"collect"}),
         ({"statistics": {"margin": 0.02}}, {"tables", "figures"}),

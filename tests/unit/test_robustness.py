@@ -519,10 +519,10 @@ def test_the_measured_change_decides_what_is_right() -> None:
     frame = planted(
         {
             "send": lower,
-            "mse": lambda seed, site, kind: 1.0,
+            "mse": lambda seed, site, kind: 2.0,
             "leave_one_out": lower,
             "leave_one_out/finetuned": lambda *case: -lower(*case),
-            "mse/finetuned": lambda seed, site, kind: 1.0,
+            "mse/finetuned": lambda seed, site, kind: 2.0,
         }
     )
     assert means(frame, phase="untuned")["send", "bad"] == 1.0
@@ -532,7 +532,11 @@ def test_the_measured_change_decides_what_is_right() -> None:
     tuned = evaluation.measured(frame, "finetuned").set_index("manipulation")
     assert set(untuned.loc["bad", "smaller"]) == set(tuned.loc["odd", "smaller"]) == {1.0}
     assert set(untuned.loc["odd", "smaller"]) == set(tuned.loc["bad", "smaller"]) == {0.0}
-    np.testing.assert_allclose(untuned.loc["bad", "change"] - untuned.loc["bad", "intact"], -1.0)
+    assert set(untuned.loc["intact", "smaller"]) == {0.5}
+    np.testing.assert_allclose(
+        untuned.loc["bad", "change"].to_numpy() - untuned.loc["intact", "change"].to_numpy(), -1.0
+    )
+    np.testing.assert_allclose(untuned["relative"], untuned["change"] / 2.0)
 
 
 def test_no_measured_change_decides_nothing() -> None:
@@ -540,6 +544,18 @@ def test_no_measured_change_decides_nothing() -> None:
     assert evaluation.auroc(frame, phase="finetuned").empty
     assert evaluation.measured(frame, "untuned").empty
     assert evaluation.auroc(frames.empty("robustness")).empty
+
+
+def test_a_site_that_was_not_manipulated_so_counts_for_nothing() -> None:
+    """Identity is skipped at a cross-attention: the other sites alone are compared."""
+
+    def second_higher(seed: int, site: int, kind: str) -> float:
+        return lower(seed, site, kind) if site == 0 else -lower(seed, site, kind)
+
+    frame = planted({"send": second_higher})
+    assert means(frame)["send", "bad"] == pytest.approx(0.5)
+    skipped = frame["manipulation"].eq("bad") & frame["site"].eq(1)
+    assert means(frame[~skipped])["send", "bad"] == pytest.approx(1.0)
 
 
 def test_runs_that_diverged_are_left_out() -> None:

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import re
-import shutil
-import subprocess
 from functools import cache
-from pathlib import Path
 
 import frame_builder
 import numpy as np
@@ -17,10 +12,9 @@ from frame_builder import EMPTY, FULL, build, frames_of, nested
 
 from spat.data.registry import DATASETS
 from spat.models.registry import MODELS
-from spat.reporting import render
-from spat.reporting.frames_io import Absent, Frames
-from spat.reporting.methods import at_ratio, in_order
-from spat.reporting.tables import TABLES, accuracy, plain, rendered, write_table
+from spat.reporting.frames_io import Frames
+from spat.reporting.methods import at_ratio
+from spat.reporting.tables import TABLES, accuracy, rendered
 from spat.reporting.tables.efficiency import PAPER_AVERAGES
 
 CELL = {"dataset": "ETTh1", "model": "iTransformer"}
@@ -322,177 +316,3 @@ def test_reproduction_judges_by_three_percent() -> None:
 def test_reproduction_leaves_out_our_own_depth() -> None:
     table = TABLES["reproduction"].function(default())
     assert set(table["model"]) == {"DLinear"}
-
-
-# pages
-
-
-def page_of(values: dict[str, float], unit: str = "", **layout: object) -> render.Page:
-    frame = pd.DataFrame({"row": "r", "method": list(values), "mean": list(values.values())})
-    frame = frame.assign(sd=np.nan, n=1, missing=0, unit=unit)
-    return render.page(frame, render.Layout(("row",), "method", **layout))  # type: ignore[arg-type]
-
-
-def styles(page: render.Page) -> dict[str, str]:
-    ((_, cells),) = page.body
-    return {name: cell.style for name, cell in zip(page.columns, cells, strict=True)}
-
-
-def test_best_is_bold_and_second_underlined_by_the_digits_shown() -> None:
-    page = page_of({"a": 0.3004, "b": 0.2996, "c": 0.301, "d": 0.4})
-    assert styles(page) == {"a": "best", "b": "best", "c": "second", "d": ""}
-    assert "**0.300**" in render.markdown(page, "t")
-    assert r"\textbf{0.300}" in render.latex(page, "t", "t")
-    assert r"\underline{0.301}" in render.latex(page, "t", "t")
-
-
-def test_nothing_is_best_alone_or_among_equals() -> None:
-    assert styles(page_of({"a": 0.3})) == {"a": ""}
-    assert set(styles(page_of({"a": 0.3, "b": 0.30001})).values()) == {""}
-    assert set(styles(page_of({"a": 1.0, "b": 2.0}, unit="%")).values()) == {""}
-    assert styles(page_of({"a": 0.1, "b": 0.2, "c": 0.3}, unranked=("a",))) == {
-        "a": "", "b": "best", "c": "second"
-    }  # fmt: skip
-
-
-def test_every_bold_number_of_the_main_table_is_the_smallest_of_its_row() -> None:
-    lines = [x for x in rendered("main", default())["md"].splitlines() if x.startswith("| ETT")]
-    assert len(lines) == 8
-    for line in lines:
-        cells = line.strip("| ").split("|")[3:-1]  # without keys and the change
-        numbers = [float(re.search(r"\d\.\d+", cell).group()) for cell in cells]  # type: ignore[union-attr]
-        bold = [number for number, cell in zip(numbers, cells, strict=True) if "**" in cell]
-        assert bold
-        assert set(bold) == {min(numbers)}
-        second = [number for number, cell in zip(numbers, cells, strict=True) if "<ins>" in cell]
-        assert set(second) == {sorted(set(numbers))[1]}
-
-
-def test_a_page_states_n_and_its_constant_keys() -> None:
-    text = rendered("main", default())["md"]
-    assert "n = 3 seeds" in text
-    assert "Horizon: 96." in text
-    assert "n = 1 seed." in rendered("main", frames_of(seeds=(0,)))["md"]
-
-
-@pytest.mark.parametrize(
-    ("value", "unit", "shown"),
-    [
-        (0.38642, "", "0.386"),
-        (-2.842, "%", "−2.84"),
-        (0.5, "pp", "+0.50"),
-        (224_192, "parameters", "224 k"),
-        (40e6, "FLOPs", "40 M"),
-        (6.123, "ms", "6.12"),
-        (float("nan"), "", "–"),
-    ],
-)
-def test_numbers(value: float, unit: str, shown: str) -> None:
-    cell = page_of({"a": value}, unit=unit).body[0][1][0]
-    assert cell.value == shown
-
-
-def test_text_is_escaped_for_latex() -> None:
-    assert render.escape("50 % of_a & b #1 ~ {x} \\ ± −") == (
-        r"50 \% of\_a \& b \#1 \textasciitilde{} \{x\} \textbackslash{} $\pm$ $-$"
-    )
-
-
-def test_methods_have_one_order() -> None:
-    given = ["DLinear", "SPAT 100 %", "SPAT 25 %", "none left", "control", "SPAT (val.)", "dense"]
-    assert in_order(given) == [
-        "dense", "control", "SPAT (val.)", "SPAT 25 %", "SPAT 100 %", "none left", "DLinear"
-    ]  # fmt: skip
-
-
-KINDS = {
-    "default": {},
-    "one": {"datasets": ("ETTh1",), "models": ("iTransformer",), "seeds": (0,), "pairs": ()},
-    "scratch": {"exhaustive": False, "scratch": True, "orders": 2},
-    "light": {"models": ("DLinear",), "pairs": ()},
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", TABLES)
-def test_latex_rows_have_as_many_columns_as_the_header(name: str, kind: str) -> None:
-    tex = rendered(name, kinds(kind))["tex"]
-    assert tex.count(r"\begin{table") == tex.count(r"\end{table") >= 1
-    for part in tex.split(r"\begin{tabular}")[1:]:
-        columns = len(re.match(r"{@{}([lr]+)@{}}", part).group(1))  # type: ignore[union-attr]
-        rows = [x for x in part.splitlines() if re.search(r"(?<!\\)&", x)]
-        assert rows
-        assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {columns}
-    assert tex.isascii(), sorted({c for c in tex if not c.isascii()})
-
-
-@cache
-def kinds(kind: str) -> Frames:
-    return frames_of(**KINDS[kind])  # type: ignore[arg-type]
-
-
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
-def test_all_tables_compile_with_booktabs_alone(tmp_path: Path) -> None:
-    names = []
-    for kind in KINDS:
-        for name in TABLES:
-            text = rendered(name, kinds(kind))["tex"].replace("\\label{tab:", f"\\label{{{kind}:")
-            (tmp_path / f"{kind}-{name}.tex").write_text(text)
-            names.append(f"\\input{{{kind}-{name}}}\\clearpage")
-    (tmp_path / "all.tex").write_text(
-        "\\documentclass{article}\\usepackage[margin=2cm]{geometry}\\usepackage{booktabs}"
-        "\\begin{document}" + "\n".join(names) + "\\end{document}"
-    )
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    if "booktabs.sty' not found" in result.stdout:
-        pytest.skip("LaTeX is there, but booktabs is not (texlive-latex-recommended)")
-    assert result.returncode == 0, result.stdout[-2000:]
-    assert "Overfull" not in result.stdout, "a table is wider than the page"
-
-
-# writing
-
-
-@pytest.mark.parametrize("name", TABLES)
-def test_a_table_without_input_says_why(name: str, tmp_path: Path) -> None:
-    with pytest.raises(Absent) as absent:
-        TABLES[name].function(Frames.of())
-    for path in write_table(name, Frames.of(), tmp_path):
-        assert str(absent.value)[:40] in path.read_text().replace("\\_", "_")
-    assert str(absent.value) in plain(name, Frames.of())
-
-
-def test_csv_holds_plain_numbers(tmp_path: Path) -> None:
-    paths = write_table("main", default(), tmp_path)
-    assert [path.name for path in paths] == ["main.csv", "main.md", "main.tex"]
-    read = pd.read_csv(paths[0], keep_default_na=False, na_values={"sd": ""})
-    table = TABLES["main"].function(default())
-    assert read["mean"].dtype == "float64"
-    np.testing.assert_allclose(read["mean"], table["mean"], rtol=1e-9)
-    assert list(read["method"]) == list(table["method"])
-
-
-def test_the_terminal_shows_the_main_table() -> None:
-    text = plain("main", default())
-    assert text.startswith("Test errors")
-    assert re.search(r"ETTh1 +iTransformer +MSE .*\*0\.", text)
-    assert "<ins>" not in text
-
-
-def test_frames_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
-    build()["results"].to_parquet(tmp_path / "results.parquet")
-    frames = Frames.load(tmp_path)
-    assert len(frames.results) > 0
-    with pytest.raises(FileNotFoundError, match=r"scores\.parquet.*snakemake"):
-        _ = frames.scores
-
-
-def test_tables_survive_the_way_through_parquet(tmp_path: Path) -> None:
-    for name, frame in build().items():
-        frame.to_parquet(tmp_path / f"{name}.parquet")
-    frames = Frames.load(tmp_path)
-    for name in ("main", "changes", "criteria"):
-        again = rendered(name, frames)
-        assert again == rendered(name, default())
-        pd.read_csv(io.StringIO(again["csv"]))

@@ -42,6 +42,7 @@ def test_an_experiment_plans_the_jobs_of_its_grid(
         "prepare": len(datasets),
         "pretrain": len(planned),
         **dict.fromkeys(("score", "select", "prune", "decide", "measure"), pruned),
+        "robustness": len(runs.studied(config)),
         "transfer": len(transfers),
         **dict.fromkeys(("collect", "tables", "figures"), 1),
     }

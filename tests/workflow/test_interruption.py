@@ -137,7 +137,7 @@ def test_after_a_killed_snakemake_its_orphan_and_the_successor_keep_apart(
     wait_for(project.folder / RUN / "pretrain" / "kept" / "state.pt", running)
     orphan = job_of(running, "pretrain")
     running.kill()
-    running.communicate(timeout=60)
+    running.wait(timeout=60)
     assert orphan.is_running()
 
     locked = project.snakemake(*arguments(PRETRAINED), fails=True)

@@ -22,7 +22,13 @@ REPORT = {"collect": 1, "tables": 1, "figures": 1}
 RUNS, PRUNED, TRANSFERS = 6, 3, 5
 AFTER_PRUNE = {"decide": PRUNED, "measure": PRUNED, "transfer": PRUNED - 1, **REPORT}
 AFTER_SCORE = {"select": PRUNED, "prune": PRUNED, **AFTER_PRUNE}
-EVERYTHING = {"pretrain": RUNS, "score": PRUNED, **AFTER_SCORE, "transfer": TRANSFERS}
+EVERYTHING = {
+    "pretrain": RUNS,
+    "score": PRUNED,
+    **AFTER_SCORE,
+    "robustness": 1,
+    "transfer": TRANSFERS,
+}
 
 
 def test_it_leaves_every_frame_table_and_figure(smoke: Project) -> None:
@@ -83,7 +89,7 @@ def test_another_run_adds_its_own_jobs_only(smoke: Project, tmp_path: Path) -> N
     [
         ("spat/reporting/figures/__init__.py", {"figures": 1}),
         ("spat/reporting/tables/__init__.py", {"tables": 1, "figures": 1}),
-        ("spat/scoring/criteria.py", {"score": PRUNED, **AFTER_SCORE}),
+        ("spat/scoring/criteria.py", {"score": PRUNED, "robustness": 1, **AFTER_SCORE}),
         ("spat/training/loop.py", EVERYTHING),
         (
             "spat/models/patchtst.py",

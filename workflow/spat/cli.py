@@ -125,7 +125,7 @@ def _transfer(config: Config, options: argparse.Namespace) -> None:
 def _collect(config: Config, options: argparse.Namespace) -> None:
     from spat.stages.collect import collect
 
-    collect(config)
+    collect(config, finished=options.finished)
 
 
 def _tables(config: Config, options: argparse.Namespace) -> None:
@@ -194,7 +194,7 @@ STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
     "decide": (_decide, "choose among the trained masks by validation", ("run",)),
     "measure": (_measure, "time the pruned networks of a run", ("run",)),
     "transfer": (_transfer, "evaluate a run zero-shot on another dataset", ("run", "target")),
-    "collect": (_collect, "gather the files of all runs in tidy frames", ()),
+    "collect": (_collect, "gather the files of all runs in tidy frames", ("finished",)),
     "tables": (_tables, "write the tables from the frames", ()),
     "figures": (_figures, "draw the figures from the frames", ()),
     "summary": (_summary, "print the main table and where everything lies", ()),
@@ -233,6 +233,9 @@ def _add(stage: argparse.ArgumentParser, option: str) -> None:
         stage.add_argument("--workers", type=int, default=1, help="masks trained at the same time")
     elif option == "runs":
         stage.add_argument("--runs", default="*", help="pattern of run paths (default: all)")
+    elif option == "finished":
+        text = "leave runs out that lack a job, instead of failing"
+        stage.add_argument("--finished", action="store_true", help=text)
     elif option == "minutes":
         stage.add_argument("--minutes", type=float, default=1e9, help="begin no run after this")
     else:

@@ -176,8 +176,13 @@ def _prune(config: Config, run: Run) -> dict[str, Any]:
 
 def _robustness(config: Config, run: Run) -> dict[str, Any]:
     section = config.robustness
+    criteria = {"send", *config.pruning.site.criteria}
     return {
-        "score": _score(config, run),
+        "scores": {
+            **_machine(config),
+            "scoring": config.scoring.model_dump(mode="json"),
+            "criteria": {name: _criterion(name) for name in sorted(criteria)},
+        },
         "manipulations": section.manipulations,
         "finetune": _finetune(config, run) if section.finetune else None,
     }

@@ -8,7 +8,7 @@ cell, where scores have the same scale, and averaged over positions.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import pandas as pd
@@ -73,7 +73,7 @@ def auroc(frame: pd.DataFrame, phase: Phase | None = None, split: str = "test") 
     truth = truth[truth["split"] == split]
     found = []
     for key, cell in scores.groupby(list(CELL)):
-        own = truth[(truth[list(CELL)] == key).all(axis=1)] if phase else None
+        own = truth.merge(cell[list(CELL)].drop_duplicates()) if phase else None
         found.append(_components(cell, own).assign(**keyed(CELL, key)))
     columns = [*RUN, "criterion", "manipulation", "auroc"]
     return pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
@@ -92,9 +92,9 @@ def _components(scores: pd.DataFrame, truth: pd.DataFrame | None) -> pd.DataFram
         right, measured = _signs(changes, unchanged)
         signs, known = -signs * right, known & measured
     # A site that was never manipulated so has no weight; a run that lacks another is left out.
-    asked = known.any(axis=(0, 2))  # [kinds, sites]
-    whole = (known | ~asked[:, None]).all(axis=-1) & asked.any(axis=-1)[:, None]
-    kernel = (_lower(signs) * _shares(asked)[:, None, None]).sum(axis=-1)
+    asked = np.asarray(known.any(axis=(0, 2)))  # [kinds, sites]
+    whole = np.asarray((known | ~asked[:, None]).all(axis=-1)) & asked.any(axis=-1, keepdims=True)
+    kernel = np.einsum("cmijs,ms->cmij", _lower(signs), _shares(asked))
     weight = _shares(whole)  # [names, kinds, runs]
     rows = np.einsum("cmij,cmj->cmi", kernel, weight)
     columns = np.einsum("cmij,cmi->cmj", kernel, weight)
@@ -118,7 +118,7 @@ def _cubes(
 
     NaN where there is none.
     """
-    axes_of = [list(names), [*kinds, INTACT], *map(list, axes)]
+    axes_of: list[Any] = [list(names), [*kinds, INTACT], *map(list, axes)]
     values = rows.set_index(["quantity", "manipulation", "seed", "site"])["value"]
     cube = values.reindex(pd.MultiIndex.from_product(axes_of)).to_numpy(dtype=np.float64)
     cube = cube.reshape([len(axis) for axis in axes_of])

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from spat.evaluation.bootstrap import Array
 from spat.evaluation.cells import CELL, keyed, weights, with_station
 from spat.frames import RUN
+
+Index: TypeAlias = NDArray[np.int64]
 
 
 def summarise(
@@ -33,33 +36,42 @@ def summarise(
         `by`, `value`, `low`, `high`, `runs`, `cells`.
     """
     rows = with_station(frame[frame[value].notna()])
-    rows = rows.assign(weight=weights(rows, by))
+    rows = rows.assign(
+        share=weights(rows, by) * rows[value],
+        cell=rows.groupby(list(CELL)).ngroup(),
+        run=rows.groupby(list(RUN)).ngroup(),
+    )
     found = []
     for key, group in rows.groupby(list(by), dropna=False):
-        sample = _draw_means(group, value, draws, seed)
+        shares, cells, runs = (group[name].to_numpy() for name in ("share", "cell", "run"))
+        sample = _draw_means(shares, cells, runs, draws, seed)
         tail = (1.0 - confidence) / 2.0
         low, high = np.quantile(sample, [tail, 1.0 - tail]) if sample.size else (np.nan, np.nan)
         measures: dict[str, Any] = {
-            value: float((group["weight"] * group[value]).sum()),
+            value: float(shares.sum()),
             "low": float(low),
             "high": float(high),
-            "runs": len(group[list(RUN)].drop_duplicates()),
-            "cells": len(group[list(CELL)].drop_duplicates()),
+            "runs": len(np.unique(runs)),
+            "cells": len(np.unique(cells)),
         }
         found.append(keyed(by, key) | measures)
     return pd.DataFrame(found, columns=[*by, value, "low", "high", "runs", "cells"])
 
 
-def _draw_means(group: pd.DataFrame, value: str, draws: int, seed: int) -> Array:
-    """Bootstrap means [D] of a group's weighted mean; empty where no cell has two runs."""
+def _draw_means(shares: Array, cells: Index, runs: Index, draws: int, seed: int) -> Array:
+    """Bootstrap means [D] of a group's weighted mean; empty where no cell has two runs.
+
+    `shares` [rows] sum to that mean; `cells` and `runs` [rows] number what each row belongs to.
+    """
     rng = np.random.default_rng(seed)
-    weighted = group.assign(share=group["weight"] * group[value])
     total, varies = np.zeros(draws), False
-    for _, cell in weighted.groupby(list(CELL)):
-        per_run = cell.groupby("seed")["share"].sum().to_numpy()
-        runs = len(per_run)
-        drawn = max(runs - 1, 1)
-        counts = rng.multinomial(drawn, np.full(runs, 1 / runs), size=draws)
-        total += counts @ per_run * (runs / drawn)
-        varies |= runs > 1
+    for cell in np.unique(cells):
+        here = cells == cell
+        _, number = np.unique(runs[here], return_inverse=True)
+        per_run = np.bincount(number, shares[here])
+        count = len(per_run)
+        drawn = max(count - 1, 1)
+        counts = rng.multinomial(drawn, np.full(count, 1 / count), size=draws)
+        total += counts @ per_run * (count / drawn)
+        varies |= count > 1
     return total if varies else np.empty(0)

@@ -7,6 +7,8 @@ element instead of 4.7.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +18,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.utils.flop_counter import register_flop_formula
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep up to 2 GiB of freed memory for the next tensors of this process.
+
+    By default it returns large blocks at once, and each step of training faults the same pages in
+    again: a quarter of the time of a small PatchTST. Nothing happens under another C library.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(mmap_threshold, 2**25)  # the largest value it takes
 
 
 class Linear(nn.Linear):

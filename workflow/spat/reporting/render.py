@@ -50,18 +50,23 @@ class Layout:
 
 @dataclass(frozen=True)
 class Cell:
-    """A value as text, its deviation or interval, its unit, and its place in the comparison."""
+    """A value as text, its deviation or interval, its unit, a remark, and its rank."""
 
     value: str
     spread: str = ""
     suffix: str = ""
+    remark: str = ""
     style: Style = ""
 
     def line(self, marks: Mapping[Style, str]) -> str:
         """All on one line, the value marked by its style: `**0.350** ± 0.002`."""
-        return " ".join(
-            part for part in (marks[self.style] % self.value, self.spread, self.suffix) if part
-        )
+        marked = marks[self.style] % self.value
+        return " ".join(filter(None, (marked, self.spread, self.suffix, self.remark)))
+
+    def escaped(self) -> Cell:
+        """The same for LaTeX."""
+        texts = (escape(text) for text in (self.value, self.spread, self.suffix))
+        return Cell(*texts, remark=escape(self.remark), style=self.style)
 
 
 @dataclass(frozen=True)
@@ -200,14 +205,12 @@ def _environment(
 def _latex_rows(keys: list[str], cells: list[Cell], stacked: bool) -> list[str]:
     """A row; where it is stacked, deviations stand in a second, smaller one."""
     marks: dict[Style, str] = {"best": r"\textbf{%s}", "second": r"\underline{%s}", "": "%s"}
-    plain = [
-        replace(c, value=escape(c.value), spread=escape(c.spread), suffix=escape(c.suffix))
-        for c in cells
-    ]
+    plain = [cell.escaped() for cell in cells]
     if not (stacked and any(cell.spread for cell in plain)):
         return [" & ".join([*keys, *(cell.line(marks) for cell in plain)]) + r" \\"]
-    above = [replace(cell, spread="").line(marks) for cell in plain]
-    below = [rf"\tiny {cell.spread}" if cell.spread else "" for cell in plain]
+    above = [replace(cell, spread="", remark="").line(marks) for cell in plain]
+    below = [f"{cell.spread} {cell.remark}".strip() for cell in plain]
+    below = [rf"\tiny {small}" if small else "" for small in below]
     return [
         " & ".join([*keys, *above]) + r" \\",
         " & ".join([*("" for _ in keys), *below]) + r" \\[2pt]",
@@ -262,23 +265,23 @@ def _styles(cells: pd.DataFrame, layout: Layout) -> pd.Series:
 def _cell(row: pd.Series | None, usual: int) -> Cell:
     if row is None or not math.isfinite(row["mean"]):
         return Cell("diverged" if row is not None and row["missing"] else GAP)
-    unit, spread = row["unit"], []
+    unit, spread, remark = row["unit"], "", ""
     if math.isfinite(row.get("low", math.nan)):
-        spread = [f"[{number(row['low'], unit)}, {number(row['high'], unit)}]"]
+        spread = f"[{number(row['low'], unit)}, {number(row['high'], unit)}]"
     # Counts, and changes of them, are the same for every seed unless seeds chose other masks.
     elif math.isfinite(row["sd"]) and (unit == "" or row["sd"] > 1e-9):
-        spread = [f"± {number(row['sd'], unit, signed=False)}"]
+        spread = f"± {number(row['sd'], unit, signed=False)}"
     if row["missing"]:
-        spread.append(f"({row['missing']} diverged)")
+        remark = f"({row['missing']} diverged)"
     elif row["n"] not in (0, usual):
-        spread.append(f"(n={row['n']})")
+        remark = f"(n={row['n']})"
     value = number(row["mean"], unit)
-    return Cell(value, " ".join(spread), SUFFIXES.get(unit, ""), row["style"])
+    return Cell(value, spread, SUFFIXES.get(unit, ""), remark, row["style"])
 
 
 def _notes(frame: pd.DataFrame, layout: Layout, constant: list[str], usual: int) -> list[str]:
     notes = [f"{_title(key)}: {frame[key].iloc[0]}." for key in constant]
-    intervals = "low" in frame
+    intervals = "low" in frame and bool(frame["low"].notna().any())
     spread = "mean [95 % interval]" if intervals else "mean ± standard deviation"
     counted = layout.counted.removesuffix("s") if usual == 1 else layout.counted
     seeds = f"n = {usual} {counted}"

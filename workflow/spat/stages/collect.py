@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,20 @@ MEASURED = (
 )
 
 
-def collect(config: Config) -> None:
+def collect(config: Config, *, finished: bool = False) -> None:
     """Write `data/<frame>.parquet` and, but for the per-window losses, `.csv`.
+
+    With `finished`, runs that lack a job are left out (and named on stderr) instead of an error: a
+    long experiment can be looked at before it ends.
 
     Raises:
         spat.frames.FrameError: on duplicates, gaps, or an empty result.
         FileNotFoundError: naming the file of a run that is missing.
     """
     planned, studied = runs.plan(config), runs.studied(config)
+    if finished:
+        planned = tuple(p for p in planned if _finished(config, p))
+        studied = tuple(run for run in studied if _manipulations(config, run).exists())
     gathered = {
         "results": _gather("results", (row for p in planned for row in _results(config, p))),
         "selections": _join("selections", (_selections(config, p) for p in planned)),
@@ -56,6 +63,17 @@ def collect(config: Config) -> None:
         if name != "losses":
             with records.replacing(path.with_suffix(".csv")) as temporary:
                 frame.to_csv(temporary, index=False)
+
+
+def _finished(config: Config, planned: Planned) -> bool:
+    stages = ["pretrain", *(f"transfer/{t}" for t in runs.targets(config, planned.run))]
+    if planned.prune:
+        stages += ["score", "select", "decide", "measure"]
+    files = [runs.folder(config, planned.run, stage) / "metrics.json" for stage in stages]
+    missing = next((file for file in files if not file.exists()), None)
+    if missing:
+        print(f"{planned.run.path}: left out, there is no {missing}", file=sys.stderr)
+    return missing is None
 
 
 def _keys(config: Config, run: Run) -> dict[str, Any]:
@@ -175,9 +193,12 @@ def _losses(config: Config, planned: Planned) -> Iterator[dict[str, Any]]:
         yield {**row, "mse": np.load(folder / "losses.npy")}
 
 
+def _manipulations(config: Config, run: Run) -> Path:
+    return runs.folder(config, run, "robustness") / "robustness.parquet"
+
+
 def _manipulated(config: Config, run: Run) -> pd.DataFrame:
-    frame = pd.read_parquet(runs.folder(config, run, "robustness") / "robustness.parquet")
-    return frame.assign(**_keys(config, run))
+    return pd.read_parquet(_manipulations(config, run)).assign(**_keys(config, run))
 
 
 def _examples(config: Config, planned: Planned) -> Iterator[pd.DataFrame]:

@@ -92,7 +92,10 @@ def wanted(config: Config, run: Run, orders: int) -> list[Job]:
     """The distinct networks behind the decisions of `select`, the control first."""
     decisions = select.read(config, run, "select")
     masks = decisions["mask"].drop_duplicates()
-    jobs = [Job(mask, order, "finetuned") for order in range(orders) for mask in masks]
+    jobs = [Job(mask, 0, "finetuned") for mask in masks]
+    # Replicates say how much of the difference between masks is noise; sites are enough for that.
+    sites = decisions.loc[decisions["level"] == "site", "mask"].drop_duplicates()
+    jobs += [Job(mask, order, "finetuned") for order in range(1, orders) for mask in sites]
     if config.pruning.scratch:
         ours = decisions["criterion"].isin(["send", "control"]) & (decisions["level"] == "site")
         jobs += [Job(mask, 0, "scratch") for mask in decisions.loc[ours, "mask"].drop_duplicates()]

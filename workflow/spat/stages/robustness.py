@@ -67,11 +67,12 @@ class Bench:
         """The dense model as it was trained."""
         return surgery.load(self.trained, self.splits.train.device)
 
-    def keep(self, part: str, settings: str, case: Case) -> Kept:
-        """The kept work of a case: what is measured of it, or its fine-tuning."""
+    def keep(self, part: str, case: Case) -> Kept:
+        """The kept work of a case: `scores` (and its errors), or `finetune`."""
+        settings = provenance.settings(self.config, "robustness", self.run)
         digest = records.digest(
             provenance.code_digest("robustness", self.run.model),
-            provenance.settings(self.config, settings, self.run),
+            settings[part],
             self.prepared.sha256,
             records.sha256(self.trained / surgery.WEIGHTS),
             case.manipulation,
@@ -132,7 +133,7 @@ def measure(bench: Bench, model: Forecaster, case: Case) -> dict[str, Any]:
 
     `model` is the dense one, and is it again afterwards.
     """
-    kept = bench.keep("measured", "score", case)
+    kept = bench.keep("scores", case)
     if not kept.done:
         with _in_place(bench, model, case):
             mse = _errors(bench, model)
@@ -146,7 +147,7 @@ def finetune(bench: Bench, case: Case) -> dict[str, Any]:
 
     Batches and seeds are the same: a gate of 1 becomes the control, to the bit.
     """
-    kept = bench.keep("finetuned", "finetune", case)
+    kept = bench.keep("finetune", case)
     if not kept.done:
         config, run = bench.config, bench.run
         model = bench.model()

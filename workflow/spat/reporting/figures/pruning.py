@@ -61,7 +61,9 @@ def head_module(frames: Frames) -> Figure:
                 label=f"{criterion} {LEVELS[level]}",
             )  # fmt: skip
         axis.set_title(title)
-        axis.set_xticks(sorted(100 * rows["ratio"].unique()))
+        ticks = sorted(100 * rows["ratio"].unique())
+        axis.set_xticks(ticks)
+        axis.set_xlim(ticks[0] - 8, ticks[-1] + 8)
     style.label(axes, "heads removed (%)", "test MSE" if cells else "MSE vs control (%)")
     style.legend_below(figure, axes, columns=2)
     return figure

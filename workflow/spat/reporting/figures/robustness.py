@@ -25,10 +25,12 @@ def robustness(frames: Frames) -> Figure:
     """
     rows = table.robustness(frames)
     rows = rows[rows["measure"].isin([SMALLER, AUROC])]
-    labels = {text: f"measured, {text.split()[0]}" for text in PHASES.values()}
+    labels = {text: f"measured {text.split()[0]}" for text in PHASES.values()}
     parts = style.panels(rows, ["model", "variant"])[:MODELS]
     names = rows["criterion"].nunique()
-    figure = style.canvas(height=(0.13 * names + 0.75) * len(parts) + 0.1)
+    figure = style.canvas(height=(0.13 * names + 0.7) * len(parts) + 0.1)
+    # The layout, solved once, is a trace too narrow for the longest name.
+    figure.get_layout_engine().set(rect=(0.02, 0, 0.98, 1))  # type: ignore[union-attr, call-arg]
     axes = figure.subplots(len(parts), 1, squeeze=False)[:, 0]
     for axis, (title, part) in zip(axes, parts, strict=True):
         values = part.pivot_table(

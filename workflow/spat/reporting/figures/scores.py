@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from spat.evaluation.ranks import UNIFORMITY
 from spat.evaluation.stability import THRESHOLD, batch_agreement
 from spat.frames import RUN
 from spat.reporting import style
@@ -33,9 +34,9 @@ def kept(scores: pd.DataFrame, criterion: str) -> pd.DataFrame:
 
 
 def trajectory(scores: pd.DataFrame) -> pd.DataFrame:
-    """SEND of whole sites at the end of each epoch of pre-training."""
-    rows = scores[(scores["criterion"] == "send_epoch") & (scores["head"] == -1)]
-    return rows.sort_values("epoch")
+    """SEND of whole sites, over all batches, at the end of each epoch of pre-training."""
+    rows = scores[(scores["criterion"] == "send") & (scores["head"] == -1)]
+    return rows[rows["batch"] == -1].sort_values("epoch")
 
 
 def send_sites(frames: Frames) -> Figure:
@@ -85,7 +86,7 @@ def send_uniformity(frames: Frames) -> Figure:
     """
     keys_of_score = [*RUN, "site", "name", "head"]
     send = kept(frames.scores, "send")
-    uniformity = kept(frames.scores, "uniformity")
+    uniformity = kept(frames.scores, UNIFORMITY)
     both = send.merge(uniformity, on=keys_of_score, suffixes=("", "_map"))
     keys, cells = style.split(both, MAP_ROWS)
     if not cells:
@@ -112,7 +113,7 @@ def stability(frames: Frames) -> Figure:
         Absent: if fewer than two batches were scored.
     """
     scores = frames.scores
-    names = [c for c in scores["criterion"].unique() if c not in ("send_epoch", "uniformity")]
+    names = [c for c in scores["criterion"].unique() if c != UNIFORMITY]
     shown = [*(c for c in names if c == "send"), *(c for c in names if c != "send")][:CURVES]
     agreement = batch_agreement(scores[scores["criterion"].isin(shown)], subsets=100)
     if agreement.empty:
@@ -120,7 +121,7 @@ def stability(frames: Frames) -> Figure:
     keys, _ = style.split(agreement)
     looks = style.looks(shown)
     parts = style.panels(agreement, keys)
-    figure, axes = style.grid(len(parts), extra=0.75, sharex=True, sharey=True)
+    figure, axes = style.grid(len(parts), extra=0.75, sharey=True)
     for axis, (title, part) in zip(axes, parts, strict=True):
         axis.axhline(THRESHOLD, color=style.GREY, lw=0.6, ls=":")
         for criterion in shown:
@@ -141,7 +142,7 @@ def stability(frames: Frames) -> Figure:
                     label="send, other batches",
                 )  # fmt: skip
         axis.set_title(title)
-        axis.set_ylim(top=1.03)
+        axis.set_ylim(min(0.0, axis.get_ylim()[0]), 1.05)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     style.label(axes, "batches scored", "rank agreement (tau-b)")
     style.legend_below(figure, axes, columns=2)

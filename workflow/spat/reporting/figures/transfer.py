@@ -14,6 +14,8 @@ from spat.reporting.methods import CHOSEN, CONTROL, DENSE
 
 MODELS = 4
 BESIDE = 4
+# Letters of all names that fit beside each other under a matrix.
+UPRIGHT = 12
 _SHAPE = ["model", "variant", "lookback", "horizon"]
 
 
@@ -64,7 +66,7 @@ def _matrix(axis: Axes, rows: pd.DataFrame, names: list[str], title: str) -> Non
     axis.set(xlabel="target", ylabel="source")
     axis.grid(visible=False)
     axis.tick_params(length=0, labelrotation=0)
-    if len(names) > 2:
+    if len("".join(names)) > UPRIGHT:
         axis.tick_params(axis="x", labelrotation=90)
 
 

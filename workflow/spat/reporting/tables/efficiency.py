@@ -81,7 +81,7 @@ def _averages(rows: pd.DataFrame, changes: pd.DataFrame) -> pd.DataFrame:
         changed = rows.assign(change=changes[quantity])
         changed = changed[(changed["method"] != DENSE) & changed["change"].notna()]
         by = ["method", "model", "variant"]
-        changed["change"] *= 1/changed.groupby(by)["change"].transform("size")
+        changed["change"] *= weights(changed, by)
         models = changed.groupby(by)["change"].agg(["sum", "size"]).reset_index()
         ours = models.groupby("method").agg(mean=("sum", "mean"), runs=("size", "sum"))
         tables.append(ours.reset_index().assign(metric=name, source=""))

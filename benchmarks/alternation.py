@@ -1,0 +1,95 @@
+"""Two things measured in turn in one run, so that a drift of the machine falls on both.
+
+The clock of work on one core is CPU time, that of the children included: it does not count what
+other people's jobs take from the machine, and counts the helpers that a loop starts.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+from typing import Literal, NamedTuple
+
+import psutil
+
+Contestant = Callable[[], float]
+Clock = Literal["cpu", "wall"]
+
+
+class Lap(NamedTuple):
+    """One turn of a contestant: the work it did (windows, calls), and the seconds it took."""
+
+    work: float
+    cpu: float
+    wall: float
+
+    def rate(self, clock: Clock) -> float:
+        """Work per second."""
+        return self.work / self.seconds(clock)
+
+    def seconds(self, clock: Clock) -> float:
+        """Seconds of the whole lap."""
+        return self.cpu if clock == "cpu" else self.wall
+
+
+Laps = dict[str, list[Lap]]
+
+
+def alternate(
+    contestants: Mapping[str, Contestant], rounds: int, *, warm_up: bool = True
+) -> Laps:
+    """The laps of each contestant, `rounds` of them; the order shifts by one each round.
+
+    A contestant does a piece of work when it is called and returns how much it was. The first round
+    is thrown away with `warm_up`: kernels are chosen and caches filled in it.
+    """
+    names = list(contestants)
+    laps: Laps = {name: [] for name in names}
+    for turn in range(-int(warm_up), rounds):
+        shift = turn % len(names)
+        for name in names[shift:] + names[:shift]:
+            found = lap(contestants[name])
+            if turn >= 0:
+                laps[name].append(found)
+        shown = ", ".join(f"{n} {ls[-1].cpu:.2f}" for n, ls in laps.items() if ls)
+        print(f"  round {turn + 1}/{rounds}, CPU s: {shown or 'warm-up'}", file=sys.stderr)
+    return laps
+
+
+def lap(contestant: Contestant) -> Lap:
+    """One turn, on both clocks."""
+    wall, children, own = time.perf_counter(), _children(), time.process_time()
+    work = contestant()
+    own = time.process_time() - own
+    return Lap(work, own + _children() - children, time.perf_counter() - wall)
+
+
+def rates(laps: Sequence[Lap], clock: Clock = "cpu") -> tuple[float, ...]:
+    """Work per second of each lap."""
+    return tuple(lap.rate(clock) for lap in laps)
+
+
+def seconds(laps: Sequence[Lap], clock: Clock = "cpu") -> tuple[float, ...]:
+    """Seconds of each lap."""
+    return tuple(lap.seconds(clock) for lap in laps)
+
+
+def best(laps: Mapping[str, Sequence[Lap]], clock: Clock) -> str:
+    """The contestant with the highest median rate."""
+    return max(laps, key=lambda name: median(rates(laps[name], clock)))
+
+
+def _children() -> float:
+    """CPU seconds of all processes below this one, the finished ones and the living."""
+    times = os.times()
+    total = times.children_user + times.children_system
+    for child in psutil.Process().children(recursive=True):
+        try:
+            used = child.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += used.user + used.system + used.children_user + used.children_system
+    return total

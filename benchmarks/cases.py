@@ -1,0 +1,158 @@
+"""What is measured: published networks on ETTh1, or small ones on a short generated series."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from spat.config import DataSection
+from spat.data import series
+from spat.data.download import DownloadError, fetch
+from spat.data.registry import DATASETS, Borders
+from spat.data.series import Prepared
+from spat.data.synthetic import generate
+from spat.data.windows import Splits, Windows, split
+from spat.models.forecaster import Forecaster
+from spat.models.registry import Hyperparameters, Shape, build, hyperparameters
+from spat.training.loop import prepare_torch
+
+ROOT = Path(__file__).parents[1]
+MODELS = ("iTransformer", "PatchTST")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured. `batches` are the training batches of a lap, by model."""
+
+    dataset: str
+    rows: int  # of the generated series that stands in where the dataset cannot be had
+    lookback: int
+    horizon: int
+    rounds: int
+    batches: Mapping[str, int]
+    evaluated: Mapping[str, int]  # windows of an evaluation lap
+    workers: tuple[int, ...]  # of the conventional DataLoader
+    scored: tuple[int, int]  # batches x windows
+    epochs: int  # of the pre-training that scoring is compared with
+    pruned: tuple[tuple[str, str], ...]
+    pruned_batch: int
+    calls: int  # rounds of whole processes
+
+
+FULL = Size(
+    dataset="ETTh1",
+    rows=14400,
+    lookback=96,
+    horizon=96,
+    rounds=5,
+    # A second or two a lap: PatchTST's d_model 512 costs twenty times the FLOPs.
+    batches={"iTransformer": 48, "PatchTST": 4},
+    evaluated={"iTransformer": 2920, "PatchTST": 292},
+    workers=(0, 2, 10),
+    scored=(16, 32),
+    epochs=10,
+    pruned=(
+        ("iTransformer", "deep"),
+        ("PatchTST", "deep"),
+        ("iTransformer", "published"),
+        ("PatchTST", "published"),
+    ),
+    pruned_batch=128,
+    calls=3,
+)
+
+QUICK = Size(
+    dataset="synthetic",
+    rows=700,
+    lookback=48,
+    horizon=24,
+    rounds=2,
+    batches={"iTransformer": 2, "PatchTST": 2},
+    evaluated={"iTransformer": 64, "PatchTST": 64},
+    workers=(0, 1),
+    scored=(2, 16),
+    epochs=2,
+    pruned=(("iTransformer", "published"),),
+    pruned_batch=16,
+    calls=1,
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and the series that it is trained on."""
+
+    model: str
+    variant: str
+    hyper: Hyperparameters
+    prepared: Prepared
+    lookback: int
+    horizon: int
+
+    @property
+    def name(self) -> str:
+        """As it stands in the name of a figure."""
+        return f"{self.model}-{self.variant}"
+
+    @property
+    def shape(self) -> Shape:
+        """The outer shape."""
+        marks = self.prepared.marks
+        width = 0 if marks is None or not self.hyper.time_features else marks.shape[1]
+        return Shape(self.lookback, self.horizon, self.prepared.values.shape[1], width)
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The windows, on the CPU."""
+        return split(self.prepared, self.lookback, self.horizon)
+
+    def build(self, seed: int = 0) -> Forecaster:
+        """The network; the same weights for the same seed."""
+        torch.manual_seed(seed)
+        return build(self.model, self.hyper, self.shape)
+
+    def short(self, batches: int) -> Case:
+        """The same with so many training batches an epoch, and a third as many in other splits."""
+        train = batches * self.hyper.batch_size
+        other = max(1, train // 3)
+        # N windows of a split need N + horizon - 1 rows, and the first split its lookback.
+        a = self.lookback + train + self.horizon - 1
+        b = a + other + self.horizon - 1
+        c = b + other + self.horizon - 1
+        borders = Borders(train=(0, a), validation=(a, b), test=(b, c))
+        return replace(self, prepared=replace(self.prepared, borders=borders))
+
+    def windows(self, count: int) -> Windows:
+        """The first `count` windows of the series."""
+        prepared = self.prepared
+        values = torch.from_numpy(prepared.values)
+        marks = None if prepared.marks is None else torch.from_numpy(prepared.marks)
+        stop = count + self.lookback + self.horizon - 1
+        return Windows(values, marks, 0, stop, self.lookback, self.horizon)
+
+
+def open_series(size: Size) -> Prepared:
+    """The dataset, or, with a notice, a generated series of the same width."""
+    row = DATASETS[size.dataset]
+    if row.urls:
+        section = DataSection()
+        mirrors = [ROOT / mirror for mirror in section.mirrors]
+        try:
+            path = fetch(row, ROOT / section.cache, mirrors)
+            return series.prepare(row, series.read(row, path), row.sha256[0])
+        except DownloadError as error:
+            print(f"{error}\nMeasuring on GENERATED DATA of the same size.", file=sys.stderr)
+    content = generate(size.rows, row.channels or 7, seed=0, coupling=0.6, noise=0.3)
+    return series.prepare(DATASETS["synthetic"], content, "generated")
+
+
+def open_case(size: Size, prepared: Prepared, model: str, variant: str = "published") -> Case:
+    """A network with its registered sizes for the dataset."""
+    prepare_torch("float32")
+    hyper = hyperparameters(model, variant, size.dataset, size.horizon)
+    return Case(model, variant, hyper, prepared, size.lookback, size.horizon)

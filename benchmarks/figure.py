@@ -1,0 +1,108 @@
+"""A figure of the benchmark: the ratio of two things, its target and its floor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Series:
+    """What was measured, one value a round."""
+
+    label: str
+    unit: str
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The value that is reported."""
+        return median(self.values)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "label": self.label,
+            "unit": self.unit,
+            "median": self.median,
+            "min": min(self.values),
+            "max": max(self.values),
+            "rounds": list(self.values),
+        }
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is wanted of the ratio, or of the measured value itself."""
+
+    kind: Literal["at least", "at most"]
+    value: float
+    of: Literal["ratio", "measured"] = "ratio"
+
+    def met(self, found: float) -> bool:
+        """Whether a median is good enough."""
+        return found >= self.value if self.kind == "at least" else found <= self.value
+
+    def text(self, unit: str) -> str:
+        """As it stands in the table."""
+        sign = "≥" if self.kind == "at least" else "≤"
+        return f"{sign} {self.value:g}" + (f" {unit}" if self.of == "measured" else "")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """`measured` / `against`, round by round.
+
+    `floor` is the best that the machine allows, in the unit of `measured`. `detail` figures stand
+    in the CSV file and in the plot alone.
+    """
+
+    name: str
+    measured: Series
+    against: Series
+    target: Target | None = None
+    floor: float | None = None
+    detail: bool = False
+
+    @property
+    def ratio(self) -> Series:
+        """One value a round."""
+        pairs = zip(self.measured.values, self.against.values, strict=True)
+        return Series("ratio", "", tuple(a / b for a, b in pairs))
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is reached; None without one."""
+        if self.target is None:
+            return None
+        judged = self.ratio if self.target.of == "ratio" else self.measured
+        return self.target.met(judged.median)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "name": self.name,
+            "measured": self.measured.plain(),
+            "against": self.against.plain(),
+            "ratio": self.ratio.plain(),
+            "target": self.target.text(self.measured.unit) if self.target else None,
+            "met": self.met,
+            "floor": self.floor,
+            "detail": self.detail,
+        }
+
+
+@dataclass
+class Part:
+    """What a section of the benchmark found: figures, what was left out and why, other facts."""
+
+    figures: list[Figure] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def join(self, other: Part) -> None:
+        """Take over what another part found."""
+        self.figures += other.figures
+        self.skipped |= other.skipped
+        self.facts |= other.facts

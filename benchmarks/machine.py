@@ -1,0 +1,100 @@
+"""The machine: what it is, and the rates that set the floors."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spat import records
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Of one core: FLOP/s of large matrix products (2 a multiply-add) and bytes/s of a copy."""
+
+    mkl: float
+    onednn: float
+    bandwidth: float
+
+    @property
+    def product(self) -> float:
+        """The faster of the two libraries."""
+        return max(self.mkl, self.onednn)
+
+
+def has_onednn() -> bool:
+    """Whether torch can be asked for a product through oneDNN."""
+    return hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def onednn(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a [M, K], b [N, K] -> a b^T through oneDNN."""
+    return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")  # type: ignore[no-any-return]
+
+
+def rates(seconds: float = 0.3) -> Rates:
+    """Measure the rates of one core, each for about `seconds`."""
+    m, n, k = 2048, 512, 512
+    a, b = torch.randn(m, k), torch.randn(n, k)
+    transposed, out = b.t().contiguous(), torch.empty(m, n)
+    flops = 2.0 * m * n * k
+    source = torch.ones(2**25)  # 128 MiB: no cache holds it
+    target = torch.empty_like(source)
+    return Rates(
+        mkl=flops / _shortest(lambda: torch.mm(a, transposed, out=out), seconds),
+        onednn=flops / _shortest(lambda: onednn(a, b), seconds) if has_onednn() else 0.0,
+        bandwidth=2 * source.nbytes / _shortest(lambda: target.copy_(source), seconds),
+    )
+
+
+def describe() -> dict[str, Any]:
+    """Processor, memory, system, versions, threads, commit and load: what the numbers hold for."""
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "system": platform.platform(),
+        "versions": records.versions(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": {"ours": 1, "conventional, one core": 1, "conventional, whole machine": cores()},
+        "commit": records.commit(),
+        "load": load(),
+        "started": records.now(),
+    }
+
+
+def cores() -> int:
+    """Cores that this process may use: torch's default number of threads."""
+    return len(os.sched_getaffinity(0))
+
+
+def load() -> float:
+    """Processes that ran or waited, on average of the last minute."""
+    return round(os.getloadavg()[0], 2)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    facts = {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in lines)}
+    name = facts.get("model name", platform.processor())
+    return f"{name} (family {facts.get('cpu family', '?')}, model {facts.get('model', '?')})"
+
+
+def _shortest(work: Callable[[], Any], seconds: float) -> float:
+    work()
+    found, end = [], time.perf_counter() + seconds
+    while len(found) < 3 or time.perf_counter() < end:
+        begun = time.process_time()
+        work()
+        found.append(time.process_time() - begun)
+    return min(found)
