@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Literal, NamedTuple
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 Contestant = Callable[[], float]
 Clock = Literal["cpu", "wall"]
@@ -38,9 +38,7 @@ class Lap(NamedTuple):
 Laps = dict[str, list[Lap]]
 
 
-def alternate(
-    contestants: Mapping[str, Contestant], rounds: int, *, warm_up: bool = True
-) -> Laps:
+def alternate(contestants: Mapping[str, Contestant], rounds: int, *, warm_up: bool = True) -> Laps:
     """The laps of each contestant, `rounds` of them; the order shifts by one each round.
 
     A contestant does a piece of work when it is called and returns how much it was. The first round
@@ -85,7 +83,7 @@ def best(laps: Mapping[str, Sequence[Lap]], clock: Clock) -> str:
 def _children() -> float:
     """CPU seconds of all processes below this one, the finished ones and the living."""
     times = os.times()
-    total = times.children_user + times.children_system
+    total = float(times.children_user + times.children_system)
     for child in psutil.Process().children(recursive=True):
         try:
             used = child.cpu_times()

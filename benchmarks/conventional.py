@@ -271,7 +271,9 @@ def twin(ours: Forecaster) -> nn.Module:
         _copy(ours, patched, {})
         with torch.no_grad():
             width = ours.hyper.d_model
-            by_patch = ours.head.weight.unflatten(1, (-1, width))  # [H, patches, width]
+            by_patch = ours.head.weight.reshape(
+                ours.shape.horizon, -1, width
+            )  # [H, patches, width]
             patched.head.weight.copy_(by_patch.transpose(1, 2).flatten(1))
             patched.head.bias.copy_(ours.head.bias)
         return patched

@@ -9,17 +9,18 @@ import resource
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
-import torch
-from torch import Tensor
-
 import conventional
+import torch
 from alternation import Contestant, Laps, alternate, best, rates, seconds
 from breakdown import breakdown
 from cases import MODELS, Case, Size, open_case, open_series
 from figure import Figure, Part, Series, Target
 from machine import Rates, has_onednn
 from products import Step, bare, step_of
+from torch import Tensor
+
 from spat.evaluation.metrics import evaluate
+from spat.pruning import costs
 from spat.scoring.registry import CRITERIA
 from spat.scoring.scores import score
 from spat.training.loop import Seeds, Settings, fit, prepare_torch
@@ -150,7 +151,7 @@ def _figures(size: Size, case: Case, step: Step, laps: Laps, machine: Rates) -> 
     training = Series("training steps, ours", "windows/s", rates(laps["steps"]))
     # Per step the products at the best rate, then the optimiser's bytes; the rest is free.
     ideal = batch / (step.flops / machine.product + step.optimiser_bytes / machine.bandwidth)
-    forward = _forward_flops(step)
+    forward = costs.flops(case.build())  # of one window
     evaluation = rates(laps["evaluation"])
     found = [
         Figure(
@@ -159,7 +160,8 @@ def _figures(size: Size, case: Case, step: Step, laps: Laps, machine: Rates) -> 
             Series("conventional", "windows/s", rates(laps["conventional steps"])),
             floor=ideal,
         ),
-        *_epochs(model, size.workers, laps, ideal / (1 + forward / 3 / (step.flops / batch))),
+        # A third as many windows are validated.
+        *_epochs(model, size.workers, laps, 1 / (1 / ideal + forward / 3 / machine.product)),
         *_shares(model, training, laps, machine, step),
         Figure(
             f"evaluation/{model}",
@@ -225,16 +227,6 @@ def _shares(
         )
 
 
-def _forward_flops(step: Step) -> float:
-    """FLOPs of the forward pass of one window."""
-    # The first of each layer's products, and the first two of each attention's six.
-    total = 0
-    seen_backward = False
-    for c, m, n, k in step.linear:
-        total += 0 if seen_backward and False else 0 * (c + m + n + k)
-    return float(total)
-
-
 def _memory(size: Size, case: Case) -> Figure:
     """Peak memory of scoring four times the batches, each in a process of its own."""
     batches, batch_size = size.scored
@@ -256,7 +248,6 @@ def _peak(case: Case, batches: int, batch_size: int) -> float:
     """Megabytes by which scoring raises the peak of this process."""
     prepare_torch("float32")
     model, train = case.build(), case.splits.train
-    score(model, train, _drawn(len(train), 1, batch_size), ["magnitude"])  # imports
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     score(model, train, _drawn(len(train), batches, batch_size), SCORED)
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6

@@ -92,7 +92,8 @@ def _processor() -> str:
 
 def _shortest(work: Callable[[], Any], seconds: float) -> float:
     work()
-    found, end = [], time.perf_counter() + seconds
+    found: list[float] = []
+    end = time.perf_counter() + seconds
     while len(found) < 3 or time.perf_counter() < end:
         begun = time.process_time()
         work()

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
 from alternation import Contestant
 from cases import Case
 from machine import onednn
+from torch import Tensor, nn
+
 from spat.models.attention import AttentionCore
 from spat.models.kernels import Linear
 

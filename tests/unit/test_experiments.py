@@ -22,8 +22,9 @@ def experiment(name: str) -> tuple[Config, tuple[Planned, ...]]:
     return config, runs.plan(config)
 
 
-def test_all_five_are_there() -> None:
-    assert NAMES == ["ablation", "offline", "paper", "reproduction", "smoke"]
+def test_all_are_there() -> None:
+    generated = ["offline", "planted", "smoke", "unplanted"]
+    assert sorted(generated + ["ablation", "paper", "reproduction"]) == NAMES
 
 
 @pytest.mark.parametrize("name", ["default", *NAMES])
@@ -63,11 +64,22 @@ def test_offline_is_the_default_on_generated_data() -> None:
     assert all(getattr(offline, key) == getattr(default, key) for key in same)
 
 
-@pytest.mark.parametrize("name", ["smoke", "offline"])
+@pytest.mark.parametrize("name", ["smoke", "offline", "planted", "unplanted"])
 def test_generated_data_never_stand_beside_real_ones(name: str) -> None:
     config, planned = experiment(name)
     used = {p.run.dataset for p in planned} | {d for pair in config.transfer.pairs for d in pair}
     assert all(DATASETS[d].format == "synthetic" for d in used)
+
+
+def test_unplanted_is_planted_without_its_coupling() -> None:
+    planted, unplanted = experiment("planted")[0], experiment("unplanted")[0]
+    assert (planted.data.synthetic.coupling, unplanted.data.synthetic.coupling) == (0.9, 0.0)
+    apart = {"experiment", "data"}
+    same = set(type(planted).model_fields) - apart
+    assert all(getattr(planted, key) == getattr(unplanted, key) for key in same)
+    synthetic = planted.data.synthetic.model_copy(update={"coupling": 0.0})
+    assert planted.data.model_copy(update={"synthetic": synthetic}) == unplanted.data
+    assert len(runs.studied(planted)) == 3
 
 
 def test_reproduction_is_dense_and_published() -> None:

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -133,3 +137,26 @@ def test_dropout_of_attention_falls_on_the_weights(keys: int, causal: bool) -> N
     torch.testing.assert_close(dropped[kept], whole[kept] / 0.75)
     share = (~kept & (whole > 0)).sum() / (whole > 0).sum()
     assert share.item() == pytest.approx(0.25, abs=0.02)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_freed_memory_is_kept() -> None:
+    code = """
+import resource, torch
+from spat.models.kernels import keep_freed_memory
+torch.set_num_threads(1)
+x = torch.zeros(1 << 20)
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        [x + i for i in range(12)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+default = faults()
+keep_freed_memory()
+faults()
+print(default, faults())
+"""
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    default, kept = map(int, run.stdout.split())
+    assert default > 1000 > 20 * kept

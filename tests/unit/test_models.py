@@ -409,6 +409,14 @@ def test_the_decoder_sees_label_steps_then_zeros() -> None:
     assert torch.equal(marks, torch.cat([past[:, 12:], future], 1))
 
 
+def test_the_forecast_is_the_end_of_the_decoder() -> None:
+    model, (x, past, future) = small("Transformer", time_features=True).eval(), inputs()
+    changed = future.clone()
+    changed[:, -1] += 0.3  # the decoder is causal: only the last step can see it
+    moved = (model(x, past, future) - model(x, past, changed)).abs().amax((0, 2)) > 1e-4
+    assert moved.tolist() == [False] * 11 + [True]
+
+
 def test_the_last_cross_attention_of_the_transformer_is_no_site() -> None:
     model = small("Transformer", e_layers=1, d_layers=1)
     assert [site.name for site in model.sites()] == ["encoder.0.self", "decoder.0.self"]

@@ -13,7 +13,10 @@ from spat.config import load_files
 from spat.data.registry import DATASETS
 
 ROOT = Path(__file__).parents[2]
-EXPERIMENTS = ("default", "smoke", "offline", "reproduction", "ablation", "paper")
+EXPERIMENTS = (
+    *("default", "smoke", "offline", "reproduction", "ablation", "paper"),
+    *("planted", "unplanted"),
+)
 
 
 def overlay(name: str) -> tuple[str, ...]:

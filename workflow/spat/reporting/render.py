@@ -65,8 +65,8 @@ class Cell:
 
     def escaped(self) -> Cell:
         """The same for LaTeX."""
-        texts = (escape(text) for text in (self.value, self.spread, self.suffix))
-        return Cell(*texts, remark=escape(self.remark), style=self.style)
+        value, spread, suffix = escape(self.value), escape(self.spread), escape(self.suffix)
+        return Cell(value, spread, suffix, escape(self.remark), self.style)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Page:
 
 
 def number(value: float, unit: str, *, signed: bool = True) -> str:
-    """Digits for a unit: errors three decimals, changes two and a sign, costs three digits."""
+    """Errors with three decimals, changes with two and a sign, costs with three digits."""
     if unit in COUNTS:
         size, prefix = next(((s, p) for s, p in _PREFIXES if abs(value) >= s), (1.0, ""))
         return f"{value / size:.3g} {prefix}".rstrip()

@@ -16,7 +16,7 @@ def tables(config: Config) -> None:
     from spat.reporting.frames_io import Frames
     from spat.reporting.tables import TABLES, write_table
 
-    frames = Frames.load(config.folder / "data")
+    frames = Frames.load(config.folder / "data", config.statistics)
     for name in TABLES:
         write_table(name, frames, config.folder / "tables")
 
@@ -26,7 +26,7 @@ def figures(config: Config) -> None:
     from spat.reporting.figures import FIGURES, write_figure
     from spat.reporting.frames_io import Frames
 
-    frames = Frames.load(config.folder / "data")
+    frames = Frames.load(config.folder / "data", config.statistics)
     for name in FIGURES:
         write_figure(name, frames, config.folder / "figures")
 

@@ -1,0 +1,84 @@
+"""In all: a single-thread job a core, against one conventional loop on the whole machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+
+from alternation import Contestant, alternate, best, rates
+from cases import MODELS, Case, Size, open_case, open_series
+from engine import conventional_epoch, our_epoch
+from figure import Figure, Part, Series, Target
+from machine import cores
+
+# What the process of a pool runs, by name: contestants cannot be sent to it.
+_contestants: dict[str, Contestant] = {}
+
+
+def measure(size: Size) -> Part:
+    """The figure of each model, on the clock of the wall."""
+    part = Part()
+    prepared = open_series(size)
+    for model in MODELS:
+        case = open_case(size, prepared, model).short(2 * size.batches[model])
+        with _processes(case, size.workers) as contestants:
+            laps = alternate(contestants, size.rounds)
+        ours = rates(laps.pop("ours"), "wall")
+        yardstick = best(laps, "wall")
+        part.figures += [
+            Figure(
+                f"training/{model}/in-all" + ("" if name == yardstick else f"/{name}"),
+                Series(f"{cores()} jobs of one thread, ours", "windows/s", ours),
+                Series(
+                    f"conventional, {cores()} threads, {name}", "windows/s", rates(lapped, "wall")
+                ),
+                Target("at least", 2.6) if name == yardstick else None,
+                detail=name != yardstick,
+            )
+            for name, lapped in laps.items()
+        ]
+    return part
+
+
+@contextmanager
+def _processes(case: Case, workers: tuple[int, ...]) -> Iterator[dict[str, Contestant]]:
+    """Processes that are up before the first lap and idle while others run."""
+    context = multiprocessing.get_context("spawn")
+    with ExitStack() as stack:
+
+        def started(kind: str) -> ProcessPoolExecutor:
+            pool = ProcessPoolExecutor(1, context, _start, (kind, case, workers))
+            return stack.enter_context(pool)
+
+        ours = [started("ours") for _ in range(cores())]
+        theirs = started("conventional")
+
+        def all_of_ours() -> float:
+            return _total([pool.submit(_run, "ours") for pool in ours])
+
+        def conventional(name: str) -> Contestant:
+            return lambda: _total([theirs.submit(_run, name)])
+
+        yield {"ours": all_of_ours} | {n: conventional(n) for n in _names(workers)}
+
+
+def _names(workers: tuple[int, ...]) -> dict[str, int]:
+    return {f"workers-{count}": count for count in workers}
+
+
+def _start(kind: str, case: Case, workers: tuple[int, ...]) -> None:
+    if kind == "ours":
+        _contestants["ours"] = our_epoch(case)
+    else:
+        for name, count in _names(workers).items():
+            _contestants[name] = conventional_epoch(case, count, threads=cores())
+
+
+def _run(name: str) -> float:
+    return _contestants[name]()
+
+
+def _total(futures: list[Future[float]]) -> float:
+    return sum(future.result() for future in futures)

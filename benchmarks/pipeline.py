@@ -1,0 +1,228 @@
+"""What the pipeline costs around the work: start-up, the fixed cost of a job, planning, reports."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from alternation import Contestant, alternate, seconds
+from cases import ROOT, Size
+from figure import Figure, Part, Series, Target
+
+COPIED = ("Snakefile", "config.yaml", "workflow", "profiles", "envs")
+RUN = "synthetic/iTransformer-tiny/l48-h24/seed0"
+# As little work as a job can have, and every step of it: attention, scores, tracking.
+JOB = """\
+experiment: {name}
+grid:
+  - datasets: [synthetic]
+    models: [iTransformer]
+    variants: [tiny]
+    lookback: 48
+    horizons: [24]
+variants:
+  tiny: {{base: deep, model: {{d_model: 16, d_ff: 16, n_heads: 2, e_layers: 2}}}}
+data: {{synthetic: {{rows: 500, channels: 3}}}}
+training: {{device: cpu, epochs: 1}}
+scoring: {{batches: 1, batch_size: 16}}
+tracking: {{enabled: {enabled}}}
+"""
+LONG_JOB = 60.0  # seconds, of which tracking may take a share
+
+
+class CommandError(RuntimeError):
+    """A command that failed; the message is its command line and the end of what it printed."""
+
+
+def measure(size: Size) -> Part:
+    """All figures; one whose files are not there, or whose command fails, is skipped with why."""
+    part = Part()
+    measurements: dict[str, Callable[[Path, int], list[Figure]]] = {
+        "help": _help,
+        "jobs": _jobs,
+        "dry runs": _dry_runs,
+        "report": _report,
+    }
+    for name, measurement in measurements.items():
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                part.figures += measurement(Path(folder), size.calls)
+            except (CommandError, FileNotFoundError) as error:
+                part.skipped[f"pipeline/{name}"] = str(error)
+    return part
+
+
+def _help(folder: Path, calls: int) -> list[Figure]:
+    laps = alternate(
+        {
+            "help": _command(folder, "-m", "spat", "--help"),
+            "bare": _command(folder, "-c", "pass"),
+        },
+        max(calls, 5),
+    )
+    return [
+        Figure(
+            "pipeline/help",
+            Series("python -m spat --help", "s", seconds(laps["help"])),
+            bare := Series("python -c pass", "s", seconds(laps["bare"])),
+            Target("at most", 0.3, of="measured"),
+            floor=bare.median,
+        )
+    ]
+
+
+def _jobs(folder: Path, calls: int) -> list[Figure]:
+    for name, enabled in (("untracked", "false"), ("tracked", "true")):
+        (folder / f"{name}.yaml").write_text(JOB.format(name=name, enabled=enabled))
+        _spat(folder, "prepare", "--config", f"{name}.yaml", "--dataset", "synthetic")()
+
+    def job(name: str) -> Contestant:
+        command = _spat(folder, "pretrain", "--config", f"{name}.yaml", "--run", RUN)
+
+        def lap() -> float:
+            shutil.rmtree(folder / "results" / name / RUN, ignore_errors=True)
+            return command()
+
+        return lap
+
+    laps = alternate(
+        {
+            **{name: job(name) for name in ("untracked", "tracked")},  # the warm-up makes the store
+            "torch": _command(folder, "-c", "import torch"),
+            "torch and mlflow": _command(folder, "-c", "import torch, mlflow"),
+        },
+        calls,
+    )
+    found = {name: seconds(lapped) for name, lapped in laps.items()}
+    untracked = Series("pre-training job, no tracking", "s", found["untracked"])
+    tracked = Series("pre-training job, tracked", "s", found["tracked"])
+    torch = Series("import torch", "s", found["torch"])
+    both = Series("import torch, mlflow", "s", found["torch and mlflow"])
+    extra = tuple(a - b for a, b in zip(tracked.values, untracked.values, strict=True))
+    return [
+        Figure(
+            "pipeline/job",
+            untracked,
+            torch,
+            Target("at most", 3.5, of="measured"),
+            floor=torch.median,
+        ),
+        Figure(
+            "pipeline/job-tracked",
+            tracked,
+            both,
+            Target("at most", 6.0, of="measured"),
+            floor=both.median,
+        ),
+        Figure(
+            "pipeline/tracking",
+            Series("tracked minus untracked", "s", extra),
+            Series("a job of a minute", "s", (LONG_JOB,) * len(extra)),
+            Target("at most", 0.05),
+            floor=both.median - torch.median,
+        ),
+    ]
+
+
+def _dry_runs(folder: Path, calls: int) -> list[Figure]:
+    """In a copy of the project, where nothing is finished."""
+    for name in COPIED:
+        source, target = ROOT / name, folder / name
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, target)
+    snakemake = ("-m", "snakemake")
+    dry = (*snakemake, "--dry-run", "--quiet", "rules")
+    paper = ("--configfile", "workflow/experiments/paper.yaml")
+    counts = [_jobs_of(_output(folder, *dry, *extra)) for extra in ((), paper)]
+    laps = alternate(
+        {
+            "version": _command(folder, *snakemake, "--version"),
+            "default": _command(folder, *dry),
+            "paper": _command(folder, *dry, *paper),
+        },
+        max(1, calls - 1),
+        warm_up=False,
+    )
+    bare = Series("snakemake --version", "s", seconds(laps["version"]))
+    limits = {"default": 5.0, "paper": 30.0}
+    return [
+        Figure(
+            f"pipeline/dry-run/{name}",
+            Series(f"dry run of {name}, {jobs} jobs", "s", seconds(laps[name])),
+            bare,
+            Target("at most", limit, of="measured"),
+            floor=bare.median,
+        )
+        for (name, limit), jobs in zip(limits.items(), counts, strict=True)
+    ]
+
+
+def _report(folder: Path, calls: int) -> list[Figure]:
+    frames = ROOT / "results" / "default" / "data"
+    if not (frames / "results.parquet").exists():
+        raise FileNotFoundError(
+            "results/default/data is not there: the default run (`make run`) leaves it"
+        )
+    shutil.copytree(frames, folder / "results" / "default" / "data")
+    shutil.copy2(ROOT / "config.yaml", folder)
+    tables, figures = _spat(folder, "tables"), _spat(folder, "figures")
+    imports = _command(folder, "-c", "import matplotlib.figure, pandas, scipy.stats")
+    laps = alternate(
+        {"report": lambda: tables() + figures(), "imports": lambda: imports() + imports()},
+        max(1, calls - 1),
+        warm_up=False,
+    )
+    return [
+        Figure(
+            "pipeline/report",
+            Series("tables and figures of the default results", "s", seconds(laps["report"])),
+            bare := Series("their imports, twice", "s", seconds(laps["imports"])),
+            Target("at most", 30.0, of="measured"),
+            floor=bare.median,
+        )
+    ]
+
+
+def _spat(folder: Path, *arguments: str) -> Contestant:
+    return _command(folder, "-m", "spat", *arguments)
+
+
+def _command(folder: Path, *arguments: str) -> Contestant:
+    def lap() -> float:
+        _output(folder, *arguments)
+        return 1.0
+
+    return lap
+
+
+def _output(folder: Path, *arguments: str) -> str:
+    """What a Python process prints; it has one thread, as Snakemake gives it.
+
+    Raises:
+        CommandError: if it fails.
+    """
+    one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**os.environ, **one, "PYTHONPATH": str(ROOT / "workflow")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if done.returncode:
+        raise CommandError(f"python {' '.join(arguments)}: {done.stdout.strip()[-500:]}")
+    return done.stdout
+
+
+def _jobs_of(shown: str) -> str:
+    found = re.search(r"^total\s+(\d+)", shown, flags=re.MULTILINE)
+    return found.group(1) if found else "?"

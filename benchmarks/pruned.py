@@ -1,0 +1,106 @@
+"""Pruned networks: does the time fall as the FLOPs do?"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from alternation import Contestant, Laps, alternate, rates, seconds
+from cases import Case, Size, open_case, open_series
+from figure import Figure, Part, Series, Target
+
+from spat.models.forecaster import Forecaster
+from spat.pruning import costs, surgery
+from spat.pruning.masks import all_site_masks
+from spat.training.optimisation import adam
+from spat.training.step import make_step
+
+# Passes of a lap: enough for a timer, few enough for the sixteen masks of four sites.
+PASSES = {"inference": 4, "training": 1}
+
+
+def measure(size: Size) -> Part:
+    """Every mask of whole sites, in training and in inference, against the dense network."""
+    part = Part()
+    prepared = open_series(size)
+    for model, variant in size.pruned:
+        case = open_case(size, prepared, model, variant)
+        networks = _networks(case)
+        flops = {mask: costs.flops(network) for mask, network in networks.items()}
+        for phase, passes in PASSES.items():
+            index = torch.arange(size.pruned_batch)
+            contestants = {
+                mask: (_training if phase == "training" else _inference)(
+                    case, network, index, passes
+                )
+                for mask, network in networks.items()
+            }
+            laps = alternate(contestants, size.rounds)
+            part.figures += _figures(f"pruned/{case.name}/{phase}", laps, flops)
+    return part
+
+
+def _networks(case: Case) -> dict[str, Forecaster]:
+    """The dense network first, the empty one last."""
+    dense = case.build()
+    found = {}
+    for mask in all_site_masks(surgery.heads_of(dense)):
+        network = copy.deepcopy(dense)
+        surgery.prune(network, mask)
+        found[mask.name] = network
+    return found
+
+
+def _inference(case: Case, model: Forecaster, index: torch.Tensor, passes: int) -> Contestant:
+    batch = case.splits.train.batch(index)
+
+    @torch.inference_mode()
+    def lap() -> float:
+        model.eval()
+        for _ in range(passes):
+            model(batch.x, batch.past_marks, batch.future_marks)
+        return float(passes * len(index))
+
+    return lap
+
+
+def _training(case: Case, model: Forecaster, index: torch.Tensor, passes: int) -> Contestant:
+    step = make_step(model, case.splits.train, adam(model, case.hyper.learning_rate))
+
+    def lap() -> float:
+        model.train()
+        for _ in range(passes):
+            step(index)
+        return float(passes * len(index))
+
+    return lap
+
+
+def _figures(name: str, laps: Laps, flops: dict[str, int]) -> list[Figure]:
+    """The speed-up of each mask, and for the empty one the share of what its FLOPs promise."""
+    dense, empty = next(iter(laps)), list(laps)[-1]
+    against = Series("dense", "windows/s", rates(laps[dense]))
+    found = [
+        Figure(
+            f"{name}/{mask}",
+            Series(f"mask {mask}", "windows/s", rates(lapped)),
+            against,
+            floor=against.median * flops[dense] / flops[mask],
+            detail=True,
+        )
+        for mask, lapped in laps.items()
+        if mask != dense
+    ]
+    removed = 1 - flops[empty] / flops[dense]
+    pairs = zip(seconds(laps[empty]), seconds(laps[dense]), strict=True)
+    saved = tuple(1 - pruned / whole for pruned, whole in pairs)
+    found.append(
+        Figure(
+            f"{name}/all-removed",
+            Series("share of time saved", "", saved),
+            Series("share of FLOPs removed", "", (removed,) * len(saved)),
+            Target("at least", 0.8),
+            floor=removed,
+        )
+    )
+    return found

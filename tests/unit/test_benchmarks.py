@@ -1,0 +1,235 @@
+"""The yardstick computes what our networks compute, and the benchmark runs and says what it found."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+import alternation
+import conventional
+import pipeline
+import run
+from cases import QUICK, Case, open_case, open_series
+from figure import Figure, Part, Series, Target
+from products import step_of
+
+from spat.data.windows import Windows
+from spat.evaluation.metrics import evaluate
+from spat.models.forecaster import Forecaster
+from spat.models.registry import hyperparameters
+from spat.pruning import costs
+from spat.training.optimisation import adam
+from spat.training.step import make_step
+
+MODELS = ("iTransformer", "PatchTST")
+
+
+def case_of(model: str, variant: str = "published") -> Case:
+    found = open_case(QUICK, open_series(QUICK), model, variant)
+    without = hyperparameters(model, variant, QUICK.dataset, QUICK.horizon, {"dropout": 0.0})
+    return Case(model, variant, without, found.prepared, found.lookback, found.horizon)
+
+
+def batch_of(case: Case, size: int) -> list[Tensor]:
+    """The first training windows as the conventional loader gives them."""
+    border = case.prepared.borders.train
+    dataset = conventional.WindowDataset(case.prepared, border, case.lookback, case.horizon)
+    return [
+        torch.from_numpy(np.stack(part)) for part in zip(*map(dataset.__getitem__, range(size)))
+    ]
+
+
+@pytest.mark.parametrize("variant", ["published", "deep"])
+@pytest.mark.parametrize("model", MODELS)
+def test_the_conventional_network_gives_our_forecasts(model: str, variant: str) -> None:
+    case = case_of(model, variant)
+    ours = case.build(seed=1)
+    theirs = conventional.twin(ours)
+    batch = case.splits.train.batch(torch.arange(8))
+    past, future, past_marks, future_marks = (part.float() for part in batch_of(case, 8))
+    assert torch.equal(past, batch.x)
+    assert torch.equal(future[:, -case.horizon :], batch.y)
+    expected = ours(batch.x, batch.past_marks, batch.future_marks)
+    found = theirs(past, past_marks, future, future_marks)
+    assert found.shape == expected.shape
+    assert torch.allclose(found, expected, atol=1e-5)
+    # Both in training mode, with the statistics of the batch: no other dropout is left.
+    assert not torch.allclose(case.build(seed=2)(batch.x, batch.past_marks), expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_one_step_leaves_the_same_weights(model: str) -> None:
+    case = case_of(model)
+    # In double precision: Adam divides gradients by their size, rounding errors included.
+    ours = case.build(seed=1).double()
+    theirs = conventional.twin(ours).double()
+    before = copy.deepcopy(theirs.state_dict())
+    batch = batch_of(case, 8)
+    value = conventional.step(theirs, batch, torch.optim.Adam(theirs.parameters(), lr=1e-3))
+    loss = our_step(case, ours)
+    assert value == pytest.approx(loss, abs=1e-6)
+    after = conventional.twin(ours).double().state_dict()
+    for name, weight in theirs.state_dict().items():
+        if weight.is_floating_point() and "running" not in name:
+            assert torch.allclose(weight, after[name], atol=1e-6), name
+    moved = [not torch.equal(w, before[name]) for name, w in theirs.state_dict().items()]
+    assert sum(moved) > len(moved) / 2
+
+
+def our_step(case: Case, model: Forecaster) -> float:
+    prepared = case.prepared
+    assert prepared.marks is not None
+    values = torch.from_numpy(prepared.values).double()
+    marks = torch.from_numpy(prepared.marks).double()
+    windows = Windows(values, marks, 0, 300, case.lookback, case.horizon)
+    batch = windows.batch(torch.arange(8))
+    optimiser = adam(model, 1e-3)
+    loss = F.mse_loss(model(batch.x, batch.past_marks, batch.future_marks), batch.y)
+    loss.backward()
+    optimiser.step()
+    return float(loss)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_gradients_agree_in_single_precision(model: str) -> None:
+    case = case_of(model)
+    ours = case.build(seed=1)
+    theirs = conventional.twin(ours)
+    conventional.loss_of(theirs, [part.float() for part in batch_of(case, 8)]).backward()
+    batch = case.splits.train.batch(torch.arange(8))
+    F.mse_loss(ours(batch.x, batch.past_marks, batch.future_marks), batch.y).backward()
+    found = theirs.layers[0].conv1.weight.grad.squeeze(-1)  # type: ignore[union-attr,index]
+    expected = ours.layers[0].feed_forward.up.weight.grad  # type: ignore[union-attr,index]
+    assert expected.abs().max() > 1e-4
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_both_loops_reach_the_same_losses() -> None:
+    case = case_of("iTransformer").short(8)
+    ours, size, rate = case.build(), case.hyper.batch_size, case.hyper.learning_rate
+    theirs = conventional.twin(ours)
+    untrained = evaluate(ours, case.splits.validation).mse
+    data = conventional.loaders(case.prepared, case.lookback, case.horizon, size, workers=0)
+    epochs = conventional.train(theirs, data, rate, epochs=3)
+    step = make_step(ours.train(), case.splits.train, adam(ours, rate))
+    order = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        for index in torch.randperm(len(case.splits.train), generator=order).split(size):
+            step(index)
+    trained = evaluate(ours, case.splits.validation).mse
+    assert trained < 0.9 * untrained
+    assert epochs[-1].validation == pytest.approx(trained, rel=0.05)
+
+
+def test_loaders_drop_no_window_and_read_no_window_twice() -> None:
+    case = case_of("PatchTST")
+    data = conventional.loaders(case.prepared, case.lookback, case.horizon, 32, workers=0)
+    for loader, windows in zip(data, case.splits, strict=True):
+        seen = [row for past, *_ in loader for row in past[:, 0, 0].tolist()]
+        expected = windows.batch(torch.arange(len(windows))).x[:, 0, 0].tolist()
+        assert sorted(seen) == pytest.approx(sorted(expected))
+
+
+def test_a_pruned_network_has_no_twin() -> None:
+    case = case_of("iTransformer")
+    model = case.build()
+    model.sites()[0].remove()
+    with pytest.raises(ValueError, match="dense"):
+        conventional.twin(model)
+    with pytest.raises(TypeError, match="iTransformer or PatchTST"):
+        conventional.twin(open_case(QUICK, case.prepared, "DLinear").build())
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_steps_products_are_those_that_flops_count(model: str) -> None:
+    case = case_of(model)
+    step = step_of(case)
+    forward = costs.flops(case.build()) * step.windows
+    # Three times the forward pass, but for the gradient that the series does not need and, with
+    # time marks, the tokens that end early.
+    assert 2.5 * forward < step.flops <= 3 * forward
+
+
+def test_a_short_case_has_the_windows_asked_for() -> None:
+    short = case_of("iTransformer").short(3)
+    size = short.hyper.batch_size
+    assert [len(windows) for windows in short.splits] == [3 * size, size, size]
+
+
+def test_contestants_take_turns_and_the_warm_up_is_thrown_away() -> None:
+    calls: list[str] = []
+
+    def contestant(name: str) -> alternation.Contestant:
+        return lambda: float(len(calls.append(name) or name))
+
+    laps = alternation.alternate({"a": contestant("a"), "bb": contestant("bb")}, rounds=2)
+    assert calls in (["bb", "a", "a", "bb", "bb", "a"], ["a", "bb", "a", "bb", "bb", "a"])
+    assert [[lap.work for lap in found] for found in laps.values()] == [[1.0, 1.0], [2.0, 2.0]]
+
+
+def test_cpu_time_counts_children() -> None:
+    work = "import time\nwhile time.process_time() < 0.3: pass"
+    command = pipeline._command(Path.cwd(), "-c", work)
+    assert alternation.lap(command).cpu > 0.25
+
+
+def test_a_figure_is_a_ratio_by_round_judged_by_its_median() -> None:
+    figure = Figure(
+        "f",
+        Series("ours", "windows/s", (10.0, 30.0, 20.0)),
+        Series("theirs", "windows/s", (10.0, 10.0, 10.0)),
+        Target("at least", 2.0),
+    )
+    assert figure.ratio.values == (1.0, 3.0, 2.0)
+    assert figure.met is True
+    assert Target("at most", 1.5).met(figure.ratio.median) is False
+
+
+def test_a_command_that_fails_is_skipped_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(folder: Path, calls: int) -> list[Figure]:
+        pipeline._command(folder, "-c", "raise SystemExit('no luck')")()
+        raise AssertionError
+
+    for name in ("_help", "_jobs", "_dry_runs", "_report"):
+        monkeypatch.setattr(pipeline, name, broken)
+    part = pipeline.measure(QUICK)
+    assert len(part.skipped) == 4
+    assert all("no luck" in why for why in part.skipped.values())
+    assert part.figures == []
+
+
+def test_the_quick_mode_writes_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(run.SECTIONS, "pipeline", lambda size, rates: Part(skipped={"p": "why"}))
+    assert run.main(["--quick", "--rounds", "1", "--output", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert found["machine"]["versions"]["torch"]
+    assert found["machine"]["commit"]
+    assert found["skipped"] == {"p": "why"}
+    figures = {figure["name"]: figure for figure in found["figures"]}
+    for model in MODELS:
+        for name in (
+            f"training/{model}/steps",
+            f"training/{model}/core",
+            f"training/{model}/in-all",
+            f"limit/{model}/MKL",
+            f"evaluation/{model}",
+            f"scoring/{model}/time",
+        ):
+            assert figures[name]["ratio"]["median"] > 0
+            assert figures[name]["detail"] is False
+    yardsticks = [name for name in figures if name.startswith("training/PatchTST/core")]
+    assert len(yardsticks) == len(QUICK.workers)
+    assert "pruned/iTransformer-published/inference/0.0" in figures
+    assert (tmp_path / "bench.csv").read_text().count("\n") == len(figures) + 1
+    assert "training/iTransformer/core" in (tmp_path / "bench.md").read_text()
+    assert (tmp_path / "bench.png").stat().st_size > 10_000
