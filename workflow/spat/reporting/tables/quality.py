@@ -24,7 +24,7 @@ NULL: Final = "hindsight regret of equal masks"
 AGREEMENT: Final = "tau-b with the leave-one-out change"
 MEASURES: Final = (GAIN, *REGRET.values(), NULL, AGREEMENT)
 # Decisions that are no criterion's.
-NOT_RANKING: Final = ("control", "all")
+NOT_RANKING: Final = ("control", "exhaustive")
 
 
 def quality(frames: Frames) -> pd.DataFrame:
