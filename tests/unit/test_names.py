@@ -10,8 +10,8 @@ CAPTIONS = Path(__file__).parents[2] / "workflow" / "report"
 
 
 def test_tables_and_figures_are_those_of_the_registries() -> None:
-    assert names.TABLES == tuple(TABLES)
-    assert names.FIGURES == tuple(FIGURES)
+    assert tuple(TABLES) == names.TABLES
+    assert tuple(FIGURES) == names.FIGURES
 
 
 def test_each_has_a_caption_and_no_caption_is_left_over() -> None:

@@ -9,15 +9,18 @@ from zipfile import ZipFile
 
 import pandas as pd
 import pytest
-from conftest import COPIED, SMOKE, Project
 
+from conftest import COPIED, SMOKE, Project
 from spat import provenance
 from spat.frames import COLUMNS
+from spat.models.registry import MODELS
 from spat.reporting.names import FIGURES, TABLES
 
 pytestmark = pytest.mark.slow
 
 REPORT = {"collect": 1, "tables": 1, "figures": 1}
+# What only leads from the command line to a stage.
+ENTRANCE = ("spat.__main__", "spat.cli", "spat.stages.report")
 # Runs of the experiment, those that are pruned, and transfers.
 RUNS, PRUNED, TRANSFERS = 6, 3, 5
 AFTER_PRUNE = {"decide": PRUNED, "measure": PRUNED, "transfer": PRUNED - 1, **REPORT}
@@ -63,6 +66,7 @@ def test_a_second_run_has_nothing_to_do(smoke: Project) -> None:
         ("statistics={'margin': 0.02}", {"tables": 1, "figures": 1}),
         ("measure={'repeats': 4}", {"measure": PRUNED, **REPORT}),
         ("finetune={'epochs': 2}", {"prune": PRUNED, **AFTER_PRUNE}),
+        ("robustness={'manipulations': ['identity']}", {"robustness": 1, **REPORT}),
         ("pruning={'draws': 3}", AFTER_SCORE),
         ("pruning={'head': {'criteria': ['send', 'michel']}}", {"score": PRUNED, **AFTER_SCORE}),
         ("training={'epochs': 3}", EVERYTHING),
@@ -163,19 +167,19 @@ def test_every_job_runs_by_hand_and_imports_what_its_rule_declares(smoke_copy: P
     printed = (smoke_copy.folder / "printed.txt").read_text()
     lines = re.findall(r"^Shell command: (python -m spat .+?) > \S+ 2>&1$", printed, re.MULTILINE)
     commands = {shlex.split(line)[3]: shlex.split(line) for line in reversed(lines)}
-    assert {"prepare", "pretrain", "transfer", "figures"} <= set(commands)
+    assert {"prepare", "pretrain", "robustness", "figures"} <= set(commands)
+    # Without tracking, which looks at everything after the work.
+    (smoke_copy.folder / "untracked.yaml").write_text("tracking: {enabled: false}\n")
     for stage, command in commands.items():
+        command.insert(command.index("--config") + 2, "untracked.yaml")
         done = smoke_copy.python("-X", "importtime", *command[1:])
         imported = set(re.findall(r"\| +(spat[\w.]*)$", done.stderr, re.MULTILINE))
-        model = next(
-            (m for m in ("iTransformer", "PatchTST", "DLinear") if m in str(command)), None
-        )
+        model = next((name for name in MODELS if f"/{name}-" in str(command)), None)
         declared = {Path(path).resolve() for path in provenance.sources(stage, model)}
         computing = {
             provenance._file(module).resolve()
             for module in imported - provenance.EXCLUDED
-            if provenance._code(module) != provenance._EMPTY
-            and not module.startswith(("spat.cli", "spat.tracking", "spat.__main__"))
+            if provenance._code(module) != provenance._EMPTY and module not in ENTRANCE
         }
         assert computing <= declared, stage
 

@@ -21,7 +21,9 @@ os.environ.update(
 )
 
 try:
-    CONFIG = load(config, " + ".join(map(str, workflow.configfiles)))
+    # Its own configuration comes last in Snakemake's list, and before all others in fact.
+    *overlays, base = workflow.configfiles
+    CONFIG = load(config, " + ".join(map(str, [base, *overlays])))
     PLAN = {planned.run.path: planned for planned in runs.plan(CONFIG)}
     STUDIED = [run.path for run in runs.studied(CONFIG)]
     for planned in PLAN.values():

@@ -102,6 +102,13 @@ class ScoringSection(Section):
     batch_size: Count = Field(32, description="Windows per scored batch.")
 
 
+def _number(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
 class LevelSection(Section):
     """What is pruned at one level (whole sites, or single heads)."""
 
@@ -109,6 +116,12 @@ class LevelSection(Section):
     ratios: tuple[Ratio | str, ...] = Field(
         (), description="Shares removed, in (0, 1], or `auto:<rule>` (site level)."
     )
+
+    @field_validator("ratios", mode="before")
+    @classmethod
+    def _numbers_from_the_command_line(cls, ratios: Any) -> Any:
+        # `snakemake --config` hands over numbers inside of a list as text.
+        return [_number(r) for r in ratios] if isinstance(ratios, list | tuple) else ratios
 
     @field_validator("ratios")
     @classmethod

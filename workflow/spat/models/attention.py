@@ -18,7 +18,7 @@ from spat.models.kernels import Linear, attend
 
 
 class AttentionCore(nn.Module):
-    """O = softmax(q k^T / sqrt(d)) v, on the fused kernel.
+    """O = softmax(q k^T / sqrt(d)) v, fused where torch has a kernel for it.
 
     A module of its own, without parameters, so that a hook sees q, k, v and O and nothing has to
     be inserted into the forward pass.

@@ -1,4 +1,4 @@
-"""`nn.Linear` and `nn.Dropout` with faster kernels on the CPU; elsewhere they are torch's own.
+"""Linear maps, dropout and attention, faster on the CPU; elsewhere they are torch's own.
 
 Measured on one core of a Zen 5 (torch 2.13): matrix products through oneDNN run at 240 GFLOP/s
 where torch's default, MKL, keeps to 256-bit vectors on AMD and reaches 107; dropout costs 0.9 ns an
@@ -24,7 +24,7 @@ def keep_freed_memory() -> None:
     """Let glibc keep up to 2 GiB of freed memory for the next tensors of this process.
 
     By default it returns large blocks at once, and each step of training faults the same pages in
-    again: a quarter of the time of a small PatchTST. Nothing happens under another C library.
+    again: up to a quarter of the time of a small PatchTST. Nothing happens under another C library.
     """
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
     with contextlib.suppress(OSError, AttributeError):

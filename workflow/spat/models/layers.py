@@ -1,6 +1,6 @@
 """The layers that the forecasters share: post-norm encoder layers, embeddings, normalisation.
 
-Pointwise convolutions of the published code are `nn.Linear` here: the same numbers, less copying.
+Pointwise convolutions of the published code are linear maps here: the same numbers, less copying.
 """
 
 from __future__ import annotations

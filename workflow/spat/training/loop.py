@@ -18,6 +18,7 @@ from spat.config import Device, Precision
 from spat.data.windows import Splits, Windows
 from spat.evaluation.metrics import evaluate
 from spat.models.forecaster import Forecaster
+from spat.models.kernels import keep_freed_memory
 from spat.training import checkpoints
 from spat.training.checkpoints import Progress
 from spat.training.optimisation import adam, rate_at, set_rate
@@ -79,6 +80,9 @@ def prepare_torch(precision: Precision) -> None:
     """Reproducible arithmetic: one thread on the CPU, deterministic kernels, TF32 only if asked."""
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # Determinism would also fill every fresh tensor with NaN, a tenth of a step of a small model.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    keep_freed_memory()
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     # cuDNN convolutions would use TF32 by default, whatever the matmul precision says.
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
