@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -264,13 +265,27 @@ def build(
     exhaustive: bool = True,
     orders: int = 1,
     scratch: bool = False,
+    controls: Mapping[str, float] = MappingProxyType({}),
 ) -> dict[str, pd.DataFrame]:
-    """The six frames, checked against their schema."""
+    """The six frames, checked against their schema.
+
+    `controls` adds dense runs of the variant with a plus and each name, their errors this much
+    larger.
+    """
     runs = list(run_keys(datasets, models, horizons, seeds, variant))
     attention = [keys for keys in runs if keys["model"] in ATTENTION]
     decisions = _decisions(exhaustive)
     masks = {decision[5] for decision in decisions}
     results = pd.DataFrame(_results(runs, pairs, masks, orders, scratch))
+    beside = results[(results["phase"] == "dense") & results["model"].isin(ATTENTION)]
+    beside = beside[beside["target"] == beside["dataset"]]
+    others = [
+        beside.assign(variant=f"{variant}+{name}", mse=beside["mse"] + worse)
+        for name, worse in controls.items()
+    ]
+    results = pd.concat([results, *others], ignore_index=True)
+    training = pd.DataFrame(row for keys in runs for row in _history(keys))
+    training = pd.concat([training, *(training.assign(variant=f"{variant}+{c}") for c in controls)])
     selections = [
         {
             **keys, "criterion": criterion, "draw": draw, "level": level, "ratio": ratio,
@@ -284,7 +299,7 @@ def build(
         "results": results,
         "selections": pd.DataFrame(selections),
         "scores": pd.DataFrame(row for keys in attention for row in _scores(keys)),
-        "history": pd.DataFrame(row for keys in runs for row in _history(keys)),
+        "history": training,
         "losses": _losses(results),
         "examples": pd.DataFrame(row for keys in runs for row in _examples(keys)),
     }

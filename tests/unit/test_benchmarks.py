@@ -1,10 +1,11 @@
-"""The yardstick computes what our networks compute, and the benchmark runs and says what it found."""
+"""The yardstick computes what our networks compute, and the benchmark runs and tells."""
 
 from __future__ import annotations
 
 import copy
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,14 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import alternation
 import conventional
+import memory
+import networks
+import parallel
 import pipeline
 import run
 from cases import QUICK, Case, open_case, open_series
-from figure import Figure, Part, Series, Target
+from figure import Figure, Series, Target
+from machine import Rates
 from products import step_of
 
 from spat.data.windows import Windows
@@ -44,9 +49,8 @@ def batch_of(case: Case, size: int) -> list[Tensor]:
     """The first training windows as the conventional loader gives them."""
     border = case.prepared.borders.train
     dataset = conventional.WindowDataset(case.prepared, border, case.lookback, case.horizon)
-    return [
-        torch.from_numpy(np.stack(part)) for part in zip(*map(dataset.__getitem__, range(size)))
-    ]
+    items = [dataset[index] for index in range(size)]
+    return [torch.from_numpy(np.stack(part)) for part in zip(*items, strict=True)]
 
 
 @pytest.mark.parametrize("variant", ["published", "deep"])
@@ -54,7 +58,7 @@ def batch_of(case: Case, size: int) -> list[Tensor]:
 def test_the_conventional_network_gives_our_forecasts(model: str, variant: str) -> None:
     case = case_of(model, variant)
     ours = case.build(seed=1)
-    theirs = conventional.twin(ours)
+    theirs = networks.twin(ours)
     batch = case.splits.train.batch(torch.arange(8))
     past, future, past_marks, future_marks = (part.float() for part in batch_of(case, 8))
     assert torch.equal(past, batch.x)
@@ -72,13 +76,13 @@ def test_one_step_leaves_the_same_weights(model: str) -> None:
     case = case_of(model)
     # In double precision: Adam divides gradients by their size, rounding errors included.
     ours = case.build(seed=1).double()
-    theirs = conventional.twin(ours).double()
+    theirs = networks.twin(ours).double()
     before = copy.deepcopy(theirs.state_dict())
     batch = batch_of(case, 8)
     value = conventional.step(theirs, batch, torch.optim.Adam(theirs.parameters(), lr=1e-3))
     loss = our_step(case, ours)
     assert value == pytest.approx(loss, abs=1e-6)
-    after = conventional.twin(ours).double().state_dict()
+    after = networks.twin(ours).double().state_dict()
     for name, weight in theirs.state_dict().items():
         if weight.is_floating_point() and "running" not in name:
             assert torch.allclose(weight, after[name], atol=1e-6), name
@@ -97,14 +101,14 @@ def our_step(case: Case, model: Forecaster) -> float:
     loss = F.mse_loss(model(batch.x, batch.past_marks, batch.future_marks), batch.y)
     loss.backward()
     optimiser.step()
-    return float(loss)
+    return loss.item()
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_gradients_agree_in_single_precision(model: str) -> None:
     case = case_of(model)
     ours = case.build(seed=1)
-    theirs = conventional.twin(ours)
+    theirs = networks.twin(ours)
     conventional.loss_of(theirs, [part.float() for part in batch_of(case, 8)]).backward()
     batch = case.splits.train.batch(torch.arange(8))
     F.mse_loss(ours(batch.x, batch.past_marks, batch.future_marks), batch.y).backward()
@@ -117,7 +121,7 @@ def test_gradients_agree_in_single_precision(model: str) -> None:
 def test_both_loops_reach_the_same_losses() -> None:
     case = case_of("iTransformer").short(8)
     ours, size, rate = case.build(), case.hyper.batch_size, case.hyper.learning_rate
-    theirs = conventional.twin(ours)
+    theirs = networks.twin(ours)
     untrained = evaluate(ours, case.splits.validation).mse
     data = conventional.loaders(case.prepared, case.lookback, case.horizon, size, workers=0)
     epochs = conventional.train(theirs, data, rate, epochs=3)
@@ -145,16 +149,17 @@ def test_a_pruned_network_has_no_twin() -> None:
     model = case.build()
     model.sites()[0].remove()
     with pytest.raises(ValueError, match="dense"):
-        conventional.twin(model)
+        networks.twin(model)
     with pytest.raises(TypeError, match="iTransformer or PatchTST"):
-        conventional.twin(open_case(QUICK, case.prepared, "DLinear").build())
+        networks.twin(open_case(QUICK, case.prepared, "DLinear").build())
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_steps_products_are_those_that_flops_count(model: str) -> None:
     case = case_of(model)
     step = step_of(case)
-    forward = costs.flops(case.build()) * step.windows
+    assert step.forward == costs.flops(case.build())
+    forward = step.forward * step.windows
     # Three times the forward pass, but for the gradient that the series does not need and, with
     # time marks, the tokens that end early.
     assert 2.5 * forward < step.flops <= 3 * forward
@@ -208,28 +213,38 @@ def test_a_command_that_fails_is_skipped_with_its_reason(monkeypatch: pytest.Mon
     assert part.figures == []
 
 
-def test_the_quick_mode_writes_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(run.SECTIONS, "pipeline", lambda size, rates: Part(skipped={"p": "why"}))
-    assert run.main(["--quick", "--rounds", "1", "--output", str(tmp_path)]) == 0
+def test_the_quick_mode_writes_every_file(tmp_path: Path) -> None:
+    sections = ["--only", "engine", "pruned"]
+    assert run.main(["--quick", "--rounds", "1", *sections, "--output", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "bench.json").read_text())
     assert found["machine"]["versions"]["torch"]
     assert found["machine"]["commit"]
-    assert found["skipped"] == {"p": "why"}
     figures = {figure["name"]: figure for figure in found["figures"]}
     for model in MODELS:
         for name in (
             f"training/{model}/steps",
             f"training/{model}/core",
-            f"training/{model}/in-all",
             f"limit/{model}/MKL",
             f"evaluation/{model}",
             f"scoring/{model}/time",
         ):
             assert figures[name]["ratio"]["median"] > 0
+            assert figures[name]["floor"] > 0
             assert figures[name]["detail"] is False
-    yardsticks = [name for name in figures if name.startswith("training/PatchTST/core")]
-    assert len(yardsticks) == len(QUICK.workers)
+        assert figures[f"losses/{model}"]["ratio"]["median"] == pytest.approx(1.0, abs=0.2)
+        yardsticks = [name for name in figures if name.startswith(f"training/{model}/core")]
+        assert len(yardsticks) == len(QUICK.workers)
+        assert sum(found["facts"][f"breakdown/{model}"].values()) == pytest.approx(1.0, abs=0.01)
     assert "pruned/iTransformer-published/inference/0.0" in figures
     assert (tmp_path / "bench.csv").read_text().count("\n") == len(figures) + 1
     assert "training/iTransformer/core" in (tmp_path / "bench.md").read_text()
     assert (tmp_path / "bench.png").stat().st_size > 10_000
+
+
+def test_jobs_side_by_side_and_memory_are_measured_in_processes_of_their_own() -> None:
+    one = replace(QUICK, models=("iTransformer",), workers=(0,), rounds=1)
+    side_by_side = parallel.measure(one, Rates(1e11, 2e11, 1e10)).figures
+    assert [figure.name for figure in side_by_side] == ["training/iTransformer/in-all"]
+    assert side_by_side[0].ratio.median > 0
+    (peak,) = memory.measure(one).figures
+    assert peak.measured.median >= 1.0

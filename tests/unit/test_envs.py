@@ -14,6 +14,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[2]
 LINES = (ROOT / "envs" / "requirements.txt").read_text().splitlines()
 PINS = [line for line in LINES if not line.startswith("#")]
+OURS = ("workflow", "tests", "benchmarks")
 PINNED = {canonicalize_name(pin.split("==")[0]): pin.split("==")[1] for pin in PINS}
 
 
@@ -54,10 +55,11 @@ def test_what_runs_here_is_what_is_pinned() -> None:
         assert metadata.version(name).split("+")[0] == pin, name
 
 
-def test_every_import_of_package_and_tests_is_pinned() -> None:
-    own = {"spat", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
+def test_every_import_of_package_tests_and_benchmarks_is_pinned() -> None:
+    files = [path for name in OURS for path in (ROOT / name).rglob("*.py")]
+    own = {"spat", *(path.stem for path in files)}
     distributions = metadata.packages_distributions()
-    for path in [*(ROOT / "workflow").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]:
+    for path in files:
         for module in _imported(path) - own - set(sys.stdlib_module_names):
             names = distributions.get(module, [])
             assert any(canonicalize_name(n) in PINNED for n in names), f"{path}: {module}"

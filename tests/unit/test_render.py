@@ -106,9 +106,12 @@ def test_methods_have_one_order() -> None:
 KINDS = {
     "default": {},
     "one": {"datasets": ("ETTh1",), "models": ("iTransformer",), "seeds": (0,), "pairs": ()},
-    "scratch": {"exhaustive": False, "scratch": True, "orders": 2},
+    "scratch": {
+        "exhaustive": False, "scratch": True, "orders": 2, "controls": {"narrow": 0, "sam0.1": 0}
+    },
+    "orders": {"orders": 3, "models": ("iTransformer",), "horizons": (96, 336), "pairs": ()},
     "light": {"models": ("DLinear",), "pairs": ()},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -24,6 +24,10 @@ from spat.models.forecaster import Forecaster
 from spat.models.registry import MODELS, Shape, build, hyperparameters
 from spat.pruning import surgery
 from spat.pruning.masks import Mask
+from spat.reporting.figures import draw
+from spat.reporting.frames_io import Frames
+from spat.reporting.tables import rendered
+from spat.reporting.tables import robustness as robustness_table
 from spat.scoring import probe, tidy
 from spat.scoring.manipulation import manipulated, obstacle
 from spat.scoring.scores import score
@@ -406,6 +410,16 @@ def test_finished_work_is_kept_and_what_is_added_is_added(
     pd.testing.assert_frame_equal(pd.read_parquet(path), before)
 
 
+def test_what_cannot_be_manipulated_is_left_out_and_said(tmp_path: Path) -> None:
+    config = config_of(tmp_path, robustness={"manipulations": ["identity", "uniform"]})
+    cases, skipped = stage._cases(config, dense("Transformer"))
+    (row,) = skipped
+    assert (row["site"], row["manipulation"]) == ("decoder.0.cross", "identity")
+    number = [site.name for site in dense("Transformer").sites()].index("decoder.0.cross")
+    assert stage.Case("uniform", number) in cases
+    assert stage.Case("identity", number) not in cases
+
+
 # The evaluation, on planted frames
 
 Value = Callable[[int, int, str], float]
@@ -566,3 +580,62 @@ def test_runs_that_diverged_are_left_out() -> None:
     assert set(rows.loc[rows["manipulation"] == "bad", "seed"]) == {0, 2}
     assert set(rows.loc[rows["manipulation"] == "odd", "seed"]) == {0, 1, 2}
     assert not rows.duplicated([*RUN, "criterion", "manipulation"]).any()
+
+
+# What is shown of it
+
+
+@pytest.fixture(scope="module")
+def shown() -> Frames:
+    values: dict[str, Value] = {
+        "send": lower,
+        "blind": lambda seed, site, kind: float(site),
+        "mse": lambda seed, site, kind: 2.0,
+        "leave_one_out": lower,
+    }
+    return Frames.of(robustness=planted(values))
+
+
+def test_the_table_tells_who_sees_and_what_is_true(shown: Frames) -> None:
+    table = robustness_table.robustness(shown)
+    assert table["mean"].notna().all()
+    found = table.set_index(["measure", "criterion", "manipulation"])["mean"]
+    assert found["AUROC", "send", "bad"] == pytest.approx(1.0)
+    assert found["AUROC", "blind", "odd"] == pytest.approx(0.5)
+    assert found["measured: worth less", "before fine-tuning", "bad"] == pytest.approx(1.0)
+    assert found["measured: worth less", "before fine-tuning", "odd"] == pytest.approx(0.0)
+    agrees = "agrees with measured, before fine-tuning"
+    assert found[agrees, "send", "odd"] == pytest.approx(1.0)
+    assert "after fine-tuning" not in set(table["criterion"])
+    assert list(table["manipulation"].cat.categories) == ["bad", "odd"]
+    for ending, text in rendered("robustness", shown).items():
+        assert "send" in text, ending
+
+
+def test_the_measured_changes_are_told_by_site(shown: Frames) -> None:
+    table = robustness_table.leave_one_out(shown).set_index(["site", "manipulation"])
+    # 10 site + 0.1 seed, of an MSE of 2, in percent.
+    assert table.loc[("encoder.1.self", "intact"), "mean"] == pytest.approx(505.0)
+    assert table.loc[("encoder.1.self", "bad"), "mean"] == pytest.approx(455.0)
+    assert table.loc[("encoder.0.self", "intact"), "n"] == 3
+    assert "encoder.1.self" in rendered("leave_one_out", shown)["md"]
+
+
+def test_the_figure_shows_each_criterion_and_each_manipulation(shown: Frames) -> None:
+    (axis,) = draw("robustness", shown).axes
+    assert [text.get_text() for text in axis.get_yticklabels()] == [
+        *("measured before", "send", "blind"),
+    ]
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["bad", "odd"]
+    written = [text.get_text() for text in axis.texts]
+    assert written == ["1.00", "0.00", "1.00", "0.00", "0.50", "0.50"]
+
+
+@pytest.mark.parametrize("name", ["robustness", "leave_one_out"])
+def test_without_a_study_the_tables_say_how_to_have_one(name: str) -> None:
+    assert "robustness.runs" in rendered(name, Frames.of())["md"]
+
+
+def test_the_figure_without_a_study_is_a_message() -> None:
+    (axis,) = draw("robustness", Frames.of()).axes
+    assert "robustness.runs" in " ".join(text.get_text() for text in axis.texts)

@@ -7,10 +7,12 @@ from functools import cache
 import frame_builder
 import numpy as np
 import pandas as pd
+import planted
 import pytest
 from frame_builder import EMPTY, FULL, build, frames_of, nested
 
 from spat.data.registry import DATASETS
+from spat.evaluation.statistics import detectable
 from spat.models.registry import MODELS
 from spat.reporting.frames_io import Frames
 from spat.reporting.methods import at_ratio
@@ -142,10 +144,38 @@ def test_changes_have_intervals_round_the_change() -> None:
 def test_controls_put_training_from_scratch_beside_fine_tuning() -> None:
     table = TABLES["controls"].function(frames_of(scratch=True))
     tuned, scratch = (
-        one(table, **CELL, metric="MSE", start=start, method="none left")["mean"]
-        for start in ("dense weights", "from scratch")
+        one(table, **CELL, method="none left", measure=measure)["mean"]
+        for measure in ("MSE", "MSE, from scratch")
     )
     assert scratch - tuned == pytest.approx(0.011, abs=1e-3)
+    assert "narrow" not in set(table["method"])
+
+
+def test_controls_put_other_variants_beside_the_masks() -> None:
+    made = build(controls={"narrow": 0.02, "dropout0.2": 0.004, "dropout0.3": -0.001})
+    rows = made["results"]
+    of = (rows["variant"] == "deep+dropout0.3") & (rows["seed"] == 1)
+    rows.loc[of & (rows["split"] == "validation"), "mse"] += 0.1
+    table = TABLES["controls"].function(Frames.of(**made))
+    dense = errors(default(), FULL, "dense")
+    control = errors(default(), FULL, "finetuned")
+    narrow = one(table, **CELL, method="narrow", measure="MSE")
+    assert (narrow["mean"], narrow["n"]) == (pytest.approx(dense.mean() + 0.02), 3)
+    versus = one(table, **CELL, method="narrow", measure="MSE vs control")["mean"]
+    assert versus == pytest.approx((100 * ((dense + 0.02) / control - 1)).mean())
+    # Seed 1 takes the other value, whatever it does on test.
+    dropout = one(table, **CELL, method="dropout (tuned)", measure="MSE")
+    assert dropout["mean"] == pytest.approx(dense.mean() + (-0.001 + 0.004 - 0.001) / 3)
+    assert dropout["values"] == "0.2: 1, 0.3: 2"
+    assert set(table["variant"]) == {"deep"}
+
+
+def test_variants_that_are_controls_stand_in_no_other_table() -> None:
+    frames = frames_of(controls={"narrow": 0.02})
+    assert len(frames.controls) == 2 * 2 * 3 * 2  # models, datasets, seeds, splits
+    for name in ("main", "efficiency", "changes", "zeroshot"):
+        assert rendered(name, frames) == rendered(name, default()), name
+    assert set(frames.history["variant"]) == {"deep"}
 
 
 # efficiency
@@ -316,3 +346,128 @@ def test_reproduction_judges_by_three_percent() -> None:
 def test_reproduction_leaves_out_our_own_depth() -> None:
     table = TABLES["reproduction"].function(default())
     assert set(table["model"]) == {"DLinear"}
+
+
+# the ablation
+
+
+def test_adaptive_compares_with_the_ratio_of_the_other_station() -> None:
+    made = build(models=("iTransformer",), pairs=())
+    chosen = made["selections"]["rule"] == "validation"
+    made["selections"].loc[chosen, "mask"] = nested("send", 0.75).name
+    table = TABLES["adaptive"].function(Frames.of(**made))
+    place = {"model": "iTransformer", "station": "ETT1"}
+    control = errors(default(), FULL, "finetuned")
+    ours = errors(default(), nested("send", 0.75).name, "finetuned")
+    rule = {**place, "rule": "auto:validation"}
+    change = one(table, **rule, measure="MSE vs control")
+    assert (change["mean"], change["n"]) == (pytest.approx((100 * (ours / control - 1)).mean()), 3)
+    assert change["low"] < change["mean"] < change["high"]
+    # On both stations the second ratio has the least validation error.
+    fixed = {**place, "rule": "fixed ratio"}
+    assert one(table, **fixed, measure="ratio")["mean"] == 0.5
+    theirs = errors(default(), nested("send", 0.5).name, "finetuned")
+    versus = one(table, **rule, measure="MSE vs fixed ratio")["mean"]
+    assert versus == pytest.approx((100 * (ours / theirs - 1)).mean())
+    spent = {r: one(table, **place, rule=r, measure="fine-tunings")["mean"]
+             for r in ("auto:validation", "fixed ratio")}  # fmt: skip
+    assert spent == {"auto:validation": 4, "fixed ratio": 1}
+    stations = [
+        one(table, rule="auto:validation", station=s, measure="MSE vs control")["mean"]
+        for s in ("ETT1", "ETT2", "all")
+    ]
+    assert stations[2] == pytest.approx(np.mean(stations[:2]))
+
+
+def test_stability_of_scores_whose_noise_is_planted() -> None:
+    of = planted.runs(["ETTh1", "ETTh2"], seeds=4)
+    values = {
+        "send": lambda keys: (1.0, 2.0, 3.0, 4.0),
+        "odd": lambda keys: (1.0, 2.0, 3.0, 4.0) if keys["seed"] else (4.0, 3.0, 2.0, 1.0),
+    }
+    noisy = planted.scores(of, {"send": values["send"]}, batches=32, noise=1.5)
+    calm = planted.scores(of, {"odd": values["odd"]}, batches=32)
+    table = TABLES["stability"].function(Frames.of(scores=pd.concat([noisy, calm])))
+    assert list(table["criterion"].unique()) == ["send", "odd"]
+    found = table.set_index(["criterion", "measure"])
+    expected = 1.5 * np.mean([1, 1 / 2, 1 / 3, 1 / 4])
+    assert found.loc[("send", "CV, 1 batch"), "mean"] == pytest.approx(expected, rel=0.1)
+    assert found.loc[("send", "CV, 4 batches"), "mean"] == pytest.approx(expected / 2, rel=0.2)
+    one_batch, four = (found.loc[("send", f"tau-b, {b}"), "mean"] for b in ("1 batch", "4 batches"))
+    assert 0.3 < one_batch < four < 1
+    needed, others = (
+        found.loc[("send", m), "mean"] for m in ("batches needed", "needed, other batches")
+    )
+    assert 4 < needed <= 32
+    assert np.isnan(others) or others >= needed / 2
+    assert found.loc[("odd", "batches needed"), "mean"] == 1
+    # Of six pairs of seeds three are reversed.
+    seeds = found.loc[("odd", "tau-b, seeds")]
+    assert (seeds["mean"], seeds["n"]) == (pytest.approx(0), 8)
+    # Reversed after the first epoch, as at the end after the others; the kept one does not count.
+    assert found.loc[("send", "tau-b, epochs"), "mean"] == pytest.approx(0.5)
+    assert ("odd", "tau-b, epochs") not in found.index
+
+
+@pytest.mark.parametrize(
+    ("worth", "noise", "ranking"),
+    [
+        ((0.04, -0.06, 0.02, -0.03), 0.001, "yes"),
+        ((0.0, 0.0, 0.0, 0.0), 0.02, "no"),
+        ((0.012, -0.012, 0.012, -0.012), 0.02, "below noise"),
+    ],
+)
+def test_replicates_say_whether_there_is_a_ranking(
+    worth: tuple[float, ...], noise: float, ranking: str
+) -> None:
+    plain = planted.additive(worth)
+    of = planted.runs(seeds=12)
+    drawn = noise * np.random.default_rng(0).standard_normal((12, 16, 3))
+
+    def error(keys: planted.Keys, mask: str, order: int) -> float:
+        return plain(mask) + drawn[keys["seed"], planted.MASKS.index(mask), order]
+
+    table = TABLES["replicates"].function(Frames.of(results=planted.results(of, error, orders=3)))
+    rows = table[table["removed"] == "all"].set_index("measure")
+    assert set(rows["ranking"]) == {ranking}
+    assert (rows.loc["F", "mean"] > 5) == (ranking == "yes")
+    assert rows.loc["sd of orders (%)", "mean"] == pytest.approx(100 * noise, rel=0.1)
+    last = table[table["removed"] == "4"]
+    assert set(last["ranking"]) == {"one mask"}
+    assert set(last["measure"]) == {"sd of seeds (%)", "detectable (%)"}
+    agreement = table[table["measure"] == "tau-b, orders"]["mean"].item()
+    assert (agreement > 0.5) == (ranking == "yes")
+
+
+def test_what_the_seeds_can_show_needs_no_replicates() -> None:
+    table = TABLES["replicates"].function(default())
+    assert set(table["ranking"]) == {"not replicated", "one mask"}
+    control = errors(default(), FULL, "finetuned")
+    sd = (errors(default(), EMPTY, "finetuned") / control - 1).std(ddof=1)
+    row = one(table, **CELL, removed=4, measure="detectable (%)")
+    assert (row["mean"], row["n"]) == (pytest.approx(100 * detectable(sd, 3)), 3)
+
+
+def test_validation_correlates_send_with_uniformity() -> None:
+    of = planted.runs(seeds=5)
+    values = {
+        "send": lambda keys: (1.0, 2.0, 3.0, 4.0),
+        # One seed of five the other way round.
+        "uniformity": lambda keys: (4, 3, 2, 1) if keys["seed"] else (1, 2, 3, 4),
+    }
+    table = TABLES["validation"].function(Frames.of(scores=planted.scores(of, values)))
+    row = one(table, places="sites", measure="rho within a run")
+    assert (row["mean"], row["n"]) == (pytest.approx(-0.6), 5)
+    assert row["low"] == pytest.approx(-1) and row["high"] > -0.6
+    together = one(table, places="sites", measure="rho, all runs")
+    assert together["mean"] == pytest.approx(-0.6)
+    assert set(table["places"]) == {"sites", "heads"}
+
+
+def test_precision_shows_where_float32_fails() -> None:
+    table = TABLES["precision"].function(default())
+    bias = table[table["measure"] == "relative error"].set_index(["keys", "loss"])["mean"].abs()
+    assert bias[7, "of each window"] < bias[42, "of each window"] < 1e-4
+    assert 0.1 < bias[321, "of each window"] < 0.3
+    erased = table[table["measure"] == "rows that become 0"].set_index(["keys", "loss"])["mean"]
+    assert erased[321, "mean of 32 windows"] > 0.5

@@ -9,7 +9,8 @@ from spat.data.registry import DATASETS
 
 # An interpreter with torch and pandas, and the activations of a narrow series.
 BASE_MB = 1500
-# Measured on the published PatchTST, the widest model: 32 windows of one channel, all layers.
+# An allowance: what the widest model (the published PatchTST, width 512, two layers) keeps for the
+# backward pass of 16 windows, about 25 activations of 12 patches a layer.
 MB_PER_CHANNEL = 20
 
 # Each card that the NVIDIA driver sees has a folder here; asking torch would take seconds.

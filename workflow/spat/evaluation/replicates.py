@@ -17,6 +17,7 @@ import scipy.stats
 
 from spat.evaluation.bootstrap import Array
 from spat.evaluation.cells import CELL, keyed, site_errors, wide
+from spat.evaluation.statistics import detectable
 from spat.frames import RUN
 
 MIN_ORDERS: Final = 3
@@ -82,6 +83,35 @@ def replicate_sd(results: pd.DataFrame) -> pd.DataFrame:
     cells["own"] = cells["relative_sd"].notna()
     squares = (cells["relative_sd"] ** 2).groupby([cells["model"], cells["variant"]])
     return cells.assign(relative_sd=cells["relative_sd"].fillna(np.sqrt(squares.transform("mean"))))
+
+
+def detectable_differences(results: pd.DataFrame) -> pd.DataFrame:
+    """The smallest change against the control that a cell's seeds could have shown, per cell and K.
+
+    Changes of one mask are paired by seed; the deviation over seeds is the root mean square over
+    the masks that remove K sites, or (`removed` = `POOLED`) over all. The first data order is
+    taken, as a seed without replicates has it.
+
+    Returns:
+        CELL, `removed`, `masks`, `seeds` (of the mask that has most), `sd` and `detectable` (shares
+        of the control's MSE: `spat.evaluation.statistics.detectable`, power 80 % at 5 %). Masks of
+        a single seed are left out.
+    """
+    rows = site_errors(results[results["order"] == 0])
+    control = rows.loc[rows["removed"] == 0, [*RUN, "mse"]].rename(columns={"mse": "control"})
+    rows = rows[rows["removed"] > 0].merge(control, on=list(RUN))
+    rows = rows.assign(change=rows["mse"] / rows["control"] - 1.0)
+    groups = rows.groupby([*CELL, "removed", "mask"])["change"]
+    masks = groups.agg(seeds="count", variance="var").reset_index()
+    masks = masks[masks["seeds"] > 1]
+    masks = pd.concat([masks, masks.assign(removed=POOLED)])
+    found = masks.groupby([*CELL, "removed"]).agg(
+        masks=("mask", "size"), seeds=("seeds", "max"), variance=("variance", "mean")
+    )
+    found["sd"] = np.sqrt(found.pop("variance"))
+    pairs = zip(found["sd"], found["seeds"], strict=True)
+    found["detectable"] = [detectable(sd, int(seeds)) for sd, seeds in pairs]
+    return found.reset_index()
 
 
 def expected_minimum(n: int) -> float:

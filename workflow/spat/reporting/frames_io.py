@@ -10,6 +10,7 @@ import pandas as pd
 
 from spat import frames
 from spat.config import StatisticsSection
+from spat.evaluation.controls import is_control
 
 
 class Absent(Exception):  # noqa: N818  (it is a finding, not a failure)
@@ -19,7 +20,8 @@ class Absent(Exception):  # noqa: N818  (it is a finding, not a failure)
 class Frames:
     """The frames. Each is read once, at its first use; nobody changes them in place.
 
-    `statistics` says how the intervals that are shown beside them are computed.
+    Variants that are controls of another one stand apart, in `controls`. `statistics` says how the
+    intervals that are shown beside the frames are computed.
     """
 
     def __init__(
@@ -55,34 +57,45 @@ class Frames:
     @cached_property
     def results(self) -> pd.DataFrame:
         """One row per measurement."""
-        return self._get("results")
+        return self._without_controls("results")
+
+    @cached_property
+    def controls(self) -> pd.DataFrame:
+        """One row per measurement of a variant that is a control (`spat.evaluation.controls`)."""
+        rows = self._get("results")
+        return rows[rows["variant"].map(is_control).astype(bool)]
 
     @cached_property
     def selections(self) -> pd.DataFrame:
         """One row per decision."""
-        return self._get("selections")
+        return self._without_controls("selections")
 
     @cached_property
     def scores(self) -> pd.DataFrame:
         """One row per score."""
-        return self._get("scores")
+        return self._without_controls("scores")
 
     @cached_property
     def history(self) -> pd.DataFrame:
         """One row per epoch."""
-        return self._get("history")
+        return self._without_controls("history")
 
     @cached_property
     def losses(self) -> pd.DataFrame:
         """The per-window test losses of each mask."""
-        return self._get("losses")
+        return self._without_controls("losses")
 
     @cached_property
     def robustness(self) -> pd.DataFrame:
         """One row per measurement of a network with a manipulated site."""
-        return self._get("robustness")
+        return self._without_controls("robustness")
 
     @cached_property
     def examples(self) -> pd.DataFrame:
         """Attention maps and forecasts for the pictures."""
-        return self._get("examples")
+        return self._without_controls("examples")
+
+    def _without_controls(self, name: str) -> pd.DataFrame:
+        rows = self._get(name)
+        apart = rows["variant"].map(is_control).astype(bool)
+        return rows[~apart] if apart.any() else rows

@@ -13,7 +13,7 @@ from typing import Final
 from matplotlib.figure import Figure
 
 from spat.reporting import style
-from spat.reporting.figures import costs, pruning, robustness, runs, scores, transfer
+from spat.reporting.figures import costs, pruning, ranks, robustness, runs, scores, transfer
 from spat.reporting.frames_io import Absent, Frames
 
 FIGURES: Final[dict[str, Callable[[Frames], Figure]]] = {
@@ -23,6 +23,7 @@ FIGURES: Final[dict[str, Callable[[Frames], Figure]]] = {
     "send_uniformity": scores.send_uniformity,
     "stability": scores.stability,
     "criteria_quality": pruning.criteria_quality,
+    "critical_difference": ranks.critical_difference,
     "head_module": pruning.head_module,
     "robustness": robustness.robustness,
     "transfer": transfer.transfer,

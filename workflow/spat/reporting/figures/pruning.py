@@ -34,7 +34,7 @@ def head_module(frames: Frames) -> Figure:
             "No criterion removed both modules and single heads: name one in the criteria of "
             "`pruning.site` and of `pruning.head`."
         )
-    rows = _with_change(rows, frames)
+    rows = with_change(rows, frames)
     keys, cells = style.split(rows)
     value = "mse" if cells else "change"
     looks = style.looks(sorted(rows["criterion"].unique()))
@@ -110,7 +110,7 @@ def criteria_quality(frames: Frames) -> Figure:
 
 def _changes(frames: Frames) -> Figure:
     """Change of the test MSE against the control by criterion, level and share removed."""
-    rows = _with_change(methods.by_decision(frames), frames)
+    rows = with_change(methods.by_decision(frames), frames)
     rows = rows.assign(series=rows["criterion"] + " " + rows["level"].map(LEVELS))
     ratios = sorted(rows["ratio"].unique())
     looks = style.looks([f"{100 * ratio:g} % removed" for ratio in ratios])
@@ -151,7 +151,7 @@ def _intervals(axis: Axes, rows: pd.DataFrame, order: list[str], label: str, num
     )  # fmt: skip
 
 
-def _with_change(rows: pd.DataFrame, frames: Frames) -> pd.DataFrame:
+def with_change(rows: pd.DataFrame, frames: Frames) -> pd.DataFrame:
     """The control's MSE of the same run, and the change against it in percent."""
     named = methods.by_method(frames)
     named = named[(named["method"] == CONTROL) & (named["target"] == named["dataset"])]

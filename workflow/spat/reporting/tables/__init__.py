@@ -10,18 +10,25 @@ from typing import Final
 import pandas as pd
 
 from spat import records
+from spat.evaluation.stability import THRESHOLD
 from spat.reporting import render
 from spat.reporting.frames_io import Absent, Frames
 from spat.reporting.methods import SHOWN
 from spat.reporting.render import Layout
 from spat.reporting.tables import (
     accuracy,
+    adaptive,
     changes,
+    controls,
     efficiency,
+    precision,
     pruning,
     quality,
+    replicates,
     robustness,
+    stability,
     transfer,
+    validation,
 )
 
 ENDINGS: Final = ("csv", "md", "tex")
@@ -115,6 +122,74 @@ TABLES: Final[dict[str, Table]] = {
             "Intervals are over seeds.",
         ),
     ),
+    "replicates": Table(
+        replicates.replicates,
+        "Is there a ranking to be found? Masks against data orders, and what the seeds can show",
+        Layout((*SHOWN, "removed", "ranking"), "measure", best=False, kept=("removed", "ranking")),
+        (
+            "Deviations in percent of the MSE. F: variance of the masks' means over that of "
+            "replicates (an order's common effect taken out); about 1 where all masks are equal.",
+            "Ranking: yes; below noise (F significant, but masks differ by less than replicates); "
+            "no (F not significant); not replicated (fewer than three data orders).",
+            "Sd of seeds: of a mask's change against the control. Detectable: the smallest such "
+            "change that a paired t-test of as many seeds finds with a power of 80 % at 5 %.",
+            "Tau-b: how well the changes by leaving out one site agree between orders and seeds; "
+            "no criterion can be expected to agree with them better.",
+        ),
+    ),
+    "stability": Table(
+        stability.stability,
+        "Stability of the scores of the sites",
+        Layout(stability.BY, "measure", best=False, counted="runs"),
+        (
+            "CV: coefficient of variation of a site's score from batch to batch; 4 batches joined "
+            "are one that is four times as large.",
+            "Tau-b: rank agreement of the sites, of 1 or 4 batches with all, and of one half of "
+            "the batches with the other; of the other epochs with the kept one; between seeds.",
+            f"Batches needed: from there on the mean tau-b with all, or with as many other "
+            f"batches, is at least {THRESHOLD:g}.",
+            "Intervals are over seeds.",
+        ),
+    ),
+    "validation": Table(
+        validation.validation,
+        "SEND against the uniformity of the attention maps: Spearman's rho",
+        Layout((*SHOWN, "places"), "measure", best=False, counted="runs", kept=("places",)),
+        (
+            "Negative: SEND is low where attention is uniform.",
+            "All runs: over the places of all runs together. Within a run: of each run alone, "
+            "averaged.",
+            "Intervals are a bootstrap over runs.",
+        ),
+    ),
+    "precision": Table(
+        precision.precision,
+        "SEND in float32 against float64, by the number of keys",
+        Layout(("model", "keys", "loss"), "measure", best=False, counted="windows"),
+        (
+            "Relative error of the SEND of a site in a window, on untrained networks and generated "
+            f"data (`{precision.COMMAND}`).",
+            "SEND is computed in float64 from the loss of each window.",
+        ),
+    ),
+    "adaptive": Table(
+        adaptive.adaptive,
+        "Adaptive ratios against one ratio fixed on the other data sources",
+        Layout(
+            ("model", "variant", "station", "rule"),
+            "measure",
+            best=False,
+            counted="runs",
+            kept=("station", "rule"),
+        ),
+        (
+            "Fixed ratio: the one with the least validation error on the other stations, the "
+            "control (0) among them.",
+            "Fine-tunings: what it takes to end with the fine-tuned mask.",
+            "Averages: seeds first, then horizons, datasets of a station, stations. Intervals are "
+            "over seeds.",
+        ),
+    ),
     "robustness": Table(
         robustness.robustness,
         "Which criteria notice a manipulated site, and whether it really is worth less",
@@ -138,10 +213,20 @@ TABLES: Final[dict[str, Table]] = {
         ("Percent of the MSE of the intact network; positive: the site is of use.",),
     ),
     "controls": Table(
-        accuracy.controls,
-        "Fine-tuned from the dense weights against trained from scratch",
-        Layout((*SHOWN, "start", "metric"), "method"),
-        (_CHOSEN, _REPEATED),
+        controls.controls,
+        "What else could explain a gain: training from scratch, size, regularisation",
+        Layout((*SHOWN, "method"), "measure", within=SHOWN),
+        (
+            "From scratch: the same mask on random weights, with as many epochs as pre-training "
+            "and fine-tuning together.",
+            "Below the masks, dense models trained as the dense one, without the extra epochs, so "
+            "to be compared with it: narrow (as small as what is left without attention), dropout, "
+            "sam (sharpness-aware minimisation).",
+            "Tuned: each seed has the value of its best validation error.",
+            _CHOSEN,
+            _REPEATED,
+            _PAIRED,
+        ),
     ),
     "reproduction": Table(
         accuracy.reproduction,

@@ -1,4 +1,4 @@
-"""Test errors: the main comparison, the published numbers, and training from scratch."""
+"""Test errors: the main comparison, and the published numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from spat.evaluation.cells import in_domain
-from spat.frames import RUN
 from spat.reporting import methods
 from spat.reporting.frames_io import Absent, Frames
 from spat.reporting.methods import CHOSEN, CONTROL, DENSE, LIGHT, SHOWN
@@ -76,27 +75,6 @@ def by_cell(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
         return column.str.lower() if named and pd.api.types.is_string_dtype(column) else column
 
     return table.sort_values([*keys], key=plain, kind="stable", ignore_index=True)
-
-
-def controls(frames: Frames) -> pd.DataFrame:
-    """Masks fine-tuned from the dense weights against the same masks trained from scratch.
-
-    Columns as in `main`, with `start` after the cell: dense weights, or from scratch.
-
-    Raises:
-        Absent: if nothing was trained from scratch.
-    """
-    rows = methods.by_method(frames)
-    rows = rows[rows["target"] == rows["dataset"]]
-    scratch = in_domain(methods.tested(frames.results), phase="scratch")
-    named = rows.loc[rows["phase"] == "finetuned", [*RUN, "mask", "method"]]
-    scratch = scratch.merge(named, on=[*RUN, "mask"])
-    if scratch.empty:
-        raise Absent("Nothing was trained from scratch: set `pruning.scratch: true` for it.")
-    starts = {"dense weights": rows, "from scratch": scratch}
-    every = pd.concat([part.assign(start=start) for start, part in starts.items()])
-    table = errors(every.reset_index(drop=True), (*SHOWN, "start"))
-    return table[table["method"] != GAIN].reset_index(drop=True)
 
 
 @cache
