@@ -42,6 +42,8 @@ rule all:
         rules.collect.output,
         rules.tables.output,
         rules.figures.output,
+    message:
+        "all: frames, tables and figures are whole"
 
 
 onsuccess:

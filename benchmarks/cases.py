@@ -22,7 +22,6 @@ from spat.models.registry import Hyperparameters, Shape, build, hyperparameters
 from spat.training.loop import prepare_torch
 
 ROOT = Path(__file__).parents[1]
-MODELS = ("iTransformer", "PatchTST")
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,7 @@ class Size:
 
     dataset: str
     rows: int  # of the generated series that stands in where the dataset cannot be had
+    models: tuple[str, ...]
     lookback: int
     horizon: int
     rounds: int
@@ -47,9 +47,10 @@ class Size:
 FULL = Size(
     dataset="ETTh1",
     rows=14400,
+    models=("iTransformer", "PatchTST"),
     lookback=96,
     horizon=96,
-    rounds=5,
+    rounds=4,
     # A second or two a lap: PatchTST's d_model 512 costs twenty times the FLOPs.
     batches={"iTransformer": 48, "PatchTST": 4},
     evaluated={"iTransformer": 2920, "PatchTST": 292},
@@ -69,6 +70,7 @@ FULL = Size(
 QUICK = Size(
     dataset="synthetic",
     rows=700,
+    models=("iTransformer", "PatchTST"),
     lookback=48,
     horizon=24,
     rounds=2,

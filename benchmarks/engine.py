@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import multiprocessing
-import resource
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 
 import conventional
+import networks
 import torch
 from alternation import Contestant, Laps, alternate, best, rates, seconds
 from breakdown import breakdown
-from cases import MODELS, Case, Size, open_case, open_series
+from cases import Case, Size, open_case, open_series
 from figure import Figure, Part, Series, Target
+from loops import ConventionalLoop, OurLoop, as_published, validation_mse
 from machine import Rates, has_onednn
 from products import Step, bare, step_of
 from torch import Tensor
 
 from spat.evaluation.metrics import evaluate
-from spat.pruning import costs
 from spat.scoring.registry import CRITERIA
 from spat.scoring.scores import score
-from spat.training.loop import Seeds, Settings, fit, prepare_torch
+from spat.training.loop import prepare_torch
 from spat.training.optimisation import adam
 from spat.training.step import make_step
 
@@ -37,54 +33,29 @@ def measure(size: Size, machine: Rates) -> Part:
     part = Part()
     prepared = open_series(size)
     part.facts["series"] = prepared.name
-    for model in MODELS:
+    for model in size.models:
         case = open_case(size, prepared, model)
         step = step_of(case)
-        laps = alternate(_contestants(size, case, step), size.rounds)
+        short = case.short(size.batches[model])
+        loops = _loops(short, size.workers)
+        laps = alternate({**loops, **_pieces(size, case, short, step)}, size.rounds)
         part.figures += _figures(size, case, step, laps, machine)
+        part.figures.append(_losses(short, loops))
         part.facts[f"breakdown/{model}"] = breakdown(case, batches=size.batches[model])
-    part.figures.append(_memory(size, open_case(size, prepared, MODELS[0])))
     return part
 
 
-def our_epoch(case: Case) -> Contestant:
-    """An epoch of the loop as the pipeline runs it: training and validation."""
-    model, splits = case.build(), case.splits
-    settings = Settings(case.hyper.learning_rate, case.hyper.batch_size, epochs=1)
-    turns = iter(range(10**9))
-
-    def lap() -> float:
-        prepare_torch("float32")
-        turn = next(turns)
-        with contextlib.redirect_stderr(io.StringIO()):  # its progress
-            fit(model, splits, settings, Seeds(order=turn, dropout=turn))
-        return float(len(splits.train))
-
-    return lap
+def _loops(short: Case, workers: Sequence[int]) -> dict[str, OurLoop | ConventionalLoop]:
+    theirs = {f"conventional {count}": ConventionalLoop(short, count) for count in workers}
+    return {"epoch": OurLoop(short), **theirs}
 
 
-def conventional_epoch(case: Case, workers: int, threads: int = 1) -> Contestant:
-    """An epoch of the conventional loop: training, validation and test."""
-    model = conventional.twin(case.build())
-    size, prepared = case.hyper.batch_size, case.prepared
-    data = conventional.loaders(prepared, case.lookback, case.horizon, size, workers)
-
-    def lap() -> float:
-        with _as_published(threads):
-            conventional.train(model, data, case.hyper.learning_rate, epochs=1)
-        return float(len(data.train.dataset))  # type: ignore[arg-type]
-
-    return lap
-
-
-def _contestants(size: Size, case: Case, step: Step) -> dict[str, Contestant]:
+def _pieces(size: Size, case: Case, short: Case, step: Step) -> dict[str, Contestant]:
+    """What the loops are made of, the scoring pass, and the bare products."""
     batches = size.batches[case.model]
-    short = case.short(batches)
     found = {
         "steps": _our_steps(short),
         "conventional steps": _conventional_steps(short),
-        "epoch": our_epoch(short),
-        **{f"conventional {w}": conventional_epoch(short, w) for w in size.workers},
         "evaluation": _evaluation(case, size.evaluated[case.model]),
         "scoring": _scoring(case, *size.scored),
     }
@@ -110,13 +81,13 @@ def _our_steps(case: Case) -> Contestant:
 
 
 def _conventional_steps(case: Case) -> Contestant:
-    model = conventional.twin(case.build())
+    model = networks.twin(case.build())
     size = case.hyper.batch_size
     data = conventional.loaders(case.prepared, case.lookback, case.horizon, size, workers=0)
     optimiser = torch.optim.Adam(model.parameters(), lr=case.hyper.learning_rate)
 
     def lap() -> float:
-        with _as_published(threads=1):
+        with as_published(threads=1):
             conventional.train_epoch(model, data.train, optimiser)
         return float(len(case.splits.train))
 
@@ -136,7 +107,7 @@ def _evaluation(case: Case, count: int) -> Contestant:
 
 def _scoring(case: Case, batches: int, batch_size: int) -> Contestant:
     model, train = case.build(), case.splits.train
-    chosen = _drawn(len(train), batches, batch_size)
+    chosen = scoring_batches(len(train), batches, batch_size)
 
     def lap() -> float:
         prepare_torch("float32")
@@ -147,28 +118,24 @@ def _scoring(case: Case, batches: int, batch_size: int) -> Contestant:
 
 
 def _figures(size: Size, case: Case, step: Step, laps: Laps, machine: Rates) -> list[Figure]:
-    model, batch = case.model, case.hyper.batch_size
+    model = case.model
     training = Series("training steps, ours", "windows/s", rates(laps["steps"]))
-    # Per step the products at the best rate, then the optimiser's bytes; the rest is free.
-    ideal = batch / (step.flops / machine.product + step.optimiser_bytes / machine.bandwidth)
-    forward = costs.flops(case.build())  # of one window
     evaluation = rates(laps["evaluation"])
     found = [
         Figure(
             f"training/{model}/steps",
             training,
             Series("conventional", "windows/s", rates(laps["conventional steps"])),
-            floor=ideal,
+            floor=step.ideal(machine),
         ),
-        # A third as many windows are validated.
-        *_epochs(model, size.workers, laps, 1 / (1 / ideal + forward / 3 / machine.product)),
+        *_epochs(model, size.workers, laps, step.ideal(machine, validation=True)),
         *_shares(model, training, laps, machine, step),
         Figure(
             f"evaluation/{model}",
             Series("evaluation, ours", "windows/s", evaluation),
             training,
             Target("at least", 3.0),
-            floor=machine.product / forward,
+            floor=machine.product / step.forward,
         ),
     ]
     train, validation = len(case.splits.train), len(case.splits.validation)
@@ -184,7 +151,7 @@ def _figures(size: Size, case: Case, step: Step, laps: Laps, machine: Rates) -> 
             Series(f"pre-training, {size.epochs} epochs", "s", pretraining),
             Target("at most", 0.10),
             # Forward, and backward to the attention, which needs no gradient of the weights.
-            floor=2 * forward * scored / machine.product,
+            floor=2 * step.forward * scored / machine.product,
         )
     )
     return found
@@ -208,6 +175,17 @@ def _epochs(model: str, workers: Sequence[int], laps: Laps, floor: float) -> lis
     ]
 
 
+def _losses(case: Case, loops: Mapping[str, OurLoop | ConventionalLoop]) -> Figure:
+    """Both loops started from the same weights and saw as many epochs."""
+    ours, theirs = loops["epoch"], loops["conventional 0"]
+    return Figure(
+        f"losses/{case.model}",
+        Series("validation MSE, ours", "", (validation_mse(ours.model, case),)),
+        Series("conventional", "", (validation_mse(theirs.model, case),)),
+        Target("at most", 1.02),
+    )
+
+
 def _shares(
     model: str, training: Series, laps: Laps, machine: Rates, step: Step
 ) -> Iterator[Figure]:
@@ -227,42 +205,8 @@ def _shares(
         )
 
 
-def _memory(size: Size, case: Case) -> Figure:
-    """Peak memory of scoring four times the batches, each in a process of its own."""
-    batches, batch_size = size.scored
-    context = multiprocessing.get_context("spawn")
-    peaks = []
-    for factor in (1, 4):
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            wanted = pool.submit(_peak, case, factor * batches, batch_size)
-            peaks.append(wanted.result())
-    return Figure(
-        f"scoring/{case.model}/memory",
-        Series(f"{4 * batches} batches", "MB", (peaks[1],)),
-        Series(f"{batches} batches", "MB", (peaks[0],)),
-        Target("at most", 1.1),
-    )
-
-
-def _peak(case: Case, batches: int, batch_size: int) -> float:
-    """Megabytes by which scoring raises the peak of this process."""
-    prepare_torch("float32")
-    model, train = case.build(), case.splits.train
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    score(model, train, _drawn(len(train), batches, batch_size), SCORED)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6
-
-
-def _drawn(windows: int, batches: int, batch_size: int) -> list[Tensor]:
+def scoring_batches(windows: int, batches: int, batch_size: int) -> list[Tensor]:
+    """Training windows drawn without replacement."""
     order = torch.Generator().manual_seed(0)
     drawn = torch.randperm(windows, generator=order)[: batches * batch_size]
     return list(torch.split(drawn, batch_size))
-
-
-@contextlib.contextmanager
-def _as_published(threads: int) -> Iterator[None]:
-    """Torch as the field leaves it, but for the number of threads."""
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
-    yield
-    prepare_torch("float32")

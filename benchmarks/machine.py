@@ -58,7 +58,7 @@ def describe() -> dict[str, Any]:
     """Processor, memory, system, versions, threads, commit and load: what the numbers hold for."""
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "system": platform.platform(),
         "versions": records.versions(),
@@ -72,7 +72,9 @@ def describe() -> dict[str, Any]:
 
 def cores() -> int:
     """Cores that this process may use: torch's default number of threads."""
-    return len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def load() -> float:

@@ -8,25 +8,27 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 
 from alternation import Contestant, alternate, best, rates
-from cases import MODELS, Case, Size, open_case, open_series
-from engine import conventional_epoch, our_epoch
+from cases import Case, Size, open_case, open_series
 from figure import Figure, Part, Series, Target
-from machine import cores
+from loops import ConventionalLoop, OurLoop
+from machine import Rates, cores
+from products import step_of
 
 # What the process of a pool runs, by name: contestants cannot be sent to it.
 _contestants: dict[str, Contestant] = {}
 
 
-def measure(size: Size) -> Part:
+def measure(size: Size, machine: Rates) -> Part:
     """The figure of each model, on the clock of the wall."""
     part = Part()
     prepared = open_series(size)
-    for model in MODELS:
+    for model in size.models:
         case = open_case(size, prepared, model).short(2 * size.batches[model])
         with _processes(case, size.workers) as contestants:
             laps = alternate(contestants, size.rounds)
         ours = rates(laps.pop("ours"), "wall")
         yardstick = best(laps, "wall")
+        floor = cores() * step_of(case).ideal(machine, validation=True)
         part.figures += [
             Figure(
                 f"training/{model}/in-all" + ("" if name == yardstick else f"/{name}"),
@@ -35,6 +37,7 @@ def measure(size: Size) -> Part:
                     f"conventional, {cores()} threads, {name}", "windows/s", rates(lapped, "wall")
                 ),
                 Target("at least", 2.6) if name == yardstick else None,
+                floor=floor,
                 detail=name != yardstick,
             )
             for name, lapped in laps.items()
@@ -70,10 +73,10 @@ def _names(workers: tuple[int, ...]) -> dict[str, int]:
 
 def _start(kind: str, case: Case, workers: tuple[int, ...]) -> None:
     if kind == "ours":
-        _contestants["ours"] = our_epoch(case)
+        _contestants["ours"] = OurLoop(case)
     else:
         for name, count in _names(workers).items():
-            _contestants[name] = conventional_epoch(case, count, threads=cores())
+            _contestants[name] = ConventionalLoop(case, count, threads=cores())
 
 
 def _run(name: str) -> float:

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from alternation import Contestant
 from cases import Case
-from machine import onednn
+from machine import Rates, onednn
 from torch import Tensor, nn
 
 from spat.models.attention import AttentionCore
 from spat.models.kernels import Linear
+from spat.pruning import costs
 
 Product = tuple[int, int, int, int]  # count, M, N, K
 
@@ -24,6 +25,7 @@ class Step:
     """The products of one training step: those of linear layers, and the batched of attention."""
 
     windows: int
+    forward: int  # FLOPs of the forward pass of one window
     linear: tuple[Product, ...]
     attention: tuple[Product, ...]
     parameters: int
@@ -37,6 +39,15 @@ class Step:
     def optimiser_bytes(self) -> int:
         """Adam reads weight, gradient and two moments in float32, and writes three of them."""
         return 7 * 4 * self.parameters
+
+    def ideal(self, rates: Rates, *, validation: bool = False) -> float:
+        """Windows per second if nothing were done but products at the best rate, and the optimiser.
+
+        With `validation` each training window comes with a third of one that is evaluated.
+        """
+        products = self.flops + self.windows * self.forward / 3 * validation
+        took = products / rates.product + self.optimiser_bytes / rates.bandwidth
+        return self.windows / took
 
 
 def step_of(case: Case) -> Step:
@@ -72,8 +83,8 @@ def step_of(case: Case) -> Step:
             if hook is not None:
                 hooks.callback(module.register_forward_hook(hook).remove)
         model(batch.x, batch.past_marks, batch.future_marks)
-    parameters = sum(p.numel() for p in model.parameters())
-    return Step(size, tuple(linear), tuple(attention), parameters)
+    forward = costs.flops(model)
+    return Step(size, forward, tuple(linear), tuple(attention), costs.parameters(model))
 
 
 def bare(step: Step, library: str, *, attention: bool, repeats: int) -> Contestant:

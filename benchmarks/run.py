@@ -11,6 +11,8 @@ from pathlib import Path
 
 import engine
 import machine
+import memory
+import output
 import parallel
 import pipeline
 import pruned
@@ -18,12 +20,12 @@ from cases import FULL, QUICK, Size
 from figure import Part
 from machine import Rates
 
-import report
 from spat.training.loop import prepare_torch
 
 SECTIONS: dict[str, Callable[[Size, Rates], Part]] = {
     "engine": engine.measure,
-    "parallel": lambda size, _: parallel.measure(size),
+    "parallel": parallel.measure,
+    "memory": lambda size, _: memory.measure(size),
     "pruned": lambda size, _: pruned.measure(size),
     "pipeline": lambda size, _: pipeline.measure(size),
 }
@@ -51,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "seconds": round(time.perf_counter() - begun),
         "quick": options.quick,
     }
-    report.write(part, facts, options.output)
-    print(report.markdown(part, facts))
+    output.write(part, facts, options.output)
+    print(output.markdown(part, facts))
     return 0
 
 

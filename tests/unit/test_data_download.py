@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from spat.data import download
 from spat.data.download import DownloadError, available, fetch
 from spat.data.registry import DATASETS, Dataset

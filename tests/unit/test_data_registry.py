@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+
 from spat.data.registry import DATASETS, Borders, DataError, Dataset, borders
 
 SHARED = Path(__file__).parents[3] / "shared"

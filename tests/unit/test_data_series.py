@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pytest
+
 from spat.data.files import sha256
 from spat.data.registry import DATASETS, Dataset, Shares
 from spat.data.series import DataError, Series, load, prepare, read, save

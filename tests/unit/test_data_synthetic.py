@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from spat.data.registry import DATASETS
 from spat.data.series import prepare
 from spat.data.synthetic import MAX_LAG, generate

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+
 from spat.data.timefeatures import FEATURES, marks
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from spat.data.registry import DATASETS, Borders, DataError
 from spat.data.series import Prepared, prepare
 from spat.data.synthetic import generate

@@ -108,7 +108,10 @@ def test_ablation_asks_for_every_criterion_every_mask_and_ten_seeds() -> None:
     assert config.pruning.draws >= 10
     for dataset in ("ETTh1", "ETTh2"):
         cell = [
-            p for p in planned if p.run.path.startswith(f"{dataset}/iTransformer-deep/l96-h96/")
+            p for p in planned if p.run.path.startswith(f"{dataset}/iTransformer-deep128/l96-h96/")
         ]
         assert [p.run.seed for p in cell] == list(range(10))
         assert [p.orders for p in cell] == [3] + 9 * [1]
+    assert config.pruning.scratch
+    pruned = [p.run for p in planned if p.prune and p.run.model == "iTransformer"]
+    assert {runs.hyper_of(config, run).d_model for run in pruned} == {128}

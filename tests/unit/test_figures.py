@@ -37,7 +37,11 @@ KINDS: dict[str, dict[str, object]] = {
     },
 }  # fmt: skip
 # Figures of what an experiment does not hold: these say so.
-ABSENT = {("one", "transfer"), *((kind, "robustness") for kind in KINDS)}
+ABSENT = {
+    ("one", "transfer"),
+    *((kind, "robustness") for kind in KINDS),
+    *((kind, "critical_difference") for kind in KINDS if kind != "many"),
+}
 
 
 @cache
@@ -281,6 +285,28 @@ def test_criteria_are_ordered_by_gain() -> None:
     assert order[-1] == "send"  # the best stands on top
     gains = left.lines[0].get_xdata()
     assert list(gains) == sorted(gains)
+
+
+def test_ranks_are_over_stations_and_criteria_that_differ_are_not_joined() -> None:
+    titles = [axis.get_title() for axis in drawn("critical_difference", "many").axes]
+    # Eight files; the four of ETT are two stations.
+    assert [title.split("\n")[0] for title in titles] == [
+        "PatchTST deep: 6 sources",
+        "iTransformer deep: 6 sources",
+    ]
+    axis = drawn("critical_difference", "many").axes[1]
+    labels = [text.get_text() for text in axis.texts]
+    assert labels[0] == "send (1.0)"
+    assert "(4.5) michel" in labels and "(4.5) send_reverse" in labels
+    bars = [line.get_xdata() for line in axis.lines if line.get_linewidth() == 1.8]
+    assert bars and not any(min(bar) == 1 and max(bar) > 3.5 for bar in bars)
+
+
+def test_too_few_sources_are_said_and_not_ranked() -> None:
+    text = draw("critical_difference", frames("default")).axes[0].texts[0].get_text()
+    said = " ".join(text.split())
+    assert "iTransformer deep: 2 of 5 criteria" in said
+    assert "at least 6" in said
 
 
 def test_transfer_shows_the_change_on_the_target_and_at_home() -> None:

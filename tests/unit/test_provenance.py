@@ -122,7 +122,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     copy = tmp_path / "spat"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(provenance, "_PACKAGE", copy)
-    caches = (provenance._modules, provenance._imports, provenance._code)
+    caches = (provenance._paths, provenance._modules, provenance._imports, provenance._code)
     for cached in caches:
         cached.cache_clear()
     yield copy

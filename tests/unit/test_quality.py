@@ -15,6 +15,7 @@ from statsmodels.stats.anova import anova_lm
 
 from spat.evaluation import quality, ranks, replicates, truth
 from spat.evaluation.cells import CELL
+from spat.evaluation.statistics import detectable
 from spat.evaluation.summary import summarise
 
 WORTH = (0.04, -0.06, 0.02, -0.03)
@@ -252,6 +253,26 @@ def test_cells_without_replicates_take_the_deviation_of_the_others() -> None:
     assert table["own"].to_dict() == {"ETTh1": True, "ETTh2": False}
     assert table.loc["ETTh2", "relative_sd"] == table.loc["ETTh1", "relative_sd"]
     assert table.loc["ETTh1", "relative_sd"] == pytest.approx(0.02, rel=0.2)
+
+
+def test_the_detectable_difference_pools_masks_and_pairs_by_seed() -> None:
+    # A seed moves all masks alike; what remains differs in two of them.
+    def error(keys: Keys, mask: str, order: int) -> float:
+        own = {"0.1.1.1": 0.01, "1.0.1.1": 0.03}.get(mask, 0.0)
+        return 1.0 * (1 + keys["seed"]) * (1 + own * (-1) ** keys["seed"]) + 0.5 * order
+
+    frame = results(runs(["ETTh1"], seeds=4), error, orders=2)
+    alone = results(runs(["ETTh2"], seeds=1), error)
+    table = replicates.detectable_differences(pd.concat([frame, alone])).set_index("removed")
+    assert set(table["dataset"]) == {"ETTh1"}, "one seed shows nothing"
+    spread = np.std([1, -1, 1, -1], ddof=1)
+    assert table.loc[1, "sd"] == pytest.approx(np.sqrt((0.01**2 + 0.03**2) / 4) * spread)
+    assert table.loc[1, "detectable"] == pytest.approx(detectable(table.loc[1, "sd"], 4))
+    assert table.loc[2, "sd"] == pytest.approx(0, abs=1e-12)
+    pooled = table.loc[replicates.POOLED]
+    assert pooled["sd"] == pytest.approx(np.sqrt((0.01**2 + 0.03**2) / 15) * spread)
+    assert table["masks"].to_dict() == {replicates.POOLED: 15, 1: 4, 2: 6, 3: 4, 4: 1}
+    assert (table["seeds"] == 4).all()
 
 
 # --- agreement with the truth --------------------------------------------------------------------

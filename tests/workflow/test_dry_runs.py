@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
+from project import Project
 
-from conftest import Project
 from spat import runs
 from spat.config import load_files
 from spat.data.registry import DATASETS

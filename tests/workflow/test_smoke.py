@@ -9,8 +9,8 @@ from zipfile import ZipFile
 
 import pandas as pd
 import pytest
+from project import COPIED, SMOKE, Project
 
-from conftest import COPIED, SMOKE, Project
 from spat import provenance
 from spat.frames import COLUMNS
 from spat.models.registry import MODELS

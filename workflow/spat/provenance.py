@@ -58,7 +58,7 @@ def sources(stage: str, model: str | None = None) -> list[str]:
     in turn, and what is imported by name: the implementation of `model` and, where criteria are
     computed, theirs.
     """
-    return [os.path.relpath(_file(module)) for module in _modules(stage, model)]
+    return list(_paths(stage, model, Path.cwd()))
 
 
 def code_digest(stage: str, model: str | None = None) -> str:
@@ -237,6 +237,11 @@ def _training(config: Config, run: Run) -> dict[str, Any]:
 def _criterion(name: str) -> list[Any]:
     row = CRITERIA[name]
     return [row.function, row.needs, row.heads, row.finish]
+
+
+@cache
+def _paths(stage: str, model: str | None, folder: Path) -> tuple[str, ...]:
+    return tuple(os.path.relpath(_file(module), folder) for module in _modules(stage, model))
 
 
 @cache

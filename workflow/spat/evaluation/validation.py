@@ -6,6 +6,7 @@ heads. SEND has another scale in every cell, so cells are never pooled; runs of 
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Final
 
 import numpy as np
@@ -71,7 +72,8 @@ def correlations(
 
 def spearman(x: Array, y: Array) -> Array:
     """Rank correlation along the last axis, [..., N] -> [...]; missing for constants."""
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", scipy.stats.ConstantInputWarning)
         return np.asarray(scipy.stats.spearmanrho(x, y, axis=-1).statistic)
 
 

@@ -15,8 +15,10 @@ from spat.reporting import methods, style
 from spat.reporting.figures.pruning import MODELS, with_change
 from spat.reporting.frames_io import Absent, Frames
 
-# Criteria that get a line in one row of a panel, and its height.
+# Height of a panel's line, and what its labels take on each side, in lengths of the axis.
 LINE: Final = 0.14
+SIDE: Final = 0.65
+TICKS: Final = 8
 
 
 def critical_difference(frames: Frames) -> Figure:
@@ -33,12 +35,15 @@ def critical_difference(frames: Frames) -> Figure:
     if not shown:
         raise Absent(_too_few(found))
     shown = dict(list(shown.items())[:MODELS])
-    heights = [LINE * len(r.ranks) + 0.9 for r in shown.values()]
+    heights = [LINE * len(r.ranks) + 1.1 for r in shown.values()]
     figure = style.canvas(height=sum(heights))
     axes = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axis, (name, result) in zip(axes, shown.items(), strict=True):
         _diagram(axis, result)
-        axis.set_title(f"{name}: {result.test.n} sources, Friedman p = {result.test.p:.2g}")
+        axis.set_title(
+            f"{name}: {result.test.n} sources\n"
+            f"Friedman p = {result.test.p:.2g}, CD = {result.critical_difference:.2g}"
+        )
     return figure
 
 
@@ -76,24 +81,30 @@ def _too_few(found: dict[str, Ranking]) -> str:
 
 
 def _diagram(axis: Axes, result: Ranking) -> None:
-    """Ranks on top, best left; labels at their ends, and bars over what is not told apart."""
+    """Ranks on top, the best on the left; bars join what is not told apart."""
     from scikit_posthocs import critical_difference_diagram
 
     assert result.pairwise is not None
     names = {label: short(label) for label in result.ranks.index}
+    count = len(names)
     critical_difference_diagram(
         result.ranks.rename(names),
         result.pairwise.rename(index=names, columns=names),
-        cd=result.critical_difference,
         ax=axis,
         label_props={"fontsize": 6.5},
-        marker_props={"color": style.BLACK, "s": 8},
-        elbow_props={"color": style.GREY, "lw": 0.7},
-        crossbar_props={"lw": 1.6},
-        color_palette=[style.BLACK] * len(names),
-        text_h_margin=0.15,
+        marker_props={"s": 8},
+        elbow_props={"linewidth": 0.7},
+        crossbar_props={"linewidth": 1.8},
+        color_palette=[style.BLACK] * count,
+        text_h_margin=0.02 * count,
+        label_fmt_left="{label} ({rank:.1f})",
+        label_fmt_right="({rank:.1f}) {label}",
     )
     axis.grid(visible=False)
+    axis.spines["top"].set(visible=True, bounds=(1, count))
+    axis.set_xticks(range(1, count + 1, -(-count // TICKS)))
+    room = SIDE * (count - 1)
+    axis.set_xlim(1 - room, count + room)
     axis.xaxis.set_label_position("top")
     axis.set_xlabel("mean rank (1 is the lowest error)")
     axis.yaxis.set_visible(True)

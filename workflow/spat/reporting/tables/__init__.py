@@ -146,9 +146,8 @@ TABLES: Final[dict[str, Table]] = {
             "are one that is four times as large.",
             "Tau-b: rank agreement of the sites, of 1 or 4 batches with all, and of one half of "
             "the batches with the other; of the other epochs with the kept one; between seeds.",
-            f"Batches needed: from there on the mean tau-b with all, or with as many other "
-            f"batches, is at least {THRESHOLD:g}.",
-            "Intervals are over seeds.",
+            "Batches needed: from there on the mean tau-b with all, or with as many other batches, "
+            f"is at least {THRESHOLD:g}.",
         ),
     ),
     "validation": Table(

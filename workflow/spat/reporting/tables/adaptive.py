@@ -16,12 +16,13 @@ from spat.reporting.tables.accuracy import by_cell
 
 ALL: Final = "all"
 FIXED: Final = "fixed ratio"
+RATIO: Final = "ratio"
 # Column of the comparison -> (name, unit, scale).
 MEASURES: Final = {
     "change": ("MSE vs control", "%", 100.0),
     "difference": ("MSE vs fixed ratio", "%", 100.0),
     "removed": ("sites removed", "sites", 1.0),
-    "fixed_ratio": ("ratio", "share", 1.0),
+    "fixed_ratio": (RATIO, "share", 1.0),
     "finetunings": ("fine-tunings", "masks", 1.0),
 }
 _BY: Final = ["model", "variant", "station", "rule"]
@@ -33,7 +34,7 @@ def adaptive(frames: Frames) -> pd.DataFrame:
     Columns: model, variant, station (or `all`), rule, measure, mean, low, high, sd, n (runs),
     missing, unit. The row `fixed ratio` is the opponent: the ratio of least validation error on the
     other stations. Averages take seeds first, then horizons, datasets of a station, stations;
-    intervals are over seeds.
+    intervals of the changes are over seeds.
 
     Raises:
         Absent: if no rule chose a mask.
@@ -50,6 +51,8 @@ def adaptive(frames: Frames) -> pd.DataFrame:
     both = pd.concat([rows.assign(place=rows["station"]), rows.assign(place=ALL)])
     tables = [_average(both, value) for value in MEASURES]
     table = pd.concat([table for table in tables if not table.empty], ignore_index=True)
+    # The mean of what stations chose for one another is no ratio that anyone would take.
+    table = table[(table["measure"] != RATIO) | (table["station"] != ALL)]
     rules = {**{rule: f"auto:{rule}" for rule in get_args(Rule)}, evaluation.FIXED: FIXED}
     names = [name for name, _, _ in MEASURES.values()]
     table = table.assign(
@@ -68,4 +71,6 @@ def _average(rows: pd.DataFrame, value: str) -> pd.DataFrame:
     table = summarise(rows, value, keys, draws=500)
     table = table.rename(columns={value: "mean", "runs": "n", "place": "station"})
     table[["mean", "low", "high"]] *= scale
+    if unit != "%":
+        table[["low", "high"]] = float("nan")
     return table.drop(columns="cells").assign(measure=name, unit=unit)

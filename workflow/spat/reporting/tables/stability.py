@@ -7,8 +7,8 @@ from typing import Final
 import pandas as pd
 
 from spat.evaluation import stability as evaluation
+from spat.evaluation.cells import average
 from spat.evaluation.ranks import batch_scores
-from spat.evaluation.summary import summarise
 from spat.frames import RUN
 from spat.reporting.frames_io import Absent, Frames
 from spat.reporting.methods import ordered
@@ -38,11 +38,11 @@ BY: Final = ("model", "variant", "criterion")
 def stability(frames: Frames) -> pd.DataFrame:
     """Stability of each criterion's site scores per model, averaged over its cells.
 
-    Columns: model, variant, criterion, measure, mean, low, high, sd, n (runs), missing, unit. The
-    number of batches needed is the smallest from which on the mean rank agreement stays at
+    Columns: model, variant, criterion, measure, mean, sd, n (runs), missing, unit. The number of
+    batches needed is the smallest from which on the mean rank agreement stays at
     `spat.evaluation.stability.THRESHOLD`, with all batches or with as many others; its mean is
     missing where even the largest number does not reach it. Averages take seeds first, then
-    horizons, datasets of a station, stations; intervals are over seeds.
+    horizons, datasets of a station, stations; deviations are over runs.
 
     Raises:
         Absent: if fewer than two batches or two sites were scored.
@@ -64,10 +64,9 @@ def stability(frames: Frames) -> pd.DataFrame:
     table = table.assign(
         criterion=ordered(table["criterion"], sorted(names, key=lambda name: name != "send")),
         measure=ordered(table["measure"], [m for m in MEASURES if m in present]),
-        sd=float("nan"),
         missing=0,
     )
-    columns = [*BY, "measure", "mean", "low", "high", "sd", "n", "missing", "unit"]
+    columns = [*BY, "measure", "mean", "sd", "n", "missing", "unit"]
     return by_cell(table[columns], [*BY, "measure"])
 
 
@@ -97,11 +96,11 @@ def _needed(agreement: pd.DataFrame, column: str) -> pd.DataFrame:
     runs = agreement[[*RUN, "criterion"]].drop_duplicates().groupby([*BY]).size().rename("n")
     table = table.join(runs, on=[*BY]).rename(columns={"batches": "mean"})
     table = table.astype({"mean": "float64"}).drop(columns="of")
-    return table.assign(measure=NEEDED[column], unit="batches")
+    return table.assign(measure=NEEDED[column], unit="batches", sd=float("nan"))
 
 
 def _seeds(scores: pd.DataFrame) -> pd.DataFrame:
-    """Agreement between the seeds of a cell; it has no interval, since pairs share their seeds."""
+    """Agreement between the seeds of a cell, over cells: pairs share their seeds."""
     pairs = evaluation.seed_agreement(scores)
     table = _average(pairs.assign(seed=0), "tau", SEEDS, "tau")
     if table.empty:
@@ -112,8 +111,11 @@ def _seeds(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def _average(rows: pd.DataFrame, value: str, measure: str, unit: str) -> pd.DataFrame:
-    if rows.empty:
+    """Nested mean, and the plain deviation over runs."""
+    known = rows[rows[value].notna()]
+    if known.empty:
         return pd.DataFrame()
-    table = summarise(rows.astype({value: "float64"}), value, BY, draws=500)
-    table = table.rename(columns={value: "mean", "runs": "n"}).drop(columns="cells")
-    return table.assign(measure=measure, unit=unit)
+    runs = known.groupby([*RUN, "criterion"])[value].mean().groupby(list(BY))
+    means = average(known, [value], BY, upto="station").set_index(list(BY))[value]
+    table = pd.DataFrame({"mean": means, "sd": runs.std(), "n": runs.size()})
+    return table.reset_index().assign(measure=measure, unit=unit)

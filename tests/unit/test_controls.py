@@ -1,0 +1,130 @@
+"""Variants that are controls: what their names say, which value counts, and that they fit."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from planted import FULL, runs
+from planted import results as planted_results
+
+from spat.config import load_files
+from spat.data.registry import DATASETS
+from spat.evaluation.controls import is_control, tuned
+from spat.models.registry import Shape, build
+from spat.pruning import costs, surgery
+from spat.pruning.masks import Mask
+from spat.runs import Run, hyper_of, plan
+
+ROOT = Path(__file__).parents[2]
+CONFIG = load_files(ROOT / "config.yaml", ROOT / "workflow" / "experiments" / "ablation.yaml")
+CONTROLS = sorted({p.run for p in plan(CONFIG) if is_control(p.run.variant)})
+
+
+@pytest.mark.parametrize(
+    ("variant", "expected"),
+    [
+        ("deep", False),
+        ("deep128", False),
+        ("deep128+narrow", True),
+        ("a+b0.1", True),
+        ("a+", False),
+    ],
+)
+def test_a_plus_makes_a_control(variant: str, expected: bool) -> None:
+    assert is_control(variant) == expected
+
+
+def frame(validation: dict[str, float], test: dict[str, float], seeds: int = 1):  # type: ignore[no-untyped-def]
+    """Dense rows of variants with these errors."""
+    of = [
+        {**keys, "variant": variant}
+        for keys in runs(seeds=seeds)
+        for variant in validation
+    ]  # fmt: skip
+    rows = planted_results(of, lambda k, m, o: test[k["variant"]], masks=[FULL], phase="dense")
+    ours = rows["split"] == "validation"
+    rows.loc[ours, "mse"] = rows.loc[ours, "variant"].map(validation)
+    return rows
+
+
+def test_validation_chooses_the_value_and_not_test() -> None:
+    names = ("deep", "deep+dropout0.2", "deep+dropout0.3", "deep+narrow")
+    rows = frame(
+        dict(zip(names, (0.1, 0.5, 0.4, 0.9), strict=True)),
+        dict(zip(names, (1.0, 2.0, 3.0, 4.0), strict=True)),
+    )
+    found = tuned(rows).set_index("kind")
+    assert found[["value", "mse"]].to_dict("index") == {
+        "dropout": {"value": "0.3", "mse": 3.0},
+        "narrow": {"value": "", "mse": 4.0},
+    }
+    assert set(found["variant"]) == {"deep"} and set(found["split"]) == {"test"}
+
+
+def test_each_seed_and_each_variant_has_its_own_choice() -> None:
+    names = ("deep+sam0.05", "deep+sam0.2", "wide+sam0.05")
+    rows = frame(
+        dict(zip(names, (0.5, 0.4, 0.1), strict=True)),
+        dict.fromkeys(names, 1.0),
+        seeds=2,
+    )
+    rows.loc[(rows["seed"] == 1) & (rows["variant"] == names[1]), "mse"] = 0.6
+    found = tuned(rows).set_index(["variant", "seed"])["value"]
+    assert found.to_dict() == {
+        ("deep", 0): "0.2", ("deep", 1): "0.05", ("wide", 0): "0.05", ("wide", 1): "0.05",
+    }  # fmt: skip
+
+
+def test_a_value_that_diverged_is_not_chosen() -> None:
+    names = ("deep+sam0.05", "deep+sam0.2")
+    rows = frame({names[0]: np.nan, names[1]: 9.0}, {names[0]: np.nan, names[1]: 9.0})
+    assert tuned(rows)["value"].tolist() == ["0.2"]
+    only = rows[rows["variant"] == names[0]]
+    assert tuned(only)["mse"].isna().all() and len(tuned(only)) == 1
+
+
+def test_without_controls_there_is_nothing() -> None:
+    assert tuned(frame({"deep": 1.0}, {"deep": 1.0})).empty
+
+
+# those of the ablation
+
+
+def test_the_ablation_has_them_on_both_files_and_three_seeds() -> None:
+    cells = {(run.dataset, run.horizon, run.seed) for run in CONTROLS}
+    assert cells == {(d, 96, s) for d in ("ETTh1", "ETTh2") for s in range(3)}
+    kinds = {run.variant.removeprefix("deep128+") for run in CONTROLS}
+    assert kinds == {"narrow", "dropout0.2", "dropout0.3", "sam0.05", "sam0.2"}
+    planned = {p.run: p.prune for p in plan(CONFIG)}
+    assert not any(planned[run] for run in CONTROLS)
+
+
+@pytest.mark.parametrize("run", CONTROLS, ids=lambda run: run.path)
+def test_a_control_differs_from_its_variant_in_what_it_says(run: Run) -> None:
+    base = Run(run.dataset, run.model, "deep128", run.lookback, run.horizon, run.seed)
+    assert base in {p.run for p in plan(CONFIG) if p.prune}
+    ours, theirs = (asdict(hyper_of(CONFIG, r)) for r in (run, base))
+    changed = {name for name in ours if ours[name] != theirs[name]} - {"source"}
+    kind = run.variant.split("+")[1]
+    rho = CONFIG.variants[run.variant].sam_rho
+    if kind == "narrow":
+        assert changed == {"d_model", "d_ff"}
+    elif kind.startswith("dropout"):
+        assert changed == {"dropout"} and ours["dropout"] == float(kind.removeprefix("dropout"))
+    else:
+        assert not changed and rho == float(kind.removeprefix("sam"))
+    assert (rho is None) == (not kind.startswith("sam"))
+
+
+@pytest.mark.parametrize("dataset", ["ETTh1", "ETTh2"])
+def test_the_narrow_model_costs_what_is_left_without_attention(dataset: str) -> None:
+    runs_of = [Run(dataset, "iTransformer", v, 96, 96, 0) for v in ("deep128", "deep128+narrow")]
+    shape = Shape(96, 96, DATASETS[dataset].channels)
+    emptied, narrow = (build(r.model, hyper_of(CONFIG, r), shape) for r in runs_of)
+    surgery.prune(emptied, Mask.empty(surgery.heads_of(emptied)))
+    assert costs.parameters(narrow) == pytest.approx(costs.parameters(emptied), rel=0.025)
+    assert costs.flops(narrow) == pytest.approx(costs.flops(emptied), rel=0.025)
+    assert surgery.heads_of(narrow) == (8, 8, 8, 8)

@@ -1,0 +1,51 @@
+"""SEND in float32: the committed table is what the command prints, and what rounding explains."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from scoring_cases import ATTENTIVE, batches, small, windows
+
+from spat.reporting.tables.precision import errors_of_float32
+from spat.scoring import precision
+from spat.scoring.probe import observe
+
+
+def test_the_table_has_every_case() -> None:
+    table = errors_of_float32()
+    assert list(zip(table["keys"], table["loss"], strict=True)) == [
+        (keys, loss) for keys in (7, 42, 321) for loss in precision.LOSSES
+    ]
+    assert set(precision.CASES) == {7, 42, 321}
+
+
+@pytest.mark.parametrize("keys", precision.CASES)
+def test_the_table_is_what_the_command_prints(keys: int) -> None:
+    table = errors_of_float32()
+    committed = table[table["keys"] == keys].to_dict("records")
+    for row, expected in zip(precision.case(keys), committed, strict=True):
+        assert row["model"] == expected["model"]
+        # Rounding in another order (another processor) moves the errors a little.
+        for name in ("bias", "sd", "worst", "erased"):
+            assert row[name] == pytest.approx(expected[name], rel=0.15, abs=2e-5), name
+
+
+def test_the_case_has_as_many_keys_as_it_says() -> None:
+    assert precision.CASES[42] == ("PatchTST", 336, 7)
+    patches = (336 - 16) // 8 + 2  # the end is padded by one stride
+    assert patches == 42
+
+
+@pytest.mark.parametrize("name", ATTENTIVE)
+def test_errors_vanish_in_the_limit_and_grow_as_the_sensitivities_shrink(name: str) -> None:
+    for record in observe(small(name), windows().batch(torch.cat(batches(8, 8)))):
+        near, far = (precision.errors(record, scale) for scale in (1.0, 1e4))
+        assert near.shape == (2, 8)
+        assert float(near[0].abs().max()) < 1e-2
+        assert float(near[0].abs().mean()) < float(far[0].abs().mean())
+        # Nothing is left where S is far below the resolution of float32.
+        gone = precision.errors(record, 1e12)
+        assert float(gone[1].min()) > 0.2
+        assert math.isfinite(float(gone[0].sum()))

@@ -1,0 +1,225 @@
+"""The committed results: their frames are whole, and their tables and figures are there.
+
+A folder that is not there is no failure: the experiments are committed as they end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from frame_builder import FULL, build
+
+from spat import frames
+from spat.evaluation.cells import keeps_all
+from spat.frames import COLUMNS, RUN, FrameError
+from spat.reporting import names
+from spat.reporting.frames_io import Frames
+from spat.reporting.tables import rendered
+
+REFERENCE = Path(__file__).parents[2] / "results" / "reference"
+EXPERIMENTS = sorted(path.parent for path in REFERENCE.glob("*/data"))
+# Too large to be committed: the per-window losses of every mask.
+MAY_BE_ABSENT = ("losses",)
+WRITTEN = {
+    "tables": [f"{name}.{ending}" for name in names.TABLES for ending in ("csv", "md", "tex")],
+    "figures": [f"{name}.{ending}" for name in names.FIGURES for ending in ("png", "pdf", "svg")],
+}
+
+Made = dict[str, pd.DataFrame]
+
+
+@cache
+def read(folder: Path) -> Made:
+    """The committed frames by name."""
+    return {
+        path.stem: pd.read_parquet(path) for path in sorted((folder / "data").glob("*.parquet"))
+    }
+
+
+def gaps(made: Made) -> list[str]:
+    """What is missing, one line a run: an empty list is a whole experiment."""
+    return [*_measured(made["results"]), *_decided(made), *_recorded(made)]
+
+
+def _measured(results: pd.DataFrame) -> list[str]:
+    found = []
+    for column in ("device", "commit", "digest"):
+        unknown = results[column].isna() | results[column].isin(["", "unknown"])
+        if unknown.any():
+            found.append(f"{int(unknown.sum())} rows of results without {column}")
+    home = results[results["target"] == results["dataset"]]
+    for run, rows in home.groupby(list(RUN)):
+        dense = rows[rows["phase"] == "dense"]
+        if set(dense["split"]) != {"validation", "test"}:
+            found.append(f"{run}: no dense row")
+        tuned = rows[rows["phase"] == "finetuned"]
+        splits = tuned.groupby(["mask", "order"])["split"].nunique()
+        if (splits < 2).any():
+            found.append(f"{run}: a mask without validation or test")
+        controlled = tuned["mask"].map(keeps_all).astype(bool)
+        orders = set(tuned["order"])
+        if orders != set(tuned.loc[controlled, "order"]):
+            found.append(f"{run}: pruned, but no control")
+        untuned = set(rows.loc[rows["phase"] == "pruned", "mask"])
+        if set(tuned["mask"]) != untuned:
+            found.append(f"{run}: masks without a row before fine-tuning, or after it")
+    away = results[results["target"] != results["dataset"]]
+    keys = pd.MultiIndex.from_frame(home[list(RUN)].drop_duplicates())
+    if not pd.MultiIndex.from_frame(away[list(RUN)]).isin(keys).all():
+        found.append("transfer of a run that is not there")
+    return found
+
+
+def _decided(made: Made) -> list[str]:
+    tuned = made["results"][made["results"]["phase"] == "finetuned"]
+    keys = [*RUN, "mask"]
+    trained = pd.MultiIndex.from_frame(tuned[keys])
+    asked = pd.MultiIndex.from_frame(made["selections"][keys])
+    lost = made["selections"][~asked.isin(trained)]
+    return [f"{run}: chose a mask that was not trained" for run, _ in lost.groupby(list(RUN))]
+
+
+def _recorded(made: Made) -> list[str]:
+    """Every pruned run was scored, at one epoch and in the same batches for all criteria."""
+    pruned = made["results"].loc[made["results"]["phase"] == "finetuned", list(RUN)]
+    scores = made["scores"]
+    known = {
+        run: rows for run, rows in scores[scores["batch"] >= 0].groupby(list(RUN)) if len(rows)
+    }
+    found = []
+    for run in pruned.drop_duplicates().itertuples(index=False, name=None):
+        if run not in known:
+            found.append(f"{run}: pruned, but not scored")
+        elif len(set(known[run].groupby("criterion")["batch"].nunique())) > 1:
+            found.append(f"{run}: criteria of different batches")
+    trained = pd.MultiIndex.from_frame(made["history"][list(RUN)].drop_duplicates())
+    lost = pruned[~pd.MultiIndex.from_frame(pruned).isin(trained)]
+    return [*found, *(f"{run}: no history" for run, _ in lost.groupby(list(RUN)))]
+
+
+# the committed folders
+
+
+@pytest.mark.parametrize("folder", EXPERIMENTS, ids=lambda folder: folder.name)
+def test_frames_have_their_schema_and_no_duplicates(folder: Path) -> None:
+    made = read(folder)
+    missing = set(COLUMNS) - set(made) - set(MAY_BE_ABSENT)
+    assert not missing and set(made) <= set(COLUMNS)
+    for name, frame in made.items():
+        checked = frames.checked(name, frame, source=str(folder / "data" / name))
+        pd.testing.assert_frame_equal(checked, frame)
+        assert set(frame["experiment"]) <= {folder.name}
+    assert len(made["results"])
+
+
+@pytest.mark.parametrize("folder", EXPERIMENTS, ids=lambda folder: folder.name)
+def test_frames_have_no_gaps(folder: Path) -> None:
+    assert gaps(read(folder)) == []
+
+
+@pytest.mark.parametrize("folder", EXPERIMENTS, ids=lambda folder: folder.name)
+def test_csv_holds_what_parquet_holds(folder: Path) -> None:
+    for path in (folder / "data").glob("*.csv"):
+        assert len(pd.read_csv(path, dtype={"mask": str})) == len(read(folder)[path.stem]), path
+
+
+@pytest.mark.parametrize("folder", EXPERIMENTS, ids=lambda folder: folder.name)
+def test_every_table_and_figure_is_there(folder: Path) -> None:
+    for kind, files in WRITTEN.items():
+        if (folder / kind).exists():
+            for name in files:
+                assert (folder / kind / name).stat().st_size > 0, name
+
+
+@pytest.mark.parametrize("folder", EXPERIMENTS, ids=lambda folder: folder.name)
+def test_tables_are_those_of_the_frames(folder: Path) -> None:
+    made = read(folder)
+    for name in ("main", "controls", "replicates"):
+        path = folder / "tables" / f"{name}.md"
+        if path.exists():
+            assert rendered(name, Frames.of(**made))["md"] == path.read_text(), name
+
+
+# what the checks would find
+
+
+def spoilt(change: Callable[[Made], None]) -> list[str]:
+    made = {name: frame.copy() for name, frame in whole().items()}
+    change(made)
+    return gaps(made)
+
+
+@cache
+def whole() -> Made:
+    return build(datasets=("ETTh1",), models=("iTransformer", "DLinear"), orders=2, pairs=())
+
+
+def test_a_whole_experiment_has_no_gaps() -> None:
+    assert gaps(whole()) == []
+
+
+def _drop(frame: str, query: str) -> Callable[[Made], None]:
+    def change(made: Made) -> None:
+        rows = made[frame]
+        lost = rows.query(query)
+        assert len(lost)
+        made[frame] = rows.drop(lost.index)
+
+    return change
+
+
+def _set(frame: str, query: str, column: str, value: object) -> Callable[[Made], None]:
+    def change(made: Made) -> None:
+        made[frame].loc[made[frame].query(query).index, column] = value
+
+    return change
+
+
+SEED = "seed == 1 and model == 'iTransformer'"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_drop("results", f"{SEED} and phase == 'dense'"), "no dense row"),
+        (_drop("results", f"{SEED} and phase == 'dense' and split == 'test'"), "no dense row"),
+        (
+            _drop(
+                "results", f"{SEED} and phase == 'finetuned' and mask == '{FULL}' and order == 1"
+            ),
+            "no control",
+        ),
+        (
+            _drop("results", f"{SEED} and phase == 'finetuned' and mask == '0.0.0.1'"),
+            "not trained",
+        ),
+        (
+            _drop("results", f"{SEED} and phase == 'pruned' and mask == '0.0.0.1'"),
+            "before fine-tuning",
+        ),
+        (
+            _drop(
+                "results",
+                f"{SEED} and phase == 'finetuned' and mask == '0.0.0.1' and split == 'test'",
+            ),
+            "without validation or test",
+        ),
+        (_drop("scores", SEED), "not scored"),
+        (_drop("scores", f"{SEED} and criterion == 'michel' and batch == 2"), "different batches"),
+        (_drop("history", SEED), "no history"),
+        (_set("results", SEED, "device", ""), "without device"),
+        (_set("results", SEED, "commit", "unknown"), "without commit"),
+    ],
+)
+def test_a_gap_is_found(change: Callable[[Made], None], said: str) -> None:
+    assert any(said in line for line in spoilt(change))
+
+
+def test_a_duplicate_is_found() -> None:
+    rows = whole()["results"]
+    with pytest.raises(FrameError, match="duplicate"):
+        frames.checked("results", pd.concat([rows, rows.head(1)]))

@@ -1,0 +1,80 @@
+"""A copy of the project to run Snakemake in, so that tests may edit it and kill it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+COPIED = ("Snakefile", "config.yaml", "workflow", "profiles", "envs")
+SMOKE = ("--configfile", "workflow/experiments/smoke.yaml")
+
+
+class Project:
+    """A copy of the project in a folder of its own."""
+
+    def __init__(self, folder: Path, origin: Path = ROOT, names: tuple[str, ...] = COPIED) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        ignored = shutil.ignore_patterns("__pycache__")
+        for name in names:
+            source = origin / name
+            if source.is_dir():
+                shutil.copytree(source, folder / name, ignore=ignored)
+            else:
+                shutil.copy2(source, folder / name)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The tests' own interpreter, and the copy of the package before an installed one."""
+        kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "SNAKEMAKE_PROFILE")}
+        return {**kept, "PYTHONPATH": str(self.folder / "workflow")}
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Snakemake in this copy, in the background."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "snakemake", "--cores", "2", *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def snakemake(self, *arguments: str, fails: bool = False, timeout: float = 900) -> str:
+        """Run Snakemake in this copy; what it prints."""
+        process = self.start(*arguments)
+        try:
+            shown, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()  # it may hang on a gentler signal
+            raise
+        assert (process.returncode != 0) == fails, shown[-8000:]
+        return shown
+
+    def planned(self, *arguments: str) -> dict[str, int]:
+        """Jobs that a dry run would run, by rule."""
+        shown = self.snakemake("--dry-run", *arguments)
+        table = shown.rpartition("Job stats:")[2].partition("\n\n")[0]
+        return {
+            rule: int(count)
+            for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)
+            if rule not in ("all", "total")
+        }
+
+    def python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Python in this copy; a failure fails the test."""
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-8000:]
+        return done
