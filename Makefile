@@ -22,7 +22,7 @@ figures: .venv/ready
 	$(ACTIVATE); snakemake --cores all --allowed-rules tables figures --forcerun tables figures $(ARGS) -- figures
 
 ui: .venv/ready
-	$(ACTIVATE); mlflow ui --backend-store-uri sqlite:///results/mlflow.db --host 127.0.0.1
+	$(ACTIVATE); MLFLOW_DISABLE_TELEMETRY=true mlflow ui --backend-store-uri sqlite:///results/mlflow.db --host 127.0.0.1
 
 report: .venv/ready
 	$(ACTIVATE); snakemake --report results/report.zip $(ARGS)
