@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from spat.data.windows import Windows
+from spat.models.forecaster import evaluating
 
 # Channels of all windows of a batch. On a CPU larger batches leave the cache and evaluate slower; a
 # GPU is filled with less than this even by narrow models.
@@ -51,7 +50,7 @@ def evaluate(model: nn.Module, windows: Windows, batch_size: int | None = None) 
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size}: give a positive number of windows")
     index = torch.arange(len(windows), device=device)
-    with _evaluating(model):
+    with evaluating(model):
         parts = [_batch_errors(model, windows, part) for part in torch.split(index, batch_size)]
     errors = torch.cat(parts, dim=1).cpu()  # [2, N]
     mse, mae = errors.mean(dim=1).tolist()
@@ -67,15 +66,3 @@ def _batch_errors(model: nn.Module, windows: Windows, index: Tensor) -> Tensor:
     squared = error.square().mean(dim=1, dtype=torch.float64)
     absolute = error.abs().mean(dim=1, dtype=torch.float64)
     return torch.stack([squared, absolute])
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode; afterwards each module has its own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from spat.models.forecaster import Forecaster
+from spat.models.forecaster import Forecaster, evaluating
 
 # The first passes choose kernels and fill caches.
 WARM_UP = 3
@@ -53,18 +53,6 @@ def example_inputs(model: Forecaster, batch_size: int = 1) -> Inputs:
     if not shape.marks:
         return x, None, None
     return x, draw(shape.lookback, shape.marks), draw(shape.horizon, shape.marks)
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in `eval()` within the block; afterwards each module has its own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def flops(model: Forecaster) -> int:

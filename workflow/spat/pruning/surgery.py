@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from spat.models.forecaster import Forecaster
+from spat.models.forecaster import Forecaster, evaluating
 from spat.models.registry import MODELS, Hyperparameters, Shape, build
-from spat.pruning.costs import evaluating, example_inputs, parameters
+from spat.pruning.costs import example_inputs, parameters
 from spat.pruning.masks import Mask
 from spat.records import read_json, replacing, write_json
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from spat.models.attention import Site
+from spat.models.forecaster import Forecaster, evaluating
 from spat.scoring.record import SharedMask, SiteRecord
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from spat.data.windows import Batch, Windows
-    from spat.models.forecaster import Forecaster
 
 # Windows that share one mask in `send_shared`, whatever the batches are.
 GROUP: Final = 32
@@ -175,18 +175,6 @@ def grouped(batches: Sequence[Tensor]) -> tuple[Tensor, ...]:
     if not batches or not all(map(len, batches)):
         raise ValueError("scoring: give at least one batch, and none without windows")
     return torch.split(torch.cat(list(batches)), GROUP)
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval(); afterwards every module as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def window_losses(model: Forecaster, batch: Batch) -> Tensor:
