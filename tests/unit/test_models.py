@@ -11,6 +11,7 @@ from importlib import resources
 import pytest
 import torch
 import torch.nn.functional as F
+from small_models import HYPER, SHAPE
 from torch import Tensor, nn
 
 from spat.data.registry import DATASETS
@@ -28,20 +29,6 @@ from spat.models.registry import (
 ATTENTION = [name for name, row in MODELS.items() if row.attention]
 TRAINED = [name for name, row in MODELS.items() if row.trains]
 MARKED = ["iTransformer", "Transformer"]
-SHAPE = Shape(lookback=24, horizon=12, channels=5, marks=4)
-HYPER = Hyperparameters(
-    d_model=16,
-    d_ff=24,
-    e_layers=3,
-    d_layers=2,
-    n_heads=4,
-    patch_len=8,
-    stride=4,
-    label_len=12,
-    moving_average=5,
-    season=6,
-    instance_norm=True,
-)
 SITES = {
     "iTransformer": ["encoder.0.self", "encoder.1.self", "encoder.2.self"],
     "PatchTST": ["encoder.0.self", "encoder.1.self", "encoder.2.self"],

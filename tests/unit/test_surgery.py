@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_models import HYPER, SHAPE
 from torch import Tensor, nn
 
 from spat.models.attention import MultiHeadAttention, Site
@@ -19,20 +20,6 @@ from spat.pruning import costs, surgery
 from spat.pruning.masks import Mask, all_site_masks
 
 ATTENTION = [name for name, row in MODELS.items() if row.attention]
-SHAPE = Shape(lookback=24, horizon=12, channels=5, marks=4)
-HYPER = Hyperparameters(
-    d_model=16,
-    d_ff=24,
-    e_layers=3,
-    d_layers=2,
-    n_heads=4,
-    patch_len=8,
-    stride=4,
-    label_len=12,
-    moving_average=5,
-    season=6,
-    instance_norm=True,
-)
 
 
 def dense(name: str, hyper: Hyperparameters = HYPER) -> Forecaster:
