@@ -8,6 +8,7 @@ every epoch. The networks that it trains are in `networks.py`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -72,9 +73,11 @@ def loaders(
 
     def of(rows: tuple[int, int], shuffle: bool) -> DataLoader[Item]:
         dataset = WindowDataset(prepared, rows, lookback, horizon)
-        return DataLoader(
-            dataset, batch_size, shuffle, num_workers=workers, persistent_workers=workers > 0
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # there are more workers than cores: as published
+            return DataLoader(
+                dataset, batch_size, shuffle, num_workers=workers, persistent_workers=workers > 0
+            )
 
     split = prepared.borders
     return Loaders(of(split.train, True), of(split.validation, False), of(split.test, False))

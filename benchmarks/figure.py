@@ -44,10 +44,11 @@ class Target:
         """Whether a median is good enough."""
         return found >= self.value if self.kind == "at least" else found <= self.value
 
-    def text(self, unit: str) -> str:
-        """As it stands in the table."""
+    def plain(self, unit: str) -> dict[str, Any]:
+        """As JSON; `unit` is that of the measured value."""
         sign = "≥" if self.kind == "at least" else "≤"
-        return f"{sign} {self.value:g}" + (f" {unit}" if self.of == "measured" else "")
+        text = f"{sign} {self.value:g}" + (f" {unit}" if self.of == "measured" else "")
+        return {"text": text, "kind": self.kind, "value": self.value, "of": self.of}
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Figure:
             "measured": self.measured.plain(),
             "against": self.against.plain(),
             "ratio": self.ratio.plain(),
-            "target": self.target.text(self.measured.unit) if self.target else None,
+            "target": self.target.plain(self.measured.unit) if self.target else None,
             "met": self.met,
             "floor": self.floor,
             "detail": self.detail,
@@ -95,14 +96,16 @@ class Figure:
 
 @dataclass
 class Part:
-    """What a section of the benchmark found: figures, what was left out and why, other facts."""
+    """What a section of the benchmark found.
+
+    `remarks` say by the name of a figure why it was left out, or what disturbed it.
+    """
 
     figures: list[Figure] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
+    remarks: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
-    def join(self, other: Part) -> None:
-        """Take over what another part found."""
-        self.figures += other.figures
-        self.skipped |= other.skipped
-        self.facts |= other.facts
+    def plain(self) -> dict[str, Any]:
+        """As JSON."""
+        figures = [figure.plain() for figure in self.figures]
+        return {"figures": figures, "remarks": self.remarks, "facts": self.facts}

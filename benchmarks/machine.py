@@ -28,6 +28,14 @@ class Rates:
         """The faster of the two libraries."""
         return max(self.mkl, self.onednn)
 
+    def plain(self) -> dict[str, float]:
+        """As JSON, in 10^9 a second."""
+        return {
+            "mkl_gflops": self.mkl / 1e9,
+            "onednn_gflops": self.onednn / 1e9,
+            "copy_gb": self.bandwidth / 1e9,
+        }
+
 
 def has_onednn() -> bool:
     """Whether torch can be asked for a product through oneDNN."""
@@ -55,7 +63,7 @@ def rates(seconds: float = 0.3) -> Rates:
 
 
 def describe() -> dict[str, Any]:
-    """Processor, memory, system, versions, threads, commit and load: what the numbers hold for."""
+    """Processor, memory, system, versions and threads: what the numbers hold for."""
     return {
         "processor": _processor(),
         "cores": cores(),
@@ -64,9 +72,6 @@ def describe() -> dict[str, Any]:
         "versions": records.versions(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": {"ours": 1, "conventional, one core": 1, "conventional, whole machine": cores()},
-        "commit": records.commit(),
-        "load": load(),
-        "started": records.now(),
     }
 
 

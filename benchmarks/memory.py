@@ -23,7 +23,7 @@ def measure(size: Size) -> Part:
     """Peak memory of four times the batches, each in a process of its own."""
     part = Part()
     if not STATUS.exists():
-        part.skipped["memory"] = f"{STATUS} is not there: peak memory is read from it"
+        part.remarks["scoring/memory"] = f"skipped: {STATUS} gives the peak; it is not there"
         return part
     prepared = open_series(size)
     batches, batch_size = size.scored

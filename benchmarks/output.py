@@ -1,141 +1,149 @@
-"""What the benchmark leaves: bench.json, the same as a table (CSV, Markdown), and a plot."""
+"""What the benchmark leaves: bench.json, the same as a table (CSV, Markdown), and a plot.
+
+A section that was measured replaces its predecessor; the others stay, if machine and versions are
+the same. Each carries its own commit, load and rates.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from figure import Figure, Part
-
 from spat import records
 
+Json = dict[str, Any]
+
 COLUMNS = (
-    *("figure", "measured", "value", "unit", "against", "its_value"),
+    *("section", "figure", "measured", "value", "unit", "against", "its_value"),
     *("ratio", "ratio_min", "ratio_max", "target", "met", "floor", "detail"),
 )
 
 
-def write(part: Part, machine: dict[str, Any], folder: Path) -> None:
-    """Write all files below `folder`."""
+def write(machine: Json, sections: Json, folder: Path) -> Json:
+    """Write all files below `folder`; return what stands in bench.json."""
+    path = folder / "bench.json"
     folder.mkdir(parents=True, exist_ok=True)
-    whole = {
-        "machine": machine,
-        "figures": [figure.plain() for figure in part.figures],
-        "skipped": part.skipped,
-        "facts": part.facts,
-    }
-    records.write_json(folder / "bench.json", whole)
-    records.write_text(folder / "bench.csv", _csv(part.figures))
-    records.write_text(folder / "bench.md", markdown(part, machine))
-    _plot(part.figures, folder / "bench")
+    before = records.read_json(path) if path.exists() else {}
+    kept = before["sections"] if before.get("machine") == machine else {}
+    whole = {"machine": machine, "sections": kept | sections}
+    records.write_json(path, whole)
+    records.write_text(folder / "bench.csv", _csv(whole))
+    records.write_text(folder / "bench.md", markdown(whole))
+    _plot(whole, folder / "bench")
+    return whole
 
 
-def markdown(part: Part, machine: dict[str, Any]) -> str:
-    """The main figures as a table, with the machine above it."""
+def markdown(whole: Json) -> str:
+    """The main figures as tables, with the machine above them."""
+    machine = whole["machine"]
     versions = machine["versions"]
     lines = [
-        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB; "
-        f"torch {versions['torch']}, Python {versions['python']}; commit {machine['commit']}; "
-        f"load {machine['load']} before, {machine['load_after']} after; {machine['started']}.",
-        "",
-        f"One core: {_number(machine['mkl_gflops'])} GFLOP/s through MKL, "
-        f"{_number(machine['onednn_gflops'])} through oneDNN, "
-        f"{_number(machine['bandwidth_gb'])} GB/s of copying.",
-        "",
-        "| figure | measured | against | ratio (min to max) | target | met | floor |",
-        "|---|---|---|---|---|---|---|",
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB, "
+        f"{machine['system']}; torch {versions['torch']}, Python {versions['python']}.",
     ]
-    for figure in part.figures:
-        if figure.detail:
-            continue
-        plain = figure.plain()
-        values = [_value(plain[side]) for side in ("measured", "against")]
-        ratio = plain["ratio"]
-        spread = f"{_number(ratio['min'])} to {_number(ratio['max'])}"
-        cells = [
-            figure.name,
-            *values,
-            f"**{_number(ratio['median'])}** ({spread})",
-            plain["target"] or "",
-            {True: "yes", False: "no", None: ""}[figure.met],
-            "" if figure.floor is None else f"{_number(figure.floor)} {figure.measured.unit}",
+    for name, section in whole["sections"].items():
+        rates = section["rates"]
+        lines += [
+            "",
+            f"**{name}**: commit {section['commit']}, {section['started']}, load "
+            f"{section['load'][0]} before and {section['load'][1]} after; one core: "
+            f"{_number(rates['mkl_gflops'])} GFLOP/s through MKL, "
+            f"{_number(rates['onednn_gflops'])} through oneDNN, "
+            f"{_number(rates['copy_gb'])} GB/s of copying.",
+            "",
+            "| figure | measured | against | ratio (min to max) | target | met | floor |",
+            "|---|---|---|---|---|---|---|",
+            *(_row(figure) for figure in section["figures"] if not figure["detail"]),
+            "",
+            *(f"- {what}: {why}" for what, why in section["remarks"].items()),
         ]
-        lines.append("| " + " | ".join(cell.strip() for cell in cells) + " |")
-    lines += ["", *(f"- {name} skipped: {why}" for name, why in part.skipped.items())]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _csv(figures: list[Figure]) -> str:
+def _row(figure: Json) -> str:
+    ratio, floor, target = figure["ratio"], figure["floor"], figure["target"]
+    cells = [
+        figure["name"],
+        _value(figure["measured"]),
+        _value(figure["against"]),
+        f"**{_number(ratio['median'])}** ({_number(ratio['min'])} to {_number(ratio['max'])})",
+        target["text"] if target else "",
+        {True: "yes", False: "no", None: ""}[figure["met"]],
+        "" if floor is None else f"{_number(floor)} {figure['measured']['unit']}",
+    ]
+    return "| " + " | ".join(cell.strip() for cell in cells) + " |"
+
+
+def _figures(whole: Json) -> Iterator[tuple[str, Json]]:
+    for name, section in whole["sections"].items():
+        for figure in section["figures"]:
+            yield name, figure
+
+
+def _csv(whole: Json) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for figure in figures:
-        ratio = figure.ratio
+    for section, figure in _figures(whole):
+        measured, against, ratio = (figure[key] for key in ("measured", "against", "ratio"))
         writer.writerow(
             [
-                figure.name,
-                figure.measured.label,
-                figure.measured.median,
-                figure.measured.unit,
-                figure.against.label,
-                figure.against.median,
-                ratio.median,
-                min(ratio.values),
-                max(ratio.values),
-                figure.plain()["target"],
-                figure.met,
-                figure.floor,
-                figure.detail,
+                *(section, figure["name"], measured["label"], measured["median"], measured["unit"]),
+                *(against["label"], against["median"]),
+                *(ratio["median"], ratio["min"], ratio["max"]),
+                figure["target"] and figure["target"]["text"],
+                *(figure["met"], figure["floor"], figure["detail"]),
             ]
         )
     return text.getvalue()
 
 
-def _plot(figures: list[Figure], stem: Path) -> None:
-    """Each ratio with a target as a multiple of it; and the pruned networks against their FLOPs."""
+def _plot(whole: Json, stem: Path) -> None:
+    """Each figure as a multiple of its target; and the pruned networks against their FLOPs."""
     from spat.reporting.style import canvas, drawing, save
 
-    judged = [figure for figure in figures if figure.target]
-    pruned = [f for f in figures if f.name.startswith("pruned/") and f.detail and f.floor]
+    figures = [figure for _, figure in _figures(whole)]
+    judged = [figure for figure in figures if figure["target"]]
+    masks = [figure for figure in figures if figure["name"].startswith("pruned/")]
     with drawing():
-        figure = canvas(7.0, 0.8 + 0.2 * max(len(judged), 12))
-        left, right = figure.subplots(1, 2, width_ratios=[3, 2])
-        _targets(left, judged)
-        _speedups(right, pruned)
-    save(figure, stem)
+        drawn = canvas(7.0, 0.8 + 0.2 * max(len(judged), 12))
+        left, right = drawn.subplots(1, 2, width_ratios=[3, 2])
+        _targets(left, judged[::-1])
+        _speedups(right, [figure for figure in masks if figure["detail"]])
+    save(drawn, stem)
 
 
-def _targets(axis: Any, figures: list[Figure]) -> None:
-    for row, figure in enumerate(reversed(figures)):
-        target = figure.target
-        assert target is not None
-        series = figure.ratio if target.of == "ratio" else figure.measured
+def _targets(axis: Any, figures: list[Json]) -> None:
+    for row, figure in enumerate(figures):
+        target, series = figure["target"], figure[figure["target"]["of"]]
         # To the right of 1 is better, whatever the target is.
-        power = 1 if target.kind == "at least" else -1
-        values = [max(value / target.value, 1e-3) ** power for value in series.values]
-        middle = max(series.median / target.value, 1e-3) ** power
-        marker = "o" if figure.met else "X"
-        axis.plot([min(values), max(values)], [row, row], color="0.5", linewidth=1)
-        axis.plot(middle, row, marker, color="#0072B2" if figure.met else "#D55E00")
+        power = 1 if target["kind"] == "at least" else -1
+        low, middle, high = (
+            max(series[key] / target["value"], 1e-3) ** power for key in ("min", "median", "max")
+        )
+        axis.plot([low, high], [row, row], color="0.5", linewidth=1)
+        look = ("o", "#0072B2") if figure["met"] else ("X", "#D55E00")
+        axis.plot(middle, row, look[0], color=look[1])
     axis.axvline(1.0, color="black", linewidth=0.8)
-    axis.set_yticks(range(len(figures)), [figure.name for figure in reversed(figures)])
+    axis.set_yticks(range(len(figures)), [figure["name"] for figure in figures])
     axis.set(xscale="log", xlabel="result as a multiple of its target (right is better)")
 
 
-def _speedups(axis: Any, figures: list[Figure]) -> None:
+def _speedups(axis: Any, figures: list[Json]) -> None:
     for phase, marker, colour in (("inference", "o", "#0072B2"), ("training", "^", "#E69F00")):
-        chosen = [figure for figure in figures if f"/{phase}/" in figure.name]
-        promised = [float(f.floor or 0) / f.against.median for f in chosen]
-        reached = [f.ratio.median for f in chosen]
+        chosen = [figure for figure in figures if f"/{phase}/" in figure["name"]]
+        promised = [figure["floor"] / figure["against"]["median"] for figure in chosen]
+        reached = [figure["ratio"]["median"] for figure in chosen]
         axis.plot(promised, reached, marker, color=colour, label=phase, markersize=3)
     axis.axline((1.0, 1.0), slope=1.0, color="black", linewidth=0.8)
     axis.set(xlabel="speed-up promised by the FLOPs", ylabel="speed-up measured")
     axis.legend()
 
 
-def _value(series: dict[str, Any]) -> str:
+def _value(series: Json) -> str:
     return f"{series['label']}: {_number(series['median'])} {series['unit']}"
 
 

@@ -54,7 +54,7 @@ def measure(size: Size) -> Part:
             try:
                 part.figures += measurement(Path(folder), size.calls)
             except (CommandError, FileNotFoundError) as error:
-                part.skipped[f"pipeline/{name}"] = str(error)
+                part.remarks[f"pipeline/{name}"] = f"skipped: {error}"
     return part
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import engine
 import machine
@@ -20,9 +21,12 @@ from cases import FULL, QUICK, Size
 from figure import Part
 from machine import Rates
 
+from spat import records
 from spat.training.loop import prepare_torch
 
-SECTIONS: dict[str, Callable[[Size, Rates], Part]] = {
+Section = Callable[[Size, Rates], Part]
+
+SECTIONS: dict[str, Section] = {
     "engine": engine.measure,
     "parallel": parallel.measure,
     "memory": lambda size, _: memory.measure(size),
@@ -37,32 +41,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     size = QUICK if options.quick else FULL
     if options.rounds:
         size = replace(size, rounds=options.rounds, calls=options.rounds)
-    begun = time.perf_counter()
     prepare_torch("float32")
-    facts = machine.describe()
-    rates = machine.rates(0.02 if options.quick else 0.3)
-    part = Part()
+    found = {}
     for name in options.only or SECTIONS:
         print(f"{name}:", file=sys.stderr, flush=True)
-        part.join(SECTIONS[name](size, rates))
-    facts |= {
-        "mkl_gflops": rates.mkl / 1e9,
-        "onednn_gflops": rates.onednn / 1e9,
-        "bandwidth_gb": rates.bandwidth / 1e9,
-        "load_after": machine.load(),
-        "seconds": round(time.perf_counter() - begun),
-        "quick": options.quick,
-    }
-    output.write(part, facts, options.output)
-    print(output.markdown(part, facts))
+        found[name] = _measured(SECTIONS[name], size, seconds=0.02 if options.quick else 0.3)
+    whole = output.write(machine.describe() | {"quick": options.quick}, found, options.output)
+    print(output.markdown(whole))
     return 0
+
+
+def _measured(section: Section, size: Size, seconds: float) -> dict[str, Any]:
+    """What a section found, and the machine at the time; `seconds` go to each of its rates."""
+    begun, load = time.perf_counter(), machine.load()
+    header = {"commit": records.commit(), "started": records.now()}
+    rates = machine.rates(seconds)
+    part = section(size, rates)
+    return {
+        **header,
+        "load": [load, machine.load()],
+        "seconds": round(time.perf_counter() - begun),
+        "rates": rates.plain(),
+        **part.plain(),
+    }
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--only", nargs="+", choices=list(SECTIONS), metavar="SECTION",
-        help=f"some of {', '.join(SECTIONS)} (default: all)",
+        help=f"some of {', '.join(SECTIONS)} (default: all); the others stay as they were",
     )  # fmt: skip
     parser.add_argument("--rounds", type=int, help="rounds of each measurement")
     parser.add_argument(

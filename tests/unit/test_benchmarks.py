@@ -24,7 +24,7 @@ import parallel
 import pipeline
 import run
 from cases import QUICK, Case, open_case, open_series
-from figure import Figure, Series, Target
+from figure import Figure, Part, Series, Target
 from machine import Rates
 from products import step_of
 
@@ -208,8 +208,8 @@ def test_a_command_that_fails_is_skipped_with_its_reason(monkeypatch: pytest.Mon
     for name in ("_help", "_jobs", "_dry_runs", "_report"):
         monkeypatch.setattr(pipeline, name, broken)
     part = pipeline.measure(QUICK)
-    assert len(part.skipped) == 4
-    assert all("no luck" in why for why in part.skipped.values())
+    assert len(part.remarks) == 4
+    assert all("no luck" in why for why in part.remarks.values())
     assert part.figures == []
 
 
@@ -218,8 +218,9 @@ def test_the_quick_mode_writes_every_file(tmp_path: Path) -> None:
     assert run.main(["--quick", "--rounds", "1", *sections, "--output", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "bench.json").read_text())
     assert found["machine"]["versions"]["torch"]
-    assert found["machine"]["commit"]
-    figures = {figure["name"]: figure for figure in found["figures"]}
+    engine = found["sections"]["engine"]
+    assert engine["commit"]
+    figures = {figure["name"]: figure for figure in engine["figures"]}
     for model in MODELS:
         for name in (
             f"training/{model}/steps",
@@ -234,11 +235,36 @@ def test_the_quick_mode_writes_every_file(tmp_path: Path) -> None:
         assert figures[f"losses/{model}"]["ratio"]["median"] == pytest.approx(1.0, abs=0.2)
         yardsticks = [name for name in figures if name.startswith(f"training/{model}/core")]
         assert len(yardsticks) == len(QUICK.workers)
-        assert sum(found["facts"][f"breakdown/{model}"].values()) == pytest.approx(1.0, abs=0.01)
-    assert "pruned/iTransformer-published/inference/0.0" in figures
-    assert (tmp_path / "bench.csv").read_text().count("\n") == len(figures) + 1
+        assert sum(engine["facts"][f"breakdown/{model}"].values()) == pytest.approx(1.0, abs=0.01)
+    pruned = [figure["name"] for figure in found["sections"]["pruned"]["figures"]]
+    assert "pruned/iTransformer-published/inference/0.0" in pruned
+    rows = (tmp_path / "bench.csv").read_text().count("\n")
+    assert rows == 1 + len(figures) + len(pruned)
     assert "training/iTransformer/core" in (tmp_path / "bench.md").read_text()
     assert (tmp_path / "bench.png").stat().st_size > 10_000
+
+
+def test_a_section_measured_again_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def section(value: float) -> run.Section:
+        series = Series("x", "s", (value,))
+        return lambda size, rates: Part([Figure("f", series, series)])
+
+    monkeypatch.setattr(run, "SECTIONS", {"a": section(1.0), "b": section(2.0)})
+    arguments = ["--quick", "--output", str(tmp_path)]
+    run.main(arguments)
+    monkeypatch.setattr(run, "SECTIONS", {"a": section(3.0), "b": section(4.0)})
+    run.main([*arguments, "--only", "b"])
+
+    def values() -> dict[str, float]:
+        sections = json.loads((tmp_path / "bench.json").read_text())["sections"]
+        return {n: s["figures"][0]["measured"]["median"] for n, s in sections.items()}
+
+    assert values() == {"a": 1.0, "b": 4.0}
+    monkeypatch.setattr(run.machine, "_processor", lambda: "another machine")
+    run.main([*arguments, "--only", "b"])
+    assert values() == {"b": 4.0}
 
 
 def test_jobs_side_by_side_and_memory_are_measured_in_processes_of_their_own() -> None:
