@@ -82,8 +82,11 @@ def heads(frames: Frames) -> pd.DataFrame:
         change = methods.summary(pairs.assign(change=100 * ratio), keys, "change")
         tables.append(change.assign(method=VERSUS, metric=name, unit="%"))
     for level, method in LEVELS.items():
-        floor = methods.summary(pairs, keys, f"{level}_floor")
-        tables.append(floor.assign(method=f"random {method}", metric="MSE", unit=""))
+        # Runs that drew no random masks of a level have no floor there.
+        drawn = pairs.dropna(subset=f"{level}_floor")
+        if not drawn.empty:
+            floor = methods.summary(drawn, keys, f"{level}_floor")
+            tables.append(floor.assign(method=f"random {method}", metric="MSE", unit=""))
     table = pd.concat(tables, ignore_index=True).dropna(subset="mean")
     return sort(table, keys, [*LEVELS.values(), "random modules", "random heads", VERSUS])
 
