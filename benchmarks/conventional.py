@@ -25,6 +25,7 @@ from spat.data.series import Prepared
 # or not, and take ten workers.
 LABEL = 48
 WORKERS = 10
+warnings.filterwarnings("ignore", message="This DataLoader will create 10 worker")
 
 Item = tuple[NDArray[np.float64], ...]
 
@@ -73,11 +74,9 @@ def loaders(
 
     def of(rows: tuple[int, int], shuffle: bool) -> DataLoader[Item]:
         dataset = WindowDataset(prepared, rows, lookback, horizon)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # there are more workers than cores: as published
-            return DataLoader(
-                dataset, batch_size, shuffle, num_workers=workers, persistent_workers=workers > 0
-            )
+        return DataLoader(
+            dataset, batch_size, shuffle, num_workers=workers, persistent_workers=workers > 0
+        )
 
     split = prepared.borders
     return Loaders(of(split.train, True), of(split.validation, False), of(split.test, False))
