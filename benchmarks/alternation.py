@@ -15,16 +15,24 @@ from typing import Literal, NamedTuple
 
 import psutil  # type: ignore[import-untyped]
 
+# Cores that others may keep busy in a lap, and seconds before it is run again.
+DISTURBED = 0.15
+PAUSE = 2.0
+
 Contestant = Callable[[], float]
 Clock = Literal["cpu", "wall"]
 
 
 class Lap(NamedTuple):
-    """One turn of a contestant: the work it did (windows, calls), and the seconds it took."""
+    """One turn of a contestant: the work it did (windows, calls), and the seconds it took.
+
+    `others` is how many cores the rest of the machine kept busy meanwhile.
+    """
 
     work: float
     cpu: float
     wall: float
+    others: float = 0.0
 
     def rate(self, clock: Clock) -> float:
         """Work per second."""
@@ -38,18 +46,29 @@ class Lap(NamedTuple):
 Laps = dict[str, list[Lap]]
 
 
-def alternate(contestants: Mapping[str, Contestant], rounds: int, *, warm_up: bool = True) -> Laps:
+def alternate(
+    contestants: Mapping[str, Contestant],
+    rounds: int,
+    *,
+    warm_up: bool = True,
+    patience: float = 0.0,
+) -> Laps:
     """The laps of each contestant, `rounds` of them; the order shifts by one each round.
 
     A contestant does a piece of work when it is called and returns how much it was. The first round
-    is thrown away with `warm_up`: kernels are chosen and caches filled in it.
+    is thrown away with `warm_up`: kernels are chosen and caches filled in it. Laps in which others
+    used the machine are run again, for `patience` seconds in all.
     """
     names = list(contestants)
     laps: Laps = {name: [] for name in names}
+    deadline = time.monotonic() + patience
     for turn in range(-int(warm_up), rounds):
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
             found = lap(contestants[name])
+            while found.others > DISTURBED and turn >= 0 and time.monotonic() < deadline:
+                time.sleep(PAUSE)
+                found = lap(contestants[name])
             if turn >= 0:
                 laps[name].append(found)
         shown = ", ".join(f"{n} {ls[-1].cpu:.2f}" for n, ls in laps.items() if ls)
@@ -59,10 +78,12 @@ def alternate(contestants: Mapping[str, Contestant], rounds: int, *, warm_up: bo
 
 def lap(contestant: Contestant) -> Lap:
     """One turn, on both clocks."""
-    wall, children, own = time.perf_counter(), _children(), time.process_time()
+    busy, children = _busy(), _children()
+    wall, own = time.perf_counter(), time.process_time()
     work = contestant()
-    own = time.process_time() - own
-    return Lap(work, own + _children() - children, time.perf_counter() - wall)
+    own, wall = time.process_time() - own, time.perf_counter() - wall
+    cpu = own + _children() - children
+    return Lap(work, cpu, wall, max(0.0, _busy() - busy - cpu) / wall)
 
 
 def rates(laps: Sequence[Lap], clock: Clock = "cpu") -> tuple[float, ...]:
@@ -78,6 +99,12 @@ def seconds(laps: Sequence[Lap], clock: Clock = "cpu") -> tuple[float, ...]:
 def best(laps: Mapping[str, Sequence[Lap]], clock: Clock) -> str:
     """The contestant with the highest median rate."""
     return max(laps, key=lambda name: median(rates(laps[name], clock)))
+
+
+def _busy() -> float:
+    """CPU seconds that the whole machine has worked, on all cores."""
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0))
 
 
 def _children() -> float:

@@ -42,6 +42,7 @@ class Size:
     pruned: tuple[tuple[str, str], ...]
     pruned_batch: int
     calls: int  # rounds of whole processes
+    patience: float  # seconds to wait for a machine that nobody else uses, on the wall's clock
 
 
 FULL = Size(
@@ -65,6 +66,7 @@ FULL = Size(
     ),
     pruned_batch=128,
     calls=3,
+    patience=60.0,
 )
 
 QUICK = Size(
@@ -82,6 +84,7 @@ QUICK = Size(
     pruned=(("iTransformer", "published"),),
     pruned_batch=16,
     calls=1,
+    patience=0.0,
 )
 
 

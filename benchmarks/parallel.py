@@ -6,9 +6,9 @@ import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
-from statistics import median
+from itertools import chain
 
-from alternation import Contestant, alternate, best, rates
+from alternation import DISTURBED, Contestant, alternate, best, rates
 from cases import Case, Size, open_case, open_series
 from figure import Figure, Part, Series, Target
 from loops import ConventionalLoop, OurLoop
@@ -26,13 +26,12 @@ def measure(size: Size, machine: Rates) -> Part:
     for model in size.models:
         case = open_case(size, prepared, model).short(size.batches[model])
         with _processes(case, size.workers) as contestants:
-            laps = alternate(contestants, size.rounds)
+            laps = alternate(contestants, size.rounds, patience=size.patience)
         lapped = laps.pop("ours")
-        granted = median(lap.cpu / lap.wall for lap in lapped)
-        if granted < 0.9 * cores():
+        disturbed = max(lap.others for lap in (*lapped, *chain.from_iterable(laps.values())))
+        if disturbed > DISTURBED:
             part.remarks[f"training/{model}/in-all"] = (
-                f"disturbed: our {cores()} jobs were given {granted:.1f} cores by a machine that "
-                "others use"
+                f"disturbed: others kept up to {disturbed:.1f} of {cores()} cores busy"
             )
         ours = rates(lapped, "wall")
         yardstick = best(laps, "wall")

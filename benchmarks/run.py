@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     size = QUICK if options.quick else FULL
     if options.rounds:
         size = replace(size, rounds=options.rounds, calls=options.rounds)
+    if options.patience is not None:
+        size = replace(size, patience=options.patience)
     prepare_torch("float32")
     found = {}
     for name in options.only or SECTIONS:
@@ -73,6 +75,10 @@ def _parser() -> argparse.ArgumentParser:
         help=f"some of {', '.join(SECTIONS)} (default: all); the others stay as they were",
     )  # fmt: skip
     parser.add_argument("--rounds", type=int, help="rounds of each measurement")
+    parser.add_argument(
+        "--patience", type=float, metavar="SECONDS",
+        help="wait so long for a machine that nobody else uses (default: a minute)",
+    )  # fmt: skip
     parser.add_argument(
         "--quick", action="store_true", help="seconds, on a short generated series: a trial"
     )

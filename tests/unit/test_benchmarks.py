@@ -182,6 +182,21 @@ def test_contestants_take_turns_and_the_warm_up_is_thrown_away() -> None:
     assert [[lap.work for lap in found] for found in laps.values()] == [[1.0, 1.0], [2.0, 2.0]]
 
 
+def test_a_disturbed_lap_is_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = iter([(1.0, 0.9), (2.0, 0.0), (3.0, 0.9)])
+
+    def lap(_contestant: alternation.Contestant) -> alternation.Lap:
+        work, others = next(found)
+        return alternation.Lap(work, 1.0, 1.0, others)
+
+    monkeypatch.setattr(alternation, "lap", lap)
+    monkeypatch.setattr(alternation, "PAUSE", 0.0)
+    contestants = {"a": lambda: 0.0}
+    (patient,) = alternation.alternate(contestants, 1, warm_up=False, patience=9.0)["a"]
+    (hasty,) = alternation.alternate(contestants, 1, warm_up=False)["a"]
+    assert (patient.work, hasty.work) == (2.0, 3.0)
+
+
 def test_cpu_time_counts_children() -> None:
     work = "import time\nwhile time.process_time() < 0.3: pass"
     command = pipeline._command(Path.cwd(), "-c", work)
