@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -157,3 +159,27 @@ def test_costs_on_cuda() -> None:
     other = torch.empty(10**7, device="cuda")  # what else stands on the card is not counted
     assert costs.peak_memory(dense, 64, "cuda") == pytest.approx(held)
     del other
+
+
+def test_neither_training_nor_measuring_imports_the_compiler_of_torch() -> None:
+    # It would take over a second of every job.
+    code = """
+import sys, torch
+from spat.models.registry import Hyperparameters, Shape, build
+from spat.pruning import costs
+from spat.training.loop import prepare_torch
+from spat.training.optimisation import adam
+
+prepare_torch("float32")
+hyper = Hyperparameters(d_model=8, d_ff=8, n_heads=2, e_layers=1)
+model = build("iTransformer", hyper, Shape(24, 12, 5))
+optimiser = adam(model, 1e-3)
+optimiser.zero_grad()
+model(torch.randn(2, 24, 5), None, None).sum().backward()
+optimiser.step()
+optimiser.load_state_dict(optimiser.state_dict())
+costs.flops(model), costs.peak_memory(model, 2, "cpu")
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

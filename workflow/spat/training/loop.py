@@ -79,7 +79,8 @@ def choose_device(wanted: Device) -> torch.device:
 def prepare_torch(precision: Precision) -> None:
     """Reproducible arithmetic: one thread on the CPU, deterministic kernels, TF32 only if asked."""
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # The same as `use_deterministic_algorithms`, which would import the compiler: over a second.
+    torch.set_deterministic_debug_mode("warn")
     # Determinism would also fill every fresh tensor with NaN, a tenth of a step of a small model.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     keep_freed_memory()
