@@ -17,8 +17,8 @@ from matplotlib.transforms import Bbox
 
 from spat.pruning.masks import Mask
 from spat.reporting import style
+from spat.reporting.curves import run_history
 from spat.reporting.figures import FIGURES, draw, write_figure
-from spat.reporting.figures.runs import run_history
 from spat.reporting.figures.scores import short
 from spat.reporting.frames_io import Frames
 

@@ -70,6 +70,7 @@ _METADATA: Final[dict[str, dict[str, str | None]]] = {
 
 BLACK: Final = "#000000"
 GREY: Final = "#777777"
+BORDER: Final[dict[str, Any]] = {"color": GREY, "lw": 0.6, "ls": ":"}  # a line between two parts
 COLOURS: Final = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", BLACK,
 )  # fmt: skip

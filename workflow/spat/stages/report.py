@@ -36,7 +36,7 @@ def loss_curves(config: Config, run: Run) -> Path | None:
 
     None where nothing was trained.
     """
-    from spat.reporting.figures.runs import run_history
+    from spat.reporting.curves import run_history
 
     folder = runs.folder(config, run, "pretrain")
     history = pd.read_csv(folder / "history.csv")

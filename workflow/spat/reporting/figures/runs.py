@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
-
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from spat.evaluation.cells import keeps_all, keeps_none
 from spat.frames import RUN
 from spat.reporting import methods, style
+from spat.reporting.curves import curves
 from spat.reporting.frames_io import Absent, Frames
 from spat.reporting.methods import CHOSEN, CONTROL, DENSE, NONE_LEFT
 
-CURVES = ("training", "validation", CONTROL, CHOSEN, NONE_LEFT)
 FORECASTS = ("input", "truth", DENSE, CONTROL, NONE_LEFT)
-_BORDER: Final[dict[str, Any]] = {"color": style.GREY, "lw": 0.6, "ls": ":"}
 # Steps of the input that are shown before the forecast.
 BEFORE = 48
 
@@ -33,40 +29,6 @@ def history(frames: Frames) -> Figure:
     chosen = methods.site_choices(frames.selections)
     chosen = chosen[chosen["method"] == CHOSEN]
     return curves(_attention_first(frames.history), chosen[[*RUN, "mask"]])
-
-
-def run_history(rows: pd.DataFrame, chosen: str = "") -> Figure:
-    """The loss curves of one run: `rows` of the frame `history`, `chosen` SPAT's mask if any."""
-    choice = rows[list(RUN)].drop_duplicates().assign(mask=chosen)
-    with style.drawing():
-        return curves(rows, choice)
-
-
-def curves(rows: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
-    """Loss curves by cell; `chosen` has RUN and the mask that is SPAT's.
-
-    Raises:
-        Absent: if there are no epochs.
-    """
-    if rows.empty:
-        raise Absent("Nothing was trained in this experiment, so there are no loss curves.")
-    parts = style.sample(rows[rows["order"] == 0])
-    looks = style.looks(CURVES)
-    figure, axes = style.grid(len(parts), extra=0.75)
-    for axis, (title, part) in zip(axes, parts, strict=True):
-        for name, curve in _curves(part, chosen).items():
-            look = looks[name]
-            axis.plot(
-                curve.index, curve, color=look.colour, ls=look.line, marker=look.marker, ms=3,
-                label=name if name in ("training", "validation") else f"fine-tuning: {name}",
-            )  # fmt: skip
-        # Right of the line, fine-tuning goes on from the kept epoch.
-        axis.axvline(part.loc[part["stage"] == "pretrain", "epoch"].max() + 0.5, **_BORDER)
-        axis.set_title(title)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    style.label(axes, "epoch", "MSE")
-    style.legend_below(figure, axes, columns=2)
-    return figure
 
 
 def forecasts(frames: Frames) -> Figure:
@@ -104,25 +66,6 @@ def _is_mask(name: str) -> bool:
     return set(name) <= {"0", "1", "."}
 
 
-def _curves(rows: pd.DataFrame, chosen: pd.DataFrame) -> dict[str, pd.Series]:
-    """Mean curves by name; fine-tuning begins where pre-training ended."""
-    before = rows[rows["stage"] == "pretrain"]
-    last = before.groupby(list(RUN))["epoch"].max().rename("last")
-    tuned = rows[rows["stage"] == "finetune"].join(last, on=list(RUN))
-    tuned = tuned.assign(epoch=tuned["epoch"] + tuned["last"].fillna(0).max())
-    found = {
-        "training": before.groupby("epoch")["train_mse"].mean(),
-        "validation": before.groupby("epoch")["val_mse"].mean(),
-    }
-    masks = {
-        CONTROL: methods.having(tuned, keeps_all),
-        CHOSEN: tuned.merge(chosen, on=[*RUN, "mask"]),
-        NONE_LEFT: methods.having(tuned, keeps_none),
-    }
-    found |= {name: part.groupby("epoch")["val_mse"].mean() for name, part in masks.items()}
-    return {name: curve for name, curve in found.items() if len(curve)}
-
-
 def _window(axis: Axes, rows: pd.DataFrame, looks: dict[str, style.Look]) -> None:
     rows = rows[(rows["seed"] == rows["seed"].min()) & (rows["column"] == rows["column"].max())]
     windows = sorted(rows["head"].unique())
@@ -140,7 +83,7 @@ def _window(axis: Axes, rows: pd.DataFrame, looks: dict[str, style.Look]) -> Non
             steps[shown], line["value"][shown], color=colour, lw=thick, label=label,
             ls="-" if label in ("input", "truth") else look.line,
         )  # fmt: skip
-    axis.axvline(0, **_BORDER)
+    axis.axvline(0, **style.BORDER)
 
 
 def _label(name: str) -> str | None:
