@@ -31,7 +31,7 @@ def breakdown(case: Case, batches: int) -> dict[str, float]:
     costs.
     """
     model, train = case.build().train(), case.splits.train
-    step = make_step(model, train, adam(model, case.hyper.learning_rate))
+    step = make_step(model, train, adam(model, case.hyper.learning_rate), torch.Generator())
     index = torch.arange(case.hyper.batch_size)
     step(index)
     with profile(activities=[ProfilerActivity.CPU]) as profiler:

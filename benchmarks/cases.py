@@ -118,8 +118,7 @@ class Case:
 
     def build(self, seed: int = 0) -> Forecaster:
         """The network; the same weights for the same seed."""
-        torch.manual_seed(seed)
-        return build(self.model, self.hyper, self.shape)
+        return build(self.model, self.hyper, self.shape, seed)
 
     def short(self, batches: int) -> Case:
         """The same with so many training batches an epoch, and a third as many in other splits."""

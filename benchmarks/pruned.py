@@ -65,7 +65,9 @@ def _inference(case: Case, model: Forecaster, index: torch.Tensor, passes: int) 
 
 
 def _training(case: Case, model: Forecaster, index: torch.Tensor, passes: int) -> Contestant:
-    step = make_step(model, case.splits.train, adam(model, case.hyper.learning_rate))
+    step = make_step(
+        model, case.splits.train, adam(model, case.hyper.learning_rate), torch.Generator()
+    )
 
     def lap() -> float:
         model.train()

@@ -32,7 +32,6 @@ def splits() -> Splits:
 
 
 def small(seed: int = 0, **changes: int | float) -> Forecaster:
-    torch.manual_seed(seed)
     hyper = hyperparameters(
         "iTransformer",
         "deep",
@@ -40,7 +39,7 @@ def small(seed: int = 0, **changes: int | float) -> Forecaster:
         HORIZON,
         {"d_model": 16, "d_ff": 16, "e_layers": 2, "n_heads": 2, "dropout": 0.1, **changes},
     )
-    return build("iTransformer", hyper, Shape(LOOKBACK, HORIZON, CHANNELS, 0))
+    return build("iTransformer", hyper, Shape(LOOKBACK, HORIZON, CHANNELS, 0), seed)
 
 
 def settings(**changes: object) -> Settings:
@@ -142,18 +141,18 @@ def test_a_full_disk_names_the_file_and_keeps_the_old_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = small()
-    optimiser, order = adam(model, 1e-3), torch.Generator()
+    optimiser, drawn = adam(model, 1e-3), {"order": torch.Generator()}
     state = tmp_path / "state.pt"
-    checkpoints.save(state, checkpoints.Progress(epoch=1), model, optimiser, order)
+    checkpoints.save(state, checkpoints.Progress(epoch=1), model, optimiser, drawn)
 
     def full(*_: object, **__: object) -> None:
         raise RuntimeError("No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="state.pt"):
-        checkpoints.save(state, checkpoints.Progress(epoch=2), model, optimiser, order)
+        checkpoints.save(state, checkpoints.Progress(epoch=2), model, optimiser, drawn)
     monkeypatch.undo()
-    assert checkpoints.restore(state, model, optimiser, order).epoch == 1
+    assert checkpoints.restore(state, model, optimiser, drawn).epoch == 1
     assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
 
 
@@ -203,8 +202,8 @@ def test_the_captured_step_trains_like_the_plain_one(splits: Splits) -> None:
     on_card = split(series.prepare(row, content, "test"), LOOKBACK, HORIZON, device="cuda")
     plain, captured = small(dropout=0.0), small(dropout=0.0).cuda()
     order = torch.randperm(len(splits.train), generator=torch.Generator().manual_seed(0))
-    slow = make_step(plain, splits.train, adam(plain, 1e-3))
-    quick = make_step(captured, on_card.train, adam(captured, 1e-3))
+    slow = make_step(plain, splits.train, adam(plain, 1e-3), torch.Generator())
+    quick = make_step(captured, on_card.train, adam(captured, 1e-3), torch.Generator("cuda"))
     for index in order.split(32):
         expected, found = slow(index), quick(index.cuda())
         torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=1e-3)

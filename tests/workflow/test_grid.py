@@ -17,6 +17,24 @@ assert main({arguments!r}) == 0
 assert not {{"mlflow", "snakemake"}} & set(sys.modules), "not needed on a bare machine"
 """
 
+FAILING = """
+from spat.cli import main
+from spat.stages import score
+def fail(config, run):
+    if run.dataset == "synthetic":
+        raise ValueError("spoilt on purpose")
+    whole(config, run)
+whole, score.score = score.score, fail
+print("status", main({arguments!r}))
+"""
+
+
+def weights(project: Project) -> dict[str, bytes]:
+    """The trained weights of `synthetic2`, by file."""
+    folder = project.folder / "results/smoke"
+    found = (folder / "synthetic2").rglob("model.safetensors")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
 
 def test_snakemake_takes_the_runs_of_the_grid_for_done(
     new_project: Callable[[str], Project],
@@ -31,3 +49,25 @@ def test_snakemake_takes_the_runs_of_the_grid_for_done(
         assert left[stage] == planned[stage] - 1, stage
     again = project.python("-c", PROGRAM.format(arguments=arguments))
     assert "epoch" not in again.stderr, "finished work is kept"
+
+    beside = new_project("lanes")
+    patterns = ["--runs", "synthetic*/iTransformer-tiny/*", "--lanes", "3"]
+    arguments = ["grid", "--config", *FILES, *patterns]
+    shown = beside.python("-c", PROGRAM.format(arguments=arguments))
+    assert "2 runs are whole" in shown.stdout
+    expected = weights(project)
+    assert len(expected) > 2
+    assert weights(beside) == expected, "runs do not depend on what runs beside them"
+
+
+def test_a_run_that_fails_leaves_the_others_whole(new_project: Callable[[str], Project]) -> None:
+    project = new_project("failing")
+    arguments = ["grid", "--config", *FILES, "--runs", "synthetic*/iTransformer-tiny/*"]
+    shown = project.python("-c", FAILING.format(arguments=arguments))
+    assert "status 1" in shown.stdout
+    assert "1 of 2 runs failed, 1 are whole" in shown.stderr
+    assert (
+        "synthetic/iTransformer-tiny/l48-h24/seed0: ValueError: spoilt on purpose" in shown.stderr
+    )
+    folder = project.folder / "results/smoke/synthetic2/iTransformer-tiny/l48-h24/seed0"
+    assert (folder / "measure/metrics.json").exists()

@@ -85,10 +85,13 @@ def _select(config: Config, options: argparse.Namespace) -> None:
 
 
 def _prune(config: Config, options: argparse.Namespace) -> None:
+    from spat.lanes import executor
     from spat.stages.prune import prune
+    from spat.training.loop import choose_device
 
     planned = _planned(config, options.run)
-    prune(config, planned.run, planned.orders, options.workers)
+    device = choose_device(config.training.device)
+    prune(config, planned.run, planned.orders, executor(device, options.workers))
     _track(config, "prune", planned.run)
 
 
@@ -160,7 +163,8 @@ def _preflight(config: Config, options: argparse.Namespace) -> None:
 def _grid(config: Config, options: argparse.Namespace) -> None:
     from spat.stages.grid import grid
 
-    print(f"{grid(config, options.runs, options.minutes)} runs are whole")
+    whole = grid(config, options.runs, options.minutes, options.lanes)
+    print(f"{whole} runs are whole")
 
 
 def _rebuild(config: Config, options: argparse.Namespace) -> None:
@@ -199,7 +203,7 @@ STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
     "figures": (_figures, "draw the figures from the frames", ()),
     "summary": (_summary, "print the main table and where everything lies", ()),
     "preflight": (_preflight, "print the arguments that make the default run possible", ()),
-    "grid": (_grid, "take runs through all stages in one process", ("runs", "minutes")),
+    "grid": (_grid, "take runs through all stages in one process", ("runs", "minutes", "lanes")),
     "track": (_rebuild, "rebuild the tracking store from the files", ()),
 }
 
@@ -238,6 +242,9 @@ def _add(stage: argparse.ArgumentParser, option: str) -> None:
         stage.add_argument("--finished", action="store_true", help=text)
     elif option == "minutes":
         stage.add_argument("--minutes", type=float, default=1e9, help="begin no run after this")
+    elif option == "lanes":
+        text = "runs and masks at a time, on streams of their own (default: 1, or 16 on CUDA)"
+        stage.add_argument("--lanes", type=int, metavar="N", help=text)
     else:
         stage.add_argument(f"--{option}", required=True)
 

@@ -34,6 +34,7 @@ EXCLUDED: Final = frozenset(
         "spat.runs",
         "spat.records",
         "spat.keeping",
+        "spat.lanes",
         "spat.provenance",
         "spat.data.files",
         "spat.data.registry",

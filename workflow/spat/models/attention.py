@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from spat.models.kernels import Linear, attend
+from spat.models.kernels import Drawing, Linear, attend
 
 
-class AttentionCore(nn.Module):
+class AttentionCore(Drawing):
     """O = softmax(q k^T / sqrt(d)) v, fused where torch has a kernel for it.
 
     A module of its own, without parameters, so that a hook sees q, k, v and O and nothing has to
@@ -32,7 +32,7 @@ class AttentionCore(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [B, H, Q, D]; k, v [B, H, K, D] -> O [B, H, Q, D]."""
         p = self.dropout if self.training else 0.0
-        return attend(q, k, v, p, self.causal)
+        return attend(q, k, v, p, self.causal, self.generator)
 
     def allowed(self, queries: int, keys: int) -> Tensor:
         """Which keys a query may attend to, bool [Q, K]."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import importlib
 import math
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from spat.models.forecaster import Forecaster
 
 VARIANTS = ("published", "deep")
+
+_INITIALISING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -134,16 +137,23 @@ def hyperparameters(
     )
 
 
-def build(name: str, hyper: Hyperparameters, shape: Shape) -> Forecaster:
-    """A freshly initialised forecaster.
+def build(name: str, hyper: Hyperparameters, shape: Shape, seed: int = 0) -> Forecaster:
+    """A freshly initialised forecaster, on the CPU; its weights depend on the seed alone.
+
+    Torch's generator is left as it was.
 
     Raises:
         ValueError: on an unknown name, or settings that do not fit the shape.
     """
+    import torch
+
     _known("model", name, MODELS)
     row = MODELS[name]
     implementation = getattr(importlib.import_module(row.module), row.class_name)
-    return implementation(hyper, shape)  # type: ignore[no-any-return]
+    # Initialisation draws from the one generator of the process: one thread at a time.
+    with _INITIALISING, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return implementation(hyper, shape)  # type: ignore[no-any-return]
 
 
 @cache

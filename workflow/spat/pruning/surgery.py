@@ -140,8 +140,7 @@ def rebuild(values: Mapping[str, Any]) -> Forecaster:
         shape = Shape(**values["shape"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"architecture of another version of this package: {error}") from None
-    with torch.random.fork_rng(devices=[]):
-        model = build(name, hyper, shape)
+    model = build(name, hyper, shape, seed=0)
     prune(model, Mask.parse(mask, heads_of(model)))
     return model
 

@@ -84,7 +84,7 @@ class FixedCore(AttentionCore):
         """q [B, H, Q, D]; k, v [B, H, K, D] -> O [B, H, Q, D]."""
         p = self.dropout if self.training else 0.0
         A = self.weights(q, k).to(v.dtype)
-        return (dropout(A, p) if p else A) @ v
+        return dropout(A, p, self.generator) @ v
 
     def weights(self, q: Tensor, k: Tensor) -> Tensor:
         """A, float64 [..., H, Q, K]."""

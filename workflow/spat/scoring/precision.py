@@ -59,10 +59,8 @@ def case(keys: int) -> list[dict[str, float | str]]:
     float32 turns to 0.
     """
     model, lookback, channels = CASES[keys]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        hyper = hyperparameters(model, "deep", "ETTh2", HORIZON)
-        network = build(model, hyper, Shape(lookback, HORIZON, channels))
+    hyper = hyperparameters(model, "deep", "ETTh2", HORIZON)
+    network = build(model, hyper, Shape(lookback, HORIZON, channels), seed=0)
     windows = _windows(lookback, channels)
     index = torch.linspace(0, len(windows) - 1, WINDOWS).long()
     records = observe(network, windows.batch(index))

@@ -5,35 +5,70 @@ from __future__ import annotations
 import fnmatch
 import sys
 import time
+from collections.abc import Iterator
+from functools import partial
 
 from spat import runs
 from spat.config import Config
+from spat.lanes import Lanes
 from spat.runs import Planned, Run
 
+# On CUDA as many of the small runs as fill a large card.
+LANES = {"cpu": 1, "cuda": 16}
 
-def grid(config: Config, pattern: str, minutes: float) -> int:
+
+def grid(config: Config, pattern: str, minutes: float, count: int | None = None) -> int:
     """Take the runs whose path matches `pattern` through all stages until the time is spent.
 
-    Work that is finished is kept, so that a second call goes on; returns how many runs are whole. A
-    run is not begun when the time is spent, and one that was begun is finished.
+    `count` runs, and their masks, go side by side in lanes; by default one on the CPU, as many as
+    fill a large card on CUDA. Work that is finished is kept, so that a second call goes on; returns
+    how many runs are whole. A run is not begun when the time is spent, and one that was begun is
+    finished.
+
+    Raises:
+        ValueError: if no run matches.
+        RuntimeError: naming the runs that failed, once all others are through.
     """
+    from spat.training.loop import choose_device
+
     end = time.monotonic() + 60 * minutes
     chosen = [p for p in runs.plan(config) if fnmatch.fnmatch(p.run.path, pattern)]
     if not chosen:
         raise ValueError(f"no run of {config.experiment!r} matches {pattern!r}")
-    whole = 0
-    for planned in chosen:
-        if time.monotonic() >= end:
-            break
-        _whole_run(config, planned)
-        whole += 1
-        print(f"{planned.run.path}: whole ({whole}/{len(chosen)})", file=sys.stderr, flush=True)
-    return whole
+    device = choose_device(config.training.device)
+    lanes = Lanes(device, LANES[device.type] if count is None else count)
+    for dataset in dict.fromkeys(name for p in chosen for name in _datasets(config, p.run)):
+        _prepare(config, dataset)
+    begun = lanes.threads([partial(_attempt, config, p, lanes, end) for p in chosen])
+    failed = {p.run.path: b for p, b in zip(chosen, begun, strict=True) if isinstance(b, Exception)}
+    whole = [p for p, b in zip(chosen, begun, strict=True) if b is True]
+    # What was trained side by side is timed when nothing else runs.
+    for planned in whole:
+        _measure(config, planned)
+    if failed:
+        said = "\n".join(f"{path}: {type(e).__name__}: {e}" for path, e in failed.items())
+        message = f"{len(failed)} of {len(chosen)} runs failed, {len(whole)} are whole\n{said}"
+        raise RuntimeError(message) from next(iter(failed.values()))
+    return len(whole)
 
 
-def _whole_run(config: Config, planned: Planned) -> None:
+def _attempt(config: Config, planned: Planned, lanes: Lanes, end: float) -> bool | Exception:
+    """Whether the run was begun, or why it failed: the others go on."""
+    if time.monotonic() >= end:
+        return False
+    try:
+        _train(config, planned, lanes)
+        if lanes.count == 1:
+            _measure(config, planned)
+    except Exception as error:
+        print(f"{planned.run.path}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return error
+    print(f"{planned.run.path}: whole", file=sys.stderr, flush=True)
+    return True
+
+
+def _train(config: Config, planned: Planned, lanes: Lanes) -> None:
     from spat.stages.decide import decide
-    from spat.stages.measure import measure
     from spat.stages.pretrain import pretrain
     from spat.stages.prune import prune
     from spat.stages.robustness import robustness
@@ -42,24 +77,33 @@ def _whole_run(config: Config, planned: Planned) -> None:
     from spat.stages.transfer import transfer
 
     run = planned.run
-    targets = runs.targets(config, run)
-    for dataset in (run.dataset, *targets):
-        _prepared(config, dataset)
-    pretrain(config, run)
+    lanes.run(partial(pretrain, config, run))
     if planned.prune:
-        score(config, run)
+        lanes.run(partial(score, config, run))
         select(config, run)
-        prune(config, run, planned.orders)
+        prune(config, run, planned.orders, lanes.map)
         if run in runs.studied(config):
-            robustness(config, run)
+            lanes.run(partial(robustness, config, run))
         decide(config, run)
-        if not _measured(config, run):
-            measure(config, run)
-    for target in targets:
-        transfer(config, planned, target)
+    for target in runs.targets(config, run):
+        lanes.run(partial(transfer, config, planned, target))
 
 
-def _prepared(config: Config, dataset: str) -> None:
+def _measure(config: Config, planned: Planned) -> None:
+    from spat.stages.measure import measure
+
+    found = runs.folder(config, planned.run, "measure") / "metrics.json"
+    if planned.prune and not found.exists():
+        measure(config, planned.run)
+
+
+def _datasets(config: Config, run: Run) -> Iterator[str]:
+    """The run's own dataset, and those that it is transferred to."""
+    yield run.dataset
+    yield from runs.targets(config, run)
+
+
+def _prepare(config: Config, dataset: str) -> None:
     from spat.data.registry import DATASETS
     from spat.stages.download import download
     from spat.stages.prepare import prepare
@@ -68,7 +112,3 @@ def _prepared(config: Config, dataset: str) -> None:
         if DATASETS[dataset].urls:
             download(config, dataset)
         prepare(config, dataset)
-
-
-def _measured(config: Config, run: Run) -> bool:
-    return (runs.folder(config, run, "measure") / "metrics.json").exists()

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from spat import provenance, records, runs
 from spat.config import Config
@@ -46,10 +45,10 @@ def pretrain(config: Config, run: Run) -> None:
         )
         kept = Kept(folder / "kept", digest)
         if not kept.done:
-            torch.manual_seed(run.seed_for("weights"))
             hyper = runs.hyper_of(config, run)
             shape = common.shape_of(config, run, prepared)
-            model = build(run.model, hyper, shape).to(splits.train.device)
+            model = build(run.model, hyper, shape, run.seed_for("weights"))
+            model.to(splits.train.device)
             fitted = _train(config, run, model, splits, kept)
             _write(config, run, model, fitted, splits, prepared.sha256, kept)
         kept.publish(folder, OUTPUTS)

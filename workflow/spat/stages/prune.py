@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.connection
-import os
-import threading
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from spat import provenance, records, runs
 from spat.config import Config
 from spat.data.windows import Splits
 from spat.evaluation.metrics import Errors, evaluate
 from spat.keeping import Kept, alone
+from spat.lanes import Execute, in_turn
 from spat.models.forecaster import Forecaster
 from spat.models.registry import build
 from spat.pruning import costs, surgery
@@ -44,25 +40,15 @@ class Job:
         return f"masks/{self.mask}/{kind}{self.order}"
 
 
-def prune(config: Config, run: Run, orders: int = 1, workers: int = 1) -> None:
+def prune(config: Config, run: Run, orders: int = 1, execute: Execute = in_turn) -> None:
     """Train every mask that `select` wants and list them in `manifest.json`.
 
-    With more than one worker the masks are trained in that many single-thread processes; the
-    numbers do not depend on it.
+    `execute` says how many at a time and where; the numbers do not depend on it.
     """
     with alone(config, run, "prune"):
         folder = common.stage_folder(config, run, "prune")
         jobs = wanted(config, run, orders)
-        if workers > 1 and len(jobs) > 1:
-            context = multiprocessing.get_context("spawn")
-            workers = min(workers, len(jobs))
-            with ProcessPoolExecutor(workers, context, initializer=_die_with_parent) as pool:
-                futures = [pool.submit(train_mask, config, run, job) for job in jobs]
-                for future in futures:
-                    future.result()
-        else:
-            for job in jobs:
-                train_mask(config, run, job)
+        execute([partial(train_mask, config, run, job) for job in jobs])
         records.write_json(
             folder / "manifest.json",
             {
@@ -74,18 +60,6 @@ def prune(config: Config, run: Run, orders: int = 1, workers: int = 1) -> None:
                 ],
             },
         )
-
-
-def _die_with_parent() -> None:
-    """A worker whose parent was killed ends at once, and never writes beside its successor."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-
-        def watch() -> None:
-            multiprocessing.connection.wait([parent.sentinel])
-            os._exit(1)
-
-        threading.Thread(target=watch, daemon=True).start()
 
 
 def wanted(config: Config, run: Run, orders: int) -> list[Job]:
@@ -129,9 +103,9 @@ def train_mask(config: Config, run: Run, job: Job) -> None:
     if job.phase == "finetuned":
         model = surgery.load(source, device)
     else:
-        torch.manual_seed(run.seed_for("weights"))
         shape = common.shape_of(config, run, prepared)
-        model = build(run.model, runs.hyper_of(config, run), shape).to(device)
+        hyper = runs.hyper_of(config, run)
+        model = build(run.model, hyper, shape, run.seed_for("weights")).to(device)
     cut = surgery.prune(model, mask)
     untuned = evaluate(model, splits.validation), evaluate(model, splits.test)
     fitted = fit(

@@ -7,6 +7,7 @@ undisturbed one does.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def save(
     progress: Progress,
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
-    order: torch.Generator,
+    generators: Mapping[str, torch.Generator],
 ) -> None:
     """Replace the state file.
 
@@ -47,9 +48,7 @@ def save(
         "progress": asdict(progress),
         "model": model.state_dict(),
         "optimiser": optimiser.state_dict(),
-        "order": order.get_state(),
-        "cpu_generator": torch.get_rng_state(),
-        "cuda_generator": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "generators": {name: drawn.get_state() for name, drawn in generators.items()},
     }
     try:
         with replacing(path) as temporary:
@@ -62,7 +61,10 @@ def save(
 
 
 def restore(
-    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, order: torch.Generator
+    path: Path,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    generators: Mapping[str, torch.Generator],
 ) -> Progress:
     """Load a state into model, optimiser and generators; a fresh `Progress` if there is none."""
     if not path.exists():
@@ -71,9 +73,7 @@ def restore(
     state = torch.load(path, map_location=device, weights_only=True)
     model.load_state_dict(state["model"])
     optimiser.load_state_dict(state["optimiser"])
-    order.set_state(state["order"].cpu())
-    torch.set_rng_state(state["cpu_generator"].cpu())
-    if state["cuda_generator"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda_generator"].cpu())
+    for name, generator in generators.items():
+        generator.set_state(state["generators"][name].cpu())
     known = {f.name for f in fields(Progress)}
     return Progress(**{key: value for key, value in state["progress"].items() if key in known})

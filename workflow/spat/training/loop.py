@@ -105,9 +105,10 @@ def fit(
     """
     optimiser = adam(model, settings.learning_rate)
     order = torch.Generator().manual_seed(seeds.order)
-    torch.manual_seed(seeds.dropout)
-    progress = checkpoints.restore(state, model, optimiser, order) if state else Progress()
-    step = make_step(model, splits.train, optimiser, settings.precision, settings.sam_rho)
+    dropout = torch.Generator(splits.train.device).manual_seed(seeds.dropout)
+    drawn = {"order": order, "dropout": dropout}
+    progress = checkpoints.restore(state, model, optimiser, drawn) if state else Progress()
+    step = make_step(model, splits.train, optimiser, dropout, settings.precision, settings.sam_rho)
     report = _Reporter(label, settings.epochs, len(splits.train))
     while not _finished(progress, settings):
         started = time.perf_counter()
@@ -143,7 +144,7 @@ def fit(
         if after_epoch is not None and progress.status == "ok":
             progress.recorded += after_epoch(progress.epoch, model)
         if state is not None:
-            checkpoints.save(state, progress, model, optimiser, order)
+            checkpoints.save(state, progress, model, optimiser, drawn)
     if progress.best_weights:
         model.load_state_dict(progress.best_weights)
     return Fit(

@@ -2,12 +2,14 @@
 
 On the CPU it is the plain step. On CUDA the whole step is captured once in a graph and replayed,
 since a step of these small models is bound by kernel launches; there is no host synchronisation
-between two replays.
+between two replays. Each thread captures and replays on its own stream, with its own random
+numbers, so that several models train side by side (`spat.lanes`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor
 from spat.config import Precision
 from spat.data.windows import Windows
 from spat.models.forecaster import Forecaster
+from spat.models.kernels import draw_from
 from spat.training.optimisation import SharpnessAware
 
 Step = Callable[[Tensor], Tensor]
@@ -24,21 +27,28 @@ Step = Callable[[Tensor], Tensor]
 # Steps run before the capture, on a side stream: the allocator and the optimiser's state settle.
 WARM_UP = 3
 
+# CUDA takes one capture at a time.
+_CAPTURING = threading.Lock()
+
 
 def make_step(
     model: Forecaster,
     windows: Windows,
     optimiser: torch.optim.Optimizer,
+    dropout: torch.Generator,
     precision: Precision = "float32",
     sam_rho: float | None = None,
 ) -> Step:
     """The function that trains on one batch of window indices [B].
 
-    It returns the sum over the batch of the per-window mean squared errors, a scalar on the device.
+    `dropout`, a generator of the windows' device, gives from now on all that is random inside the
+    model. The function returns the sum over the batch of the per-window mean squared errors, a
+    scalar on the device.
     """
+    draw_from(model, dropout)
     step = _eager(model, windows, optimiser, precision, sam_rho)
-    if windows.device.type == "cuda" and sam_rho is None:
-        return GraphedStep(step)
+    if windows.device.type == "cuda":
+        return GraphedStep(step, dropout)
     return step
 
 
@@ -84,8 +94,9 @@ class GraphedStep:
     batches do, too: they are real steps, so nothing is trained twice.
     """
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Step, dropout: torch.Generator) -> None:
         self._step = step
+        self._dropout = dropout
         self._graph: torch.cuda.CUDAGraph | None = None
         self._index: Tensor | None = None
         self._loss: Tensor | None = None
@@ -101,13 +112,21 @@ class GraphedStep:
             return self._on_side_stream(index)
         self._index.copy_(index)
         if self._graph is None:
-            # The capture records the step without running it; the replay below runs it.
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                self._loss = self._step(self._index)
+            self._graph = self._captured(self._index)
         self._graph.replay()
         assert self._loss is not None
         return self._loss.clone()
+
+    def _captured(self, index: Tensor) -> torch.cuda.CUDAGraph:
+        """The step on `index`, recorded without running it."""
+        graph = torch.cuda.CUDAGraph()
+        # Each replay then draws new numbers, those that the plain step would have drawn.
+        graph.register_generator_state(self._dropout)
+        # Other threads may allocate and wait meanwhile: only what this one does is recorded.
+        recording = torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local")
+        with _CAPTURING, recording:
+            self._loss = self._step(index)
+        return graph
 
     def _on_side_stream(self, index: Tensor) -> Tensor:
         self._stream.wait_stream(torch.cuda.current_stream())

@@ -1,0 +1,165 @@
+"""Work side by side: in processes on the cores of a CPU, in lanes on a card.
+
+A lane is a thread with a CUDA stream of its own. One small model leaves most of a large card idle,
+and processes take turns on it; the captured steps of several threads run at the same time. Each
+piece of work draws its random numbers from its own generators, so that the numbers do not depend
+on what runs beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from typing import Any, TypeVar
+
+import torch
+
+T = TypeVar("T")
+Work = Callable[[], None]
+# Does all pieces of work, and raises what the first that failed raised once the others are done.
+Execute = Callable[[Sequence[Work]], None]
+
+
+def in_turn(works: Sequence[Work]) -> None:
+    """One piece after the other; the first that fails ends it."""
+    for work in works:
+        work()
+
+
+def executor(device: torch.device, workers: int) -> Execute:
+    """`workers` pieces of work at a time: lanes on a card, single-thread processes on a CPU."""
+    if workers < 2:
+        return in_turn
+    return Lanes(device, workers).map if device.type == "cuda" else Processes(workers).map
+
+
+class Processes:
+    """Processes that end with the one that began them; their work must be picklable."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def map(self, works: Sequence[Work]) -> None:
+        """Do all of them."""
+        context = multiprocessing.get_context("spawn")
+        count = max(1, min(self.count, len(works)))
+        with ProcessPoolExecutor(count, context, initializer=_die_with_parent) as pool:
+            _results([pool.submit(work) for work in works])
+
+
+def _die_with_parent() -> None:
+    """A worker whose parent was killed ends at once, and never writes beside its successor."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def watch() -> None:
+            multiprocessing.connection.wait([parent.sentinel])
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
+
+
+class Lanes:
+    """So many pieces of work at a time on one device, fewer when its memory is full.
+
+    A piece of work that runs out of memory gives its lane up and is done again when the others
+    leave room; training goes on from its last epoch.
+    """
+
+    def __init__(self, device: torch.device, count: int) -> None:
+        """At most `count` lanes.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        if count < 1:
+            raise ValueError(f"{count} lanes: give at least one")
+        self.device = device
+        self.count = count
+        self._running = 0
+        self._most = 1  # that ever ran at the same time
+        self._turn = threading.Condition()
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Do a piece of work in this thread as soon as a lane is free.
+
+        Raises:
+            RuntimeError: if it does not fit the device though nothing else runs there.
+        """
+        while True:
+            with self._turn:
+                self._turn.wait_for(self._admits)
+                self._running += 1
+                self._most = max(self._most, self._running)
+            try:
+                with self._stream():
+                    return work()
+            except torch.OutOfMemoryError as error:
+                problem = str(error)  # the error itself holds on to the tensors of its frames
+            finally:
+                with self._turn:
+                    beside = self._running - 1
+                    self._running = beside
+                    self._turn.notify_all()
+            self._narrow(beside, problem)
+
+    def map(self, works: Sequence[Work]) -> None:
+        """Do all of them, each in a lane of its own thread."""
+        self.threads([lambda work=work: self.run(work) for work in works])  # type: ignore[misc]
+
+    def threads(self, works: Sequence[Callable[[], T]]) -> list[T]:
+        """What each of them returns, done by as many threads as there are lanes."""
+        with ThreadPoolExecutor(max(1, min(self.count, len(works)))) as pool:
+            try:
+                return _results([pool.submit(work) for work in works])
+            except KeyboardInterrupt:
+                # Threads cannot be interrupted; what they keep is replaced atomically.
+                print("interrupted: the same command goes on from here", file=sys.stderr)
+                os._exit(130)
+
+    def _admits(self) -> bool:
+        if self._running == 0:
+            return True
+        return self._running < self.count and self._room()
+
+    def _room(self) -> bool:
+        """Whether the card has left what a lane took on average when most was in use."""
+        if self.device.type != "cuda":
+            return True
+        free, _ = torch.cuda.mem_get_info(self.device)
+        idle = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return free + idle >= torch.cuda.max_memory_allocated(self.device) / self._most
+
+    def _narrow(self, beside: int, problem: str) -> None:
+        """After running out of memory with so many others at work."""
+        if not beside:
+            raise RuntimeError(
+                f"{self.device}: too little memory for one run alone ({problem}); take a device "
+                "with more, or set `training.device: cpu`"
+            )
+        with self._turn:
+            self.count = min(self.count, beside)
+        print(
+            f"{self.device} is full: from now on {self.count} at a time instead of {beside + 1}; "
+            f"what did not fit is done again ({problem.splitlines()[0]})",
+            file=sys.stderr,
+            flush=True,
+        )
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _stream(self) -> contextlib.AbstractContextManager[Any]:
+        if self.device.type != "cuda":
+            return contextlib.nullcontext()
+        return torch.cuda.stream(torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]
+
+
+def _results(futures: Sequence[Future[T]]) -> list[T]:
+    wait(futures)
+    return [future.result() for future in futures]
