@@ -43,6 +43,7 @@ class Size:
     pruned_batch: int
     calls: int  # rounds of whole processes
     patience: float  # seconds to wait for a machine that nobody else uses, on the wall's clock
+    lanes: int  # runs side by side on a card
 
 
 FULL = Size(
@@ -67,6 +68,7 @@ FULL = Size(
     pruned_batch=128,
     calls=3,
     patience=60.0,
+    lanes=16,
 )
 
 QUICK = Size(
@@ -85,6 +87,7 @@ QUICK = Size(
     pruned_batch=16,
     calls=1,
     patience=0.0,
+    lanes=2,
 )
 
 
@@ -114,7 +117,11 @@ class Case:
     @cached_property
     def splits(self) -> Splits:
         """The windows, on the CPU."""
-        return split(self.prepared, self.lookback, self.horizon)
+        return self.splits_on("cpu")
+
+    def splits_on(self, device: str) -> Splits:
+        """The windows on a device."""
+        return split(self.prepared, self.lookback, self.horizon, device=device)
 
     def build(self, seed: int = 0) -> Forecaster:
         """The network; the same weights for the same seed."""

@@ -108,7 +108,7 @@ def train_epoch(
 ) -> float:
     """One pass over the training windows."""
     model.train()
-    losses = [step(model, [part.float() for part in batch], optimiser) for batch in loader]
+    losses = [step(model, _moved(batch, model), optimiser) for batch in loader]
     return float(np.average(losses))
 
 
@@ -116,8 +116,14 @@ def validate(model: nn.Module, loader: DataLoader[Item]) -> float:
     """One pass without gradients."""
     model.eval()
     with torch.no_grad():
-        losses = [loss_of(model, [part.float() for part in batch]).item() for batch in loader]
+        losses = [loss_of(model, _moved(batch, model)).item() for batch in loader]
     return float(np.average(losses))
+
+
+def _moved(batch: Sequence[Tensor], model: nn.Module) -> list[Tensor]:
+    """The batch in single precision where the model is."""
+    device = next(model.parameters()).device
+    return [part.float().to(device) for part in batch]
 
 
 def step(model: nn.Module, batch: Sequence[Tensor], optimiser: torch.optim.Optimizer) -> float:

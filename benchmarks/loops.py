@@ -19,27 +19,32 @@ from spat.training.loop import Seeds, Settings, fit, prepare_torch
 class OurLoop:
     """`spat.training.fit`: training and a validation pass."""
 
-    def __init__(self, case: Case) -> None:
-        self.model = case.build()
-        self._splits = case.splits
-        self._settings = Settings(case.hyper.learning_rate, case.hyper.batch_size, epochs=1)
+    def __init__(self, case: Case, device: str = "cpu", epochs: int = 1) -> None:
+        """On a card, several epochs to a lap share one capture of the step, as they do in a run."""
+        self.model = case.build().to(device)
+        self._splits = case.splits if device == "cpu" else case.splits_on(device)
+        self._settings = Settings(case.hyper.learning_rate, case.hyper.batch_size, epochs)
         self._turn = 0
 
     def __call__(self) -> float:
-        """An epoch; its training windows."""
+        """The epochs; their training windows."""
+        with quiet():
+            return self.train()
+
+    def train(self) -> float:
+        """The same, with a line an epoch."""
         prepare_torch("float32")
         self._turn += 1
         seeds = Seeds(order=self._turn, dropout=self._turn)
-        with contextlib.redirect_stderr(io.StringIO()):  # a line an epoch
-            fit(self.model, self._splits, self._settings, seeds)
-        return float(len(self._splits.train))
+        fit(self.model, self._splits, self._settings, seeds)
+        return float(len(self._splits.train) * self._settings.epochs)
 
 
 class ConventionalLoop:
     """The loop of the field: training, a validation and a test pass. It starts from our weights."""
 
-    def __init__(self, case: Case, workers: int, threads: int = 1) -> None:
-        self.model = networks.twin(case.build())
+    def __init__(self, case: Case, workers: int, threads: int = 1, device: str = "cpu") -> None:
+        self.model = networks.twin(case.build()).to(device)
         self._rate = case.hyper.learning_rate
         self._threads = threads
         self._windows = len(case.splits.train)
@@ -57,6 +62,11 @@ class ConventionalLoop:
 def validation_mse(model: nn.Module, case: Case) -> float:
     """Of either network, on the validation windows of the case."""
     return evaluate(model, case.splits.validation).mse
+
+
+def quiet() -> contextlib.AbstractContextManager[object]:
+    """Without what is written to stderr, by all threads."""
+    return contextlib.redirect_stderr(io.StringIO())
 
 
 @contextlib.contextmanager

@@ -62,6 +62,20 @@ def rates(seconds: float = 0.3) -> Rates:
     )
 
 
+def card_rates(device: str, seconds: float = 0.3) -> Rates:
+    """Measure the rates of a card in single precision, each for about `seconds`."""
+    size = 8192 if device == "cuda" else 256
+    a = torch.randn(size, size, device=device)
+    target = torch.empty_like(a)
+
+    def awaited(work: Callable[[], Any]) -> Callable[[], Any]:
+        return lambda: (work(), torch.cuda.synchronize() if device == "cuda" else None)
+
+    product = _shortest(awaited(lambda: torch.mm(a, a, out=target)), seconds, time.perf_counter)
+    copy = _shortest(awaited(lambda: target.copy_(a)), seconds, time.perf_counter)
+    return Rates(mkl=2.0 * size**3 / product, onednn=0.0, bandwidth=2 * a.nbytes / copy)
+
+
 def describe() -> dict[str, Any]:
     """Processor, memory, system, versions and threads: what the numbers hold for."""
     return {
@@ -97,12 +111,14 @@ def _processor() -> str:
     return f"{name} (family {facts.get('cpu family', '?')}, model {facts.get('model', '?')})"
 
 
-def _shortest(work: Callable[[], Any], seconds: float) -> float:
+def _shortest(
+    work: Callable[[], Any], seconds: float, clock: Callable[[], float] = time.process_time
+) -> float:
     work()
     found: list[float] = []
     end = time.perf_counter() + seconds
     while len(found) < 3 or time.perf_counter() < end:
-        begun = time.process_time()
+        begun = clock()
         work()
-        found.append(time.process_time() - begun)
+        found.append(clock() - begun)
     return min(found)

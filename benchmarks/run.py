@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import card
 import engine
 import machine
 import memory
@@ -32,6 +33,7 @@ SECTIONS: dict[str, Section] = {
     "memory": lambda size, _: memory.measure(size),
     "pruned": lambda size, _: pruned.measure(size),
     "pipeline": lambda size, _: pipeline.measure(size),
+    "card": lambda size, _: card.measure(size),
 }
 
 

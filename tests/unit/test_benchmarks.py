@@ -17,7 +17,9 @@ from torch import Tensor
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import alternation
+import card
 import conventional
+import machine
 import memory
 import networks
 import parallel
@@ -289,3 +291,15 @@ def test_jobs_side_by_side_and_memory_are_measured_in_processes_of_their_own() -
     assert side_by_side[0].ratio.median > 0
     (peak,) = memory.measure(one).figures
     assert peak.measured.median >= 1.0
+
+
+def test_the_section_of_the_card_is_skipped_without_one_and_runs_where_it_is_told() -> None:
+    one = replace(QUICK, models=("iTransformer",), workers=(0,), rounds=1)
+    if not torch.cuda.is_available():
+        part = card.measure(one)
+        assert part.figures == []
+        assert "no CUDA device" in part.remarks["training/card"]
+    case = open_case(one, open_series(one), "iTransformer").short(2)
+    found = card.figures(one, case, machine.card_rates("cpu", 0.01), "cpu")
+    assert [figure.name.rpartition("/")[2] for figure in found] == ["one", "lanes"]
+    assert all(figure.ratio.median > 0 and figure.floor for figure in found)
