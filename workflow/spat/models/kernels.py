@@ -105,12 +105,11 @@ def attend(
     """O = dropout(softmax(q k^T / sqrt(d))) v.
 
     q [..., Q, d], k and v [..., K, d] -> [..., Q, d]. Torch's fused kernel, except with dropout
-    (which it draws from torch's own generator alone), where rows of keys are shorter than a vector
-    register of the CPU, and without storage (`meta`), where it would hide its products from a
-    counter.
+    (which it draws from torch's own generator alone) and where rows of keys are shorter than a
+    vector register of the CPU.
     """
     short = q.device.type == "cpu" and k.shape[-2] < 16
-    if not (p or short or q.is_meta):
+    if not (p or short):
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if causal:
