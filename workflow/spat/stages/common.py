@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,17 @@ def settings_of(config: Config, run: Run) -> Settings:
         patience=config.training.patience or hyper.patience,
         precision=config.training.precision,
         sam_rho=section.sam_rho if section else None,
+    )
+
+
+def finetuning_of(config: Config, run: Run) -> Settings:
+    """The optimiser of pre-training, its schedule restarted, and no early stopping."""
+    base = settings_of(config, run)
+    return replace(
+        base,
+        learning_rate=base.learning_rate * config.finetune.lr_scale,
+        epochs=config.finetune.epochs,
+        patience=None,
     )
 
 

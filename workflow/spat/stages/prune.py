@@ -140,19 +140,11 @@ def train_mask(config: Config, run: Run, job: Job) -> None:
 
 
 def _settings(config: Config, run: Run, job: Job, dense: dict[str, Any]) -> Settings:
-    """Fine-tuning: the optimiser of pre-training, its schedule restarted, no early stopping.
-
-    From scratch a mask gets the steps of pre-training and fine-tuning together.
-    """
-    base = common.settings_of(config, run)
-    if job.phase == "scratch":
-        return replace(base, epochs=int(dense["epochs"]) + config.finetune.epochs, patience=None)
-    return replace(
-        base,
-        learning_rate=base.learning_rate * config.finetune.lr_scale,
-        epochs=config.finetune.epochs,
-        patience=None,
-    )
+    """From scratch a mask gets the steps of pre-training and fine-tuning together."""
+    if job.phase == "finetuned":
+        return common.finetuning_of(config, run)
+    epochs = int(dense["epochs"]) + config.finetune.epochs
+    return replace(common.settings_of(config, run), epochs=epochs, patience=None)
 
 
 def _write(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -152,19 +152,12 @@ def finetune(bench: Bench, case: Case) -> dict[str, Any]:
         config, run = bench.config, bench.run
         model = bench.model()
         control = common.full_mask(surgery.heads_of(model))
-        base = common.settings_of(config, run)
-        settings = replace(
-            base,
-            learning_rate=base.learning_rate * config.finetune.lr_scale,
-            epochs=config.finetune.epochs,
-            patience=None,
-        )
         seeds = Seeds(run.seed_for("order", "finetune", 0), run.seed_for("dropout", control, 0))
         with _in_place(bench, model, case):
             fitted = fit(
                 model,
                 bench.splits,
-                settings,
+                common.finetuning_of(config, run),
                 seeds,
                 state=kept.state,
                 label=f"{run.path} {case.folder}",
