@@ -154,7 +154,10 @@ def _selections(config: Config, planned: Planned) -> pd.DataFrame:
         pd.read_csv(runs.folder(config, planned.run, stage) / "selections.csv", dtype={"mask": str})
         for stage in ("select", "decide")
     ]
-    frame = pd.concat([part for part in parts if not part.empty], ignore_index=True)
+    found = [part for part in parts if not part.empty]
+    if not found:  # the run left no weights
+        return frames.empty("selections")
+    frame = pd.concat(found, ignore_index=True)
     return frame.assign(rule=frame["rule"].fillna(""), **_keys(config, planned.run))
 
 
@@ -165,7 +168,7 @@ def _scores(config: Config, planned: Planned) -> Iterator[pd.DataFrame]:
         scored = pd.read_parquet(runs.folder(config, planned.run, "score") / "scores.parquet")
         yield scored.assign(**keys)
         # `score` has the kept epoch from the same batches, criterion by criterion.
-        trajectory = trajectory[trajectory["epoch"] != scored["epoch"].iloc[0]]
+        trajectory = trajectory[~trajectory["epoch"].isin(scored["epoch"])]
     yield trajectory.assign(batch=-1, **keys)
 
 
@@ -209,9 +212,9 @@ def _examples(config: Config, planned: Planned) -> Iterator[pd.DataFrame]:
     keys = _keys(config, run)
     dense = runs.folder(config, run, "pretrain")
     with np.load(dense / "forecasts.npz") as stored:
-        for name in ("input", "truth"):
-            yield _forecast(name, stored["window"], stored[name]).assign(**keys)
-        yield _forecast("dense", stored["window"], stored["forecast"]).assign(**keys)
+        for name, kept in (("input", "input"), ("truth", "truth"), ("dense", "forecast")):
+            if np.isfinite(stored[kept]).all():  # not of a model that diverged
+                yield _forecast(name, stored["window"], stored[kept]).assign(**keys)
     for entry, folder in _masks(config, planned):
         if entry["order"] == 0 and entry["phase"] == "finetuned" and _on_path(entry["mask"]):
             with np.load(folder / "forecasts.npz") as stored:
@@ -236,6 +239,8 @@ def _maps(config: Config, run: Run) -> Iterator[pd.DataFrame]:
     send = scores[
         (scores["criterion"] == "send") & (scores["batch"] == -1) & (scores["head"] == -1)
     ].set_index("name")["value"]
+    if send.empty:  # the run left no weights
+        return
     with np.load(folder / "maps.npz") as maps:
         for name in dict.fromkeys([send.idxmin(), send.idxmax()]):
             mean = maps[name].mean(axis=0)[:LARGEST_MAP, :LARGEST_MAP]

@@ -29,7 +29,7 @@ from spat.runs import Run
 from spat.scoring import scores, tidy
 from spat.scoring.manipulation import manipulated, obstacle
 from spat.scoring.registry import CRITERIA
-from spat.stages import common
+from spat.stages import common, select
 from spat.stages.prune import mask_folder
 from spat.training.loop import Seeds, fit
 
@@ -67,6 +67,11 @@ class Bench:
         """The dense model as it was trained."""
         return surgery.load(self.trained, self.splits.train.device)
 
+    @property
+    def scorable(self) -> bool:
+        """Whether pre-training left weights to manipulate."""
+        return select.scorable(records.read_json(self.trained / "metrics.json"))
+
     def keep(self, part: str, case: Case) -> Kept:
         """The kept work of a case: `scores` (and its errors), or `finetune`."""
         settings = provenance.settings(self.config, "robustness", self.run)
@@ -103,13 +108,13 @@ def robustness(config: Config, run: Run) -> None:
         prepared, splits = common.open_data(config, run.dataset, run)
         bench = Bench(config, run, prepared, splits, runs.folder(config, run, "pretrain"))
         model = bench.model()
-        cases, skipped = _cases(config, model)
+        cases, skipped = _cases(config, model) if bench.scorable else ([], [])
         found = {"untuned": {case: measure(bench, model, case) for case in cases}}
         if config.robustness.finetune:
             found["finetuned"] = {case: _finetuned(bench, model, case) for case in cases}
         rows = [
             row
-            for index, site in enumerate(model.sites())
+            for index, site in enumerate(model.sites() if cases else ())
             for row in _rows(config, site.name, index, found)
         ]
         frame = pd.DataFrame(rows, columns=list(COLUMNS))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +21,7 @@ from spat.runs import Run
 from spat.scoring import probe, scores
 from spat.scoring.registry import CRITERIA
 from spat.stages import common
-from spat.stages.select import LOSS_DROPS
+from spat.stages.select import LOSS_DROPS, scorable
 
 COLUMNS = ("epoch", "batch", "site", "name", "head", "criterion", "value")
 
@@ -31,28 +33,22 @@ def wanted(config: Config) -> tuple[str, ...]:
 
 
 def score(config: Config, run: Run) -> None:
-    """Write `scores.parquet`, `maps.npz` and, where it is needed, `loss_drops.npy`."""
+    """Write `scores.parquet`, `maps.npz` and, where it is needed, `loss_drops.npy`.
+
+    A run that left no weights has neither scores nor maps.
+    """
     with alone(config, run, "score"):
         started = time.perf_counter()
         folder = common.stage_folder(config, run, "score")
         source = runs.folder(config, run, "pretrain")
-        _, splits = common.open_data(config, run.dataset, run)
-        model = surgery.load(source, splits.train.device)
         trained = records.read_json(source / "metrics.json")
-        batches = common.scoring_batches(config, run, splits.train)
-        drops = _loss_drops(config, model, splits.validation)
-        if drops is not None:
-            np.save(folder / LOSS_DROPS, drops)
-        frame = scores.score(
-            model,
-            splits.train,
-            batches,
-            wanted(config),
-            validation=drops,
-            trajectory=pd.read_parquet(source / "scores.parquet"),
-        ).assign(epoch=trained["best_epoch"])
-        frame[list(COLUMNS)].to_parquet(folder / "scores.parquet")
-        maps = probe.attention_maps(model, splits.train, batches[:1])
+        if scorable(trained):
+            frame, maps = _scored(config, run, folder, source)
+        else:
+            frame, maps = pd.DataFrame(columns=list(COLUMNS)), {}
+        frame.assign(epoch=trained["best_epoch"])[list(COLUMNS)].to_parquet(
+            folder / "scores.parquet"
+        )
         common.save_arrays(folder / "maps.npz", maps)
         records.write_json(
             folder / "metrics.json",
@@ -60,10 +56,31 @@ def score(config: Config, run: Run) -> None:
                 **records.header(config, "score", run, trained["device"]),
                 "digest": provenance.settings_digest(config, "score", run),
                 "epoch": trained["best_epoch"],
-                "batches": len(batches),
+                "batches": config.scoring.batches,
                 "wall_s": time.perf_counter() - started,
             },
         )
+
+
+def _scored(
+    config: Config, run: Run, folder: Path, source: Path
+) -> tuple[pd.DataFrame, dict[str, NDArray[Any]]]:
+    """The scores, and the attention maps by site; the loss drops go to their file."""
+    _, splits = common.open_data(config, run.dataset, run)
+    model = surgery.load(source, splits.train.device)
+    batches = common.scoring_batches(config, run, splits.train)
+    drops = _loss_drops(config, model, splits.validation)
+    if drops is not None:
+        np.save(folder / LOSS_DROPS, drops)
+    frame = scores.score(
+        model,
+        splits.train,
+        batches,
+        wanted(config),
+        validation=drops,
+        trajectory=pd.read_parquet(source / "scores.parquet"),
+    )
+    return frame, probe.attention_maps(model, splits.train, batches[:1])
 
 
 def _loss_drops(

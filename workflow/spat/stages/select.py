@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,26 +21,19 @@ from spat.runs import Run
 LOSS_DROPS = "loss_drops.npy"
 
 
+def scorable(trained: Mapping[str, Any]) -> bool:
+    """Whether pre-training left weights; one that diverged in its first epoch has none to score."""
+    return bool(trained["status"] == "ok" or trained["best_epoch"] > 0)
+
+
 def select(config: Config, run: Run) -> None:
-    """Write `selections.csv`: the control, and each decision that needs no fine-tuned mask."""
+    """Write `selections.csv`: the control, and each decision that needs no fine-tuned mask.
+
+    Of a run that left no weights nothing is selected.
+    """
     folder = runs.folder(config, run, "select")
     trained = records.read_json(runs.folder(config, run, "pretrain") / "metrics.json")
-    scores = pd.read_parquet(runs.folder(config, run, "score") / "scores.parquet")
-    heads = tuple(trained["heads"])
-    control = table([ruled("control", Mask.full(heads))])
-    frame = pd.concat(
-        [
-            control,
-            selection.requested(
-                scores[scores["batch"] == -1],
-                heads,
-                config.pruning,
-                seed=run.seed_for("masks"),
-                bounded=_bounded(config, run),
-            ),
-        ],
-        ignore_index=True,
-    )
+    frame = _selected(config, run, tuple(trained["heads"])) if scorable(trained) else table([])
     write(folder / "selections.csv", frame)
     records.write_json(
         folder / "metrics.json",
@@ -50,6 +44,19 @@ def select(config: Config, run: Run) -> None:
             "masks": int(frame["mask"].nunique()),
         },
     )
+
+
+def _selected(config: Config, run: Run, heads: tuple[int, ...]) -> pd.DataFrame:
+    scores = pd.read_parquet(runs.folder(config, run, "score") / "scores.parquet")
+    requested = selection.requested(
+        scores[scores["batch"] == -1],
+        heads,
+        config.pruning,
+        seed=run.seed_for("masks"),
+        bounded=_bounded(config, run),
+    )
+    control = table([ruled("control", Mask.full(heads))])
+    return pd.concat([control, requested], ignore_index=True)
 
 
 def ruled(criterion: str, mask: Mask, rule: str = "", finetunings: int = 0) -> Decision:
