@@ -9,6 +9,7 @@ on what runs beside it.
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -151,6 +152,7 @@ class Lanes:
             file=sys.stderr,
             flush=True,
         )
+        gc.collect()  # what the failed work left in cycles still holds its tensors
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
