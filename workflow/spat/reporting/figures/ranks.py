@@ -72,11 +72,11 @@ def short(label: str) -> str:
 
 
 def _too_few(found: dict[str, Ranking]) -> str:
-    cases = [f"{name}: {r.test.n} of {len(r.ranks)} criteria" for name, r in found.items()]
+    cases = [f"{name} {r.test.n} ({len(r.ranks)} criteria)" for name, r in found.items()]
     return (
-        f"Independent sources with all criteria: {'; '.join(cases) or 'none'}. "
-        f"A critical-difference diagram needs at least {MIN_SOURCES}, of 3 criteria: files of one "
-        "station, horizons and seeds are not independent."
+        f"Independent sources: {', '.join(cases) or 'none'}. A critical-difference diagram needs "
+        f"at least {MIN_SOURCES}, and 3 criteria: files of one station, horizons and seeds are "
+        "not independent."
     )
 
 
