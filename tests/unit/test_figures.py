@@ -305,7 +305,7 @@ def test_ranks_are_over_stations_and_criteria_that_differ_are_not_joined() -> No
 def test_too_few_sources_are_said_and_not_ranked() -> None:
     text = draw("critical_difference", frames("default")).axes[0].texts[0].get_text()
     said = " ".join(text.split())
-    assert "iTransformer deep: 2 of 5 criteria" in said
+    assert "iTransformer deep 2 (5 criteria)" in said
     assert "at least 6" in said
 
 
