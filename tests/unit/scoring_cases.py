@@ -26,7 +26,7 @@ def small(name: str, dtype: torch.dtype = torch.float64) -> Forecaster:
     torch.manual_seed(0)
     sizes = {"d_model": 8, "d_ff": 16, "n_heads": 2, "dropout": 0.1, **_SIZES.get(name, {})}
     hyper = hyperparameters(name, "deep", "synthetic", 96, sizes)
-    model = build(name, hyper, Shape(LOOKBACK, HORIZON, CHANNELS))
+    model = build(name, hyper, Shape(LOOKBACK, HORIZON, CHANNELS), seed=1)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
