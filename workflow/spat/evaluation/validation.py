@@ -19,6 +19,8 @@ from spat.evaluation.ranks import UNIFORMITY
 from spat.frames import RUN
 
 LEVELS: Final = ("sites", "heads")
+# Of two runs each draw holds but one: the interval would not even cover what both give together.
+MIN_RUNS: Final = 3
 _MEASURES: Final = ("rho", "low", "high", "within", "within_low", "within_high", "runs", "points")
 
 
@@ -54,7 +56,7 @@ def correlations(
 
     `rho` is that of all places of all runs together, `within` the mean over runs of each run's own
     (missing where a run holds one value throughout). Of S runs S - 1 are drawn, as in
-    `spat.evaluation.bootstrap`; intervals are missing for a single run.
+    `spat.evaluation.bootstrap`; of fewer than `MIN_RUNS` there is no interval.
 
     Returns:
         CELL, `level`, `rho`, `low`, `high`, `within`, `within_low`, `within_high`, `runs`,
@@ -88,7 +90,7 @@ def _measures(x: Array, y: Array, draws: int, confidence: float, seed: int) -> d
         "runs": runs,
         "points": x.shape[1],
     }
-    if runs < 2:
+    if runs < MIN_RUNS:
         return found | dict.fromkeys(("low", "high", "within_low", "within_high"), nan)
     drawn = np.random.default_rng(seed).integers(runs, size=(draws, runs - 1))
     together = spearman(x[drawn].reshape(draws, -1), y[drawn].reshape(draws, -1))
