@@ -39,7 +39,8 @@ def grid(config: Config, pattern: str, minutes: float, count: int | None = None)
     lanes = Lanes(device, LANES[device.type] if count is None else count)
     for dataset in dict.fromkeys(name for p in chosen for name in _datasets(config, p.run)):
         _prepare(config, dataset)
-    begun = lanes.threads([partial(_attempt, config, p, lanes, end) for p in chosen])
+    in_turn = lanes.count == 1
+    begun = lanes.threads([partial(_attempt, config, p, lanes, end, in_turn) for p in chosen])
     failed = {p.run.path: b for p, b in zip(chosen, begun, strict=True) if isinstance(b, Exception)}
     whole = [p for p, b in zip(chosen, begun, strict=True) if b is True]
     # What was trained side by side is timed when nothing else runs.
@@ -52,13 +53,18 @@ def grid(config: Config, pattern: str, minutes: float, count: int | None = None)
     return len(whole)
 
 
-def _attempt(config: Config, planned: Planned, lanes: Lanes, end: float) -> bool | Exception:
-    """Whether the run was begun, or why it failed: the others go on."""
+def _attempt(
+    config: Config, planned: Planned, lanes: Lanes, end: float, in_turn: bool
+) -> bool | Exception:
+    """Whether the run was begun, or why it failed: the others go on.
+
+    Where runs go `in_turn` this one is timed at once.
+    """
     if time.monotonic() >= end:
         return False
     try:
         _train(config, planned, lanes)
-        if lanes.count == 1:
+        if in_turn:
             _measure(config, planned)
     except Exception as error:
         print(f"{planned.run.path}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)

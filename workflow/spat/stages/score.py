@@ -43,9 +43,9 @@ def score(config: Config, run: Run) -> None:
         source = runs.folder(config, run, "pretrain")
         trained = records.read_json(source / "metrics.json")
         if scorable(trained):
-            frame, maps = _scored(config, run, folder, source)
+            frame, maps, batches = _scored(config, run, folder, source)
         else:
-            frame, maps = pd.DataFrame(columns=list(COLUMNS)), {}
+            frame, maps, batches = pd.DataFrame(columns=list(COLUMNS)), {}, 0
         frame.assign(epoch=trained["best_epoch"])[list(COLUMNS)].to_parquet(
             folder / "scores.parquet"
         )
@@ -56,7 +56,7 @@ def score(config: Config, run: Run) -> None:
                 **records.header(config, "score", run, trained["device"]),
                 "digest": provenance.settings_digest(config, "score", run),
                 "epoch": trained["best_epoch"],
-                "batches": config.scoring.batches,
+                "batches": batches,
                 "wall_s": time.perf_counter() - started,
             },
         )
@@ -64,8 +64,11 @@ def score(config: Config, run: Run) -> None:
 
 def _scored(
     config: Config, run: Run, folder: Path, source: Path
-) -> tuple[pd.DataFrame, dict[str, NDArray[Any]]]:
-    """The scores, and the attention maps by site; the loss drops go to their file."""
+) -> tuple[pd.DataFrame, dict[str, NDArray[Any]], int]:
+    """The scores, the attention maps by site, and how many batches there were.
+
+    The loss drops go to their file.
+    """
     _, splits = common.open_data(config, run.dataset, run)
     model = surgery.load(source, splits.train.device)
     batches = common.scoring_batches(config, run, splits.train)
@@ -80,7 +83,7 @@ def _scored(
         validation=drops,
         trajectory=pd.read_parquet(source / "scores.parquet"),
     )
-    return frame, probe.attention_maps(model, splits.train, batches[:1])
+    return frame, probe.attention_maps(model, splits.train, batches[:1]), len(batches)
 
 
 def _loss_drops(
