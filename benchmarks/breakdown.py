@@ -9,7 +9,7 @@ from cases import Case
 from torch.profiler import ProfilerActivity, profile
 
 from spat.training.optimisation import adam
-from spat.training.step import make_step
+from spat.training.step import training_step
 
 # Operators by what they are there for; a name belongs to the first group that has a part of it.
 GROUPS = {
@@ -31,14 +31,15 @@ def breakdown(case: Case, batches: int) -> dict[str, float]:
     costs.
     """
     model, train = case.build().train(), case.splits.train
-    step = make_step(model, train, adam(model, case.hyper.learning_rate), torch.Generator())
+    optimiser = adam(model, case.hyper.learning_rate)
     index = torch.arange(case.hyper.batch_size)
-    step(index)
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        begun = time.perf_counter()  # the profiler's clock is that of the wall, too
-        for _ in range(batches):
-            step(index)
-        took = time.perf_counter() - begun
+    with training_step(model, train, optimiser, torch.Generator()) as step:
+        step(index)
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            begun = time.perf_counter()  # the profiler's clock is that of the wall, too
+            for _ in range(batches):
+                step(index)
+            took = time.perf_counter() - begun
     shares = dict.fromkeys([*GROUPS, "other operators"], 0.0)
     for event in profiler.key_averages():
         if event.key.startswith(("aten::", "mkldnn::", "mkl::")):

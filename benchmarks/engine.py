@@ -21,7 +21,7 @@ from spat.scoring.registry import CRITERIA
 from spat.scoring.scores import score
 from spat.training.loop import prepare_torch
 from spat.training.optimisation import adam
-from spat.training.step import make_step
+from spat.training.step import training_step
 
 # All that one pass gives: what needs a forward pass per site, another split, or pre-training stands
 # apart, and random draws need nothing.
@@ -67,13 +67,14 @@ def _pieces(size: Size, case: Case, short: Case, step: Step) -> dict[str, Contes
 
 def _our_steps(case: Case) -> Contestant:
     model, train = case.build().train(), case.splits.train
-    step = make_step(model, train, adam(model, case.hyper.learning_rate), torch.Generator())
+    optimiser, dropout = adam(model, case.hyper.learning_rate), torch.Generator()
     order = torch.Generator().manual_seed(0)
 
     def lap() -> float:
         prepare_torch("float32")
-        shuffled = torch.randperm(len(train), generator=order)
-        losses = [step(index) for index in torch.split(shuffled, case.hyper.batch_size)]
+        batches = torch.split(torch.randperm(len(train), generator=order), case.hyper.batch_size)
+        with training_step(model, train, optimiser, dropout) as step:
+            losses = [step(index) for index in batches]
         float(torch.stack(losses).sum())
         return float(len(train))
 

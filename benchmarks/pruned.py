@@ -13,7 +13,7 @@ from spat.models.forecaster import Forecaster
 from spat.pruning import costs, surgery
 from spat.pruning.masks import all_site_masks
 from spat.training.optimisation import adam
-from spat.training.step import make_step
+from spat.training.step import training_step
 
 # Passes of a lap: enough for a timer, few enough for the sixteen masks of four sites.
 PASSES = {"inference": 4, "training": 1}
@@ -65,14 +65,13 @@ def _inference(case: Case, model: Forecaster, index: torch.Tensor, passes: int) 
 
 
 def _training(case: Case, model: Forecaster, index: torch.Tensor, passes: int) -> Contestant:
-    step = make_step(
-        model, case.splits.train, adam(model, case.hyper.learning_rate), torch.Generator()
-    )
+    optimiser, dropout = adam(model, case.hyper.learning_rate), torch.Generator()
 
     def lap() -> float:
         model.train()
-        for _ in range(passes):
-            step(index)
+        with training_step(model, case.splits.train, optimiser, dropout) as step:
+            for _ in range(passes):
+                step(index)
         return float(passes * len(index))
 
     return lap

@@ -36,7 +36,7 @@ from spat.models.forecaster import Forecaster
 from spat.models.registry import hyperparameters
 from spat.pruning import costs
 from spat.training.optimisation import adam
-from spat.training.step import make_step
+from spat.training.step import training_step
 
 MODELS = ("iTransformer", "PatchTST")
 
@@ -127,11 +127,11 @@ def test_both_loops_reach_the_same_losses() -> None:
     untrained = evaluate(ours, case.splits.validation).mse
     data = conventional.loaders(case.prepared, case.lookback, case.horizon, size, workers=0)
     epochs = conventional.train(theirs, data, rate, epochs=3)
-    step = make_step(ours.train(), case.splits.train, adam(ours, rate), torch.Generator())
-    order = torch.Generator().manual_seed(0)
-    for _ in range(3):
-        for index in torch.randperm(len(case.splits.train), generator=order).split(size):
-            step(index)
+    train, order = case.splits.train, torch.Generator().manual_seed(0)
+    with training_step(ours.train(), train, adam(ours, rate), torch.Generator()) as step:
+        for _ in range(3):
+            for index in torch.randperm(len(train), generator=order).split(size):
+                step(index)
     trained = evaluate(ours, case.splits.validation).mse
     assert trained < 0.9 * untrained
     assert epochs[-1].validation == pytest.approx(trained, rel=0.05)

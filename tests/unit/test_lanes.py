@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_card import CARD, install, memory
 from small_models import HYPER, SHAPE
 
+from spat import streams
 from spat.data import series, synthetic
 from spat.data.registry import DATASETS
 from spat.data.windows import Splits, split
@@ -107,17 +109,44 @@ def test_a_failure_is_raised_after_the_others_are_done() -> None:
 
 
 def test_the_room_of_a_card_is_what_a_lane_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    lanes = Lanes(torch.device("cuda"), 8)
+    lanes = Lanes(CARD, 8)
     lanes._running = lanes._most = 2
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 50)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 40)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 60)  # 30 a lane
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (20, 100))
+    emptied = memory(monkeypatch, free=30, reserved=60)  # 30 a lane
     assert lanes._admits()
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (19, 100))
+    assert not emptied
+    emptied = memory(monkeypatch, free=20, reserved=60, unused=10)
+    assert lanes._admits(), "what the allocator keeps unused is given back first"
+    assert emptied
+    memory(monkeypatch, free=20, reserved=60, unused=9)
     assert not lanes._admits()
     lanes._running = 0
     assert lanes._admits(), "one always runs"
+
+
+def test_no_two_lanes_share_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+    lanes, taken, lock = Lanes(CARD, 6), [], threading.Lock()
+    shared: list[int] = []
+
+    def work(seconds: float) -> None:
+        mine = torch.cuda.current_stream().cuda_stream
+        with lock:
+            shared.extend({mine}.intersection(taken))
+            taken.append(mine)
+        torch.cuda.Stream()  # somebody else's: the deal moves on
+        time.sleep(seconds)
+        with lock:
+            taken.remove(mine)
+
+    # While two pieces last, the others use up the streams that torch has.
+    lanes.map([partial(work, 0.1)] * 2 + [partial(work, 0.001)] * 100)
+    assert shared == []
+
+
+def test_more_lanes_than_streams_are_refused() -> None:
+    assert Lanes(CARD, streams.MOST).count == 32
+    with pytest.raises(ValueError, match="33 lanes: cuda:0 has 32 streams"):
+        Lanes(CARD, 33)
 
 
 def test_an_executor_suits_its_device() -> None:
@@ -164,11 +193,12 @@ def test_captured_steps_replay_side_by_side(tmp_path: Path) -> None:
     content = synthetic.generate(400, SHAPE.channels, seed=3, coupling=0.5, noise=0.2)
     prepared = series.prepare(DATASETS["synthetic"], content, "test")
     on_card = split(prepared, SHAPE.lookback, SHAPE.horizon, device="cuda")
-    work = [partial(trained, on_card, tmp_path, seed) for seed in range(4)]
+    # More pieces than torch has streams.
+    work = [partial(trained, on_card, tmp_path, seed) for seed in range(40)]
     alone = [piece() for piece in work]
     for state in tmp_path.iterdir():
         state.unlink()
-    lanes = Lanes(torch.device("cuda"), 4)
+    lanes = Lanes(torch.device("cuda"), 8)
     beside = lanes.threads([partial(lanes.run, piece) for piece in work])
     for expected, found in zip(alone, beside, strict=True):
         for name in expected:

@@ -17,7 +17,6 @@ from spat.models.registry import Shape, build, hyperparameters
 from spat.training import checkpoints
 from spat.training.loop import Fit, Seeds, Settings, choose_device, fit, prepare_torch
 from spat.training.optimisation import SharpnessAware, adam, rate_at, set_rate
-from spat.training.step import make_step
 
 LOOKBACK, HORIZON, CHANNELS = 24, 12, 3
 SEEDS = Seeds(order=1, dropout=2)
@@ -156,6 +155,21 @@ def test_a_full_disk_names_the_file_and_keeps_the_old_state(
     assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
 
 
+def test_a_state_of_another_kind_of_device_is_not_gone_on_with(
+    splits: Splits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = tmp_path / "state.pt"
+    fit(small(), splits, settings(epochs=2), SEEDS, state=state)
+    kept = torch.load(state, weights_only=True)
+    torch.save({**kept, "device": "cuda"}, state)
+    model, alone = small(), small()
+    fitted = fit(model, splits, settings(epochs=2), SEEDS, state=state)
+    fit(alone, splits, settings(epochs=2), SEEDS)
+    assert fitted.epochs == 2
+    assert np.array_equal(weights(model), weights(alone))
+    assert f"{state}: begun on cuda" in capsys.readouterr().err
+
+
 def test_sharpness_aware_gradient_is_the_one_at_the_ascended_weights() -> None:
     layer = torch.nn.Linear(3, 1, bias=False)
     x = torch.randn(8, 3)
@@ -191,19 +205,3 @@ def test_an_absent_card_asked_for_by_name_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="cuda"):
         choose_device("cuda")
     assert choose_device("auto").type == "cpu"
-
-
-@pytest.mark.cuda
-def test_the_captured_step_trains_like_the_plain_one(splits: Splits) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("captured steps need a CUDA device")
-    row = DATASETS["synthetic"]
-    content = synthetic.generate(700, CHANNELS, seed=3, coupling=0.5, noise=0.2)
-    on_card = split(series.prepare(row, content, "test"), LOOKBACK, HORIZON, device="cuda")
-    plain, captured = small(dropout=0.0), small(dropout=0.0).cuda()
-    order = torch.randperm(len(splits.train), generator=torch.Generator().manual_seed(0))
-    slow = make_step(plain, splits.train, adam(plain, 1e-3), torch.Generator())
-    quick = make_step(captured, on_card.train, adam(captured, 1e-3), torch.Generator("cuda"))
-    for index in order.split(32):
-        expected, found = slow(index), quick(index.cuda())
-        torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=1e-3)

@@ -1,9 +1,9 @@
 """Work side by side: in processes on the cores of a CPU, in lanes on a card.
 
-A lane is a thread with a CUDA stream of its own. One small model leaves most of a large card idle,
-and processes take turns on it; the captured steps of several threads run at the same time. Each
-piece of work draws its random numbers from its own generators, so that the numbers do not depend
-on what runs beside it.
+A lane is a thread with a CUDA stream that nobody else uses meanwhile. One small model leaves most
+of a large card idle, and processes take turns on it; the captured steps of several threads run at
+the same time. Each piece of work draws its random numbers from its own generators, so that the
+numbers do not depend on what runs beside it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import multiprocessing.connection
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
+
+from spat import streams
 
 T = TypeVar("T")
 Work = Callable[[], None]
@@ -77,15 +79,18 @@ class Lanes:
         """At most `count` lanes.
 
         Raises:
-            ValueError: if there is none.
+            ValueError: if there is none, or on CUDA more than the device has streams.
         """
         if count < 1:
             raise ValueError(f"{count} lanes: give at least one")
+        if device.type == "cuda" and count > streams.MOST:
+            raise ValueError(f"{count} lanes: {device} has {streams.MOST} streams, one for each")
         self.device = device
         self.count = count
         self._running = 0
         self._most = 1  # that ever ran at the same time
         self._turn = threading.Condition()
+        self._streams: list[torch.cuda.Stream] | None = None  # of the lanes that are free
 
     def run(self, work: Callable[[], T]) -> T:
         """Do a piece of work in this thread as soon as a lane is free.
@@ -101,7 +106,9 @@ class Lanes:
             try:
                 with self._stream():
                     return work()
-            except torch.OutOfMemoryError as error:
+            except Exception as error:
+                if not streams.out_of_memory(error):
+                    raise
                 problem = str(error)  # the error itself holds on to the tensors of its frames
             finally:
                 with self._turn:
@@ -133,9 +140,13 @@ class Lanes:
         """Whether the card has left what a lane took on average when most was in use."""
         if self.device.type != "cuda":
             return True
-        free, _ = torch.cuda.mem_get_info(self.device)
-        idle = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        return free + idle >= torch.cuda.max_memory_allocated(self.device) / self._most
+        # Reserved is what counts: the memory of a captured step serves nothing else.
+        lane = torch.cuda.max_memory_reserved(self.device) / self._most
+        if torch.cuda.mem_get_info(self.device)[0] >= lane:
+            return True
+        with streams.between_captures():
+            torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(self.device)[0] >= lane
 
     def _narrow(self, beside: int, problem: str) -> None:
         """After running out of memory with so many others at work."""
@@ -154,12 +165,26 @@ class Lanes:
         )
         gc.collect()  # what the failed work left in cycles still holds its tensors
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+            with streams.between_captures():
+                torch.cuda.empty_cache()
 
-    def _stream(self) -> contextlib.AbstractContextManager[Any]:
+    @contextlib.contextmanager
+    def _stream(self) -> Iterator[None]:
+        """The stream of a free lane."""
         if self.device.type != "cuda":
-            return contextlib.nullcontext()
-        return torch.cuda.stream(torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]
+            yield
+            return
+        with self._turn:
+            if self._streams is None:
+                self._streams = streams.distinct(self.device, self.count)
+            free = self._streams
+            stream = free.pop()
+        try:
+            with torch.cuda.stream(stream):
+                yield
+        finally:
+            with self._turn:
+                free.append(stream)
 
 
 def _results(futures: Sequence[Future[T]]) -> list[T]:

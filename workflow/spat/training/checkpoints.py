@@ -7,6 +7,8 @@ undisturbed one does.
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -31,6 +33,19 @@ class Progress:
     recorded: list[dict[str, Any]] = field(default_factory=list)
     best_weights: dict[str, Tensor] = field(default_factory=dict)
 
+    def add(self, row: dict[str, float], model: nn.Module) -> None:
+        """An epoch is over: with its errors, and the weights that it left in `model`."""
+        self.epoch += 1
+        self.history.append(row)
+        if not (math.isfinite(row["train_mse"]) and math.isfinite(row["val_mse"])):
+            self.status = "diverged"
+        elif row["val_mse"] < self.best_mse:
+            self.best_mse, self.best_epoch = row["val_mse"], self.epoch
+            self.best_weights = {k: v.clone() for k, v in model.state_dict().items()}
+            self.waited = 0
+        else:
+            self.waited += 1
+
 
 def save(
     path: Path,
@@ -45,6 +60,7 @@ def save(
         OSError: naming the file, when it cannot be written (a full disk); the old state survives.
     """
     state = {
+        "device": next(model.parameters()).device.type,
         "progress": asdict(progress),
         "model": model.state_dict(),
         "optimiser": optimiser.state_dict(),
@@ -66,11 +82,21 @@ def restore(
     optimiser: torch.optim.Optimizer,
     generators: Mapping[str, torch.Generator],
 ) -> Progress:
-    """Load a state into model, optimiser and generators; a fresh `Progress` if there is none."""
+    """Load a state into model, optimiser and generators; a fresh `Progress` if there is none.
+
+    The random numbers of one kind of device do not go on on another: training then starts anew.
+    """
     if not path.exists():
         return Progress()
     device = next(model.parameters()).device
     state = torch.load(path, map_location=device, weights_only=True)
+    if state["device"] != device.type:
+        print(
+            f"{path}: begun on {state['device']}, which cannot be gone on with on {device.type}: "
+            "starting anew",
+            file=sys.stderr,
+        )
+        return Progress()
     model.load_state_dict(state["model"])
     optimiser.load_state_dict(state["optimiser"])
     for name, generator in generators.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from spat.models.kernels import keep_freed_memory
 from spat.training import checkpoints
 from spat.training.checkpoints import Progress
 from spat.training.optimisation import adam, rate_at, set_rate
-from spat.training.step import make_step
+from spat.training.step import training_step
 
 
 @dataclass(frozen=True)
@@ -108,43 +107,33 @@ def fit(
     dropout = torch.Generator(splits.train.device).manual_seed(seeds.dropout)
     drawn = {"order": order, "dropout": dropout}
     progress = checkpoints.restore(state, model, optimiser, drawn) if state else Progress()
-    step = make_step(model, splits.train, optimiser, dropout, settings.precision, settings.sam_rho)
-    report = _Reporter(label, settings.epochs, len(splits.train))
-    while not _finished(progress, settings):
-        started = time.perf_counter()
-        progress.epoch += 1
-        rate = rate_at(progress.epoch, settings.learning_rate)
-        set_rate(optimiser, rate)
-        model.train()
-        losses = [
-            step(index)
-            for index in report.steps(_batches(splits.train, settings.batch_size, order))
-        ]
-        train_mse = float(torch.stack(losses).double().sum()) / len(splits.train)
-        validation = evaluate(model, splits.validation)
-        seconds = time.perf_counter() - started
-        row = {
-            "epoch": progress.epoch,
-            "train_mse": train_mse,
-            "val_mse": validation.mse,
-            "val_mae": validation.mae,
-            "learning_rate": rate,
-            "seconds": seconds,
-        }
-        progress.history.append(row)
-        report.epoch(row)
-        if not (math.isfinite(train_mse) and math.isfinite(validation.mse)):
-            progress.status = "diverged"
-        elif validation.mse < progress.best_mse:
-            progress.best_mse, progress.best_epoch = validation.mse, progress.epoch
-            progress.best_weights = {k: v.clone() for k, v in model.state_dict().items()}
-            progress.waited = 0
-        else:
-            progress.waited += 1
-        if after_epoch is not None and progress.status == "ok":
-            progress.recorded += after_epoch(progress.epoch, model)
-        if state is not None:
-            checkpoints.save(state, progress, model, optimiser, drawn)
+    with training_step(
+        model, splits.train, optimiser, dropout, settings.precision, settings.sam_rho
+    ) as step:
+        report = _Reporter(label, settings.epochs, len(splits.train))
+        while not _finished(progress, settings):
+            started = time.perf_counter()
+            rate = rate_at(progress.epoch + 1, settings.learning_rate)
+            set_rate(optimiser, rate)
+            model.train()
+            batches = _batches(splits.train, settings.batch_size, order)
+            losses = [step(index) for index in report.steps(batches)]
+            train_mse = float(torch.stack(losses).double().sum()) / len(splits.train)
+            validation = evaluate(model, splits.validation)
+            row = {
+                "epoch": progress.epoch + 1,
+                "train_mse": train_mse,
+                "val_mse": validation.mse,
+                "val_mae": validation.mae,
+                "learning_rate": rate,
+                "seconds": time.perf_counter() - started,
+            }
+            progress.add(row, model)
+            report.epoch(row)
+            if after_epoch is not None and progress.status == "ok":
+                progress.recorded += after_epoch(progress.epoch, model)
+            if state is not None:
+                checkpoints.save(state, progress, model, optimiser, drawn)
     if progress.best_weights:
         model.load_state_dict(progress.best_weights)
     return Fit(

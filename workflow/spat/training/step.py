@@ -2,20 +2,20 @@
 
 On the CPU it is the plain step. On CUDA the whole step is captured once in a graph and replayed,
 since a step of these small models is bound by kernel launches; there is no host synchronisation
-between two replays. Each thread captures and replays on its own stream, with its own random
-numbers, so that several models train side by side (`spat.lanes`).
+between two replays. Each lane captures on its own stream, with its own random numbers, so that
+several models train side by side (`spat.lanes`, `spat.streams`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spat import streams
 from spat.config import Precision
 from spat.data.windows import Windows
 from spat.models.forecaster import Forecaster
@@ -24,32 +24,36 @@ from spat.training.optimisation import SharpnessAware
 
 Step = Callable[[Tensor], Tensor]
 
-# Steps run before the capture, on a side stream: the allocator and the optimiser's state settle.
+# Steps run before the capture: the allocator and the optimiser's state settle.
 WARM_UP = 3
 
-# CUDA takes one capture at a time.
-_CAPTURING = threading.Lock()
 
-
-def make_step(
+@contextlib.contextmanager
+def training_step(
     model: Forecaster,
     windows: Windows,
     optimiser: torch.optim.Optimizer,
     dropout: torch.Generator,
     precision: Precision = "float32",
     sam_rho: float | None = None,
-) -> Step:
+) -> Iterator[Step]:
     """The function that trains on one batch of window indices [B].
 
     `dropout`, a generator of the windows' device, gives from now on all that is random inside the
     model. The function returns the sum over the batch of the per-window mean squared errors, a
-    scalar on the device.
+    scalar on the device. On CUDA the whole context runs on a stream of its own.
     """
     draw_from(model, dropout)
     step = _eager(model, windows, optimiser, precision, sam_rho)
-    if windows.device.type == "cuda":
-        return GraphedStep(step, dropout)
-    return step
+    if windows.device.type != "cuda":
+        yield step
+        return
+    with streams.on_own(windows.device):
+        captured = CapturedStep(step, dropout)
+        try:
+            yield captured
+        finally:
+            captured.release()
 
 
 def _eager(
@@ -87,7 +91,7 @@ def _eager(
     return step
 
 
-class GraphedStep:
+class CapturedStep:
     """A step captured in a CUDA graph for the first batch size it meets.
 
     Batches of another size (the last one of an epoch) run the plain step. The first `WARM_UP`
@@ -95,13 +99,13 @@ class GraphedStep:
     """
 
     def __init__(self, step: Step, dropout: torch.Generator) -> None:
+        """It is captured on the current stream, which must be this thread's alone."""
         self._step = step
         self._dropout = dropout
         self._graph: torch.cuda.CUDAGraph | None = None
         self._index: Tensor | None = None
         self._loss: Tensor | None = None
         self._seen = 0
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def __call__(self, index: Tensor) -> Tensor:
         """index [B] -> the batch's summed loss."""
@@ -109,7 +113,7 @@ class GraphedStep:
             self._index = index.clone()
         if index.shape != self._index.shape or self._seen < WARM_UP:
             self._seen += 1
-            return self._on_side_stream(index)
+            return self._step(index)
         self._index.copy_(index)
         if self._graph is None:
             self._graph = self._captured(self._index)
@@ -117,20 +121,16 @@ class GraphedStep:
         assert self._loss is not None
         return self._loss.clone()
 
+    def release(self) -> None:
+        """Give up the graph and the memory that it holds."""
+        with streams.between_captures():
+            self._graph = self._index = self._loss = None
+
     def _captured(self, index: Tensor) -> torch.cuda.CUDAGraph:
         """The step on `index`, recorded without running it."""
         graph = torch.cuda.CUDAGraph()
         # Each replay then draws new numbers, those that the plain step would have drawn.
         graph.register_generator_state(self._dropout)
-        # Other threads may allocate and wait meanwhile: only what this one does is recorded.
-        recording = torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local")
-        with _CAPTURING, recording:
+        with streams.capturing(graph):
             self._loss = self._step(index)
         return graph
-
-    def _on_side_stream(self, index: Tensor) -> Tensor:
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            loss = self._step(index)
-        torch.cuda.current_stream().wait_stream(self._stream)
-        return loss

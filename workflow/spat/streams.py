@@ -1,0 +1,90 @@
+"""CUDA streams that one owner uses, and the capture of graphs on them.
+
+torch deals out its streams in turn and after the 32nd begins anew. Two users of one stream would
+record each other's work while one of them captures, and graphs captured on one stream share the
+workspace of cuBLAS, so that their replays must not run at the same time. Whoever trains therefore
+does so on a stream that nobody beside it has: that of its lane, or the one of the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Iterator
+
+import torch
+
+# The streams of a device and priority, `kStreamsPerPool` of c10/cuda/CUDAStream.cpp.
+MOST = 32
+
+_CAPTURING = threading.Lock()
+
+
+def distinct(device: torch.device, count: int) -> list[torch.cuda.Stream]:
+    """So many streams, at most `MOST`, of which no two are the same."""
+    found: dict[int, torch.cuda.Stream] = {}
+    while len(found) < count:
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        found.setdefault(stream.cuda_stream, stream)
+    return list(found.values())
+
+
+@contextlib.contextmanager
+def on_own(device: torch.device) -> Iterator[None]:
+    """Work on the stream of this thread's lane, or, outside of lanes, on that of the process.
+
+    The default stream cannot be captured.
+    """
+    outside = torch.cuda.current_stream(device)
+    if outside != torch.cuda.default_stream(device):
+        yield
+        return
+    inside = _process_wide(device)
+    inside.wait_stream(outside)
+    with torch.cuda.stream(inside):
+        yield
+    outside.wait_stream(inside)
+
+
+@functools.cache
+def _process_wide(device: torch.device) -> torch.cuda.Stream:
+    return distinct(device, 1)[0]
+
+
+@contextlib.contextmanager
+def capturing(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
+    """Record in `graph` what this thread does on its stream; other threads go on with theirs.
+
+    CUDA takes one capture at a time.
+    """
+    recording = torch.cuda.graph(
+        graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
+    )
+    with _CAPTURING, recording:
+        yield
+
+
+@contextlib.contextmanager
+def between_captures() -> Iterator[None]:
+    """A time without captures.
+
+    Only then may the allocator give memory back, and a graph be destroyed: both change what the
+    beginning of a capture reads, and torch locks neither.
+    """
+    with _CAPTURING:
+        yield
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether a full device is behind `error`, whoever reported it."""
+    while error is not None:
+        said = str(error)
+        if isinstance(error, torch.OutOfMemoryError) or any(sign in said for sign in _FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+# What libraries say that allocate past torch: cuBLAS for its handle, CUDA for a graph.
+_FULL = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
