@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from spat.models import kernels
 from spat.models.kernels import Dropout, Linear, attend, dropout
 
 
@@ -18,10 +19,20 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(params=["oneDNN", "torch"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What multiplies, whichever is the faster here."""
+    if request.param == "oneDNN" and not kernels._HAS_ONEDNN:
+        pytest.skip("this torch is built without oneDNN")
+    monkeypatch.setattr(kernels, "_THROUGH_ONEDNN", request.param == "oneDNN")
+    return str(request.param)
+
+
 def gradients(y: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad((y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum(), inputs)
 
 
+@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize(("inner", "outer"), [(6, 5), (4, 40), (40, 4), (1, 1)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_and_its_gradients_equal_torchs(inner: int, outer: int, bias: bool) -> None:
@@ -36,6 +47,7 @@ def test_linear_and_its_gradients_equal_torchs(inner: int, outer: int, bias: boo
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("library")
 def test_linear_takes_any_strides() -> None:
     ours = Linear(6, 40)
     x = torch.randn(6, 9, requires_grad=True)
@@ -53,6 +65,23 @@ def test_linear_in_double_precision_is_torchs() -> None:
     assert torch.equal(ours(x), F.linear(x, ours.weight, ours.bias))
 
 
+@pytest.mark.parametrize(
+    ("vendor", "capability", "expected"),
+    [
+        ("AuthenticAMD", "AVX512", True),
+        ("AuthenticAMD", "AVX2", False),
+        ("GenuineIntel", "AVX512", False),
+    ],
+)
+def test_onednn_multiplies_where_mkl_holds_back(
+    vendor: str, capability: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels.Path, "read_text", lambda _: f"vendor_id : {vendor}")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    assert kernels._mkl_holds_back() is expected
+
+
 def test_linear_starts_as_torchs() -> None:
     torch.manual_seed(3)
     ours = Linear(6, 5)
@@ -62,6 +91,7 @@ def test_linear_starts_as_torchs() -> None:
     assert torch.equal(ours.bias, theirs.bias)
 
 
+@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_the_flops_of_a_linear_are_counted(device: str) -> None:
     ours = Linear(8, 4).to(device)
