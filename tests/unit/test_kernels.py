@@ -125,6 +125,29 @@ def test_dropout_uses_one_mask_forward_and_backward() -> None:
     assert 0 < int((gradient == 0).sum()) < x.numel()
 
 
+def test_a_masked_product_and_its_gradient() -> None:
+    x = torch.randn(7, 5, requires_grad=True)
+    mask = torch.rand(7, 5) < 0.5
+    found = kernels._Masked.apply(x, mask, 1.25)
+    torch.testing.assert_close(found, x * mask * 1.25)
+    for a, b in zip(gradients(found, x), gradients(x * mask * 1.25, x), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.cuda
+def test_dropout_on_a_card_is_that_of_the_cpu_but_for_the_draws() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    x = torch.ones(1001, 999, device="cuda", requires_grad=True)
+    y = dropout(x, 0.3, torch.Generator("cuda").manual_seed(1))
+    again = dropout(x, 0.3, torch.Generator("cuda").manual_seed(1))
+    assert torch.equal(y, again)
+    assert (y == 0).double().mean().item() == pytest.approx(0.3, abs=0.003)
+    torch.testing.assert_close(y[y != 0], torch.full_like(y[y != 0], 1 / 0.7))
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(gradient, y)
+
+
 def test_dropout_follows_torchs_generator() -> None:
     module, x = Dropout(0.5), torch.randn(50)
     torch.manual_seed(1)

@@ -87,12 +87,13 @@ def dropout(x: Tensor, p: float, generator: torch.Generator | None = None) -> Te
     if not dropped:
         return x
     if x.device.type != "cpu":
-        return x * torch.empty_like(x).bernoulli_(1 - p, generator=generator).div_(1 - p)
+        kept = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - p, generator=generator)
+        return _Masked.apply(x, kept, 1 / (1 - p))  # type: ignore[no-any-return, no-untyped-call]
     draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64)
     draws.random_(-(2**63), None, generator=generator)
     bits = draws.view(torch.int16)[: x.numel()].view(x.shape)
-    kept = bits.ge_(dropped - 2**15).to(x.dtype)
-    return x * kept.mul_(2**16 / (2**16 - dropped))
+    scale = bits.ge_(dropped - 2**15).to(x.dtype)
+    return x * scale.mul_(2**16 / (2**16 - dropped))
 
 
 def attend(
@@ -122,6 +123,22 @@ def attend(
     # rows share the registers.
     weights = dropout(scores.movedim(-1, 0).contiguous().softmax(0), p, generator)
     return weights.movedim(0, -1) @ v
+
+
+class _Masked(torch.autograd.Function):
+    """x * mask * scale in one pass, with a mask of one byte an element."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(mask)
+        ctx.scale = scale
+        return torch.ops.aten.native_dropout_backward(x, mask, scale)  # type: ignore[no-any-return]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (mask,) = ctx.saved_tensors
+        return torch.ops.aten.native_dropout_backward(gradient, mask, ctx.scale), None, None
 
 
 class _Product(torch.autograd.Function):
