@@ -15,7 +15,15 @@ from spat.evaluation.metrics import evaluate
 from spat.models.forecaster import Forecaster
 from spat.models.registry import Shape, build, hyperparameters
 from spat.training import checkpoints
-from spat.training.loop import Fit, Seeds, Settings, choose_device, fit, prepare_torch
+from spat.training.loop import (
+    Fit,
+    Restart,
+    Seeds,
+    Settings,
+    choose_device,
+    fit,
+    prepare_torch,
+)
 from spat.training.optimisation import SharpnessAware, adam, rate_at, set_rate
 
 LOOKBACK, HORIZON, CHANNELS = 24, 12, 3
@@ -52,6 +60,16 @@ def weights(model: Forecaster) -> np.ndarray:
 
 def test_schedule_is_full_for_two_epochs_then_halves() -> None:
     assert [rate_at(e, 0.8) for e in (1, 2, 3, 4)] == [0.8, 0.8, 0.4, 0.2]
+
+
+def test_a_restarted_schedule_is_that_of_fine_tuning_after_that_of_pretraining() -> None:
+    whole = settings(learning_rate=0.8, epochs=6, restart=Restart(3, 0.4))
+    assert [whole.rate(e) for e in range(1, 7)] == [0.8, 0.8, 0.4, 0.4, 0.4, 0.2]
+
+
+def test_training_follows_the_schedule(splits: Splits) -> None:
+    fitted = fit(small(), splits, settings(epochs=4, restart=Restart(1, 1e-4)), SEEDS)
+    assert [row["learning_rate"] for row in fitted.history] == [1e-3, 1e-4, 1e-4, 5e-5]
 
 
 def test_set_rate_reaches_tensor_and_float_rates() -> None:

@@ -22,7 +22,7 @@ from spat.pruning import costs, surgery
 from spat.pruning.masks import Mask
 from spat.runs import Run
 from spat.stages import common, select
-from spat.training.loop import Fit, Seeds, Settings, fit
+from spat.training.loop import Fit, Restart, Seeds, Settings, fit
 
 
 @dataclass(frozen=True)
@@ -140,11 +140,17 @@ def train_mask(config: Config, run: Run, job: Job) -> None:
 
 
 def _settings(config: Config, run: Run, job: Job, dense: dict[str, Any]) -> Settings:
-    """From scratch a mask gets the steps of pre-training and fine-tuning together."""
+    """From scratch a mask gets the steps and the learning rates of pre-training and fine-tuning."""
+    tuning = common.finetuning_of(config, run)
     if job.phase == "finetuned":
-        return common.finetuning_of(config, run)
-    epochs = int(dense["epochs"]) + config.finetune.epochs
-    return replace(common.settings_of(config, run), epochs=epochs, patience=None)
+        return tuning
+    before = int(dense["epochs"])
+    return replace(
+        common.settings_of(config, run),
+        epochs=before + tuning.epochs,
+        patience=None,
+        restart=Restart(before, tuning.learning_rate),
+    )
 
 
 def _write(

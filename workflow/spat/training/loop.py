@@ -25,6 +25,14 @@ from spat.training.step import training_step
 
 
 @dataclass(frozen=True)
+class Restart:
+    """After so many epochs the schedule of the learning rate begins anew, with this rate."""
+
+    after: int
+    learning_rate: float
+
+
+@dataclass(frozen=True)
 class Settings:
     """How a model is trained. `patience` None trains all epochs."""
 
@@ -34,6 +42,13 @@ class Settings:
     patience: int | None = None
     precision: Precision = "float32"
     sam_rho: float | None = None
+    restart: Restart | None = None
+
+    def rate(self, epoch: int) -> float:
+        """The learning rate of an epoch (1, 2, ...)."""
+        if self.restart is not None and epoch > self.restart.after:
+            return rate_at(epoch - self.restart.after, self.restart.learning_rate)
+        return rate_at(epoch, self.learning_rate)
 
 
 @dataclass(frozen=True)
@@ -113,7 +128,7 @@ def fit(
         report = _Reporter(label, settings.epochs, len(splits.train))
         while not _finished(progress, settings):
             started = time.perf_counter()
-            rate = rate_at(progress.epoch + 1, settings.learning_rate)
+            rate = settings.rate(progress.epoch + 1)
             set_rate(optimiser, rate)
             model.train()
             batches = _batches(splits.train, settings.batch_size, order)

@@ -216,8 +216,8 @@ TABLES: Final[dict[str, Table]] = {
         "What else could explain a gain: training from scratch, size, regularisation",
         Layout((*SHOWN, "method"), "measure", within=SHOWN),
         (
-            "From scratch: the same mask on random weights, with as many epochs as pre-training "
-            "and fine-tuning together.",
+            "From scratch: the same mask on random weights, with the epochs and learning rates of "
+            "pre-training and fine-tuning together.",
             "Below the masks, dense models trained as the dense one, without the extra epochs, so "
             "to be compared with it: narrow (as small as what is left without attention), dropout, "
             "sam (sharpness-aware minimisation).",
