@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.signal import lfilter
 
 from spat import frames
 from spat.pruning.masks import Mask, all_site_masks
@@ -150,3 +151,10 @@ def scores(
                             value = -mean if epoch == 1 else mean
                             rows.append({**at, "epoch": epoch, "batch": -1, "value": value})
     return frames.checked("scores", pd.DataFrame(rows))
+
+
+def overlapping(n: int, seed: int, horizon: int = 96, memory: float = 0.0) -> np.ndarray:
+    """Per-window losses: means over `horizon` steps of a noise with the given AR(1) memory."""
+    noise = np.random.default_rng(seed).standard_normal(n + horizon - 1 + 500)
+    steps = lfilter([1.0], [1.0, -memory], noise)[500:]
+    return np.convolve(steps, np.full(horizon, 1 / horizon), "valid")

@@ -53,7 +53,7 @@ def frame(validation: dict[str, float], test: dict[str, float], seeds: int = 1):
 def test_validation_chooses_the_value_and_not_test() -> None:
     names = ("deep", "deep+dropout0.2", "deep+dropout0.3", "deep+narrow")
     rows = frame(
-        dict(zip(names, (0.1, 0.5, 0.4, 0.9), strict=True)),
+        dict(zip(names, (0.6, 0.5, 0.4, 0.9), strict=True)),
         dict(zip(names, (1.0, 2.0, 3.0, 4.0), strict=True)),
     )
     found = tuned(rows).set_index("kind")
@@ -62,6 +62,20 @@ def test_validation_chooses_the_value_and_not_test() -> None:
         "narrow": {"value": "", "mse": 4.0},
     }
     assert set(found["variant"]) == {"deep"} and set(found["split"]) == {"test"}
+
+
+def test_no_change_is_a_value_of_every_kind_that_has_values() -> None:
+    names = ("deep", "deep+dropout0.2", "deep+sam0.1", "deep+narrow")
+    rows = frame(
+        dict(zip(names, (0.4, 0.5, 0.3, 0.9), strict=True)),
+        dict(zip(names, (1.0, 2.0, 3.0, 4.0), strict=True)),
+    )
+    found = tuned(rows).set_index("kind")[["value", "mse"]].to_dict("index")
+    assert found == {
+        "dropout": {"value": "base", "mse": 1.0},
+        "sam": {"value": "0.1", "mse": 3.0},
+        "narrow": {"value": "", "mse": 4.0},
+    }
 
 
 def test_each_seed_and_each_variant_has_its_own_choice() -> None:

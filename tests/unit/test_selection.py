@@ -241,30 +241,7 @@ def test_validation_minimum_prefers_the_smaller_network() -> None:
         selection.validation_minimum([math.nan, math.inf])
 
 
-def test_block_bootstrap_sees_the_dependence_of_neighbours() -> None:
-    generator = np.random.default_rng(0)
-    white = generator.normal(size=4000)
-    # Sums of 50 neighbours: the standard error of the mean is about that of 50 white / sqrt(4000).
-    smooth = np.convolve(generator.normal(size=4049), np.ones(50), "valid")
-    single = selection.block_bootstrap(white, 1, 2000, seed=1).std()
-    assert single == pytest.approx(white.std() / np.sqrt(4000), rel=0.1)
-    blocks = selection.block_bootstrap(smooth, 400, 2000, seed=1).std()
-    naive = selection.block_bootstrap(smooth, 1, 2000, seed=1).std()
-    assert blocks > 4 * naive
-    assert blocks == pytest.approx(50 / np.sqrt(4000), rel=0.3)
-
-
-def test_block_bootstrap_is_centred_and_paired() -> None:
-    series = np.cumsum(np.random.default_rng(0).normal(size=(2, 300)), axis=1)
-    means = selection.block_bootstrap(series, 100, 4000, seed=1)
-    assert means.shape == (2, 4000)
-    error = means.std(-1) / np.sqrt(4000)
-    assert np.all(np.abs(means.mean(-1) - series.mean(-1)) < 5 * error)
-    apart = selection.block_bootstrap(series[0] - series[1], 100, 4000, seed=1)
-    np.testing.assert_allclose(means[0] - means[1], apart, atol=1e-9)
-
-
-def test_block_bootstrap_of_a_short_series_is_defined() -> None:
-    means = selection.block_bootstrap(np.arange(10.0), 96, 100, seed=1)
-    assert np.isfinite(means).all()
-    assert means.std() > 0
+def test_a_series_shorter_than_two_blocks_still_decides() -> None:
+    drops = np.stack([np.full(10, 0.1), np.full(10, -0.1)]) + np.arange(10.0) / 1e3
+    few = {"block": 96, "draws": 100, "confidence": 0.95, "seed": 1}
+    assert selection.loss_drop_bound(drops, **few) == (1,)

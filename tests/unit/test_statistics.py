@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-from planted import EMPTY, FULL, additive, results, runs
-from scipy.signal import lfilter
+from planted import EMPTY, FULL, additive, overlapping, results, runs
 from statsmodels.stats.multitest import multipletests
 
 from spat.evaluation import bootstrap, cells, statistics, summary
@@ -19,30 +18,12 @@ from spat.frames import RUN
 BLOCK = 192
 
 
-def overlapping(n: int, seed: int, horizon: int = 96, memory: float = 0.0) -> np.ndarray:
-    """Per-window losses: means over `horizon` steps of a noise with the given AR(1) memory."""
-    noise = np.random.default_rng(seed).standard_normal(n + horizon - 1 + 500)
-    steps = lfilter([1.0], [1.0, -memory], noise)[500:]
-    return np.convolve(steps, np.full(horizon, 1 / horizon), "valid")
+def standard_error(seeds: np.ndarray, block: int, draws: int = 2000, seed: int = 0) -> float:
+    """Of the mean of losses [S, N]."""
+    return float(bootstrap.resample(seeds[None], block, draws, seed).std(ddof=1))
 
 
 # --- the block bootstrap -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("memory", [0.0, 0.9])
-def test_the_standard_error_of_overlapping_windows(memory: float) -> None:
-    n = 2785
-    samples = [overlapping(n, seed, memory=memory) for seed in range(200)]
-    truth = np.std([x.mean() for x in samples])
-    found = np.mean([bootstrap.standard_error(x, BLOCK, draws=300) for x in samples[:60]])
-    naive = np.mean([x.std() / np.sqrt(n) for x in samples])
-    assert truth / naive > 5, "windows must overlap enough for this test to mean something"
-    assert 0.75 * truth < found < 1.15 * truth
-
-
-def test_independent_losses_have_the_ordinary_standard_error() -> None:
-    x = np.random.default_rng(0).standard_normal(4000)
-    assert bootstrap.standard_error(x, 1) == pytest.approx(x.std() / np.sqrt(4000), rel=0.05)
 
 
 def test_seeds_add_their_variance_and_few_seeds_are_corrected_for() -> None:
@@ -51,19 +32,8 @@ def test_seeds_add_their_variance_and_few_seeds_are_corrected_for() -> None:
     found = []
     for _ in range(200):
         seeds = rng.standard_normal((3, 1)) * np.ones((3, 900))
-        found.append(bootstrap.standard_error(seeds, 100, draws=300) ** 2)
+        found.append(standard_error(seeds, 100, draws=300) ** 2)
     assert np.sqrt(np.mean(found)) == pytest.approx(1 / np.sqrt(3), rel=0.15)
-
-
-def test_blocks_are_consecutive_windows() -> None:
-    # With one block a draw, a bootstrap mean is the mean of consecutive windows.
-    x = np.arange(300.0) ** 2
-    means = bootstrap.resample(x[None, None], block=100, draws=50)[0]
-    running = np.convolve(x, np.full(200, 1 / 200), "valid")  # were the two blocks adjacent
-    singles = np.convolve(x, np.full(100, 1 / 100), "valid")
-    sums = singles[:, None] + singles
-    assert all(np.isclose(sums / 2, mean).any() for mean in means)
-    assert not np.isin(means, running).all()
 
 
 def test_two_thousand_draws_take_well_under_a_second() -> None:
@@ -81,7 +51,7 @@ def test_pairing_removes_what_both_share() -> None:
     assert change.change == pytest.approx(-0.01, abs=1e-9)
     assert change.high - change.low < 1e-6, "a constant factor has no sampling error when paired"
     assert change.p < 0.01
-    assert change.se < bootstrap.standard_error(seeds, BLOCK) / 100
+    assert change.se < standard_error(seeds, BLOCK) / 100
 
 
 def test_the_interval_covers_a_true_change_about_as_often_as_it_says() -> None:
@@ -101,15 +71,15 @@ def test_no_interval_without_blocks_or_with_a_diverged_loss() -> None:
     assert np.isnan(lost.change) and np.isnan(lost.p)
     assert not bootstrap.equivalence(lost).no_worse
     with pytest.raises(ValueError, match="blocks of 192"):
-        bootstrap.standard_error(np.ones(300), BLOCK)
+        bootstrap.resample(np.ones((1, 1, 300)), BLOCK)
     with pytest.raises(ValueError, match="cannot be paired"):
         bootstrap.relative_change(np.ones((2, 900)), np.ones((3, 900)), 100)
 
 
 def test_resampling_is_reproducible() -> None:
     x = overlapping(900, 0)
-    first, second = (bootstrap.standard_error(x, 100, draws=100, seed=3) for _ in range(2))
-    assert first == second != bootstrap.standard_error(x, 100, draws=100, seed=4)
+    first, second = (standard_error(x[None], 100, draws=100, seed=3) for _ in range(2))
+    assert first == second != standard_error(x[None], 100, draws=100, seed=4)
 
 
 def change_of(draws: np.ndarray) -> bootstrap.Change:
@@ -217,9 +187,32 @@ def test_a_summary_has_the_nested_mean_and_an_interval_over_seeds() -> None:
     table = summary.summarise(frame, "v", ["model"])
     means = frame.groupby("dataset")["v"].agg(["mean", "sem"])
     assert table["v"].item() == pytest.approx(means["mean"].mean())
-    se = np.sqrt((means["sem"] ** 2).sum()) / 2
-    assert table["high"].item() - table["low"].item() == pytest.approx(2 * 1.96 * se, rel=0.15)
+    rest = frame["v"] - frame.groupby("dataset")["v"].transform("mean")
+    se = np.sqrt(rest.var(ddof=2) * (1 / 30 + 1 / 5)) / 2  # 33 degrees of freedom
+    half = scipy.stats.t.ppf(0.975, 33) * se
+    assert table["high"].item() - table["v"].item() == pytest.approx(half)
+    assert table["v"].item() - table["low"].item() == pytest.approx(half)
+    assert table["p"].item() == pytest.approx(2 * scipy.stats.t.sf(means["mean"].mean() / se, 33))
     assert table[["runs", "cells"]].to_numpy().tolist() == [[35, 2]]
+
+
+@pytest.mark.parametrize("seeds", [{"ETTh1": 3}, {"ETTh1": 10, "ETTh2": 10, "ETTm1": 1}])
+def test_the_interval_of_a_summary_covers_as_often_as_it_says(seeds: dict[str, int]) -> None:
+    rng = np.random.default_rng(1)
+    of = [k for name, count in seeds.items() for k in runs([name], seeds=count)]
+    frame = pd.concat([pd.DataFrame(of).assign(trial=trial) for trial in range(400)])
+    table = summary.summarise(frame.assign(v=rng.normal(size=len(frame))), "v", ["trial"])
+    covered = (table["low"] <= 0) & (table["high"] >= 0)
+    assert covered.mean() == pytest.approx(0.95, abs=0.035)
+    assert ((table["p"] < 0.05) == ~covered).all()
+
+
+def test_rows_of_a_run_are_one_observation() -> None:
+    of = runs(["ETTh1"], seeds=4)
+    once = pd.DataFrame([{**k, "v": float(i)} for i, k in enumerate(of)])
+    thrice = pd.concat([once.assign(v=once["v"] + d) for d in (-1.0, 0.0, 1.0)])
+    expected = summary.summarise(once, "v", ["model"])
+    pd.testing.assert_frame_equal(summary.summarise(thrice, "v", ["model"]), expected)
 
 
 def test_a_summary_of_single_seeds_has_no_interval() -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from spat.evaluation.bootstrap import Array, block_length, equivalence, relative_change
+from spat.evaluation.bootstrap import block_length, equivalence, relative_change
 from spat.evaluation.cells import CELL, keeps_all, keyed
 from spat.frames import RUN
+from spat.resampling import Array
 
 _KEY = [*RUN, "target", "mask"]
 

@@ -3,75 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Final
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+import scipy.stats
 
-from spat.evaluation.bootstrap import Array
-from spat.evaluation.cells import CELL, keyed, weights, with_station
+from spat.evaluation.cells import CELL, weights, with_station
 from spat.frames import RUN
 
-Index: TypeAlias = NDArray[np.int64]
+MEASURES: Final = ("low", "high", "p", "runs", "cells")
 
 
 def summarise(
-    frame: pd.DataFrame,
-    value: str,
-    by: Sequence[str],
-    *,
-    draws: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
+    frame: pd.DataFrame, value: str, by: Sequence[str], *, confidence: float = 0.95
 ) -> pd.DataFrame:
-    """Nested mean of `value` per group of `by`, with a bootstrap interval over seeds.
+    """Nested mean of `value` per group of `by`, with a t interval over seeds.
 
-    Seeds are drawn within their cell (of S, S - 1: see `spat.evaluation.bootstrap`), so the
-    interval is about training again on the same data; what other data would give, the values per
-    station show (`station` may stand in `by`). It is missing where no cell has two seeds. Missing
-    values are left out.
+    Seeds vary within their cell; cells are taken to vary alike, so that their variances are pooled
+    and a cell of a single run counts with that of the others. The interval is about training again
+    on the same data; what other data would give, the values per station show (`station` may stand
+    in `by`). It is missing where no cell has two seeds. Missing values are left out.
 
     Returns:
-        `by`, `value`, `low`, `high`, `runs`, `cells`.
+        `by`, `value`, `low`, `high`, `p` (two-sided, of a mean of 0), `runs`, `cells`.
     """
     rows = with_station(frame[frame[value].notna()])
-    rows = rows.assign(
-        share=weights(rows, by) * rows[value],
-        cell=rows.groupby(list(CELL)).ngroup(),
-        run=rows.groupby(list(RUN)).ngroup(),
-    )
-    found = []
-    for key, group in rows.groupby(list(by), dropna=False):
-        shares, cells, runs = (group[name].to_numpy() for name in ("share", "cell", "run"))
-        sample = _draw_means(shares, cells, runs, draws, seed)
-        tail = (1.0 - confidence) / 2.0
-        low, high = np.quantile(sample, [tail, 1.0 - tail]) if sample.size else (np.nan, np.nan)
-        measures: dict[str, Any] = {
-            value: float(shares.sum()),
-            "low": float(low),
-            "high": float(high),
-            "runs": len(np.unique(runs)),
-            "cells": len(np.unique(cells)),
-        }
-        found.append(keyed(by, key) | measures)
-    return pd.DataFrame(found, columns=[*by, value, "low", "high", "runs", "cells"])
-
-
-def _draw_means(shares: Array, cells: Index, runs: Index, draws: int, seed: int) -> Array:
-    """Bootstrap means [D] of a group's weighted mean; empty where no cell has two runs.
-
-    `shares` [rows] sum to that mean; `cells` and `runs` [rows] number what each row belongs to.
-    """
-    rng = np.random.default_rng(seed)
-    total, varies = np.zeros(draws), False
-    for cell in np.unique(cells):
-        here = cells == cell
-        _, number = np.unique(runs[here], return_inverse=True)
-        per_run = np.bincount(number, shares[here])
-        count = len(per_run)
-        drawn = max(count - 1, 1)
-        counts = rng.multinomial(drawn, np.full(count, 1 / count), size=draws)
-        total += counts @ per_run * (count / drawn)
-        varies |= count > 1
-    return total if varies else np.empty(0)
+    weight = weights(rows, by)
+    rows = rows.assign(weight=weight, share=weight * rows[value])
+    keys, of_cell, of_run = ([*dict.fromkeys([*by, *more])] for more in ((), CELL, RUN))
+    runs = rows.groupby(of_run, dropna=False)[["weight", "share"]].sum().reset_index()
+    own = runs["share"] / runs["weight"]
+    cell_mean = own.groupby([runs[key] for key in of_cell], dropna=False).transform("mean")
+    runs = runs.assign(squares=(own - cell_mean) ** 2, weights=runs["weight"] ** 2)
+    groups = runs.groupby(keys, dropna=False)
+    table = groups[["share", "squares", "weights"]].sum()
+    table["runs"] = groups.size()
+    table["cells"] = runs[of_cell].drop_duplicates().groupby(keys, dropna=False).size()
+    freedom = (table["runs"] - table["cells"]).where(lambda n: n > 0)
+    error = np.sqrt(table["squares"] / freedom * table["weights"])
+    half = error * scipy.stats.t.ppf(0.5 + confidence / 2.0, freedom)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = 2.0 * scipy.stats.t.sf(np.abs(table["share"] / error), freedom)
+    table = table.assign(low=table["share"] - half, high=table["share"] + half, p=p)
+    return table.rename(columns={"share": value}).reset_index()[[*by, value, *MEASURES]]

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from spat.evaluation.bootstrap import Array
 from spat.evaluation.cells import CELL, fields, keyed, site_errors, weights
 from spat.evaluation.ranks import (
     pairwise_tau,
@@ -25,6 +24,7 @@ from spat.evaluation.ranks import (
 )
 from spat.evaluation.summary import summarise
 from spat.frames import RUN
+from spat.resampling import Array
 
 
 def leave_one_out(results: pd.DataFrame) -> pd.DataFrame:
@@ -87,7 +87,7 @@ def agreement_tests(
         `by`, `criterion`, `tau`, `low`, `high`, `runs`, `cells`, `null_sd`, `p`, `p_position`.
     """
     keys = [*by, "criterion"]
-    table = summarise(agreement, "tau", keys, confidence=confidence, seed=seed)
+    table = summarise(agreement, "tau", keys, confidence=confidence).drop(columns="p")
     rows = agreement.assign(weight=weights(agreement, keys))
     found = [keyed(keys, key) | _nulls(group, draws, seed) for key, group in rows.groupby(keys)]
     nulls = pd.DataFrame(found, columns=[*keys, "null_sd", "p", "p_position"])
@@ -95,7 +95,10 @@ def agreement_tests(
 
 
 def truth_agreement(results: pd.DataFrame) -> pd.DataFrame:
-    """How well the truth agrees with itself: no criterion can be expected to agree with it better.
+    """How well two measurements of the truth agree, each as noisy as the other.
+
+    That is no ceiling: a criterion without noise of its own can agree with either better than they
+    do with each other.
 
     Returns:
         CELL, `across` (`seeds`: pairs of seeds, data orders averaged; `orders`: pairs of data

@@ -13,14 +13,14 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from spat.evaluation.bootstrap import Array
 from spat.evaluation.cells import CELL, keyed
 from spat.evaluation.ranks import UNIFORMITY
 from spat.frames import RUN
+from spat.resampling import Array
 
 LEVELS: Final = ("sites", "heads")
-# Of two runs each draw holds but one: the interval would not even cover what both give together.
-MIN_RUNS: Final = 3
+# Of fewer runs the bootstrap's interval is little more than their range.
+MIN_RUNS: Final = 6
 _MEASURES: Final = ("rho", "low", "high", "within", "within_low", "within_high", "runs", "points")
 
 

@@ -13,10 +13,10 @@ from fractions import Fraction
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from spat.config import PruningSection
 from spat.pruning.masks import Mask, all_site_masks
+from spat.resampling import Array, block_means
 
 RANDOM = "random"
 # The adaptive rules follow the criterion of the paper.
@@ -26,8 +26,6 @@ PATH_RULES = ("one_se", "validation")
 SITE, HEAD = "site", "head"
 # In the place of a head: the whole site.
 WHOLE = -1
-
-Array = NDArray[np.float64]
 Place = tuple[int, int]
 
 
@@ -150,7 +148,7 @@ def loss_drop_bound(
     `drops` [sites, windows] is the validation loss of each window without the site minus with it
     (so paired). The bound is one-sided: the `confidence` quantile of the moving-block bootstrap.
     """
-    means = block_bootstrap(drops, block, draws, seed)
+    means = _bootstrap(drops, block, draws, seed)
     return tuple(int(i) for i in np.flatnonzero(np.quantile(means, confidence, axis=-1) <= 0))
 
 
@@ -171,7 +169,7 @@ def one_standard_error(errors: Sequence[Array], *, block: int, draws: int, seed:
         difference = np.asarray(errors[k], np.float64) - errors[best]
         if not np.isfinite(difference).all():
             continue
-        if difference.mean() <= block_bootstrap(difference, block, draws, seed).std(ddof=1):
+        if difference.mean() <= _bootstrap(difference, block, draws, seed).std(ddof=1):
             chosen = k
     return chosen
 
@@ -190,22 +188,14 @@ def validation_minimum(errors: Sequence[float] | Array) -> int:
     return int(np.flatnonzero(values == values[np.isfinite(values)].min())[-1])
 
 
-def block_bootstrap(series: Array, block: int, draws: int, seed: int) -> Array:
-    """Moving-block bootstrap (Kuensch, 1989) of the mean: series [..., windows] -> [..., draws].
+def _bootstrap(series: Array, block: int, draws: int, seed: int) -> Array:
+    """Moving-block bootstrap of the mean: series [..., windows] -> [..., draws].
 
-    Leading axes are resampled together. The draws are centred on the sample mean, since windows at
-    the ends stand in fewer blocks. A series of less than two blocks is cut into halves instead;
-    its spread is then too small.
+    A series of less than two blocks is cut into halves instead; its spread is then too small.
     """
     values = np.asarray(series, dtype=np.float64)
-    n = values.shape[-1]
-    block = max(1, min(block, n // 2))
-    sums = np.concatenate([np.zeros_like(values[..., :1]), values.cumsum(-1)], axis=-1)
-    means = (sums[..., block:] - sums[..., :-block]) / block  # [..., n - block + 1]
-    shape = (draws, math.ceil(n / block))
-    starts = np.random.default_rng(seed).integers(n - block + 1, size=shape)
-    centre = values.mean(-1, keepdims=True) - means.mean(-1, keepdims=True)
-    return np.asarray(means[..., starts].mean(-1) + centre)
+    block = max(1, min(block, values.shape[-1] // 2))
+    return block_means(values, block, draws, np.random.default_rng(seed))
 
 
 def _by_ratio(

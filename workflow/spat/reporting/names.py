@@ -7,6 +7,7 @@ from typing import Final
 TABLES: Final = (
     "main",
     "changes",
+    "sources",
     "efficiency",
     "zeroshot",
     "heads",

@@ -26,6 +26,7 @@ from spat.reporting.tables import (
     quality,
     replicates,
     robustness,
+    sources,
     stability,
     transfer,
     validation,
@@ -73,6 +74,12 @@ TABLES: Final[dict[str, Table]] = {
             _CHOSEN,
         ),
     ),
+    "sources": Table(
+        sources.sources,
+        "Change of the test MSE against the control over independent data sources",
+        Layout(("model", "variant", "method"), "measure", best=False, counted="sources"),
+        sources.NOTES,
+    ),
     "efficiency": Table(
         efficiency.efficiency,
         "What pruning saves: the dense model's values and the change against them",
@@ -119,7 +126,10 @@ TABLES: Final[dict[str, Table]] = {
             "Gain: the mean error of all masks with as many sites removed, minus the error of the "
             "criterion's mask (positive is better than chance).",
             "Regret: its error minus that of the oracle's mask.",
-            "Intervals are over seeds.",
+            "Intervals (t, variances pooled over cells) are over seeds: what other test windows or "
+            "other data would give, they do not know.",
+            "P-values: of a gain by a t-test over seeds, of an agreement by permuting the sites of "
+            "each run; adjusted over all criteria. The last one gives all runs the same order.",
         ),
     ),
     "replicates": Table(
@@ -133,8 +143,8 @@ TABLES: Final[dict[str, Table]] = {
             "no (F not significant); not replicated (fewer than three data orders).",
             "Sd of seeds: of a mask's change against the control. Detectable: the smallest such "
             "change that a paired t-test of as many seeds finds with a power of 80 % at 5 %.",
-            "Tau-b: how well the changes by leaving out one site agree between orders and seeds; "
-            "no criterion can be expected to agree with them better.",
+            "Tau-b: how well the changes by leaving out one site agree between orders and seeds, "
+            "each as noisy as the other.",
         ),
     ),
     "stability": Table(
@@ -221,7 +231,7 @@ TABLES: Final[dict[str, Table]] = {
             "Below the masks, dense models trained as the dense one, without the extra epochs, so "
             "to be compared with it: narrow (as small as what is left without attention), dropout, "
             "sam (sharpness-aware minimisation).",
-            "Tuned: each seed has the value of its best validation error.",
+            "Tuned: each seed has the value of its best validation error, no change (base) too.",
             _CHOSEN,
             _REPEATED,
             _PAIRED,

@@ -68,9 +68,9 @@ def adaptive(frames: Frames) -> pd.DataFrame:
 def _average(rows: pd.DataFrame, value: str) -> pd.DataFrame:
     name, unit, scale = MEASURES[value]
     keys = ["model", "variant", "place", "rule"]
-    table = summarise(rows, value, keys, draws=500)
+    table = summarise(rows, value, keys)
     table = table.rename(columns={value: "mean", "runs": "n", "place": "station"})
     table[["mean", "low", "high"]] *= scale
     if unit != "%":
         table[["low", "high"]] = float("nan")
-    return table.drop(columns="cells").assign(measure=name, unit=unit)
+    return table.drop(columns=["cells", "p"]).assign(measure=name, unit=unit)

@@ -30,8 +30,9 @@ def controls(frames: Frames) -> pd.DataFrame:
 
     Columns: dataset, model, variant, lookback, horizon, method, measure (MSE, its changes against
     the dense model and the control, MAE, both errors of the mask trained from scratch, parameters,
-    FLOPs), mean, sd, n, missing, unit, values. A kind of control with several values is `(tuned)`:
-    every seed has the value of its best validation error, and `values` counts them.
+    FLOPs), mean, sd, n, missing, unit, values. A kind of control with values is `(tuned)`: every
+    seed has the value of its best validation error, the variant's own (`base`) among them, and
+    `values` counts them.
 
     Raises:
         Absent: if nothing was trained from scratch and no variant is a control.
@@ -41,7 +42,7 @@ def controls(frames: Frames) -> pd.DataFrame:
     names = rows.loc[rows["phase"] == "finetuned", [*RUN, "mask", "method"]]
     scratch = in_domain(methods.tested(frames.results), phase="scratch")
     scratch = scratch.merge(names, on=[*RUN, "mask"])
-    others = tuned(frames.controls)
+    others = tuned(pd.concat([frames.results, frames.controls]))
     others = others.assign(
         method=others["kind"].where(others["value"] == "", others["kind"] + TUNED)
     )

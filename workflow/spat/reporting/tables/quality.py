@@ -8,8 +8,9 @@ import pandas as pd
 
 from spat.evaluation import quality as evaluation
 from spat.evaluation.ranks import merged_criteria
+from spat.evaluation.statistics import holm
 from spat.evaluation.summary import summarise
-from spat.evaluation.truth import agreements
+from spat.evaluation.truth import agreement_tests, agreements
 from spat.reporting.frames_io import Absent, Frames
 from spat.reporting.methods import ordered
 from spat.reporting.tables.accuracy import by_cell
@@ -22,7 +23,11 @@ REGRET: Final = {
 }
 NULL: Final = "hindsight regret of equal masks"
 AGREEMENT: Final = "tau-b with the leave-one-out change"
-MEASURES: Final = (GAIN, *REGRET.values(), NULL, AGREEMENT)
+# P-values, by Holm's method over the criteria of the configuration.
+NO_GAIN: Final = "p: no gain (Holm)"
+NO_AGREEMENT: Final = "p: no agreement (Holm)"
+POSITION: Final = "p: no better than another order of the positions"
+MEASURES: Final = (GAIN, NO_GAIN, *REGRET.values(), NULL, AGREEMENT, NO_AGREEMENT, POSITION)
 # Decisions that are no criterion's.
 NOT_RANKING: Final = ("control", "exhaustive")
 
@@ -31,9 +36,10 @@ def quality(frames: Frames) -> pd.DataFrame:
     """Measures of each criterion per model, averaged over its cells, with intervals over seeds.
 
     Columns: model, variant, criterion, measure, mean, low, high, sd, n (runs), missing, unit. Gains
-    and regrets are percent of the error they are compared with. Criteria that order the sites of
-    every run identically are one row. Averages take seeds first, then
-    horizons, datasets of a station, stations.
+    and regrets are percent of the error they are compared with; the p-value of a gain is that of a
+    t-test over seeds, those of an agreement are of `spat.evaluation.truth.agreement_tests`.
+    Criteria that order the sites of every run identically are one row. Averages take seeds first,
+    then horizons, datasets of a station, stations.
 
     Raises:
         Absent: if no run has all masks of some number of sites fine-tuned.
@@ -47,27 +53,44 @@ def quality(frames: Frames) -> pd.DataFrame:
             "No run has all its site masks fine-tuned: set `pruning.exhaustive: true` to compare "
             "criteria with chance and with the oracle."
         )
-    by = ["model", "variant", "criterion"]
-    tables = [_average(gains, "relative_gain", by, GAIN)]
+    gained = _average(gains, "relative_gain", GAIN)
+    tables = [gained, _adjusted(gained, NO_GAIN)]
     regrets = evaluation.regrets(frames.results, selections, labels)
     for oracle, name in REGRET.items():
-        rows = regrets[regrets["oracle"] == oracle]
-        tables.append(_average(rows, "relative_regret", by, name))
-    tables.append(_average(regrets[regrets["oracle"] == "hindsight"], "relative_null", by, NULL))
+        tables.append(_average(regrets[regrets["oracle"] == oracle], "relative_regret", name))
+    tables.append(_average(regrets[regrets["oracle"] == "hindsight"], "relative_null", NULL))
     taus = agreements(frames.results, frames.scores, labels)
     taus = taus[taus["criterion"].isin(set(gains["criterion"]))]
-    tables.append(_average(taus, "tau", by, AGREEMENT))
+    tables.append(_average(taus, "tau", AGREEMENT))
+    if not taus.empty:
+        tests = agreement_tests(taus, _BY[:-1]).rename(columns={"runs": "n"})
+        position = tests.assign(mean=tests["p_position"], measure=POSITION, unit="p")
+        tables += [_adjusted(tests, NO_AGREEMENT), position[_COLUMNS]]
     table = pd.concat([table for table in tables if not table.empty], ignore_index=True)
     measure = ordered(table["measure"], [m for m in MEASURES if m in set(table["measure"])])
     table = table.assign(measure=measure, sd=float("nan"), missing=0)
-    return by_cell(table, [*by, "measure"])
+    return by_cell(table.drop(columns="p"), [*_BY, "measure"])
 
 
-def _average(rows: pd.DataFrame, value: str, by: list[str], measure: str) -> pd.DataFrame:
+_BY: Final = ["model", "variant", "criterion"]
+_COLUMNS: Final = [*_BY, "mean", "n", "measure", "unit"]
+
+
+def _average(rows: pd.DataFrame, value: str, measure: str) -> pd.DataFrame:
     if rows[value].isna().all():
         return pd.DataFrame()
-    table = summarise(rows.astype({value: "float64"}), value, by, draws=500)
+    table = summarise(rows.astype({value: "float64"}), value, _BY)
     scale, unit = (1, "tau") if value == "tau" else (100, "%")
     table = table.rename(columns={value: "mean", "runs": "n"}).drop(columns="cells")
     table[["mean", "low", "high"]] *= scale
     return table.assign(measure=measure, unit=unit)
+
+
+def _adjusted(table: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """The column `p`, adjusted over the criteria of each model."""
+    found = []
+    for _, group in table.groupby(_BY[:-1]):
+        p = dict(zip(group["criterion"], group["p"], strict=True))
+        adjusted = holm(p, list(p))
+        found.append(group.assign(mean=group["criterion"].map(adjusted).astype("float64")))
+    return pd.concat(found).assign(measure=measure, unit="p")[_COLUMNS]

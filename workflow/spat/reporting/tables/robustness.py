@@ -95,8 +95,8 @@ def _manipulated(frames: Frames) -> pd.DataFrame:
 def _average(rows: pd.DataFrame, value: str, measure: str) -> pd.DataFrame:
     if rows.empty:
         return pd.DataFrame()
-    table = summarise(rows.astype({value: "float64"}), value, _BY, draws=500)
-    table = table.rename(columns={value: "mean", "runs": "n"}).drop(columns="cells")
+    table = summarise(rows.astype({value: "float64"}), value, _BY)
+    table = table.rename(columns={value: "mean", "runs": "n"}).drop(columns=["cells", "p"])
     # The components of an AUROC may leave [0, 1]; so may the quantiles of their means.
     table[["low", "high"]] = table[["low", "high"]].clip(0.0, 1.0)
     return table.assign(measure=measure)
