@@ -73,6 +73,7 @@ def quiet() -> contextlib.AbstractContextManager[object]:
 def as_published(threads: int) -> Iterator[None]:
     """Torch as the field leaves it, but for the number of threads."""
     torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.allow_tf32 = True
     torch.set_num_threads(threads)
     yield
     prepare_torch("float32")

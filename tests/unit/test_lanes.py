@@ -117,8 +117,10 @@ def test_the_room_of_a_card_is_what_a_lane_takes(monkeypatch: pytest.MonkeyPatch
     emptied = memory(monkeypatch, free=20, reserved=60, unused=10)
     assert lanes._admits(), "what the allocator keeps unused is given back first"
     assert emptied
-    memory(monkeypatch, free=20, reserved=60, unused=9)
+    emptied = memory(monkeypatch, free=20, reserved=60, unused=9)
     assert not lanes._admits()
+    assert not lanes._admits()
+    assert len(emptied) == 1, "a full card is not asked again at once"
     lanes._running = 0
     assert lanes._admits(), "one always runs"
 
@@ -141,6 +143,31 @@ def test_no_two_lanes_share_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     # While two pieces last, the others use up the streams that torch has.
     lanes.map([partial(work, 0.1)] * 2 + [partial(work, 0.001)] * 100)
     assert shared == []
+
+
+def test_a_stream_is_always_used_by_the_same_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+    lanes, pairs = Lanes(CARD, 4), set()
+
+    def work() -> None:
+        pairs.add((torch.cuda.current_stream().cuda_stream, threading.get_ident()))
+        time.sleep(0.001)
+
+    lanes.threads([partial(lanes.map, [work] * 10)] * 4)
+    assert len(pairs) <= 4
+
+
+def test_what_ran_out_of_memory_once_is_done_again_in_as_many_lanes() -> None:
+    lanes, tried = Lanes(CPU, 3), []
+
+    def work() -> str:
+        tried.append(1)
+        if len(tried) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return "done"
+
+    assert lanes.run(work) == "done"
+    assert lanes.count == 3
 
 
 def test_more_lanes_than_streams_are_refused() -> None:

@@ -1,6 +1,9 @@
 """What jobs ask of the machine."""
 
+import os
 from pathlib import Path
+
+import pytest
 
 from spat import scheduling
 
@@ -23,3 +26,11 @@ def test_masks_share_the_cores_that_runs_do_not_fill() -> None:
 
 def test_wide_data_get_more_memory() -> None:
     assert scheduling.memory_mb("ETTh1") < scheduling.memory_mb("Traffic")
+
+
+def test_cuda_is_prepared_but_for_what_the_user_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "4")
+    scheduling.prepare_cuda()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == "4"

@@ -14,7 +14,7 @@ from spat.data.windows import Splits, split
 from spat.evaluation.metrics import evaluate
 from spat.models.forecaster import Forecaster
 from spat.models.registry import Shape, build, hyperparameters
-from spat.training import checkpoints
+from spat.training import checkpoints, loop
 from spat.training.loop import (
     Fit,
     Restart,
@@ -128,6 +128,14 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_undisturbed_one_does(
     assert [[row[k] for k in same] for row in whole.history] == [
         [row[k] for k in same] for row in rest.history
     ]
+
+
+def test_states_are_not_written_more_often_than_a_device_asks(
+    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(loop.SAVE_EVERY, "cpu", 1e9)
+    fit(small(), splits, settings(epochs=2), SEEDS, state=tmp_path / "state.pt")
+    assert not list(tmp_path.iterdir())
 
 
 def test_early_stopping_counts_epochs_without_a_better_validation(splits: Splits) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,12 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; expected failures are one message on stderr and exit status 1."""
     gc.set_threshold(*GARBAGE)
     options = _parser().parse_args(arguments)
-    # Deterministic matmuls on CUDA need this before the first one.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if options.command is _schema:
         return _schema() or 0
+    from spat import scheduling
     from spat.config import ConfigError, load_files
 
+    scheduling.prepare_cuda()
     try:
         config = load_files(*options.config)
         return options.command(config, options) or 0

@@ -8,16 +8,17 @@ numbers do not depend on what runs beside it.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import multiprocessing
 import multiprocessing.connection
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+import traceback
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import torch
 
@@ -68,11 +69,33 @@ def _die_with_parent() -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
+# Seconds for which a card without room counts as such, so that not every waiting thread asks.
+LOOK_AGAIN: Final = 1.0
+
+
+class _Lane:
+    """A thread and its stream: cuBLAS keeps a workspace for each pair of both that it ever met."""
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self._stream = stream
+        self._thread = ThreadPoolExecutor(1)
+
+    def do(self, work: Callable[[], T]) -> T:
+        """Do a piece of work there, and wait for it."""
+
+        def here() -> T:
+            with torch.cuda.stream(self._stream):
+                return work()
+
+        return self._thread.submit(here).result()
+
+
 class Lanes:
     """So many pieces of work at a time on one device, fewer when its memory is full.
 
-    A piece of work that runs out of memory gives its lane up and is done again when the others
-    leave room; training goes on from its last epoch.
+    A piece of work that runs out of memory is done again: at once where unused memory can be given
+    back, and if that was not enough when the others leave room; training goes on from the last
+    epoch that was kept.
     """
 
     def __init__(self, device: torch.device, count: int) -> None:
@@ -90,32 +113,35 @@ class Lanes:
         self._running = 0
         self._most = 1  # that ever ran at the same time
         self._turn = threading.Condition()
-        self._streams: list[torch.cuda.Stream] | None = None  # of the lanes that are free
+        self._free: list[_Lane] | None = None
+        self._full_until = 0.0
 
     def run(self, work: Callable[[], T]) -> T:
-        """Do a piece of work in this thread as soon as a lane is free.
+        """Do a piece of work as soon as a lane is free.
 
         Raises:
             RuntimeError: if it does not fit the device though nothing else runs there.
         """
+        again = False
         while True:
             with self._turn:
                 self._turn.wait_for(self._admits)
                 self._running += 1
                 self._most = max(self._most, self._running)
             try:
-                with self._stream():
-                    return work()
+                return self._in_lane(work)
             except Exception as error:
                 if not streams.out_of_memory(error):
                     raise
-                problem = str(error)  # the error itself holds on to the tensors of its frames
+                traceback.clear_frames(error.__traceback__)  # they hold on to tensors
+                if again:
+                    self._narrow(str(error))
             finally:
                 with self._turn:
-                    beside = self._running - 1
-                    self._running = beside
+                    self._running -= 1
                     self._turn.notify_all()
-            self._narrow(beside, problem)
+            again = True
+            self._give_back()
 
     def map(self, works: Sequence[Work]) -> None:
         """Do all of them, each in a lane of its own thread."""
@@ -140,22 +166,34 @@ class Lanes:
         """Whether the card has left what a lane took on average when most was in use."""
         if self.device.type != "cuda":
             return True
+        if time.monotonic() < self._full_until:
+            return False
         # Reserved is what counts: the memory of a captured step serves nothing else.
         lane = torch.cuda.max_memory_reserved(self.device) / self._most
         if torch.cuda.mem_get_info(self.device)[0] >= lane:
             return True
-        with streams.between_captures():
-            torch.cuda.empty_cache()
-        return torch.cuda.mem_get_info(self.device)[0] >= lane
+        self._give_back()
+        if torch.cuda.mem_get_info(self.device)[0] >= lane:
+            return True
+        self._full_until = time.monotonic() + LOOK_AGAIN
+        return False
 
-    def _narrow(self, beside: int, problem: str) -> None:
-        """After running out of memory with so many others at work."""
-        if not beside:
-            raise RuntimeError(
-                f"{self.device}: too little memory for one run alone ({problem}); take a device "
-                "with more, or set `training.device: cpu`"
-            )
+    def _give_back(self) -> None:
+        """What the allocator keeps and nobody uses goes back to the device."""
+        gc.collect()  # what failed work left in cycles still holds its tensors
+        if self.device.type == "cuda":
+            with streams.between_captures():
+                torch.cuda.empty_cache()
+
+    def _narrow(self, problem: str) -> None:
+        """After running out of memory twice, this time with the others that are now at work."""
         with self._turn:
+            beside = self._running - 1
+            if not beside:
+                raise RuntimeError(
+                    f"{self.device}: too little memory for one run alone ({problem}); take a "
+                    "device with more, or set `training.device: cpu`"
+                )
             self.count = min(self.count, beside)
         print(
             f"{self.device} is full: from now on {self.count} at a time instead of {beside + 1}; "
@@ -163,28 +201,20 @@ class Lanes:
             file=sys.stderr,
             flush=True,
         )
-        gc.collect()  # what the failed work left in cycles still holds its tensors
-        if self.device.type == "cuda":
-            with streams.between_captures():
-                torch.cuda.empty_cache()
 
-    @contextlib.contextmanager
-    def _stream(self) -> Iterator[None]:
-        """The stream of a free lane."""
+    def _in_lane(self, work: Callable[[], T]) -> T:
         if self.device.type != "cuda":
-            yield
-            return
+            return work()
         with self._turn:
-            if self._streams is None:
-                self._streams = streams.distinct(self.device, self.count)
-            free = self._streams
-            stream = free.pop()
+            if self._free is None:
+                self._free = [_Lane(s) for s in streams.distinct(self.device, self.count)]
+            free = self._free
+            lane = free.pop()
         try:
-            with torch.cuda.stream(stream):
-                yield
+            return lane.do(work)
         finally:
             with self._turn:
-                free.append(stream)
+                free.append(lane)
 
 
 def _results(futures: Sequence[Future[T]]) -> list[T]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from spat.config import Device
@@ -15,6 +16,17 @@ MB_PER_CHANNEL = 20
 
 # Each card that the NVIDIA driver sees has a folder here; asking torch would take seconds.
 CARDS = Path("/proc/driver/nvidia/gpus")
+
+
+# What CUDA reads when it starts: matrix products that are deterministic, and as many queues in
+# hardware as torch has streams (by default 8, and streams that share one wait for each other).
+CUDA_ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "CUDA_DEVICE_MAX_CONNECTIONS": "32"}
+
+
+def prepare_cuda() -> None:
+    """Set the environment that CUDA needs, unless the user has; nothing is imported or started."""
+    for name, value in CUDA_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 def gpus(device: Device, cards: Path = CARDS) -> int:

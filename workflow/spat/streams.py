@@ -42,9 +42,11 @@ def on_own(device: torch.device) -> Iterator[None]:
         return
     inside = _process_wide(device)
     inside.wait_stream(outside)
-    with torch.cuda.stream(inside):
-        yield
-    outside.wait_stream(inside)
+    try:
+        with torch.cuda.stream(inside):
+            yield
+    finally:
+        outside.wait_stream(inside)
 
 
 @functools.cache
@@ -56,13 +58,18 @@ def _process_wide(device: torch.device) -> torch.cuda.Stream:
 def capturing(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
     """Record in `graph` what this thread does on its stream; other threads go on with theirs.
 
-    CUDA takes one capture at a time.
+    CUDA takes one capture at a time. `torch.cuda.graph` would wait for the work of all streams and
+    empty the cache of all lanes each time; here that happens where memory is short.
     """
-    recording = torch.cuda.graph(
-        graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
-    )
-    with _CAPTURING, recording:
-        yield
+    with _CAPTURING:
+        free, total = torch.cuda.mem_get_info()
+        if free < total // 4:
+            torch.cuda.empty_cache()
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            yield
+        finally:
+            graph.capture_end()
 
 
 @contextlib.contextmanager
@@ -87,4 +94,8 @@ def out_of_memory(error: BaseException | None) -> bool:
 
 
 # What libraries say that allocate past torch: cuBLAS for its handle, CUDA for a graph.
-_FULL = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+_FULL = (
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDA error: out of memory",
+)

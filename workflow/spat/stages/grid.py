@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from functools import partial
 
@@ -68,6 +69,7 @@ def _attempt(
             _measure(config, planned)
     except Exception as error:
         print(f"{planned.run.path}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        traceback.clear_frames(error.__traceback__)  # they hold on to the model and its data
         return error
     print(f"{planned.run.path}: whole", file=sys.stderr, flush=True)
     return True

@@ -1,4 +1,4 @@
-"""The state of a training run, replaced atomically at the end of every epoch.
+"""The state of a training run, replaced atomically at the end of an epoch.
 
 It holds all that the next epoch depends on (weights, optimiser, the generators of data order and
 dropout, the best weights so far, patience), so that a resumed run ends bit for bit where an

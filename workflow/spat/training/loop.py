@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from spat.training import checkpoints
 from spat.training.checkpoints import Progress
 from spat.training.optimisation import adam, rate_at, set_rate
 from spat.training.step import training_step
+
+# Seconds between two states of a run: on a card an epoch may take less than writing its state.
+SAVE_EVERY: Final = {"cpu": 0.0, "cuda": 20.0}
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def fit(
 ) -> Fit:
     """Train on `splits.train`, choose the epoch by `splits.validation`; the test split is not read.
 
-    With `state`, progress is kept in that file after every epoch and taken up from it.
+    With `state`, progress is kept in that file after an epoch (`SAVE_EVERY`) and taken up from it.
     """
     optimiser = adam(model, settings.learning_rate)
     order = torch.Generator().manual_seed(seeds.order)
@@ -125,6 +128,7 @@ def fit(
     with training_step(
         model, splits.train, optimiser, dropout, settings.precision, settings.sam_rho
     ) as step:
+        saved, pause = time.monotonic(), SAVE_EVERY[splits.train.device.type]
         report = _Reporter(label, settings.epochs, len(splits.train))
         while not _finished(progress, settings):
             started = time.perf_counter()
@@ -147,8 +151,9 @@ def fit(
             report.epoch(row)
             if after_epoch is not None and progress.status == "ok":
                 progress.recorded += after_epoch(progress.epoch, model)
-            if state is not None:
+            if state is not None and time.monotonic() - saved >= pause:
                 checkpoints.save(state, progress, model, optimiser, drawn)
+                saved = time.monotonic()
     if progress.best_weights:
         model.load_state_dict(progress.best_weights)
     return Fit(

@@ -53,6 +53,7 @@ def training_step(
         try:
             yield captured
         finally:
+            optimiser.zero_grad(set_to_none=True)  # gradients lie in the memory of the graph
             captured.release()
 
 
@@ -122,7 +123,8 @@ class CapturedStep:
         return self._loss.clone()
 
     def release(self) -> None:
-        """Give up the graph and the memory that it holds."""
+        """Give up the graph and the memory that it holds, once it has run."""
+        torch.cuda.current_stream().synchronize()
         with streams.between_captures():
             self._graph = self._index = self._loss = None
 
@@ -131,6 +133,12 @@ class CapturedStep:
         graph = torch.cuda.CUDAGraph()
         # Each replay then draws new numbers, those that the plain step would have drawn.
         graph.register_generator_state(self._dropout)
-        with streams.capturing(graph):
-            self._loss = self._step(index)
+        try:
+            with streams.capturing(graph):
+                self._loss = self._step(index)
+        except BaseException:
+            # Not when the error is forgotten: by then the stream may have another graph.
+            with streams.between_captures():
+                graph.reset()
+            raise
         return graph
