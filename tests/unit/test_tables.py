@@ -342,6 +342,15 @@ def test_quality_finds_the_criterion_that_knows_the_truth() -> None:
         assert agreement["send"] < 0.05 < agreement.max() <= 1.0
 
 
+def test_quality_of_a_cell_is_that_of_its_runs_alone() -> None:
+    table = TABLES["quality_cells"].function(default())
+    whole = TABLES["quality"].function(default())
+    keys = {"model": "iTransformer", "criterion": "send", "measure": "gain over chance"}
+    cells = [one(table, **keys, dataset=name)["mean"] for name in ("ETTh1", "ETTh2")]
+    assert np.mean(cells) == pytest.approx(one(whole, **keys)["mean"])
+    assert not table["measure"].astype(str).str.startswith("regret").any()
+
+
 # published numbers
 
 

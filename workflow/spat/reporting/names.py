@@ -13,6 +13,7 @@ TABLES: Final = (
     "heads",
     "criteria",
     "quality",
+    "quality_cells",
     "replicates",
     "stability",
     "validation",

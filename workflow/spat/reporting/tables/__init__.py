@@ -132,6 +132,15 @@ TABLES: Final[dict[str, Table]] = {
             "each run; adjusted over all criteria. The last one gives all runs the same order.",
         ),
     ),
+    "quality_cells": Table(
+        quality.in_cells,
+        "Quality of the criteria, cell by cell",
+        Layout((*SHOWN, "criterion"), "measure", best=False, counted="runs"),
+        (
+            "As in the table of averages, which can hide cells that disagree. Intervals (t) are "
+            "over the seeds of the cell; p-values are adjusted over the criteria of a cell.",
+        ),
+    ),
     "replicates": Table(
         replicates.replicates,
         "Is there a ranking to be found? Masks against data orders, and what the seeds can show",
