@@ -26,7 +26,7 @@ def robustness(frames: Frames) -> Figure:
     rows = table.robustness(frames)
     rows = rows[rows["measure"].isin([SMALLER, AUROC])]
     labels = {text: f"measured {text.split()[0]}" for text in PHASES.values()}
-    parts = style.panels(rows, ["model", "variant"])[:MODELS]
+    parts = style.panels(rows, ["dataset", "model", "variant"])[:MODELS]
     names = rows["criterion"].nunique()
     figure = style.canvas(height=(0.13 * names + 0.7) * len(parts) + 0.1)
     # The layout, solved once, is a trace too narrow for the longest name.

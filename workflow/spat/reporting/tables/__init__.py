@@ -212,7 +212,7 @@ TABLES: Final[dict[str, Table]] = {
         robustness.robustness,
         "Which criteria notice a manipulated site, and whether it really is worth less",
         Layout(
-            ("model", "variant", "measure", "criterion"),
+            ("dataset", "model", "variant", "measure", "criterion"),
             "manipulation",
             best=False,
             counted="runs",

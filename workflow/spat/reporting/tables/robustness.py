@@ -22,17 +22,17 @@ PHASES: Final[dict[Phase, str]] = {
 SMALLER: Final = "measured: worth less"
 AUROC: Final = "AUROC"
 AGREES: Final = {phase: f"agrees with measured, {text}" for phase, text in PHASES.items()}
-_BY: Final = ["model", "variant", "criterion", "manipulation"]
+_BY: Final = ["dataset", "model", "variant", "criterion", "manipulation"]
 
 
 def robustness(frames: Frames) -> pd.DataFrame:
-    """AUROC of each criterion at the same position, manipulated against intact, per model.
+    """AUROC of each criterion at the same position, manipulated against intact, per dataset and model.
 
-    Columns: model, variant, measure, criterion, manipulation, mean, low, high, sd, n (runs),
+    Columns: dataset, model, variant, measure, criterion, manipulation, mean, low, high, sd, n (runs),
     missing, unit. Measures are the share of sites that really are worth less once manipulated (the
     criterion says when that was measured), the AUROC, and how often the criterion moved as the
-    measured change did. Intervals are over checkpoints; averages take seeds first, then horizons,
-    datasets of a station, stations.
+    measured change did. Datasets are not averaged, since what a manipulation does to the worth of a
+    site can differ between them. Intervals are over checkpoints.
 
     Raises:
         Absent: if no site was manipulated.
@@ -56,7 +56,7 @@ def robustness(frames: Frames) -> pd.DataFrame:
         missing=0,
         unit="",
     )
-    columns = ["model", "variant", "measure", "criterion", "manipulation"]
+    columns = ["dataset", "model", "variant", "measure", "criterion", "manipulation"]
     values = ["mean", "low", "high", "sd", "n", "missing", "unit"]
     return by_cell(table, columns)[[*columns, *values]]
 
