@@ -53,7 +53,7 @@ def write_stage(
     metrics = {**about, "digest": digest}
     if stage == "pretrain":
         write_history(folder)
-        write_scores(folder, ["epoch"])
+        write_scores(folder, "epoch")
         metrics |= {
             "status": "ok",
             "data_sha256": "ab" * 32,
@@ -68,7 +68,7 @@ def write_stage(
             "errors": errors,
         }
     elif stage == "score":
-        write_scores(folder, ["batch"])
+        write_scores(folder, "batch")
         metrics |= {"wall_s": 2.0, "epoch": 2, "batches": 3}
     elif stage == "prune":
         write_masks(config, folder, about, errors, MASKS)
@@ -124,11 +124,12 @@ def write_history(folder: Path) -> None:
     (folder / "loss.png").write_bytes(PIXEL)
 
 
-def write_scores(folder: Path, by: list[str]) -> None:
+def write_scores(folder: Path, by: str) -> None:
+    """SEND of three epochs, or over all windows (batch -1) and in two batches."""
     frame = pd.DataFrame(
         [
-            {by[0]: i, "site": s, "name": name, "head": head, "criterion": "send", "value": s + i}
-            for i in (1, 2, 3)
+            {by: i, "site": s, "name": name, "head": head, "criterion": "send", "value": s + 2 * i}
+            for i in ((1, 2, 3) if by == "epoch" else (-1, 0, 1))
             for s, name in enumerate(SITES)
             for head in (-1, 0)
         ]
@@ -270,9 +271,9 @@ def test_pretraining_shows_settings_losses_errors_costs_data_environment_and_fig
     assert run["metrics"]["test/mse"] == [(0, 0.38, end)]
     assert run["metrics"]["resources/flops"] == [(0, 2000.0, end)]
     assert [point[:2] for point in run["metrics"]["send/encoder.1.self"]] == [
-        (1, 2.0),
-        (2, 3.0),
-        (3, 4.0),
+        (1, 3.0),
+        (2, 5.0),
+        (3, 7.0),
     ]
     assert run["inputs"] == [("ETTh1", ("ab" * 32)[:12])]
     assert run["tags"]["device"] == "cpu"
@@ -292,7 +293,7 @@ def test_the_other_jobs_show_their_numbers(config: Config) -> None:
     log_all(config)
     view = shown(config)
     score = view[f"{RUN.path}/score"]["metrics"]
-    assert score["send/encoder.0.self"][0][:2] == (0, 2.0)  # the mean over the three batches
+    assert score["send/encoder.0.self"][0][:2] == (0, -2.0)  # over all windows: the one to rank by
     mask = view[f"{RUN.path}/prune/masks/0.1/order0"]
     assert mask["params"].items() >= {"mask": "0.1", "order": "0", "phase": "finetuned"}.items()
     assert {

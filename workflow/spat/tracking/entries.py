@@ -14,6 +14,7 @@ import pandas as pd
 from spat import records, runs
 from spat.config import Config, dump
 from spat.runs import Run
+from spat.scoring.tidy import SITE, aggregate
 
 REPORT = "report"
 RESOURCES = ("params", "flops", "dead_params", "wall_s", "epochs", "best_epoch", "epoch", "batches")
@@ -126,7 +127,7 @@ def _pretrain(config: Config, run: Run, folder: Path) -> Entry:
     metrics = records.read_json(folder / "metrics.json")
     entry = _child(config, run, folder, metrics, name="pretrain", stage="pretrain")
     settings = {**metrics["hyperparameters"], "sites": metrics["sites"], "heads": metrics["heads"]}
-    trajectory = _scores(folder / "scores.parquet", entry.end, ["epoch"])
+    trajectory = _scores(folder / "scores.parquet", entry.end)
     return replace(
         entry,
         params={**entry.params, **_texts(settings)},
@@ -139,9 +140,7 @@ def _pretrain(config: Config, run: Run, folder: Path) -> Entry:
 def _score(config: Config, run: Run, folder: Path) -> Entry:
     metrics = records.read_json(folder / "metrics.json")
     entry = _child(config, run, folder, metrics, name="score", stage="score")
-    return replace(
-        entry, points=[*entry.points, *_scores(folder / "scores.parquet", entry.end, [])]
-    )
+    return replace(entry, points=[*entry.points, *_scores(folder / "scores.parquet", entry.end)])
 
 
 def _mask(config: Config, run: Run, folder: Path) -> Entry:
@@ -282,13 +281,13 @@ def _history(path: Path, start: int) -> Iterator[Point]:
         yield from _points(epoch, start + round(1000 * elapsed), int(row["epoch"]))
 
 
-def _scores(path: Path, time: int, by: list[str]) -> Iterator[Point]:
-    """The mean of each criterion per site, over batches; `by` may add the epoch: the step."""
+def _scores(path: Path, time: int) -> Iterator[Point]:
+    """The value of each criterion that ranks the sites; over pre-training the epoch is the step."""
     if not path.exists():
         return
-    frame = pd.read_parquet(path).query("head == -1")
-    means = frame.groupby(["criterion", "site", "name", *by])["value"].mean().reset_index()
-    for row in means.to_dict("records"):
+    frame = pd.read_parquet(path)
+    frame = aggregate(frame) if "batch" in frame else frame
+    for row in frame[frame["head"] == SITE].to_dict("records"):
         key = f"{row['criterion']}/{row['name']}"
         yield from _points({key: row["value"]}, time, int(row.get("epoch", 0)))
 
