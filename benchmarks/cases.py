@@ -150,7 +150,7 @@ class Case:
 def open_series(size: Size) -> Prepared:
     """The dataset, or, with a notice, a generated series of the same width."""
     row = DATASETS[size.dataset]
-    if row.urls:
+    if row.file:
         section = DataSection()
         mirrors = [ROOT / mirror for mirror in section.mirrors]
         try:

@@ -197,6 +197,16 @@ def test_error_lists_what_was_tried_and_the_way_out(
     assert all(known in message for known in row.sha256)
 
 
+def test_error_says_that_there_is_no_address(dataset: Dataset, cache: Path, mirror: Path) -> None:
+    with pytest.raises(DownloadError) as caught:
+        fetch(dataset, cache, [mirror])
+    first, *tried = str(caught.value).splitlines()
+    assert first == (
+        "Weather: no source has toy.csv, and the registry knows no address of it. Tried:"
+    )
+    assert tried[:2] == [f"  {folder / 'toy.csv'}: no such file" for folder in (cache, mirror)]
+
+
 def test_a_wrong_file_in_the_cache_is_reported_and_replaced(
     dataset: Dataset, cache: Path, mirror: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -14,7 +14,9 @@ from spat.data.registry import DATASETS, Borders, DataError, Dataset, borders
 
 SHARED = Path(__file__).parents[3] / "shared"
 CHECKSUMS = SHARED / "reference" / "dataset_checksums.csv"
-PUBLISHED = [row for row in DATASETS.values() if row.format != "synthetic"]
+PUBLISHED = [row for row in DATASETS.values() if row.urls]
+# A file of one's own, in a folder of `data.mirrors`.
+LOCAL = replace(DATASETS["ETTh1"], name="Local", file="local.csv", urls=(), sha256=("0" * 64,))
 
 # Borders that the published loaders give: end of training, of validation, of test.
 PROTOCOL = {
@@ -39,7 +41,7 @@ def test_all_datasets_are_there() -> None:
     ]
 
 
-@pytest.mark.parametrize("dataset", DATASETS.values(), ids=lambda row: row.name)
+@pytest.mark.parametrize("dataset", [*DATASETS.values(), LOCAL], ids=lambda row: row.name)
 def test_row_is_sound(dataset: Dataset) -> None:
     assert dataset.rows > 0
     assert dataset.channels > 0
@@ -58,9 +60,9 @@ def test_row_is_sound(dataset: Dataset) -> None:
     assert split.test[1] - split.test[0] >= longest
 
 
-@pytest.mark.parametrize("dataset", PUBLISHED, ids=lambda row: row.name)
-def test_published_row_can_be_fetched(dataset: Dataset) -> None:
-    assert dataset.urls
+@pytest.mark.parametrize("dataset", [*PUBLISHED, LOCAL], ids=lambda row: row.name)
+def test_row_with_a_file_can_be_fetched(dataset: Dataset) -> None:
+    assert dataset.file
     assert all(url.startswith("https://") for url in dataset.urls)
     assert all(Path(url).name.removesuffix(".gz") == dataset.file for url in dataset.urls)
     assert dataset.sha256
@@ -68,7 +70,7 @@ def test_published_row_can_be_fetched(dataset: Dataset) -> None:
 
 
 def test_no_hash_serves_two_datasets() -> None:
-    hashes = [digest for dataset in PUBLISHED for digest in dataset.sha256]
+    hashes = [digest for dataset in DATASETS.values() for digest in dataset.sha256]
     assert len(hashes) == len(set(hashes))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def test_an_experiment_plans_the_jobs_of_its_grid(
     transfers = [target for p in planned for target in runs.targets(config, p.run)]
     datasets = {p.run.dataset for p in planned} | set(transfers)
     expected = {
-        "download": sum(bool(DATASETS[name].urls) for name in datasets),
+        "download": sum(bool(DATASETS[name].file) for name in datasets),
         "prepare": len(datasets),
         "pretrain": len(planned),
         **dict.fromkeys(("score", "select", "prune", "decide", "measure"), pruned),
@@ -51,6 +52,17 @@ def test_an_experiment_plans_the_jobs_of_its_grid(
         **dict.fromkeys(("collect", "tables", "figures"), 1),
     }
     assert jobs == {rule: count for rule, count in expected.items() if count}
+
+
+def test_a_file_without_an_address_is_fetched_from_its_copy(
+    pristine: Project, new_project: Callable[[str], Project]
+) -> None:
+    project = new_project("local")
+    registry = project.folder / "workflow/spat/data/registry.py"
+    text = registry.read_text()
+    registry.write_text(text.replace('urls=(f"{_ETT}/{name}.csv",)', "urls=()"))
+    assert registry.read_text() != text
+    assert project.planned() == pristine.planned()
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ CACHE = CONFIG.data.cache.as_posix()
 RESOLVED = provenance.write_resolved(CONFIG).as_posix()
 GPUS = scheduling.gpus(CONFIG.training.device)
 PRUNED = [path for path, planned in PLAN.items() if planned.prune]
-DATASET_OF_FILE = {row.file: row.name for row in DATASETS.values() if row.urls}
+DATASET_OF_FILE = {row.file: row.name for row in DATASETS.values() if row.file}
 
 
 wildcard_constraints:
@@ -72,7 +72,7 @@ def digest(stage):
 
 def raw_file(wildcards):
     row = DATASETS[wildcards.dataset]
-    return f"{CACHE}/{row.file}" if row.urls else []
+    return f"{CACHE}/{row.file}" if row.file else []
 
 
 def prepared(wildcards):

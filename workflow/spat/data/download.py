@@ -137,9 +137,10 @@ def _download(url: str, target: Path) -> None:
 
 
 def _report(dataset: Dataset, cache: Path, tried: list[str]) -> str:
+    addresses = "" if dataset.urls else ", and the registry knows no address of it"
     return "\n".join(
         (
-            f"{dataset.name}: no source has {dataset.file}. Tried:",
+            f"{dataset.name}: no source has {dataset.file}{addresses}. Tried:",
             *(f"  {line}" for line in tried),
             f"Put a copy with SHA-256 {' or '.join(dataset.sha256)}",
             f"into {cache} or a folder of `data.mirrors`, or run the same on generated data:",

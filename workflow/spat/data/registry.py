@@ -49,7 +49,8 @@ class Dataset:
     Attributes:
         name: Name in configurations and results.
         file: Name of the published file; empty for generated data.
-        urls: Official addresses, in the order in which they are tried.
+        urls: Official addresses, in the order in which they are tried; none where a copy in a
+            folder of `data.mirrors` is all there is.
         sha256: Accepted hashes: the published file first, then its published variants. Of a file
             that is sent gzipped, the hash of what it unpacks to.
         rows: Time steps in the file (generated data: the default).

@@ -135,8 +135,10 @@ class Store:
 
 
 def _dataset(name: str, sha256: str) -> DatasetInput:
-    urls = DATASETS[name].urls
-    kind, source = ("http", {"url": urls[0]}) if urls else ("code", {"generator": name})
+    row = DATASETS[name]
+    kind, source = ("code", {"generator": name})
+    if row.file:
+        kind, source = ("http", {"url": row.urls[0]}) if row.urls else ("local", {"uri": row.file})
     return DatasetInput(
         Dataset(name, sha256[:DIGEST_LENGTH], kind, json.dumps(source)),
         [InputTag("mlflow.data.context", "data")],
