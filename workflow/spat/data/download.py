@@ -70,6 +70,13 @@ def available(dataset: Dataset, cache: Path, mirrors: Sequence[Path] = ()) -> bo
     return any(_fault(path, dataset) is None for path in copies)
 
 
+def faults(dataset: Dataset, cache: Path, mirrors: Sequence[Path] = ()) -> list[str]:
+    """The copies that lie in the cache or a mirror but cannot be used, each with the reason."""
+    copies = (cache / dataset.file, *_copies(dataset, mirrors))
+    found = {path: _fault(path, dataset) for path in copies if path.exists()}
+    return [f"{path}: {fault}" for path, fault in found.items() if fault]
+
+
 def _copies(dataset: Dataset, mirrors: Sequence[Path]) -> list[Path]:
     # Where copies may lie; a gzipped one is only spoken of where there is one.
     plain = [mirror / dataset.file for mirror in mirrors]

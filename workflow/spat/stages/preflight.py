@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from spat.config import Config
-from spat.data.download import OFFLINE, available
-from spat.data.registry import DATASETS
+from spat.data.download import OFFLINE, available, faults
+from spat.data.registry import DATASETS, Dataset
 
 NOTICE = """\
 {line}
 NOTICE: {missing} can be had neither from a copy ({folders}) nor from the
-network ({hosts} unreachable). Running the experiment `offline` instead:
+network ({hosts}). Running the experiment `offline` instead:
 GENERATED DATA, results in results/offline/. For the real benchmark put copies
-of the files into one of those folders, or connect, and run again.
+of the files into one of those folders, or connect, and run again.{wrong}
+Its figures and its report are made again with the same arguments:
+  make figures ARGS="{arguments}"
+  make report ARGS="{arguments}"
 {line}"""
 
 
@@ -25,19 +29,28 @@ def preflight(config: Config, timeout: float = 5.0) -> tuple[str, str]:
     missing = [
         row
         for name in sorted(needed)
-        if (row := DATASETS[name]).urls
-        and not available(row, config.data.cache, config.data.mirrors)
+        if not available(row := DATASETS[name], config.data.cache, config.data.mirrors)
     ]
-    hosts = sorted({str(urlsplit(url).hostname) for row in missing for url in row.urls})
-    if not missing or any(_reachable(host, timeout) for host in hosts):
+    reachable = {host: _reachable(host, timeout) for host in _hosts(missing)}
+    lost = [row for row in missing if not any(reachable[host] for host in _hosts([row]))]
+    if not lost:
         return "", ""
+    wrong = [fault for row in lost for fault in faults(row, config.data.cache, config.data.mirrors)]
+    hosts = ", ".join(_hosts(lost))
+    arguments = OFFLINE.removeprefix("snakemake --cores all ")
     notice = NOTICE.format(
         line="!" * 78,
-        missing=", ".join(row.file for row in missing),
+        missing=", ".join(row.file for row in lost),
         folders=", ".join(map(str, (config.data.cache, *config.data.mirrors))),
-        hosts=", ".join(hosts),
+        hosts=f"{hosts} unreachable" if hosts else "no address is known",
+        wrong="".join(f"\n  {line}" for line in ["Not usable:", *wrong]) if wrong else "",
+        arguments=arguments,
     )
-    return OFFLINE.removeprefix("snakemake --cores all "), notice
+    return arguments, notice
+
+
+def _hosts(rows: Iterable[Dataset]) -> list[str]:
+    return sorted({str(urlsplit(url).hostname) for row in rows for url in row.urls})
 
 
 def _reachable(host: str, timeout: float) -> bool:
