@@ -98,10 +98,9 @@ def _train(config: Config, planned: Planned, lanes: Lanes) -> None:
 
 
 def _measure(config: Config, planned: Planned) -> None:
-    from spat.stages.measure import measure
+    from spat.stages.measure import is_measured, measure
 
-    found = runs.folder(config, planned.run, "measure") / "metrics.json"
-    if planned.prune and not found.exists():
+    if planned.prune and not is_measured(config, planned.run):
         measure(config, planned.run)
 
 
@@ -114,9 +113,9 @@ def _datasets(config: Config, run: Run) -> Iterator[str]:
 def _prepare(config: Config, dataset: str) -> None:
     from spat.data.registry import DATASETS
     from spat.stages.download import download
-    from spat.stages.prepare import prepare
+    from spat.stages.prepare import is_prepared, prepare
 
-    if not runs.prepared_file(config, dataset).exists():
-        if DATASETS[dataset].urls:
+    if not is_prepared(config, dataset):
+        if DATASETS[dataset].file:
             download(config, dataset)
         prepare(config, dataset)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from spat import provenance, records, runs
 from spat.config import Config
@@ -18,14 +19,10 @@ def measure(config: Config, run: Run) -> None:
     with alone(config, run, "measure"):
         started = time.perf_counter()
         folder = common.stage_folder(config, run, "measure")
-        source = runs.folder(config, run, "prune")
-        manifest = records.read_json(source / "manifest.json")
         prepare_torch(config.training.precision)
         device = choose_device(config.training.device)
         models = {
-            entry["mask"]: surgery.load(source / entry["folder"], device)
-            for entry in manifest["masks"]
-            if entry["order"] == 0 and entry["phase"] == "finetuned"
+            mask: surgery.load(source, device) for mask, source in _networks(config, run).items()
         }
         latency: dict[str, dict[str, float]] = {mask: {} for mask in models}
         memory: dict[str, dict[str, float]] = {mask: {} for mask in models}
@@ -44,3 +41,29 @@ def measure(config: Config, run: Run) -> None:
                 "wall_s": time.perf_counter() - started,
             },
         )
+
+
+def is_measured(config: Config, run: Run) -> bool:
+    """Whether the networks that there are were measured, as they are and by these settings."""
+    found = runs.folder(config, run, "measure") / "metrics.json"
+    if not found.exists():
+        return False
+    metrics, networks = records.read_json(found), _networks(config, run)
+    return (
+        metrics["digest"] == provenance.settings_digest(config, "measure", run)
+        and metrics["latency_ms"].keys() == networks.keys()
+        and all(
+            records.read_json(folder / "metrics.json")["written"] <= metrics["written"]
+            for folder in networks.values()
+        )
+    )
+
+
+def _networks(config: Config, run: Run) -> dict[str, Path]:
+    """The folder of each mask that is timed: replicates and networks from scratch are as fast."""
+    folder = runs.folder(config, run, "prune")
+    return {
+        entry["mask"]: folder / entry["folder"]
+        for entry in records.read_json(folder / "manifest.json")["masks"]
+        if entry["order"] == 0 and entry["phase"] == "finetuned"
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from spat import records, runs
+from spat import provenance, records, runs
 from spat.config import Config
 from spat.data import series
 from spat.data.registry import DATASETS
@@ -16,7 +16,7 @@ SEED_OFFSET = {"synthetic": 0, "synthetic2": 1}
 
 
 def prepare(config: Config, dataset: str) -> Path:
-    """Write `results/<experiment>/prepared/<dataset>.npz`."""
+    """Write `results/<experiment>/prepared/<dataset>.npz`, and beside it what it depends on."""
     row = DATASETS[dataset]
     if row.format == "synthetic":
         section = config.data.synthetic
@@ -32,6 +32,28 @@ def prepare(config: Config, dataset: str) -> Path:
         path = config.data.cache / row.file
         content = series.read(row, path)
         sha256 = records.sha256(path)
-    output = runs.prepared_file(config, dataset)
+    output, stamp = runs.prepared_file(config, dataset), _stamp(config, dataset)
+    stamp.unlink(missing_ok=True)  # one that stays behind would vouch for another file
     series.save(series.prepare(row, content, sha256), output)
+    records.write_text(stamp, _digest(config, dataset) + "\n")
     return output
+
+
+def is_prepared(config: Config, dataset: str) -> bool:
+    """Whether the file is there, and what it was made from is as it was."""
+    stamp = _stamp(config, dataset)
+    return (
+        runs.prepared_file(config, dataset).exists()
+        and stamp.exists()
+        and stamp.read_text().strip() == _digest(config, dataset)
+    )
+
+
+def _stamp(config: Config, dataset: str) -> Path:
+    return runs.prepared_file(config, dataset).with_suffix(".digest")
+
+
+def _digest(config: Config, dataset: str) -> str:
+    stages = ("download", "prepare")
+    settings = [provenance.settings_digest(config, stage, dataset=dataset) for stage in stages]
+    return records.digest(provenance.code_digest("prepare"), *settings)
