@@ -58,7 +58,7 @@ def summary(config: Config) -> str:
         "tables": config.folder / "tables",
         "figures": config.folder / "figures",
         "runs": config.folder,
-        "tracking": Path(config.tracking.uri or config.results / "mlflow.db"),
+        "tracking": config.tracking.uri or config.results / "mlflow.db",
     }
     lines = [f"  {name:<9} {place}" for name, place in places.items()]
     return "\n".join([main.rstrip(), "", *lines])

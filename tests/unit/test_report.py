@@ -1,0 +1,22 @@
+"""What is printed at the end of a run."""
+
+from pathlib import Path
+
+import pytest
+
+from spat.config import load
+from spat.stages.report import summary
+
+
+@pytest.mark.parametrize("uri", [None, "http://host:5000", "sqlite:////tmp/store.db"])
+def test_the_summary_shows_the_main_table_and_where_the_runs_are_tracked(
+    uri: str | None, tmp_path: Path
+) -> None:
+    grid = [{"datasets": ["ETTh1"], "models": ["DLinear"]}]
+    values = {"experiment": "tried", "results": tmp_path, "grid": grid, "tracking": {"uri": uri}}
+    config = load(values)
+    (config.folder / "tables").mkdir(parents=True)
+    (config.folder / "tables" / "main.md").write_text("| MSE |\n")
+    lines = summary(config).splitlines()
+    assert lines[0] == "| MSE |"
+    assert lines[-1] == f"  tracking  {uri or tmp_path / 'mlflow.db'}"
