@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -63,6 +63,14 @@ class VariantSection(Section):
         None, gt=0.0, description="Radius of sharpness-aware minimisation; none when absent."
     )
 
+    @field_validator("model", mode="before")
+    @classmethod
+    def _single_values(cls, model: Any) -> Any:
+        for key, value in model.items() if isinstance(model, dict) else ():
+            if not isinstance(value, int | float | str | bool):
+                raise ValueError(f"{key}: {value!r} is neither a number nor text nor true or false")
+        return model
+
 
 class SyntheticSection(Section):
     """The generated series (datasets `synthetic` and `synthetic2`)."""
@@ -109,6 +117,10 @@ def _number(value: Any) -> Any:
         return value
 
 
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
+
+
 class LevelSection(Section):
     """What is pruned at one level (whole sites, or single heads)."""
 
@@ -119,19 +131,16 @@ class LevelSection(Section):
 
     @field_validator("ratios", mode="before")
     @classmethod
-    def _numbers_from_the_command_line(cls, ratios: Any) -> Any:
+    def _shares_or_rules(cls, ratios: Any) -> Any:
+        if not isinstance(ratios, list | tuple):
+            return ratios
         # `snakemake --config` hands over numbers inside of a list as text.
-        return [_number(r) for r in ratios] if isinstance(ratios, list | tuple) else ratios
-
-    @field_validator("ratios")
-    @classmethod
-    def _rules_exist(cls, ratios: tuple[float | str, ...]) -> tuple[float | str, ...]:
-        known = ("gap", "one_se", "loss_drop_bound", "validation")
-        for ratio in ratios:
-            if isinstance(ratio, str) and ratio.removeprefix("auto:") not in known:
-                rules = ", ".join(f"auto:{rule}" for rule in known)
+        numbers = [_number(ratio) for ratio in ratios]
+        for ratio in numbers:
+            if not _is_share(ratio) and str(ratio).removeprefix("auto:") not in get_args(Rule):
+                rules = ", ".join(f"auto:{rule}" for rule in get_args(Rule))
                 raise ValueError(f"{ratio!r} is neither a number in (0, 1] nor one of {rules}")
-        return ratios
+        return numbers
 
     @property
     def fixed(self) -> tuple[float, ...]:
@@ -336,16 +345,35 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+# A reader of the error has written YAML, not Python.
+_IN_YAML = {
+    "^Input ": "",
+    "[Tt]uple": "list",
+    " after validation": "",
+    r"dictionary( or instance of \w+)?": "mapping of keys",
+}
+
+
 def _explain(error: ValidationError, source: str) -> str:
     lines = [f"{source}: the configuration cannot be used"]
     for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"]) or "(whole)"
-        message = problem["msg"].removeprefix("Value error, ")
+        if (
+            problem["type"] == "too_short"
+            and len(problem["input"]) > problem["ctx"]["actual_length"]
+        ):
+            continue  # what is there has lines of its own
+        key = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"]
+        for pattern, words in _IN_YAML.items():
+            message = re.sub(pattern, words, message)
+        shown = problem["input"]
+        value = "" if isinstance(shown, dict | BaseModel) else f" (given: {shown!r})"
         if problem["type"] == "extra_forbidden":
             message = f"unknown key; valid here: {', '.join(_valid_keys(problem['loc']))}"
-        shown = problem.get("input")
-        value = "" if isinstance(shown, dict | BaseModel) else f" (given: {shown!r})"
-        lines.append(f"  {key}: {message}{value}")
+        elif problem["type"] == "value_error":  # our own: it names the value
+            message, value = str(problem["ctx"]["error"]), ""
+        # What is wrong with several sections together names the key by itself.
+        lines.append("  " + ": ".join(filter(None, (key, message))) + value)
     return "\n".join(lines)
 
 
