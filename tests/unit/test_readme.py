@@ -5,7 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from spat.data import series
+from spat.data.registry import Borders
+from spat.models.registry import Shape, build, hyperparameters
+from spat.pruning import surgery
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -32,3 +38,24 @@ def test_every_experiment_is_named(name: str) -> None:
 )
 def test_every_make_target_exists(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_the_snippet_prunes_fine_tunes_and_saves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As printed, on small stand-ins of the files that `make run` leaves."""
+    section = README.split("## Prune a model of your own")[1]
+    snippet = section.split("```python\n")[1].split("```")[0]
+    data, dense = (tmp_path / path for path in re.findall(r'"(results/[^"]+)"', snippet)[::-1])
+    values = np.random.default_rng(0).standard_normal((620, 3)).astype(np.float32)
+    borders = Borders((0, 220), (220, 420), (420, 620))
+    moments = np.zeros(3), np.ones(3)
+    series.save(series.Prepared("ETTh2", values, *moments, borders, None, ""), data)
+    hyper = hyperparameters("iTransformer", "deep", "ETTh2", 96, {"d_model": 8, "d_ff": 8})
+    surgery.save(build("iTransformer", hyper, Shape(96, 96, 3)), dense)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "README.md", "exec"), {})
+    pruned, before = surgery.load(tmp_path / "my-pruned-model"), surgery.load(dense)
+    assert [site.attention is None for site in pruned.sites()].count(True) == 2
+    name, tuned = next(iter(pruned.named_parameters()))
+    assert not tuned.equal(before.get_parameter(name)), "not fine-tuned"
