@@ -161,6 +161,13 @@ def test_what_cannot_be_scored_is_an_error(criterion: str, message: str) -> None
         score(small("iTransformer"), windows(), [])
 
 
+@pytest.mark.parametrize("criterion", ["send", "loss_drop"])
+def test_a_plain_module_is_told_what_it_lacks(criterion: str) -> None:
+    plain = torch.nn.Linear(3, 3)
+    with pytest.raises(TypeError, match="Linear is no Forecaster"):
+        score(plain, windows(), batches(8), [criterion])  # type: ignore[arg-type]
+
+
 def test_aggregation_refuses_duplicates_and_gaps() -> None:
     frame = scored("iTransformer", 32)
     with pytest.raises(ValueError, match=r"more than one value .* for send, site 0"):

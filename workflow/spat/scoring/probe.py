@@ -93,7 +93,11 @@ def probe(model: Forecaster, windows: Windows, index: Tensor) -> Iterator[tuple[
     """Records of all sites for the windows `index` [B], each with the positions it covers.
 
     No pass is larger than a training batch of the model, so what could be trained can be scored.
+
+    Raises:
+        TypeError: if the model is no `Forecaster`.
     """
+    _require_forecaster(model)
     size = model.hyper.batch_size
     for start in range(0, len(index), size):
         for whole in observe(model, windows.batch(index[start : start + size])):
@@ -143,8 +147,10 @@ def loss_drops(
     site contributes nothing, its output bias included. 0 for a site that was removed before.
 
     Raises:
+        TypeError: if the model is no `Forecaster`.
         ValueError: if there are no windows.
     """
+    _require_forecaster(model)
     sites = model.sites()
     found = []
     with evaluating(model):
@@ -181,6 +187,14 @@ def window_losses(model: Forecaster, batch: Batch) -> Tensor:
     """Mean squared error of each window, float64 [B]."""
     error = model(batch.x, batch.past_marks, batch.future_marks) - batch.y
     return error.double().square().mean((1, 2))  # type: ignore[no-any-return]
+
+
+def _require_forecaster(model: nn.Module) -> None:
+    if not isinstance(model, Forecaster):
+        raise TypeError(
+            f"{type(model).__name__} is no Forecaster: scoring needs its `hyper` and "
+            "`sites()`; derive it from spat.models.forecaster.Forecaster"
+        )
 
 
 def _joined(mask: SharedMask | None, record: SiteRecord, group: int) -> SharedMask:

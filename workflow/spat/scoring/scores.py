@@ -46,6 +46,7 @@ def score(
         trajectory: SEND over pre-training, for `send_train`: see `tidy.send_train`.
 
     Raises:
+        TypeError: if the model is no `Forecaster`.
         ValueError: on an unknown criterion, one whose input was not given, or no windows.
     """
     given = {"probe", "group", "ablation", "draws"}
