@@ -105,7 +105,7 @@ def test_scores_of_single_windows_average_to_the_whole(name: str) -> None:
     ]
     np.testing.assert_allclose(mean[linear], whole[linear], rtol=1e-9, atol=1e-15)
     # A mean of absolute values, roots or variances is another thing.
-    assert (abs(mean["taylor"] / whole["taylor"] - 1) > 1e-3).all()
+    assert (abs(mean["taylor"] / whole["taylor"] - 1) > 1e-3).any()
     assert (abs(mean["flap"] / whole["flap"] - 1) > 1e-3).all()
 
 
