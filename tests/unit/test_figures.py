@@ -216,7 +216,24 @@ def test_a_reference_far_away_is_named_and_not_drawn() -> None:
     figure = draw("pareto", Frames.of(**made))
     (axis,) = figure.axes
     assert axis.get_ylim()[1] < 1
-    assert "DLinear 3.000" in axis.texts[0].get_text()
+    assert axis.get_title().endswith("\n(DLinear: 3.000)")
+
+
+def test_masks_with_a_name_are_no_grey_dots() -> None:
+    _, labels = drawn("pareto").axes[0].get_legend_handles_labels()
+    assert "other masks" in labels
+    made = build(exhaustive=False, pairs=())
+    made["selections"] = made["selections"].query("criterion in ('send', 'control')")
+    rows = made["results"]
+    masks = {nested("send", ratio).name for ratio in (0.25, 0.5, 0.75)}
+    made["results"] = rows[rows["mask"].isin({FULL, EMPTY, "none"} | masks)]
+    for name in ("pareto", "latency"):
+        for axis in draw(name, Frames.of(**made)).axes:
+            handles, labels = axis.get_legend_handles_labels()
+            assert "other masks" not in labels
+            end = dict(zip(labels, handles, strict=True))["none left"].lines[0].get_xydata()[0]
+            line = next(line for line in axis.lines if len(line.get_xdata()) == 4)
+            assert list(line.get_xydata()[-1]) == list(end)
 
 
 def test_latency_is_relative_to_the_dense_model() -> None:

@@ -6,24 +6,25 @@ from collections.abc import Sequence
 from typing import Final
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from spat.evaluation.cells import is_site_mask
 from spat.frames import RUN
 from spat.reporting import methods, style
 from spat.reporting.frames_io import Absent, Frames
-from spat.reporting.methods import CHOSEN, CONTROL, DENSE, LIGHT
+from spat.reporting.methods import CHOSEN, CONTROL, DENSE, LIGHT, NONE_LEFT
 
 MILLION: Final = 1e6
 # Drawn larger and open, since they share their place with another method.
 RINGS: Final = (CHOSEN, CONTROL)
+DOTS: Final = "#bbbbbb"
 
 
 def pareto(frames: Frames) -> Figure:
     """Test MSE against FLOPs: one panel a cell, or changes against dense where there are many.
 
-    Points are means over seeds, bars standard deviations; grey dots are all other site masks.
+    Points are means over seeds, bars standard deviations; grey dots are all other site masks, over
+    the seeds that have no name for them. A line joins SPAT's ratios up to the last, `none left`.
 
     Raises:
         Absent: if no model has attention sites.
@@ -43,7 +44,7 @@ def pareto(frames: Frames) -> Figure:
 
 
 def latency(frames: Frames) -> Figure:
-    """Measured latency against FLOPs, both in percent of the dense model.
+    """Measured latency of the largest batch against FLOPs, both in percent of the dense model.
 
     On the diagonal, time falls as operations do.
 
@@ -56,19 +57,22 @@ def latency(frames: Frames) -> Figure:
         raise Absent("No latency was measured in this experiment.")
     keys, _ = style.split(rows)
     scaled = [_relative(r, rows, {"flops": "x", "latency_ms": "y"}) for r in (rows, masks)]
-    figure = _scatter(scaled[0], scaled[1], scaled[0].iloc[:0], keys, ("FLOPs (%)", "latency (%)"))
+    labels = ("FLOPs (%)", "latency of the\nlargest batch (%)")
+    figure = _scatter(scaled[0], scaled[1], scaled[0].iloc[:0], keys, labels)
     for axis in figure.axes:
         axis.axline((100, 100), slope=1, color=style.GREY, lw=0.6, ls=":", zorder=0)
     return figure
 
 
 def _own(frames: Frames) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(methods, all fine-tuned site masks) of each run on its own dataset."""
+    """(methods, all other fine-tuned site masks) of each run on its own dataset."""
     rows = methods.by_method(frames)
     rows = rows[rows["target"] == rows["dataset"]]
     tuned = methods.tested(frames.results)
     tuned = tuned[(tuned["phase"] == "finetuned") & (tuned["target"] == tuned["dataset"])]
-    return rows, methods.having(tuned, is_site_mask)
+    masks = methods.having(tuned, is_site_mask)
+    named = pd.MultiIndex.from_frame(rows[[*RUN, "mask"]])
+    return rows, masks[~pd.MultiIndex.from_frame(masks[[*RUN, "mask"]]).isin(named)]
 
 
 def _relative(rows: pd.DataFrame, named: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
@@ -94,15 +98,18 @@ def _scatter(
     for axis, (title, part) in zip(axes, parts, strict=True):
         here = part[list(keys)].drop_duplicates()
         cloud = masks.merge(here, on=list(keys)).groupby([*keys, "mask"])[["x", "y"]].mean()
-        axis.plot(cloud["x"], cloud["y"], ".", ms=3, color="#bbbbbb", label="other masks", zorder=1)
+        if len(cloud):
+            axis.plot(cloud["x"], cloud["y"], ".", ms=3, color=DOTS, label="other masks", zorder=1)
         points = _points(pd.concat([part, light.merge(here, on=list(keys))]))
-        path = [m for m in points.index if m.startswith("SPAT ") and m != CHOSEN]
+        path = [m for m in points.index if m.endswith("%") or m == NONE_LEFT]
         axis.plot(points.loc[path, "x"], points.loc[path, "y"], color=style.GREY, lw=0.7, zorder=2)
         reach = points["y"].drop(LIGHT, errors="ignore")
+        axis.set_title(title)
         for method in order:
             x, y, deviation = points.reindex([method]).to_numpy(dtype=float)[0]
             if method == LIGHT and _far(y, reach):
-                _off(axis, y)
+                # Above the panel, where it covers no point.
+                axis.set_title(f"{title}\n({LIGHT}: {y:.3f})")
                 continue
             look, ring = looks[method], method in RINGS
             axis.errorbar(
@@ -110,7 +117,6 @@ def _scatter(
                 ms=6.5 if ring else 4, mfc="none" if ring else look.colour, elinewidth=0.7,
                 label=method, zorder=3,
             )  # fmt: skip
-        axis.set_title(title)
         axis.margins(0.12)
     style.label(axes, *labels)
     style.legend_below(figure, axes)
@@ -137,15 +143,3 @@ def _far(value: float, others: pd.Series) -> bool:
     """Whether a reference would press all other points together."""
     span = others.max() - others.min()
     return bool(value > others.max() + 2 * span or value < others.min() - 2 * span)
-
-
-def _off(axis: Axes, value: float) -> None:
-    axis.annotate(
-        f"{LIGHT} {value:.3f} (outside)",
-        (0.97, 0.95),
-        xycoords="axes fraction",
-        ha="right",
-        va="top",
-        fontsize=6.5,
-        color=style.GREY,
-    )
