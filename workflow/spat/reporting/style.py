@@ -218,7 +218,7 @@ def message(reason: str) -> Figure:
     with drawing():
         figure = canvas(height=1.4)
         axis = figure.subplots()
-        axis.set(xticks=[], yticks=[], xlabel="no data", ylabel=" ")
+        axis.set_axis_off()
         axis.text(
             0.5, 0.5, textwrap.fill(reason, 46), ha="center", va="center", transform=axis.transAxes
         )

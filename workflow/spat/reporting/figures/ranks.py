@@ -72,12 +72,16 @@ def short(label: str) -> str:
 
 
 def _too_few(found: dict[str, Ranking]) -> str:
-    cases = [f"{name} {r.test.n} ({len(r.ranks)} criteria)" for name, r in found.items()]
+    cases = [f"{name} {r.test.n} ({_criteria(len(r.ranks))})" for name, r in found.items()]
     return (
         f"Independent sources: {', '.join(cases) or 'none'}. A critical-difference diagram needs "
         f"at least {MIN_SOURCES}, and 3 criteria: files of one station, horizons and seeds are "
         "not independent."
     )
+
+
+def _criteria(count: int) -> str:
+    return f"{count} {'criterion' if count == 1 else 'criteria'}"
 
 
 def _diagram(axis: Axes, result: Ranking) -> None:

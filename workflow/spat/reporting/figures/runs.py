@@ -13,7 +13,7 @@ from spat.reporting.curves import curves
 from spat.reporting.frames_io import Absent, Frames
 from spat.reporting.methods import CHOSEN, CONTROL, DENSE, NONE_LEFT
 
-FORECASTS = ("input", "truth", DENSE, CONTROL, NONE_LEFT)
+FORECASTS = ("truth", "input", DENSE, CONTROL, NONE_LEFT)
 # Steps of the input that are shown before the forecast.
 BEFORE = 48
 
@@ -49,7 +49,7 @@ def forecasts(frames: Frames) -> Figure:
     for axis, (title, part) in zip(axes, parts, strict=True):
         _window(axis, part, looks)
         axis.set_title(title)
-    style.label(axes, "step of the forecast", "standardised value")
+    style.label(axes, "step of the forecast", "last channel\n(standardised)")
     style.legend_below(figure, axes)
     return figure
 
@@ -70,11 +70,11 @@ def _window(axis: Axes, rows: pd.DataFrame, looks: dict[str, style.Look]) -> Non
     rows = rows[(rows["seed"] == rows["seed"].min()) & (rows["column"] == rows["column"].max())]
     windows = sorted(rows["head"].unique())
     rows = rows[rows["head"] == windows[len(windows) // 2]].sort_values("row")
-    for name, line in rows.groupby("name", sort=False):
-        label = _label(str(name))
-        if label is None:
+    lines = {_label(str(name)): line for name, line in rows.groupby("name")}
+    for label, look in looks.items():
+        if label not in lines:
             continue
-        look = looks[label]
+        line = lines[label]
         steps = line["row"] - line["row"].max() - 1 if label == "input" else line["row"]
         shown = steps >= -BEFORE
         thick = 1.4 if label == "truth" else 0.9

@@ -39,11 +39,17 @@ def trajectory(scores: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["batch"] == -1].sort_values("epoch")
 
 
+def kept_epochs(scores: pd.DataFrame) -> pd.DataFrame:
+    """RUN, epoch: the checkpoint of pre-training whose single batches were scored."""
+    return scores.loc[scores["batch"] >= 0, [*RUN, "epoch"]].drop_duplicates()
+
+
 def send_sites(frames: Frames) -> Figure:
     """SEND of each site at the kept checkpoint (left) and over pre-training (right).
 
-    Bars and lines are means over seeds, whiskers standard deviations. Where panels join several
-    cells, SEND is divided by its mean over the sites of a run.
+    A dashed line marks the epoch of the checkpoint, one for each that seeds (or cells) kept. Bars
+    and lines are means over seeds, whiskers standard deviations. Where panels join several cells,
+    SEND is divided by its mean over the sites of a run at the kept checkpoint.
 
     Raises:
         Absent: if there are no scores.
@@ -52,13 +58,15 @@ def send_sites(frames: Frames) -> Figure:
     final, epochs = final[final["head"] == -1], trajectory(frames.scores)
     keys, cells = style.split(final, ROWS)
     if not cells:
-        final, epochs = (_by_mean(rows) for rows in (final, epochs))
+        final, epochs = _by_mean(final, final), _by_mean(epochs, final)
     parts = style.panels(final, keys)
-    figure = style.canvas(height=1.35 * len(parts) + 0.5)
+    checkpoints = kept_epochs(frames.scores)
+    figure = style.canvas(height=1.35 * len(parts) + 0.65)
     axes = figure.subplots(len(parts), 2, squeeze=False, sharey="row")
     looks = style.looks(sorted(final["site"].unique().astype(str), key=int))
     for (left, right), (title, part) in zip(axes, parts, strict=True):
-        over = epochs.merge(part[keys].drop_duplicates(), on=keys)
+        here = part[keys].drop_duplicates()
+        over = epochs.merge(here, on=keys)
         unit, said = style.power(pd.concat([part["value"], over["value"]]))
         _bars(left, part.assign(value=part["value"] / unit), looks)
         for site, rows in over.assign(value=over["value"] / unit).groupby("site"):
@@ -67,11 +75,14 @@ def send_sites(frames: Frames) -> Figure:
             right.plot(
                 means.index, means, color=look.colour, marker=look.marker, ls=look.line, ms=3
             )
+        for epoch in checkpoints.merge(here, on=keys)["epoch"].unique():
+            right.axvline(epoch, color=style.BLACK, lw=0.8, ls="--", zorder=0, label="kept epoch")
         left.set(title=title, ylabel=f"SEND{said}" if cells else "SEND / mean")
         right.set(title="over epochs")
         right.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[-1, 0].set_xlabel("site")
     axes[-1, 1].set_xlabel("epoch of pre-training")
+    style.legend_below(figure, list(axes[:, 1]))
     return figure
 
 
@@ -90,7 +101,7 @@ def send_uniformity(frames: Frames) -> Figure:
     both = send.merge(uniformity, on=keys_of_score, suffixes=("", "_map"))
     keys, cells = style.split(both, MAP_ROWS)
     if not cells:
-        both = _by_mean(both)
+        both = _by_mean(both, both)
     maps = frames.examples[frames.examples["kind"] == "map"]
     parts = style.panels(both, keys)[:MAP_ROWS]
     figure = style.canvas(height=1.4 * len(parts) + 0.35)
@@ -155,9 +166,10 @@ def short(name: str) -> str:
     return f"{stack[:1]}{index}" + ("×" if kind == "cross" else "")
 
 
-def _by_mean(rows: pd.DataFrame) -> pd.DataFrame:
-    """SEND divided by the mean over the sites (and heads, and epochs) of its run."""
-    return rows.assign(value=rows["value"] / rows.groupby(list(RUN))["value"].transform("mean"))
+def _by_mean(rows: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
+    """SEND divided by the mean of `reference` over the sites (and heads) of its run."""
+    mean = reference.groupby(list(RUN))["value"].mean().rename("mean")
+    return rows.assign(value=rows["value"] / rows.join(mean, on=list(RUN))["mean"])
 
 
 def _bars(axis: Axes, rows: pd.DataFrame, looks: dict[str, style.Look]) -> None:

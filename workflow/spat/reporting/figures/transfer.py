@@ -23,7 +23,8 @@ def transfer(frames: Frames) -> Figure:
     """Per model: what transfer costs the dense model (left), what SPAT changes (right), in percent.
 
     Left: MSE against the same model trained on the target. Right: SPAT (ratio chosen on
-    validation) against the control, the diagonal at home. Means over seeds and horizons.
+    validation) against the control, the diagonal at home. Means over seeds and horizons. A tone
+    means the same in all matrices.
 
     Raises:
         Absent: if nothing was evaluated on another dataset.
@@ -44,19 +45,26 @@ def transfer(frames: Frames) -> Figure:
     columns = 2 if len(names) <= BESIDE else 1
     width, rows = style.WIDTH / columns - 0.75, 2 * len(parts) // columns
     figure = style.canvas(height=(width * 0.8 + 0.85) * rows)
-    axes = iter(figure.subplots(rows, columns, squeeze=False).ravel())
+    tables = {}
     for title, part in parts:
         here = part[["model", "variant"]].drop_duplicates()
-        _matrix(next(axes), part, names, f"{title}\ncost of transfer (%)")
-        _matrix(next(axes), gains.merge(here), names, f"{title}\nSPAT vs control (%)")
+        tables[f"{title}\ncost of transfer (%)"] = _table(part, names)
+        tables[f"{title}\nSPAT vs control (%)"] = _table(gains.merge(here), names)
+    # Twice the largest value: the darkest tones would hide the numbers in print.
+    limit = 2 * float(np.nanmax(np.abs(np.stack([*tables.values()])), initial=0.0)) or 1.0
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, (title, table) in zip(axes, tables.items(), strict=True):
+        _matrix(axis, table, limit, title)
     return figure
 
 
-def _matrix(axis: Axes, rows: pd.DataFrame, names: list[str], title: str) -> None:
+def _table(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     table = rows.pivot_table(index="dataset", columns="target", values="change")
-    table = table.reindex(index=names, columns=names)
-    # Twice the largest value: the darkest tones would hide the numbers in print.
-    limit = 2 * float(np.nanmax(np.abs(table.to_numpy()), initial=0.0)) or 1.0
+    return table.reindex(index=names, columns=names)
+
+
+def _matrix(axis: Axes, table: pd.DataFrame, limit: float, title: str) -> None:
+    names = [*table.index]
     sns.heatmap(
         table, ax=axis, annot=table.map(_percent), fmt="", annot_kws={"size": 6}, cmap="RdBu_r",
         center=0, vmin=-limit, vmax=limit, cbar=False, linewidths=0.5, linecolor="white",
