@@ -73,6 +73,30 @@ def test_a_page_states_n_and_its_constant_keys() -> None:
     assert "n = 1 seed." in rendered("main", frames_of(seeds=(0,)))["md"]
 
 
+def test_notes_are_about_what_the_page_shows() -> None:
+    made = build(pairs=())
+    full = {name: rendered(name, Frames.of(**made))["md"] for name in ("main", "heads")}
+    assert "SPAT (val.): " in full["main"] and "Random: " in full["heads"]
+    chosen = made["selections"]
+    made["selections"] = chosen.query("rule != 'validation' and criterion != 'random'")
+    bare = {name: rendered(name, Frames.of(**made))["md"] for name in ("main", "heads")}
+    assert "SPAT (val.)" not in bare["main"] and "andom" not in bare["heads"]
+
+
+def test_a_spread_is_named_only_where_one_is_shown() -> None:
+    frame = pd.DataFrame({"row": "r", "method": ["a", "b"], "mean": 1.0, "unit": "%", "missing": 0})
+    layout = render.Layout(("row",), "method", best=False)
+    note = render.Note(render.INTERVAL, "About intervals.")
+    for spread, said in (
+        ({"sd": np.nan}, "Values: mean over n = 2 seeds."),
+        ({"sd": 0.1}, "Values: mean ± standard deviation over n = 2 seeds."),
+        ({"sd": np.nan, "low": 0.9, "high": 1.1}, "Values: mean [95 % interval] over n = 2 seeds."),
+    ):
+        notes = render.page(frame.assign(n=2, **spread), layout, [note]).notes
+        assert said in notes
+        assert (note.text in notes) == ("low" in spread)
+
+
 @pytest.mark.parametrize(
     ("value", "unit", "shown"),
     [

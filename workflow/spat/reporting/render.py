@@ -17,6 +17,9 @@ import pandas as pd
 
 Style = Literal["best", "second", ""]
 GAP: Final = "–"
+# How a deviation and an interval begin.
+DEVIATION: Final = "±"
+INTERVAL: Final = "["
 # LaTeX: rows that fit on a page, and the columns from which on deviations stand under their means.
 ROWS_PER_PAGE: Final = 48
 STACKED_FROM: Final = 5
@@ -70,6 +73,14 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Note:
+    """A note that is given where the page shows `about`: in a column's name, a key or a spread."""
+
+    about: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Page:
     """A table ready to be written: header, body (keys and cells of a row), and notes under it."""
 
@@ -91,7 +102,7 @@ def number(value: float, unit: str, *, signed: bool = True) -> str:
     return f"{value:.3g}"
 
 
-def page(frame: pd.DataFrame, layout: Layout, notes: Sequence[str] = ()) -> Page:
+def page(frame: pd.DataFrame, layout: Layout, notes: Sequence[str | Note] = ()) -> Page:
     """The page of a tidy table, with notes on what its values are before those given."""
     constant = [k for k in layout.rows if k not in layout.kept and same(frame[k])]
     keys = [key for key in layout.rows if key not in constant]
@@ -106,7 +117,14 @@ def page(frame: pd.DataFrame, layout: Layout, notes: Sequence[str] = ()) -> Page
         found = {cell[layout.columns]: cell for _, cell in row.iterrows()}
         shown = [_cell(found.get(column), usual) for column in columns]
         body.append(([str(named[key]) for key in keys], shown))
-    every = [*_notes(frame, layout, constant, usual), *notes, *references]
+    spreads = {cell.spread for _, row in body for cell in row}
+    texts = [*columns, *(text for key, _ in body for text in key), *spreads]
+    given = [
+        note if isinstance(note, str) else note.text
+        for note in notes
+        if isinstance(note, str) or any(note.about in text for text in texts)
+    ]
+    every = [*_notes(frame, layout, constant, usual, spreads), *given, *references]
     return Page(keys, columns, body, every)
 
 
@@ -267,10 +285,10 @@ def _cell(row: pd.Series | None, usual: int) -> Cell:
         return Cell("diverged" if row is not None and row["missing"] else GAP)
     unit, spread, remark = row["unit"], "", ""
     if math.isfinite(row.get("low", math.nan)):
-        spread = f"[{number(row['low'], unit)}, {number(row['high'], unit)}]"
+        spread = f"{INTERVAL}{number(row['low'], unit)}, {number(row['high'], unit)}]"
     # Counts, and changes of them, are the same for every seed unless seeds chose other masks.
     elif math.isfinite(row["sd"]) and (unit == "" or row["sd"] > 1e-9):
-        spread = f"± {number(row['sd'], unit, signed=False)}"
+        spread = f"{DEVIATION} {number(row['sd'], unit, signed=False)}"
     if row["missing"]:
         remark = f"({row['missing']} diverged)"
     elif row["n"] not in (0, usual):
@@ -279,10 +297,13 @@ def _cell(row: pd.Series | None, usual: int) -> Cell:
     return Cell(value, spread, SUFFIXES.get(unit, ""), remark, row["style"])
 
 
-def _notes(frame: pd.DataFrame, layout: Layout, constant: list[str], usual: int) -> list[str]:
+def _notes(
+    frame: pd.DataFrame, layout: Layout, constant: list[str], usual: int, spreads: set[str]
+) -> list[str]:
     notes = [f"{_title(key)}: {frame[key].iloc[0]}." for key in constant]
-    intervals = "low" in frame and bool(frame["low"].notna().any())
-    spread = "mean [95 % interval]" if intervals else "mean ± standard deviation"
+    intervals = any(INTERVAL in spread for spread in spreads)
+    deviations = any(DEVIATION in spread for spread in spreads) and not intervals
+    spread = f"mean{' [95 % interval]' * intervals}{' ± standard deviation' * deviations}"
     counted = layout.counted.removesuffix("s") if usual == 1 else layout.counted
     seeds = f"n = {usual} {counted}"
     other = ", unless a cell says otherwise" if (~frame["n"].isin([0, usual])).any() else ""

@@ -13,8 +13,8 @@ from spat import records
 from spat.evaluation.stability import THRESHOLD
 from spat.reporting import render
 from spat.reporting.frames_io import Absent, Frames
-from spat.reporting.methods import SHOWN
-from spat.reporting.render import Layout
+from spat.reporting.methods import CHOSEN, SHOWN
+from spat.reporting.render import INTERVAL, Layout, Note
 from spat.reporting.tables import (
     accuracy,
     adaptive,
@@ -45,11 +45,11 @@ class Table:
     function: Callable[[Frames], pd.DataFrame]
     title: str
     layout: Layout
-    notes: tuple[str, ...] = ()
+    notes: tuple[str | Note, ...] = ()
 
 
 _REPEATED: Final = "Ratios that remove the same number of sites stand under the smallest of them."
-_CHOSEN: Final = "SPAT (val.): the ratio with the lowest validation error."
+_CHOSEN: Final = Note(CHOSEN, f"{CHOSEN}: the ratio with the lowest validation error.")
 _PAIRED: Final = "Changes are paired by seed, then averaged."
 
 TABLES: Final[dict[str, Table]] = {
@@ -106,7 +106,7 @@ TABLES: Final[dict[str, Table]] = {
         pruning.heads,
         "Heads against modules at an equal share removed",
         Layout((*SHOWN, "criterion", "matched", "share", "metric"), "method"),
-        ("Random: mean of the random masks that remove as many.", _PAIRED),
+        (Note("random", "Random: mean of the random masks that remove as many."), _PAIRED),
     ),
     "criteria": Table(
         pruning.criteria,
@@ -204,8 +204,8 @@ TABLES: Final[dict[str, Table]] = {
             "Fixed ratio: the one with the least validation error on the other stations, the "
             "control (0) among them.",
             "Fine-tunings: what it takes to end with the fine-tuned mask.",
-            "Averages: seeds first, then horizons, datasets of a station, stations. Intervals are "
-            "over seeds.",
+            "Averages: seeds first, then horizons, datasets of a station, stations.",
+            Note(INTERVAL, "Intervals are over seeds."),
         ),
     ),
     "robustness": Table(
