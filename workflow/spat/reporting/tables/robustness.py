@@ -29,10 +29,10 @@ def robustness(frames: Frames) -> pd.DataFrame:
     """AUROC of each criterion at the same position, manipulated against intact, per cell.
 
     Columns: dataset, model, variant, measure, criterion, manipulation, mean, low, high, sd,
-    n (runs), missing, unit. Measures are the share of sites that really are worth less once manipulated (the
-    criterion says when that was measured), the AUROC, and how often the criterion moved as the
-    measured change did. Datasets are not averaged, since what a manipulation does to the worth of a
-    site can differ between them. Intervals are over checkpoints.
+    n (runs), missing, unit. Measures are the share of sites that really are worth less once
+    manipulated (the criterion says when that was measured), the AUROC, and how often the criterion
+    moved as the measured change did. Datasets are not averaged, since what a manipulation does to
+    the worth of a site can differ between them. Intervals are over checkpoints.
 
     Raises:
         Absent: if no site was manipulated.
