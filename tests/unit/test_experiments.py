@@ -24,7 +24,7 @@ def experiment(name: str) -> tuple[Config, tuple[Planned, ...]]:
 
 def test_all_are_there() -> None:
     generated = ["offline", "planted", "smoke", "unplanted"]
-    assert sorted([*generated, "ablation", "paper", "reproduction"]) == NAMES
+    assert sorted([*generated, "ablation", "paper", "reproduction", "scratch"]) == NAMES
 
 
 @pytest.mark.parametrize("name", ["default", *NAMES])

@@ -58,6 +58,17 @@ def test_blocks_may_repeat_a_run_but_not_contradict_each_other() -> None:
         runs.plan(config(block, {**block, "orders": 3}))
 
 
+def test_a_window_that_no_split_holds_is_refused_before_the_first_job() -> None:
+    block = {"datasets": ["ETTh1"], "models": ["PatchTST"], "horizons": [96, 2881]}
+    with pytest.raises(ConfigError, match=r"grid\.0: .*h2881.*2880 rows for validation, fewer"):
+        runs.plan(config(block))
+    few = {"synthetic": {"rows": 900}}
+    block = {"datasets": ["synthetic"], "models": ["DLinear"], "horizons": [96]}
+    with pytest.raises(ConfigError, match="90 rows for validation, fewer than the 96"):
+        runs.plan(config(block, data=few))
+    assert runs.plan(config({**block, "horizons": [90]}, data=few))
+
+
 def test_targets_need_the_shape_that_the_model_allows() -> None:
     both = config(
         {"datasets": ["ETTh1"], "models": ["PatchTST", "Transformer"], "horizons": [96]},

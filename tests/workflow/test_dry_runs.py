@@ -16,7 +16,7 @@ from spat.data.registry import DATASETS
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = (
     *("default", "smoke", "offline", "reproduction", "ablation", "paper"),
-    *("planted", "unplanted"),
+    *("planted", "unplanted", "scratch"),
 )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spat.config import Config, ConfigError, GridBlock
-from spat.data.registry import DATASETS
+from spat.data.registry import DATASETS, borders
 
 if TYPE_CHECKING:
     from spat.models.registry import Hyperparameters
@@ -78,11 +78,14 @@ def plan(config: Config) -> tuple[Planned, ...]:
     """All runs of the grid, in its order, each once.
 
     Raises:
-        ConfigError: if two blocks ask different things of one run.
+        ConfigError: if two blocks ask different things of one run, or a dataset is too short for
+            one.
     """
     found: dict[Run, Planned] = {}
     for index, block in enumerate(config.grid):
         for run in _expand(block):
+            if problem := _too_short(config, run):
+                raise ConfigError(f"grid.{index}: {run.path}: {problem}")
             planned = Planned(run, block.orders, block.prune and _has_sites(run.model))
             if found.setdefault(run, planned) != planned:
                 raise ConfigError(
@@ -90,6 +93,23 @@ def plan(config: Config) -> tuple[Planned, ...]:
                     "`orders` or `prune`; let the blocks not overlap"
                 )
     return tuple(found.values())
+
+
+def _too_short(config: Config, run: Run) -> str | None:
+    """Why the run's dataset holds no window of its shape in some split."""
+    row = DATASETS[run.dataset]
+    rows = config.data.synthetic.rows if row.format == "synthetic" else row.rows
+    splits = borders(row, rows)
+    # Windows of validation and test may begin before their split.
+    needed = {"train": run.lookback + run.horizon, "validation": run.horizon, "test": run.horizon}
+    for name, steps in needed.items():
+        start, stop = getattr(splits, name)
+        if stop - start < steps:
+            return (
+                f"{row.name} has {stop - start} rows for {name}, fewer than the {steps} of a "
+                "window; take a shorter horizon or lookback, or more rows"
+            )
+    return None
 
 
 def studied(config: Config) -> tuple[Run, ...]:
