@@ -24,7 +24,7 @@ def transfer(frames: Frames) -> Figure:
 
     Left: MSE against the same model trained on the target. Right: SPAT (ratio chosen on
     validation) against the control, the diagonal at home. Means over seeds and horizons. A tone
-    means the same in all matrices.
+    means the same in all matrices of a kind.
 
     Raises:
         Absent: if nothing was evaluated on another dataset.
@@ -45,16 +45,15 @@ def transfer(frames: Frames) -> Figure:
     columns = 2 if len(names) <= BESIDE else 1
     width, rows = style.WIDTH / columns - 0.75, 2 * len(parts) // columns
     figure = style.canvas(height=(width * 0.8 + 0.85) * rows)
-    tables = {}
-    for title, part in parts:
-        here = part[["model", "variant"]].drop_duplicates()
-        tables[f"{title}\ncost of transfer (%)"] = _table(part, names)
-        tables[f"{title}\nSPAT vs control (%)"] = _table(gains.merge(here), names)
-    # Twice the largest value: the darkest tones would hide the numbers in print.
-    limit = 2 * float(np.nanmax(np.abs(np.stack([*tables.values()])), initial=0.0)) or 1.0
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis, (title, table) in zip(axes, tables.items(), strict=True):
-        _matrix(axis, table, limit, title)
+    models = [part[["model", "variant"]].drop_duplicates() for _, part in parts]
+    kinds = {"cost of transfer (%)": costs, "SPAT vs control (%)": gains}
+    for place, (kind, values) in enumerate(kinds.items()):
+        tables = [_table(values.merge(model), names) for model in models]
+        # Twice the largest value: the darkest tones would hide the numbers in print.
+        limit = 2 * float(np.nanmax(np.abs(np.stack(tables)), initial=0.0)) or 1.0
+        for axis, (title, _), table in zip(axes[place::2], parts, tables, strict=True):
+            _matrix(axis, table, limit, f"{title}\n{kind}")
     return figure
 
 
