@@ -35,6 +35,7 @@ EXCLUDED: Final = frozenset(
         "spat.records",
         "spat.keeping",
         "spat.lanes",
+        "spat.scheduling",
         "spat.streams",
         "spat.provenance",
         "spat.data.files",
