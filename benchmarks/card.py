@@ -12,7 +12,7 @@ from loops import ConventionalLoop, OurLoop, quiet
 from machine import Rates, card_rates
 from products import step_of
 
-from spat.lanes import Lanes
+from spat.training.device.concurrency import Lanes
 
 
 def measure(size: Size) -> Part:

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import torch
 
-from spat.config import DataSection
 from spat.data import series
 from spat.data.download import DownloadError, fetch
 from spat.data.registry import DATASETS, Borders
 from spat.data.series import Prepared
 from spat.data.synthetic import generate
 from spat.data.windows import Splits, Windows, split
-from spat.models.forecaster import Forecaster
+from spat.models.base import Forecaster
 from spat.models.registry import Hyperparameters, Shape, build, hyperparameters
+from spat.pipeline.config import DataSection
 from spat.training.loop import prepare_torch
 
 ROOT = Path(__file__).parents[1]

@@ -16,10 +16,10 @@ from machine import Rates, has_onednn
 from products import Step, bare, step_of
 from torch import Tensor
 
-from spat.evaluation.metrics import evaluate
-from spat.scoring.registry import CRITERIA
+from spat.scoring.names import CRITERIA
 from spat.scoring.scores import score
 from spat.training.loop import prepare_torch
+from spat.training.metrics import evaluate
 from spat.training.optimisation import adam
 from spat.training.step import training_step
 

@@ -12,8 +12,8 @@ import torch
 from cases import Case
 from torch import nn
 
-from spat.evaluation.metrics import evaluate
 from spat.training.loop import Seeds, Settings, fit, prepare_torch
+from spat.training.metrics import evaluate
 
 
 class OurLoop:

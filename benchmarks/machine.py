@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from spat import records
+from spat.pipeline import records
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spat.models.forecaster import Forecaster
+from spat.models.base import Forecaster
 from spat.models.itransformer import ITransformer
-from spat.models.layers import EncoderLayer
+from spat.models.layers.blocks import EncoderLayer
 from spat.models.patchtst import PatchTST
 
 

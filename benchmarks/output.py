@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from spat import records
+from spat.files import read_json, write_json, write_text
 
 Json = dict[str, Any]
 
@@ -26,12 +26,12 @@ def write(machine: Json, sections: Json, folder: Path) -> Json:
     """Write all files below `folder`; return what stands in bench.json."""
     path = folder / "bench.json"
     folder.mkdir(parents=True, exist_ok=True)
-    before = records.read_json(path) if path.exists() else {}
+    before = read_json(path) if path.exists() else {}
     kept = before["sections"] if before.get("machine") == machine else {}
     whole = {"machine": machine, "sections": kept | sections}
-    records.write_json(path, whole)
-    records.write_text(folder / "bench.csv", _csv(whole))
-    records.write_text(folder / "bench.md", markdown(whole))
+    write_json(path, whole)
+    write_text(folder / "bench.csv", _csv(whole))
+    write_text(folder / "bench.md", markdown(whole))
     _plot(whole, folder / "bench")
     return whole
 

@@ -13,9 +13,9 @@ from cases import Case
 from machine import Rates, onednn
 from torch import Tensor, nn
 
-from spat.models.attention import AttentionCore
-from spat.models.kernels import Linear
-from spat.pruning import costs
+from spat.models.layers.attention import AttentionCore
+from spat.training.device import costs
+from spat.training.device.kernels import Linear
 
 Product = tuple[int, int, int, int]  # count, M, N, K
 

@@ -9,9 +9,10 @@ from alternation import Contestant, Laps, alternate, rates, seconds
 from cases import Case, Size, open_case, open_series
 from figure import Figure, Part, Series, Target
 
-from spat.models.forecaster import Forecaster
-from spat.pruning import costs, surgery
-from spat.pruning.masks import all_site_masks
+from spat.attention.mask import all_site_masks
+from spat.models.base import Forecaster
+from spat.surgery import cut
+from spat.training.device import costs
 from spat.training.optimisation import adam
 from spat.training.step import training_step
 
@@ -44,9 +45,9 @@ def _networks(case: Case) -> dict[str, Forecaster]:
     """The dense network first, the empty one last."""
     dense = case.build()
     found = {}
-    for mask in all_site_masks(surgery.heads_of(dense)):
+    for mask in all_site_masks(cut.heads_of(dense)):
         network = copy.deepcopy(dense)
-        surgery.prune(network, mask)
+        cut.prune(network, mask)
         found[mask.name] = network
     return found
 

@@ -22,7 +22,7 @@ from cases import FULL, QUICK, Size
 from figure import Part
 from machine import Rates
 
-from spat import records, scheduling
+from spat.pipeline import records, resources
 from spat.training.loop import prepare_torch
 
 Section = Callable[[Size, Rates], Part]
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         size = replace(size, rounds=options.rounds, calls=options.rounds)
     if options.patience is not None:
         size = replace(size, patience=options.patience)
-    scheduling.prepare_cuda()
+    resources.prepare_cuda()
     prepare_torch("float32")
     found = {}
     for name in options.only or SECTIONS:

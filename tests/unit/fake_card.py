@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from spat import streams
+from spat.training.device import streams
 
 CARD = torch.device("cuda", 0)
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from spat import frames
-from spat.pruning.masks import Mask, all_site_masks
+from spat.attention.mask import Mask, all_site_masks
+from spat.pipeline import frames
 from spat.reporting.frames_io import Frames
 
 HEADS = (4, 4, 4, 4)

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy.signal import lfilter
 
-from spat import frames
-from spat.pruning.masks import Mask, all_site_masks
+from spat.attention.mask import Mask, all_site_masks
+from spat.pipeline import frames
 
 HEADS = (2, 2, 2, 2)
 FULL, EMPTY = Mask.full(HEADS).name, Mask.empty(HEADS).name

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from spat.data.windows import Windows
-from spat.models.forecaster import Forecaster
+from spat.models.base import Forecaster
 from spat.models.registry import MODELS, Shape, build, hyperparameters
 
 torch.set_num_threads(1)  # small arrays: a second thread costs more than it gives

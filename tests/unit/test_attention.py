@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spat.models.attention import AttentionCore, MultiHeadAttention, Site
-from spat.models.layers import DecoderLayer, EncoderLayer
+from spat.attention.site import Site
+from spat.models.layers.attention import AttentionCore, MultiHeadAttention
+from spat.models.layers.blocks import DecoderLayer, EncoderLayer
 
 WIDTH, HEADS, SIZE = 12, 3, 4
 

@@ -31,10 +31,10 @@ from machine import Rates
 from products import step_of
 
 from spat.data.windows import Windows
-from spat.evaluation.metrics import evaluate
-from spat.models.forecaster import Forecaster
+from spat.models.base import Forecaster
 from spat.models.registry import hyperparameters
-from spat.pruning import costs
+from spat.training.device import costs
+from spat.training.metrics import evaluate
 from spat.training.optimisation import adam
 from spat.training.step import training_step
 

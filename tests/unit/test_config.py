@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from spat.cli import main
-from spat.config import Config, ConfigError, dump, load, load_files
+from spat.pipeline.cli import main
+from spat.pipeline.config import Config, ConfigError, dump, load, load_files
 
 ROOT = Path(__file__).parents[2]
 BLOCK = {"datasets": ["ETTh1"], "models": ["PatchTST"]}

@@ -10,13 +10,14 @@ import pytest
 from planted import FULL, runs
 from planted import results as planted_results
 
-from spat.config import load_files
+from spat.attention.mask import Mask
 from spat.data.registry import DATASETS
 from spat.evaluation.controls import is_control, tuned
 from spat.models.registry import Shape, build
-from spat.pruning import costs, surgery
-from spat.pruning.masks import Mask
-from spat.runs import Run, hyper_of, plan
+from spat.pipeline.config import load_files
+from spat.pipeline.runs import Run, hyper_of, plan
+from spat.surgery import cut
+from spat.training.device import costs
 
 ROOT = Path(__file__).parents[2]
 CONFIG = load_files(ROOT / "config.yaml", ROOT / "workflow" / "experiments" / "ablation.yaml")
@@ -138,7 +139,7 @@ def test_the_narrow_model_costs_what_is_left_without_attention(dataset: str) -> 
     runs_of = [Run(dataset, "iTransformer", v, 96, 96, 0) for v in ("deep128", "deep128+narrow")]
     shape = Shape(96, 96, DATASETS[dataset].channels)
     emptied, narrow = (build(r.model, hyper_of(CONFIG, r), shape) for r in runs_of)
-    surgery.prune(emptied, Mask.empty(surgery.heads_of(emptied)))
+    cut.prune(emptied, Mask.empty(cut.heads_of(emptied)))
     assert costs.parameters(narrow) == pytest.approx(costs.parameters(emptied), rel=0.025)
     assert costs.flops(narrow) == pytest.approx(costs.flops(emptied), rel=0.025)
-    assert surgery.heads_of(narrow) == (8, 8, 8, 8)
+    assert cut.heads_of(narrow) == (8, 8, 8, 8)

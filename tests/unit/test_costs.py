@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spat.models.forecaster import Forecaster
+from spat.attention.mask import Mask
+from spat.models.base import Forecaster
 from spat.models.registry import MODELS, Hyperparameters, Shape, build
-from spat.pruning import costs
-from spat.pruning.masks import Mask
-from spat.pruning.surgery import heads_of, prune
+from spat.surgery.cut import heads_of, prune
+from spat.training.device import costs
 
 SHAPE = Shape(lookback=24, horizon=12, channels=5)
 HYPER = Hyperparameters(
@@ -166,7 +166,7 @@ def test_neither_training_nor_measuring_imports_the_compiler_of_torch() -> None:
     code = """
 import sys, torch
 from spat.models.registry import Hyperparameters, Shape, build
-from spat.pruning import costs
+from spat.training.device import costs
 from spat.training.loop import prepare_torch
 from spat.training.optimisation import adam
 

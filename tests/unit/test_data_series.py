@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.csv
 import pytest
 
-from spat.data.files import sha256
 from spat.data.registry import DATASETS, Dataset, Shares
 from spat.data.series import DataError, Series, load, prepare, read, save
 from spat.data.windows import split
+from spat.files import sha256
 
 SHARED = Path(__file__).parents[3] / "shared" / "datasets"
 

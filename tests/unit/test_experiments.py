@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from spat import provenance, runs
-from spat.config import Config, load_files
 from spat.data.registry import DATASETS
-from spat.runs import Planned
-from spat.scoring.registry import CRITERIA
+from spat.pipeline import digests, runs
+from spat.pipeline.config import Config, load_files
+from spat.pipeline.runs import Planned
+from spat.scoring.names import CRITERIA
 
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "workflow" / "experiments").glob("*.yaml"))
@@ -33,7 +33,7 @@ def test_it_has_its_own_folder_and_every_run_resolves(name: str) -> None:
     assert config.experiment == name
     assert planned
     for p in planned:
-        assert provenance.settings(config, "pretrain", p.run)["hyperparameters"]
+        assert digests.settings(config, "pretrain", p.run)["hyperparameters"]
 
 
 def test_default_is_the_laptop_run() -> None:

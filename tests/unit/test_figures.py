@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from spat.pruning.masks import Mask
+from spat.attention.mask import Mask
 from spat.reporting import style
 from spat.reporting.curves import run_history
 from spat.reporting.figures import FIGURES, draw, write_figure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from spat import frames
+from spat.pipeline import frames
 
 ROW = {
     "experiment": "e",

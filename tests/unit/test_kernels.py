@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from spat.models import kernels
-from spat.models.kernels import Dropout, Linear, attend, dropout
+from spat.training.device import kernels
+from spat.training.device.kernels import Dropout, Linear, attend, dropout
 
 
 @pytest.fixture(autouse=True)
@@ -196,7 +196,7 @@ def test_dropout_of_attention_falls_on_the_weights(keys: int, causal: bool) -> N
 def test_freed_memory_is_kept() -> None:
     code = """
 import resource, torch
-from spat.models.kernels import keep_freed_memory
+from spat.training.device.kernels import keep_freed_memory
 torch.set_num_threads(1)
 x = torch.zeros(1 << 20)
 def faults():

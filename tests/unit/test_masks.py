@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from spat.pruning.masks import Mask, all_site_masks
+from spat.attention.mask import Mask, all_site_masks
 
 SMALL = [(), (1,), (2,), (1, 1), (2, 1), (2, 2), (3, 2), (1, 3, 2)]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spat.data.windows import Windows
-from spat.evaluation.metrics import Errors, evaluate
+from spat.training.metrics import Errors, evaluate
 
 ROWS, CHANNELS, LOOKBACK, HORIZON = 300, 3, 24, 12
 

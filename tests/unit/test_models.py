@@ -15,8 +15,8 @@ from small_models import HYPER, SHAPE
 from torch import Tensor, nn
 
 from spat.data.registry import DATASETS
-from spat.models.forecaster import Forecaster
-from spat.models.layers import StepEmbedding, normalise, sinusoids
+from spat.models.base import Forecaster
+from spat.models.layers.blocks import StepEmbedding, normalise, sinusoids
 from spat.models.registry import (
     MODELS,
     VARIANTS,

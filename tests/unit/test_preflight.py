@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from spat.config import Config, load
 from spat.data.registry import DATASETS
-from spat.stages import preflight as module
-from spat.stages.preflight import preflight
+from spat.pipeline.config import Config, load
+from spat.pipeline.stages import preflight as module
+from spat.pipeline.stages.preflight import preflight
 
 CONTENT = b"date,a\n"
 OFFLINE = "--configfile workflow/experiments/offline.yaml"

@@ -6,39 +6,40 @@ from pathlib import Path
 
 import pytest
 
-from spat import config as configuration
-from spat import records
-from spat.runs import Run
+from spat.files import read_json, replacing, write_json
+from spat.pipeline import config as configuration
+from spat.pipeline import records
+from spat.pipeline.runs import Run
 
 RUN = Run("synthetic", "DLinear", "published", 48, 24, 3)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
-    records.write_json(path, {"mse": 1})
+    write_json(path, {"mse": 1})
 
     def fail() -> None:
-        with records.replacing(path) as temporary:
+        with replacing(path) as temporary:
             temporary.write_text("half")
             raise OSError("no space left on device")
 
     with pytest.raises(OSError, match="no space"):
         fail()
-    assert records.read_json(path) == {"mse": 1}
+    assert read_json(path) == {"mse": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
 
 
 def test_what_is_not_finite_becomes_null(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    records.write_json(path, {"a": [float("nan"), 1.5], "b": {"c": float("inf")}})
-    assert records.read_json(path) == {"a": [None, 1.5], "b": {"c": None}}
+    write_json(path, {"a": [float("nan"), 1.5], "b": {"c": float("inf")}})
+    assert read_json(path) == {"a": [None, 1.5], "b": {"c": None}}
 
 
 def test_broken_json_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "broken.json"
     path.write_text("{")
     with pytest.raises(ValueError, match=r"broken\.json"):
-        records.read_json(path)
+        read_json(path)
 
 
 def test_digests_see_values_and_not_the_order_of_keys() -> None:

@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 from frame_builder import FULL, build
 
-from spat import frames
 from spat.evaluation.cells import keeps_all
-from spat.frames import COLUMNS, RUN, FrameError
+from spat.pipeline import frames
+from spat.pipeline.frames import COLUMNS, RUN, FrameError
 from spat.reporting import names
 from spat.reporting.frames_io import Frames
 from spat.reporting.tables import rendered

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from spat.config import load
-from spat.stages.report import summary
+from spat.pipeline.config import load
+from spat.pipeline.stages.report import summary
 
 
 @pytest.mark.parametrize("uri", [None, "http://host:5000", "sqlite:////tmp/store.db"])

@@ -13,25 +13,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from spat import frames, records, runs
-from spat.config import Config, ConfigError, load
+from spat.attention.manipulation import manipulated, obstacle
+from spat.attention.mask import Mask
 from spat.data.windows import Windows
 from spat.evaluation import robustness as evaluation
-from spat.evaluation.metrics import evaluate
 from spat.evaluation.summary import summarise
-from spat.frames import RUN
-from spat.models.forecaster import Forecaster
+from spat.files import read_json
+from spat.models.base import Forecaster
 from spat.models.registry import MODELS, Shape, build, hyperparameters
-from spat.pruning import surgery
-from spat.pruning.masks import Mask
+from spat.pipeline import frames, runs, scores_frame
+from spat.pipeline.config import Config, ConfigError, load
+from spat.pipeline.frames import RUN
+from spat.pipeline.stages import robustness as stage
 from spat.reporting.figures import draw
 from spat.reporting.frames_io import Frames
 from spat.reporting.tables import rendered
 from spat.reporting.tables import robustness as robustness_table
-from spat.scoring import probe, tidy
-from spat.scoring.manipulation import manipulated, obstacle
+from spat.scoring import probe
 from spat.scoring.scores import score
-from spat.stages import robustness as stage
+from spat.surgery import cut
+from spat.training.metrics import evaluate
 
 LOOKBACK, HORIZON, CHANNELS = 24, 12, 5
 ATTENTION = [name for name, row in MODELS.items() if row.attention]
@@ -142,8 +143,8 @@ def test_a_gate_scales_the_output_of_the_attention(name: str) -> None:
         torch.testing.assert_close(gated.A, plain.A, rtol=0, atol=0)
         with manipulated(site, "gate:0", seed=0):
             closed = forecast(model)
-        mask = Mask.full(surgery.heads_of(model)).without_sites([index])
-        with surgery.masked(model, mask):
+        mask = Mask.full(cut.heads_of(model)).without_sites([index])
+        with cut.masked(model, mask):
             torch.testing.assert_close(closed, forecast(model), rtol=0, atol=0)
 
 
@@ -209,12 +210,12 @@ def test_a_closed_gate_scores_zero_and_leaving_it_out_changes_nothing(name: str)
         with manipulated(site, "gate:0", seed=0):
             frame = score(model, data, index, ["send", *gradient, "loss_drop"])
             with_it = evaluate(model, data).mse
-        found = frame[(frame["site"] == number) & (frame["batch"] == tidy.ALL)]
+        found = frame[(frame["site"] == number) & (frame["batch"] == scores_frame.ALL)]
         assert set(found["criterion"]) > set(gradient)
         scored = found[found["criterion"] != "uniformity"]
         np.testing.assert_allclose(scored["value"], 0.0, atol=1e-15)
-        mask = Mask.full(surgery.heads_of(model)).without_sites([number])
-        with surgery.masked(model, mask):
+        mask = Mask.full(cut.heads_of(model)).without_sites([number])
+        with cut.masked(model, mask):
             assert evaluate(model, data).mse == with_it
 
 
@@ -307,11 +308,11 @@ def test_finetuning_asks_for_the_masks_it_compares_with(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def studied(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A tiny run, taken through the stages that the study needs, and the study itself."""
-    from spat.stages.prepare import prepare
-    from spat.stages.pretrain import pretrain
-    from spat.stages.prune import prune
-    from spat.stages.score import score as score_stage
-    from spat.stages.select import select
+    from spat.pipeline.stages.prepare import prepare
+    from spat.pipeline.stages.pretrain import pretrain
+    from spat.pipeline.stages.prune import prune
+    from spat.pipeline.stages.score import score as score_stage
+    from spat.pipeline.stages.select import select
 
     config = config_of(tmp_path_factory.mktemp("results"))
     (run,) = runs.studied(config)
@@ -344,19 +345,19 @@ def test_the_stage_leaves_a_valid_frame_with_every_case(studied: Config) -> None
     # Two sites of four networks: 2 criteria on `train`, one on validation; MSE and change on two
     # splits in two phases.
     assert len(frame) == 2 * 4 * (3 + 2 * 2 * 2)
-    metrics = records.read_json(folder_of(studied, "robustness") / "metrics.json")
+    metrics = read_json(folder_of(studied, "robustness") / "metrics.json")
     assert metrics["cases"] == 1 + 2 * (1 + 3)
     assert metrics["skipped"] == []
 
 
 def test_the_intact_network_is_the_one_that_was_trained_and_scored(studied: Config) -> None:
-    trained = records.read_json(folder_of(studied, "pretrain") / "metrics.json")
+    trained = read_json(folder_of(studied, "pretrain") / "metrics.json")
     for split in ("validation", "test"):
         intact = values_of(studied, "untuned", split, "mse")["intact"]
         assert intact.tolist() == 2 * [pytest.approx(trained["errors"][split]["mse"], rel=1e-12)]
-    scored = tidy.aggregate(pd.read_parquet(folder_of(studied, "score") / "scores.parquet"))
+    scored = scores_frame.aggregate(pd.read_parquet(folder_of(studied, "score") / "scores.parquet"))
     for criterion, split in (("send", "train"), ("loss_drop_val", "validation")):
-        rows = scored[(scored["criterion"] == criterion) & (scored["head"] == tidy.SITE)]
+        rows = scored[(scored["criterion"] == criterion) & (scored["head"] == scores_frame.SITE)]
         ours = values_of(studied, "untuned", split, criterion)["intact"]
         np.testing.assert_allclose(ours, rows["value"], rtol=1e-4, atol=1e-9)
 
@@ -364,7 +365,7 @@ def test_the_intact_network_is_the_one_that_was_trained_and_scored(studied: Conf
 def test_truths_are_the_errors_of_the_masks_that_were_trained(studied: Config) -> None:
     def mse(mask: str, phase: str) -> float:
         path = folder_of(studied, "prune") / "masks" / mask / "order0" / "metrics.json"
-        return float(records.read_json(path)["errors"][phase]["test"]["mse"])
+        return float(read_json(path)["errors"][phase]["test"]["mse"])
 
     for phase, name in (("untuned", "pruned"), ("finetuned", "finetuned")):
         changes = values_of(studied, phase, "test", "leave_one_out")["intact"]

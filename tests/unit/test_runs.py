@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from spat import runs
-from spat.config import Config, ConfigError, load
-from spat.runs import Run
+from spat.pipeline import runs
+from spat.pipeline.config import Config, ConfigError, load
+from spat.pipeline.runs import Run
 
 RUN = Run("ETTh1", "iTransformer", "deep", 96, 192, 3)
 

@@ -14,13 +14,13 @@ import pytest
 import torch
 from scoring_cases import ATTENTIVE, batches, small, windows
 
-from spat.frames import RUN, checked
 from spat.models.registry import MODELS, Shape, build, hyperparameters
+from spat.pipeline.frames import RUN, checked
+from spat.pipeline.scores_frame import aggregate, send_train
+from spat.scoring.names import CRITERIA, HEAD_CRITERIA, STATISTICS
 from spat.scoring.probe import loss_drops
-from spat.scoring.registry import CRITERIA, HEAD_CRITERIA, STATISTICS
 from spat.scoring.scores import score
 from spat.scoring.send import score_send
-from spat.scoring.tidy import aggregate, send_train
 
 COMPUTED = tuple(name for name, row in CRITERIA.items() if row.needs != "draws")
 

@@ -11,14 +11,14 @@ import torch
 from scoring_cases import ATTENTIVE, batches, small, windows
 from torch import Tensor
 
-from spat.models.attention import AttentionCore, MultiHeadAttention
-from spat.models.forecaster import Forecaster
+from spat.attention.views import SiteRecord
+from spat.models.base import Forecaster
+from spat.models.layers.attention import AttentionCore, MultiHeadAttention
+from spat.pipeline.scores_frame import aggregate
 from spat.scoring import probe
 from spat.scoring.probe import observe
-from spat.scoring.record import SiteRecord
 from spat.scoring.reductions import dispersion
 from spat.scoring.scores import score
-from spat.scoring.tidy import aggregate
 
 GRADIENT = (
     "send", "send_abs", "send_shared", "send_layer", "send_keys", "send_unit", "send_reverse",

@@ -10,9 +10,10 @@ import torch
 from scoring_cases import ATTENTIVE, CHANNELS, batches, small, windows
 from torch import Tensor, nn
 
-from spat.models.attention import AttentionCore
-from spat.models.forecaster import Forecaster
-from spat.scoring import probe, record
+from spat.attention import views
+from spat.models.base import Forecaster
+from spat.models.layers.attention import AttentionCore
+from spat.scoring import probe
 from spat.scoring.probe import attention_maps, loss_drops, observe, window_means
 
 FEW = torch.tensor([3, 50, 51, 120])
@@ -177,7 +178,7 @@ def test_means_are_those_of_the_windows_of_each_batch(monkeypatch: pytest.Monkey
     means = [expected.mean(), *(part.mean() for part in torch.split(expected, 15))]
     torch.testing.assert_close(site.means["S"], torch.stack(means), rtol=1e-9, atol=0)
     # Windows pass in parts where the arrays would be large.
-    monkeypatch.setitem(record.ELEMENTS, "cpu", 1)
+    monkeypatch.setitem(views.ELEMENTS, "cpu", 1)
     (again, *_) = window_means(model, windows(), cut, size)
     torch.testing.assert_close(again.means["S"], site.means["S"], rtol=1e-12, atol=0)
 

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from spat import frames
-from spat.config import LevelSection, PruningSection
-from spat.pruning import selection
-from spat.pruning.masks import Mask, all_site_masks
+from spat.attention.mask import Mask, all_site_masks
+from spat.pipeline import frames
+from spat.pipeline.config import LevelSection, PruningSection
+from spat.surgery import choose
 
 HEADS = (2, 2, 2, 2)
 NONE = PruningSection(site=LevelSection(), head=LevelSection())
@@ -52,46 +52,46 @@ def site_level(*ratios: float | str, criteria: tuple[str, ...] = ("send",)) -> P
     ],
 )
 def test_count_rounds_halves_up(ratio: float, n: int, k: int) -> None:
-    assert selection.count(ratio, n) == k
+    assert choose.count(ratio, n) == k
 
 
 def test_ratios_that_remove_the_same_are_reported_once() -> None:
-    assert selection.distinct_ratios((0.25, 0.5, 0.75, 1.0), 4) == (0.25, 0.5, 0.75, 1.0)
-    assert selection.distinct_ratios((0.25, 0.5, 0.75, 1.0), 2) == (0.25, 0.75)
-    assert selection.distinct_ratios((1.0, 0.75), 2) == (1.0,)
+    assert choose.distinct_ratios((0.25, 0.5, 0.75, 1.0), 4) == (0.25, 0.5, 0.75, 1.0)
+    assert choose.distinct_ratios((0.25, 0.5, 0.75, 1.0), 2) == (0.25, 0.75)
+    assert choose.distinct_ratios((1.0, 0.75), 2) == (1.0,)
 
 
 def test_lowest_breaks_ties_in_forward_order() -> None:
-    assert selection.lowest([3.0, 1.0, 2.0], 2) == (1, 2)
-    assert selection.lowest([1.0] * 40, 3) == (0, 1, 2)
-    assert selection.lowest([2.0, 1.0, 1.0, 2.0], 3) == (1, 2, 0)
-    assert selection.lowest([-math.inf, 0.0, -1.0], 2) == (0, 2)
+    assert choose.lowest([3.0, 1.0, 2.0], 2) == (1, 2)
+    assert choose.lowest([1.0] * 40, 3) == (0, 1, 2)
+    assert choose.lowest([2.0, 1.0, 1.0, 2.0], 3) == (1, 2, 0)
+    assert choose.lowest([-math.inf, 0.0, -1.0], 2) == (0, 2)
     with pytest.raises(ValueError, match="NaN has no rank"):
-        selection.lowest([1.0, math.nan], 1)
+        choose.lowest([1.0, math.nan], 1)
 
 
 def test_draws_are_distinct_and_reproducible() -> None:
-    drawn = selection.random_draws(32, 8, 10, seed=3)
+    drawn = choose.random_draws(32, 8, 10, seed=3)
     assert len(set(drawn)) == 10
     assert all(len(set(draw)) == 8 and max(draw) < 32 for draw in drawn)
-    assert drawn == selection.random_draws(32, 8, 10, seed=3)
-    assert drawn != selection.random_draws(32, 8, 10, seed=4)
+    assert drawn == choose.random_draws(32, 8, 10, seed=3)
+    assert drawn != choose.random_draws(32, 8, 10, seed=4)
 
 
 def test_where_there_are_fewer_choices_than_draws_all_are_drawn_once() -> None:
-    drawn = selection.random_draws(4, 2, 10, seed=0)
+    drawn = choose.random_draws(4, 2, 10, seed=0)
     assert sorted(drawn) == list(itertools.combinations(range(4), 2))
-    assert selection.random_draws(4, 4, 10, seed=0) == ((0, 1, 2, 3),)
-    assert selection.random_draws(4, 0, 10, seed=0) == ((),)
+    assert choose.random_draws(4, 4, 10, seed=0) == ((0, 1, 2, 3),)
+    assert choose.random_draws(4, 0, 10, seed=0) == ((),)
 
 
 def test_draws_are_uniform() -> None:
-    first = [selection.random_draws(4, 1, 1, seed)[0][0] for seed in range(400)]
+    first = [choose.random_draws(4, 1, 1, seed)[0][0] for seed in range(400)]
     assert np.bincount(first, minlength=4).min() > 60
 
 
 def test_the_nested_path_removes_one_site_after_the_other() -> None:
-    path = [mask.name for mask in selection.nested_path([0.3, 0.1, 0.2], (2, 2, 2))]
+    path = [mask.name for mask in choose.nested_path([0.3, 0.1, 0.2], (2, 2, 2))]
     assert path == ["1.1.1", "1.0.1", "1.0.0", "0.0.0"]
 
 
@@ -104,7 +104,7 @@ def test_requested_rows_are_valid_selections() -> None:
         draws=5,
         exhaustive=True,
     )
-    found = selection.requested(table([0.4, 0.1, 0.2, 0.3]), HEADS, section, seed=1)
+    found = choose.requested(table([0.4, 0.1, 0.2, 0.3]), HEADS, section, seed=1)
     run = dict(zip(frames.RUN, ("e", "d", "m", "v", 96, 96, 0), strict=True))
     assert len(frames.checked("selections", found.assign(**run))) == len(found)
     for name, level, removed in found[["mask", "level", "removed"]].itertuples(index=False):
@@ -114,7 +114,7 @@ def test_requested_rows_are_valid_selections() -> None:
 
 
 def test_sites_are_removed_by_score() -> None:
-    found = selection.requested(
+    found = choose.requested(
         table([0.4, 0.1, 0.2, 0.3]), HEADS, site_level(0.25, 0.5, 0.75, 1.0), seed=1
     )
     assert found["mask"].tolist() == ["1.0.1.1", "1.0.0.1", "1.0.0.0", "0.0.0.0"]
@@ -127,7 +127,7 @@ def test_heads_are_ranked_across_sites() -> None:
         site=LevelSection(), head=LevelSection(criteria=("send",), ratios=(0.25, 0.375, 1.0))
     )
     scores = table([0.4, 0.1, 0.105, 0.3])
-    found = selection.requested(scores, HEADS, section, seed=1)
+    found = choose.requested(scores, HEADS, section, seed=1)
     # Scores of the heads: .40 .41 | .10 .11 | .105 .115 | .30 .31
     assert found["mask"].tolist() == ["1.01.01.1", "1.0.01.1", "0.0.0.0"]
     assert found["removed"].tolist() == [2, 3, 8]
@@ -136,7 +136,7 @@ def test_heads_are_ranked_across_sites() -> None:
 def test_a_new_ratio_changes_no_draw() -> None:
     scores = table([1.0] * 4)
     few, more = (
-        selection.requested(scores, (8,) * 4, head_draws(ratios), seed=9)
+        choose.requested(scores, (8,) * 4, head_draws(ratios), seed=9)
         for ratios in ((0.5,), (0.25, 0.5))
     )
     pd.testing.assert_series_equal(
@@ -154,7 +154,7 @@ def head_draws(ratios: tuple[float, ...]) -> PruningSection:
 def test_rules_leave_their_masks() -> None:
     scores = table([0.4, 0.1, 0.11, 0.3])
     section = site_level("auto:gap", "auto:loss_drop_bound", "auto:one_se")
-    found = selection.requested(scores, HEADS, section, seed=1, bounded=[3])
+    found = choose.requested(scores, HEADS, section, seed=1, bounded=[3])
     masks = found.groupby("rule")["mask"].apply(list)
     assert masks["gap"] == ["1.0.0.1"]
     assert masks["loss_drop_bound"] == ["1.1.1.0"]
@@ -164,30 +164,30 @@ def test_rules_leave_their_masks() -> None:
 
 
 def test_an_undefined_gap_leaves_no_row() -> None:
-    found = selection.requested(table([0.4, -0.1, 0.2, 0.3]), HEADS, site_level("auto:gap"), seed=1)
+    found = choose.requested(table([0.4, -0.1, 0.2, 0.3]), HEADS, site_level("auto:gap"), seed=1)
     assert found.empty
 
 
 def test_exhaustive_is_every_site_mask() -> None:
     section = NONE.model_copy(update={"exhaustive": True})
-    found = selection.requested(table([1.0] * 4), HEADS, section, seed=1)
+    found = choose.requested(table([1.0] * 4), HEADS, section, seed=1)
     assert found["mask"].tolist() == [mask.name for mask in all_site_masks(HEADS)]
 
 
 def test_a_model_without_sites_has_nothing_to_decide() -> None:
-    assert selection.requested(table([]), (), site_level(0.5, "auto:gap"), seed=1).empty
+    assert choose.requested(table([]), (), site_level(0.5, "auto:gap"), seed=1).empty
 
 
 def test_scores_that_are_missing_are_named() -> None:
     scores = table([0.4, 0.1, 0.2])
     with pytest.raises(ValueError, match=r"'send' has no score, or NaN, for site 3"):
-        selection.requested(scores, HEADS, site_level(0.5), seed=1)
+        choose.requested(scores, HEADS, site_level(0.5), seed=1)
     with pytest.raises(ValueError, match=r"'michel' has no score, or NaN, for site 0"):
-        selection.requested(scores, HEADS, site_level(0.5, criteria=("michel",)), seed=1)
+        choose.requested(scores, HEADS, site_level(0.5, criteria=("michel",)), seed=1)
     with pytest.raises(ValueError, match="several scores"):
-        selection.requested(pd.concat([scores, scores]), HEADS, site_level(0.5), seed=1)
+        choose.requested(pd.concat([scores, scores]), HEADS, site_level(0.5), seed=1)
     with pytest.raises(ValueError, match="loss_drop_bound"):
-        selection.requested(table([1.0] * 4), HEADS, site_level("auto:loss_drop_bound"), seed=1)
+        choose.requested(table([1.0] * 4), HEADS, site_level("auto:loss_drop_bound"), seed=1)
 
 
 @pytest.mark.parametrize(
@@ -207,15 +207,15 @@ def test_scores_that_are_missing_are_named() -> None:
     ],
 )
 def test_gap(scores: list[float], k: int | None) -> None:
-    assert selection.gap(scores) == k
+    assert choose.gap(scores) == k
 
 
 def test_loss_drop_bound_lets_go_only_what_surely_does_no_harm() -> None:
     noise = np.random.default_rng(0).normal(size=(4, 600))
     drops = noise + np.array([[-1.0], [1.0], [0.0], [-1.0]])
     options = {"block": 20, "draws": 500, "confidence": 0.95, "seed": 1}
-    assert selection.loss_drop_bound(drops, **options) == (0, 3)
-    assert selection.loss_drop_bound(np.zeros((2, 600)), **options) == (0, 1)
+    assert choose.loss_drop_bound(drops, **options) == (0, 3)
+    assert choose.loss_drop_bound(np.zeros((2, 600)), **options) == (0, 1)
 
 
 def test_one_standard_error_takes_the_smallest_network_within_the_noise() -> None:
@@ -224,24 +224,24 @@ def test_one_standard_error_takes_the_smallest_network_within_the_noise() -> Non
     errors = [level + shift + 0.5 * generator.normal(size=800) for shift in (0.1, 0, 0, 0.5)]
     options = {"block": 20, "draws": 500, "seed": 1}
     errors[2] += errors[1].mean() - errors[2].mean() + 1e-4
-    assert selection.one_standard_error(errors, **options) == 2
+    assert choose.one_standard_error(errors, **options) == 2
     # Equal up to a shift that every window shows: no noise hides it, however uneven the months.
     shifted = [level, level + 1e-3]
-    assert selection.one_standard_error(shifted, **options) == 0
-    assert selection.one_standard_error([level, level], **options) == 1
+    assert choose.one_standard_error(shifted, **options) == 0
+    assert choose.one_standard_error([level, level], **options) == 1
     diverged = np.full(800, np.nan)
-    assert selection.one_standard_error([level, diverged], **options) == 0
+    assert choose.one_standard_error([level, diverged], **options) == 0
 
 
 def test_validation_minimum_prefers_the_smaller_network() -> None:
-    assert selection.validation_minimum([3.0, 1.0, 2.0]) == 1
-    assert selection.validation_minimum([1.0, 2.0, 1.0]) == 2
-    assert selection.validation_minimum([math.nan, 2.0, 3.0]) == 1
+    assert choose.validation_minimum([3.0, 1.0, 2.0]) == 1
+    assert choose.validation_minimum([1.0, 2.0, 1.0]) == 2
+    assert choose.validation_minimum([math.nan, 2.0, 3.0]) == 1
     with pytest.raises(ValueError, match="finite"):
-        selection.validation_minimum([math.nan, math.inf])
+        choose.validation_minimum([math.nan, math.inf])
 
 
 def test_a_series_shorter_than_two_blocks_still_decides() -> None:
     drops = np.stack([np.full(10, 0.1), np.full(10, -0.1)]) + np.arange(10.0) / 1e3
     few = {"block": 96, "draws": 100, "confidence": 0.95, "seed": 1}
-    assert selection.loss_drop_bound(drops, **few) == (1,)
+    assert choose.loss_drop_bound(drops, **few) == (1,)

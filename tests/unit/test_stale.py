@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from spat import runs
-from spat.config import Config, LevelSection, load_files
 from spat.data import series
 from spat.data.registry import DATASETS
-from spat.records import read_json, write_json
-from spat.runs import Run
-from spat.stages.grid import grid
-from spat.stages.prepare import is_prepared, prepare
+from spat.files import read_json, write_json
+from spat.pipeline import runs
+from spat.pipeline.config import Config, LevelSection, load_files
+from spat.pipeline.runs import Run
+from spat.pipeline.stages.grid import grid
+from spat.pipeline.stages.prepare import is_prepared, prepare
 
 ROOT = Path(__file__).parents[2]
 RUN = Run("synthetic2", "iTransformer", "tiny", 48, 24, 0)

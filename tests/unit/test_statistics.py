@@ -13,7 +13,7 @@ from statsmodels.stats.multitest import multipletests
 
 from spat.evaluation import bootstrap, cells, statistics, summary
 from spat.evaluation.changes import relative_changes
-from spat.frames import RUN
+from spat.pipeline.frames import RUN
 
 BLOCK = 192
 

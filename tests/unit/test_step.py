@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from spat.data import series, synthetic
 from spat.data.registry import DATASETS
 from spat.data.windows import Windows, split
-from spat.models.forecaster import Forecaster
+from spat.models.base import Forecaster
 from spat.models.registry import build
 from spat.training.optimisation import adam
 from spat.training.step import CapturedStep, training_step

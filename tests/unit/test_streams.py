@@ -6,7 +6,7 @@ import pytest
 import torch
 from fake_card import CARD, DEFAULT, FakeStream, install
 
-from spat import streams
+from spat.training.device import streams
 
 
 @pytest.fixture(autouse=True)

@@ -13,11 +13,13 @@ import torch
 from small_models import HYPER, SHAPE
 from torch import Tensor, nn
 
-from spat.models.attention import MultiHeadAttention, Site
-from spat.models.forecaster import Forecaster
+from spat.attention.mask import Mask, all_site_masks
+from spat.attention.site import Site
+from spat.models.base import Forecaster
+from spat.models.layers.attention import MultiHeadAttention
 from spat.models.registry import MODELS, Hyperparameters, Shape, build
-from spat.pruning import costs, surgery
-from spat.pruning.masks import Mask, all_site_masks
+from spat.surgery import cut
+from spat.training.device import costs
 
 ATTENTION = [name for name, row in MODELS.items() if row.attention]
 
@@ -35,7 +37,7 @@ def dense(name: str, hyper: Hyperparameters = HYPER) -> Forecaster:
 
 def masks_of(model: Forecaster) -> list[Mask]:
     """All site masks; single heads; heads and sites together."""
-    heads = surgery.heads_of(model)
+    heads = cut.heads_of(model)
     full = Mask.full(heads)
     last = len(heads) - 1
     return [
@@ -46,9 +48,9 @@ def masks_of(model: Forecaster) -> list[Mask]:
     ]
 
 
-def pruned(model: Forecaster, mask: Mask) -> tuple[Forecaster, surgery.Surgery]:
+def pruned(model: Forecaster, mask: Mask) -> tuple[Forecaster, cut.Surgery]:
     smaller = copy.deepcopy(model)
-    return smaller, surgery.prune(smaller, mask)
+    return smaller, cut.prune(smaller, mask)
 
 
 @pytest.mark.parametrize("time_features", [False, True])
@@ -60,7 +62,7 @@ def test_pruned_is_masked_dense(name: str, time_features: bool) -> None:
     before = model(*inputs)
     for mask in masks_of(model):
         smaller, _ = pruned(model, mask)
-        with surgery.masked(model, mask) as reference:
+        with cut.masked(model, mask) as reference:
             expected = reference(*inputs)
         torch.testing.assert_close(smaller(*inputs), expected, rtol=0, atol=1e-5, msg=mask.name)
         if not mask.is_full:
@@ -72,11 +74,11 @@ def test_pruned_is_masked_dense(name: str, time_features: bool) -> None:
 @pytest.mark.parametrize("name", ATTENTION)
 def test_gradients_are_those_of_the_masked_dense_network(name: str) -> None:
     model = dense(name).train()  # HYPER has no dropout; PatchTST normalises by the batch
-    mask = Mask.full(surgery.heads_of(model)).without_sites([0]).without_heads([(1, 1), (1, 2)])
+    mask = Mask.full(cut.heads_of(model)).without_sites([0]).without_heads([(1, 1), (1, 2)])
     smaller, _ = pruned(model, mask)
     inputs = costs.example_inputs(model, 4)
     smaller(*inputs).square().mean().backward()
-    with surgery.masked(model, mask):
+    with cut.masked(model, mask):
         model(*inputs).square().mean().backward()
     reference = dict(model.named_parameters())
     for path, parameter in smaller.named_parameters():
@@ -90,10 +92,10 @@ def test_gradients_are_those_of_the_masked_dense_network(name: str) -> None:
 @pytest.mark.parametrize("name", ATTENTION)
 def test_every_parameter_left_is_reached_and_can_be_trained(name: str) -> None:
     model = dense(name)
-    assert surgery.unreached(model)[0] == {}
+    assert cut.unreached(model)[0] == {}
     for mask in masks_of(model)[::3]:
         smaller, operation = pruned(model, mask)
-        assert surgery.unreached(smaller)[0] == {}, mask.name
+        assert cut.unreached(smaller)[0] == {}, mask.name
         assert operation.swept == operation.dead == 0
     before = [p.detach().clone() for p in smaller.parameters()]
     optimiser = torch.optim.Adam(smaller.parameters())
@@ -117,14 +119,14 @@ def test_parameters_and_flops_fall_by_what_is_removed(name: str) -> None:
         assert (costs.flops(smaller) < flops) != mask.is_full
         assert [s.attention is None for s in smaller.sites()] == [not any(b) for b in mask.bits]
         assert [s.name for s in smaller.sites()] == [s.name for s in sites]
-        assert surgery.heads_of(smaller) == mask.heads
+        assert cut.heads_of(smaller) == mask.heads
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_full_mask_changes_nothing(name: str) -> None:
     model = build(name, HYPER, SHAPE).train()
     before = dict(model.named_parameters())
-    operation = surgery.prune(model, Mask.full(surgery.heads_of(model)))
+    operation = cut.prune(model, Mask.full(cut.heads_of(model)))
     assert operation.params_before == operation.params_after == costs.parameters(model)
     after = dict(model.named_parameters())
     assert list(after) == list(before)
@@ -135,7 +137,7 @@ def test_surgery_leaves_mode_gradients_and_random_numbers_alone() -> None:
     model = dense("PatchTST").train()
     statistics = model.norm.running_mean.clone()
     random = torch.get_rng_state()
-    surgery.prune(model, Mask.parse("1.0.0110", surgery.heads_of(model)))
+    cut.prune(model, Mask.parse("1.0.0110", cut.heads_of(model)))
     assert torch.equal(random, torch.get_rng_state())
     assert torch.equal(model.norm.running_mean, statistics)
     assert all(module.training for module in model.modules())
@@ -145,14 +147,14 @@ def test_surgery_leaves_mode_gradients_and_random_numbers_alone() -> None:
 def test_surgery_wants_the_dense_model_and_its_mask() -> None:
     model = dense("iTransformer")
     with pytest.raises(ValueError, match=r"mask '1\.1' is of a model with heads \(4, 4\)"):
-        surgery.prune(model, Mask.full((4, 4)))
-    surgery.prune(model, Mask.parse("1.0.0110", surgery.heads_of(model)))
-    mask = Mask.parse("1.0.0", surgery.heads_of(model))
+        cut.prune(model, Mask.full((4, 4)))
+    cut.prune(model, Mask.parse("1.0.0110", cut.heads_of(model)))
+    mask = Mask.parse("1.0.0", cut.heads_of(model))
     with pytest.raises(ValueError, match=r"encoder\.1\.self has 0 of its 4 heads"):
-        surgery.prune(model, mask)
+        cut.prune(model, mask)
     with (
         pytest.raises(ValueError, match=r"encoder\.1\.self has 0 of its 4 heads"),
-        surgery.masked(model, mask),
+        cut.masked(model, mask),
     ):
         pass
 
@@ -164,14 +166,14 @@ def test_files_give_the_same_network_back(name: str, tmp_path: Path) -> None:
         smaller, _ = pruned(model, mask)
         folder = tmp_path / str(index)
         random = torch.get_rng_state()
-        surgery.save(smaller, folder, mask)
-        again = surgery.load(folder)
+        cut.save(smaller, folder, mask)
+        again = cut.load(folder)
         assert torch.equal(random, torch.get_rng_state())
         assert {path.name for path in folder.iterdir()} == {
-            surgery.WEIGHTS,
-            surgery.ARCHITECTURE,
+            cut.WEIGHTS,
+            cut.ARCHITECTURE,
         }
-        written = json.loads((folder / surgery.ARCHITECTURE).read_text())
+        written = json.loads((folder / cut.ARCHITECTURE).read_text())
         assert written["mask"] == mask.name
         assert written["model"] == name
         assert type(again) is type(smaller)
@@ -183,44 +185,44 @@ def test_files_give_the_same_network_back(name: str, tmp_path: Path) -> None:
 
 def test_the_dense_model_needs_no_mask(tmp_path: Path) -> None:
     model = dense("iTransformer")
-    surgery.save(model, tmp_path)
-    assert surgery.architecture(surgery.load(tmp_path))["mask"] == "1.1.1"
+    cut.save(model, tmp_path)
+    assert cut.architecture(cut.load(tmp_path))["mask"] == "1.1.1"
 
 
 def test_a_file_that_could_not_be_loaded_is_not_written(tmp_path: Path) -> None:
     model = dense("iTransformer")
-    heads = surgery.heads_of(model)
-    surgery.prune(model, Mask.parse("1.0.1", heads))
+    heads = cut.heads_of(model)
+    cut.prune(model, Mask.parse("1.0.1", heads))
     for wrong in (None, Mask.parse("1.1.0", heads), Mask.parse("1.0.0110", heads)):
         with pytest.raises(ValueError, match="give the mask that it was pruned to"):
-            surgery.save(model, tmp_path, wrong)
+            cut.save(model, tmp_path, wrong)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     model = dense("iTransformer")
-    with pytest.raises(FileNotFoundError, match=surgery.ARCHITECTURE):
-        surgery.load(tmp_path)
-    surgery.save(model, tmp_path)
-    weights = tmp_path / surgery.WEIGHTS
+    with pytest.raises(FileNotFoundError, match=cut.ARCHITECTURE):
+        cut.load(tmp_path)
+    cut.save(model, tmp_path)
+    weights = tmp_path / cut.WEIGHTS
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=str(tmp_path)):
-        surgery.load(tmp_path)
+        cut.load(tmp_path)
     weights.unlink()
-    with pytest.raises(FileNotFoundError, match=surgery.WEIGHTS):
-        surgery.load(tmp_path)
-    surgery.save(model, tmp_path)
-    values = surgery.architecture(model)
+    with pytest.raises(FileNotFoundError, match=cut.WEIGHTS):
+        cut.load(tmp_path)
+    cut.save(model, tmp_path)
+    values = cut.architecture(model)
     for change, message in (
         ({"mask": "1.0.1"}, r"layers\.1\.attention.*network none"),
         ({"model": "Nonsense"}, "Nonsense"),
         ({"shape": {"lookback": 96}}, "horizon"),
         ({"mask": "1.1"}, "2 sites, the model 3"),
     ):
-        (tmp_path / surgery.ARCHITECTURE).write_text(json.dumps({**values, **change}))
+        (tmp_path / cut.ARCHITECTURE).write_text(json.dumps({**values, **change}))
         with pytest.raises(ValueError, match=message):
-            surgery.load(tmp_path)
+            cut.load(tmp_path)
 
 
 class Reader(nn.Module):
@@ -272,20 +274,20 @@ def test_what_is_neither_reached_nor_called_is_swept() -> None:
     inputs = costs.example_inputs(model, 2)
     mask = Mask.parse("1.0", (2, 2))
     model.eval()
-    with surgery.masked(model, mask), torch.no_grad():
+    with cut.masked(model, mask), torch.no_grad():
         expected = model(*inputs)
-    operation = surgery.prune(model, mask)
+    operation = cut.prune(model, mask)
     assert operation.swept == ENCODER + ATTENTION_PARAMETERS
     assert operation.dead == 0
     assert operation.params_after == costs.parameters(model) == 2 * 8
     assert all(site.attention is None for site in model.sites())
     assert torch.equal(model(*inputs), expected)
-    assert surgery.unreached(model)[0] == {}
+    assert cut.unreached(model)[0] == {}
 
 
 def test_what_is_called_in_vain_is_counted_and_stays() -> None:
     model = Memory(lazy=False)
-    operation = surgery.prune(model, Mask.parse("1.0", (2, 2)))
+    operation = cut.prune(model, Mask.parse("1.0", (2, 2)))
     assert operation.swept == 0
     assert operation.dead == ENCODER + ATTENTION_PARAMETERS
     assert operation.params_after == operation.params_before - ATTENTION_PARAMETERS
@@ -294,4 +296,4 @@ def test_what_is_called_in_vain_is_counted_and_stays() -> None:
 
 def test_a_model_of_ones_own_is_pruned_but_not_saved(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"Memory is no row of the model registry"):
-        surgery.save(Memory(lazy=True), tmp_path)
+        cut.save(Memory(lazy=True), tmp_path)

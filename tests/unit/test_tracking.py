@@ -18,9 +18,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from spat import records, runs, tracking
-from spat.config import Config, load
-from spat.runs import Run
+from spat.files import read_json, write_json
+from spat.pipeline import records, runs, tracking
+from spat.pipeline.config import Config, load
+from spat.pipeline.runs import Run
 
 RUN = Run("ETTh1", "iTransformer", "deep", 96, 96, 0)
 SITES = ("encoder.0.self", "encoder.1.self")
@@ -83,7 +84,7 @@ def write_stage(
             for phase, order in (("pruned", 0), ("finetuned", 0), ("finetuned", 1))
         ]
         metrics |= {"target": "ETTh2", "data_sha256": "cd" * 32, "masks": rows, "wall_s": 3.0}
-    records.write_json(folder / "metrics.json", metrics | changes)
+    write_json(folder / "metrics.json", metrics | changes)
 
 
 def write_masks(
@@ -112,8 +113,8 @@ def write_masks(
             "best_epoch": 1,
             "errors": {"pruned": errors, "finetuned": errors},
         }
-        records.write_json(folder / place / "metrics.json", about | metrics)
-    records.write_json(folder / "manifest.json", {"masks": rows})
+        write_json(folder / place / "metrics.json", about | metrics)
+    write_json(folder / "manifest.json", {"masks": rows})
 
 
 def write_history(folder: Path) -> None:
@@ -346,8 +347,8 @@ def test_masks_that_are_no_longer_asked_for_leave_the_view(config: Config) -> No
     write_all(config)
     log_all(config)
     manifest = runs.folder(config, RUN, "prune") / "manifest.json"
-    rows = records.read_json(manifest)["masks"]
-    records.write_json(manifest, {"masks": rows[:1]})
+    rows = read_json(manifest)["masks"]
+    write_json(manifest, {"masks": rows[:1]})
     tracking.log(config, RUN, "prune")
     assert [job for job in live(config) if "/masks/" in job] == [
         f"{RUN.path}/prune/masks/1.1/order0"
@@ -452,7 +453,7 @@ def _open_and_log(root: Path, seed: int, barrier: Any) -> None:
     config = make_config(root)
     run = Run("ETTh1", "iTransformer", "deep", 96, 96, seed)
     write_stage(config, run, "pretrain")
-    from spat.tracking import store  # noqa: F401  (all have imported MLflow when they start)
+    from spat.pipeline.tracking import store  # noqa: F401  (all have imported MLflow when they start)
 
     barrier.wait(300)
     tracking.log(config, run, "pretrain")

@@ -11,10 +11,9 @@ import torch
 from spat.data import series, synthetic
 from spat.data.registry import DATASETS
 from spat.data.windows import Splits, split
-from spat.evaluation.metrics import evaluate
-from spat.models.forecaster import Forecaster
+from spat.models.base import Forecaster
 from spat.models.registry import Shape, build, hyperparameters
-from spat.training import checkpoints, loop
+from spat.training import loop
 from spat.training.loop import (
     Fit,
     Restart,
@@ -24,6 +23,7 @@ from spat.training.loop import (
     fit,
     prepare_torch,
 )
+from spat.training.metrics import evaluate
 from spat.training.optimisation import SharpnessAware, adam, rate_at, set_rate
 
 LOOKBACK, HORIZON, CHANNELS = 24, 12, 3
@@ -168,16 +168,16 @@ def test_a_full_disk_names_the_file_and_keeps_the_old_state(
     model = small()
     optimiser, drawn = adam(model, 1e-3), {"order": torch.Generator()}
     state = tmp_path / "state.pt"
-    checkpoints.save(state, checkpoints.Progress(epoch=1), model, optimiser, drawn)
+    state.save(state, state.Progress(epoch=1), model, optimiser, drawn)
 
     def full(*_: object, **__: object) -> None:
         raise RuntimeError("No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="state.pt"):
-        checkpoints.save(state, checkpoints.Progress(epoch=2), model, optimiser, drawn)
+        state.save(state, state.Progress(epoch=2), model, optimiser, drawn)
     monkeypatch.undo()
-    assert checkpoints.restore(state, model, optimiser, drawn).epoch == 1
+    assert state.restore(state, model, optimiser, drawn).epoch == 1
     assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from project import Project
 
-from spat import runs
-from spat.config import load_files
 from spat.data.registry import DATASETS
+from spat.pipeline import runs
+from spat.pipeline.config import load_files
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = (

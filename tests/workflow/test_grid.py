@@ -12,14 +12,14 @@ pytestmark = pytest.mark.slow
 FILES = ["config.yaml", "workflow/experiments/smoke.yaml"]
 PROGRAM = """
 import sys
-from spat.cli import main
+from spat.pipeline.cli import main
 assert main({arguments!r}) == 0
 assert not {{"mlflow", "snakemake"}} & set(sys.modules), "not needed on a bare machine"
 """
 
 FAILING = """
-from spat.cli import main
-from spat.stages import score
+from spat.pipeline.cli import main
+from spat.pipeline.stages import score
 def fail(config, run):
     if run.dataset == "synthetic":
         raise ValueError("spoilt on purpose")

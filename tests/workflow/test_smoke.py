@@ -11,16 +11,16 @@ import pandas as pd
 import pytest
 from project import COPIED, SMOKE, Project
 
-from spat import provenance
-from spat.frames import COLUMNS
 from spat.models.registry import MODELS
+from spat.pipeline import digests
+from spat.pipeline.frames import COLUMNS
 from spat.reporting.names import FIGURES, TABLES
 
 pytestmark = pytest.mark.slow
 
 REPORT = {"collect": 1, "tables": 1, "figures": 1}
 # What only leads from the command line to a stage.
-ENTRANCE = ("spat.__main__", "spat.cli", "spat.stages.report")
+ENTRANCE = ("spat.__main__", "spat.pipeline.cli", "spat.pipeline.stages.report")
 # Runs of the experiment, those that are pruned, and transfers.
 RUNS, PRUNED, TRANSFERS = 6, 3, 5
 AFTER_PRUNE = {"decide": PRUNED, "measure": PRUNED, "transfer": PRUNED - 1, **REPORT}
@@ -175,11 +175,11 @@ def test_every_job_runs_by_hand_and_imports_what_its_rule_declares(smoke_copy: P
         done = smoke_copy.python("-X", "importtime", *command[1:])
         imported = set(re.findall(r"\| +(spat[\w.]*)$", done.stderr, re.MULTILINE))
         model = next((name for name in MODELS if f"/{name}-" in str(command)), None)
-        declared = {Path(path).resolve() for path in provenance.sources(stage, model)}
+        declared = {Path(path).resolve() for path in digests.sources(stage, model)}
         computing = {
-            provenance._file(module).resolve()
-            for module in imported - provenance.EXCLUDED
-            if provenance._code(module) != provenance._EMPTY and module not in ENTRANCE
+            digests._file(module).resolve()
+            for module in imported - digests.EXCLUDED
+            if digests._code(module) != digests._EMPTY and module not in ENTRANCE
         }
         assert computing <= declared, stage
 

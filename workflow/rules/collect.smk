@@ -1,7 +1,7 @@
 rule collect:
     input:
         files=finished,
-        code=provenance.sources("collect"),
+        code=digests.sources("collect"),
     output:
         multiext(
             f"{FOLDER}/data/",
@@ -19,11 +19,11 @@ rule collect:
         "../../envs/environment.yaml"
     threads: 1
     resources:
-        mem_mb=2 * scheduling.BASE_MB,
+        mem_mb=2 * BASE_MB,
         runtime=60,
     params:
         config=resolved,
-        digest=provenance.settings_digest(CONFIG, "collect"),
+        digest=digests.settings_digest(CONFIG, "collect"),
     message:
         "collect: the frames of all runs"
     shell:

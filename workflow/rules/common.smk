@@ -6,8 +6,9 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from spat import provenance, runs, scheduling
-from spat.config import ConfigError, load
+from spat.pipeline import digests, runs
+from spat.pipeline.resources import BASE_MB, gpus, memory_mb, prune_threads
+from spat.pipeline.config import ConfigError, load
 from spat.data.registry import DATASETS
 from spat.reporting.names import FIGURES, TABLES
 
@@ -33,8 +34,8 @@ except ConfigError as error:
 
 FOLDER = CONFIG.folder.as_posix()
 CACHE = CONFIG.data.cache.as_posix()
-RESOLVED = provenance.write_resolved(CONFIG).as_posix()
-GPUS = scheduling.gpus(CONFIG.training.device)
+RESOLVED = digests.write_resolved(CONFIG).as_posix()
+GPUS = gpus(CONFIG.training.device)
 PRUNED = [path for path, planned in PLAN.items() if planned.prune]
 DATASET_OF_FILE = {row.file: row.name for row in DATASETS.values() if row.file}
 
@@ -61,11 +62,11 @@ def resolved(wildcards, input):
 
 
 def code(stage):
-    return lambda wildcards: provenance.sources(stage, planned_run(wildcards).run.model)
+    return lambda wildcards: digests.sources(stage, planned_run(wildcards).run.model)
 
 
 def digest(stage):
-    return lambda wildcards: provenance.settings_digest(
+    return lambda wildcards: digests.settings_digest(
         CONFIG, stage, planned_run(wildcards).run
     )
 
@@ -80,7 +81,7 @@ def prepared(wildcards):
 
 
 def memory(wildcards):
-    return scheduling.memory_mb(planned_run(wildcards).run.dataset)
+    return memory_mb(planned_run(wildcards).run.dataset)
 
 
 def networks(wildcards):

@@ -13,7 +13,7 @@ rule download:
     params:
         config=resolved,
         dataset=lambda wildcards: DATASET_OF_FILE[wildcards.file],
-        digest=lambda wildcards: provenance.settings_digest(
+        digest=lambda wildcards: digests.settings_digest(
             CONFIG, "download", dataset=DATASET_OF_FILE[wildcards.file]
         ),
     message:

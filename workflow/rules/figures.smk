@@ -3,7 +3,7 @@ rule figures:
     input:
         frames=rules.collect.output,
         tables=f"{FOLDER}/tables/{TABLES[0]}.csv",
-        code=provenance.sources("figures"),
+        code=digests.sources("figures"),
     output:
         expand(
             f"{FOLDER}/figures/{{name}}.{{format}}",
@@ -25,11 +25,11 @@ rule figures:
         "../../envs/environment.yaml"
     threads: 1
     resources:
-        mem_mb=scheduling.BASE_MB,
+        mem_mb=BASE_MB,
         runtime=30,
     params:
         config=resolved,
-        digest=provenance.settings_digest(CONFIG, "figures"),
+        digest=digests.settings_digest(CONFIG, "figures"),
     message:
         "figures: all"
     shell:

@@ -1,7 +1,7 @@
 rule prepare:
     input:
         file=raw_file,
-        code=provenance.sources("prepare"),
+        code=digests.sources("prepare"),
     output:
         f"{FOLDER}/prepared/{{dataset}}.npz",
     log:
@@ -10,11 +10,11 @@ rule prepare:
         "../../envs/environment.yaml"
     threads: 1
     resources:
-        mem_mb=lambda wildcards: scheduling.memory_mb(wildcards.dataset),
+        mem_mb=lambda wildcards: memory_mb(wildcards.dataset),
         runtime=30,
     params:
         config=resolved,
-        digest=lambda wildcards: provenance.settings_digest(
+        digest=lambda wildcards: digests.settings_digest(
             CONFIG, "prepare", dataset=wildcards.dataset
         ),
     message:

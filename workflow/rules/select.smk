@@ -10,7 +10,7 @@ rule select:
         "../../envs/environment.yaml"
     threads: 1
     resources:
-        mem_mb=scheduling.BASE_MB,
+        mem_mb=BASE_MB,
         runtime=15,
     params:
         config=resolved,

@@ -1,7 +1,7 @@
 rule tables:
     input:
         frames=rules.collect.output,
-        code=provenance.sources("tables"),
+        code=digests.sources("tables"),
     output:
         expand(
             f"{FOLDER}/tables/{{name}}.{{format}}", name=TABLES, format=["md", "tex"]
@@ -21,11 +21,11 @@ rule tables:
         "../../envs/environment.yaml"
     threads: 1
     resources:
-        mem_mb=scheduling.BASE_MB,
+        mem_mb=BASE_MB,
         runtime=30,
     params:
         config=resolved,
-        digest=provenance.settings_digest(CONFIG, "tables"),
+        digest=digests.settings_digest(CONFIG, "tables"),
     message:
         "tables: all"
     shell:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from spat.data.files import READ_ERRORS, is_gzip, is_html, opened, replacing, sha256
 from spat.data.registry import Dataset
+from spat.files import READ_ERRORS, is_gzip, is_html, opened, replacing, sha256
 
 # Seconds to connect, and between two parcels of data; then the next attempt.
 TIMEOUT: Final = (10, 60)

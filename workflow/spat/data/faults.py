@@ -13,7 +13,7 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-from spat.data.files import READ_ERRORS, opened
+from spat.files import READ_ERRORS, opened
 
 # As the published files write them; %m, %d and %H also take a single digit.
 TIME_FORMATS = ("%Y-%m-%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y-%m-%d", "%Y/%m/%d")

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spat.data.faults import TIME_FORMATS, first_fault
-from spat.data.files import READ_ERRORS, is_html, opened, replacing
 from spat.data.registry import Borders, DataError, Dataset, borders
 from spat.data.timefeatures import marks
+from spat.files import READ_ERRORS, is_html, opened, replacing
 
 __all__ = ["DataError", "Prepared", "Series", "load", "prepare", "read", "save"]
 

@@ -11,9 +11,9 @@ from typing import Final, get_args
 
 import pandas as pd
 
-from spat.config import Rule
 from spat.evaluation.cells import average, in_domain, keeps_all, sites_removed, with_station
-from spat.frames import RUN
+from spat.pipeline.config import Rule
+from spat.pipeline.frames import RUN
 
 FIXED: Final = "fixed"
 _SETTING: Final = ["model", "variant"]

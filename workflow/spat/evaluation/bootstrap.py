@@ -2,7 +2,7 @@
 
 Neighbouring test windows share most of their steps, so the naive standard error of a mean loss is
 several times too small. Blocks of consecutive windows, at least lookback + horizon long, keep that
-dependence (`spat.resampling`). Every seed sees the same test windows, so seeds and blocks are drawn
+dependence (`spat.blocks`). Every seed sees the same test windows, so seeds and blocks are drawn
 independently of each other and crossed (Owen 2007), which is on the safe side. Of S seeds S - 1 are
 drawn, without which the variance of few seeds comes out too small. With the dozen blocks of an ETT
 test split at horizon 96 a 95 % interval still covers about 90 %, with fewer blocks less.
@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from spat.resampling import Array, block_means
+from spat.blocks import Array, block_means
 
 # Fewer blocks than this say nothing about a variance.
 MIN_BLOCKS: Final = 3

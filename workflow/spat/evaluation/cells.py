@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 import pandas as pd
 
 from spat.data.registry import DATASETS
-from spat.frames import RUN
+from spat.pipeline.frames import RUN
 
 CELL: Final = tuple(column for column in RUN if column != "seed")
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from spat.blocks import Array
 from spat.evaluation.bootstrap import block_length, equivalence, relative_change
 from spat.evaluation.cells import CELL, keeps_all, keyed
-from spat.frames import RUN
-from spat.resampling import Array
+from spat.pipeline.frames import RUN
 
 _KEY = [*RUN, "target", "mask"]
 

@@ -14,7 +14,7 @@ from typing import Final
 import pandas as pd
 
 from spat.evaluation.cells import in_domain
-from spat.frames import RUN
+from spat.pipeline.frames import RUN
 
 # The value of a kind that leaves the base variant as it is.
 BASE: Final = "base"

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from spat.evaluation.cells import in_domain
-from spat.frames import RUN
+from spat.pipeline.frames import RUN
 
 RANDOM: Final = "random"
 

@@ -17,7 +17,7 @@ import pandas as pd
 from spat.evaluation.cells import CELL, keyed, sites_removed, wide
 from spat.evaluation.ranks import relabelled
 from spat.evaluation.replicates import exhaustive, expected_minimum, replicate_sd
-from spat.frames import RUN
+from spat.pipeline.frames import RUN
 
 # `order` of an error that is the mean over data orders.
 MEAN: Final = -1

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from spat.blocks import Array
 from spat.evaluation.cells import keyed
-from spat.frames import RUN
-from spat.resampling import Array
+from spat.pipeline.frames import RUN
 
 # Recorded among the scores, but no criterion.
 UNIFORMITY: Final = "uniformity"

@@ -15,10 +15,10 @@ import pandas as pd
 import scipy.integrate
 import scipy.stats
 
+from spat.blocks import Array
 from spat.evaluation.cells import CELL, keyed, site_errors, wide
 from spat.evaluation.statistics import detectable
-from spat.frames import RUN
-from spat.resampling import Array
+from spat.pipeline.frames import RUN
 
 MIN_ORDERS: Final = 3
 

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from spat.blocks import Array
 from spat.evaluation.cells import CELL, keyed
-from spat.frames import RUN
-from spat.resampling import Array
+from spat.pipeline.frames import RUN
 
 INTACT: Final = "intact"
 CHANGE: Final = "leave_one_out"

@@ -13,10 +13,10 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
+from spat.blocks import Array
 from spat.evaluation.cells import CELL, keyed, weights, wide
 from spat.evaluation.ranks import batch_scores, pairwise_tau, site_scores, tau_b, vectors
-from spat.frames import RUN
-from spat.resampling import Array
+from spat.pipeline.frames import RUN
 
 # A ranking of four sites with one swap of neighbours has tau 2/3: at a mean of 0.95, six rankings
 # of seven are the full one.

@@ -10,7 +10,7 @@ import pandas as pd
 import scipy.stats
 
 from spat.evaluation.cells import CELL, weights, with_station
-from spat.frames import RUN
+from spat.pipeline.frames import RUN
 
 MEASURES: Final = ("low", "high", "p", "runs", "cells")
 

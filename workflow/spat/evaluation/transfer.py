@@ -12,7 +12,7 @@ import pandas as pd
 
 from spat.data.registry import DATASETS
 from spat.evaluation.cells import keeps_all, keeps_none
-from spat.frames import RUN
+from spat.pipeline.frames import RUN
 
 REPEAT_LAST: Final = "RepeatLast"
 SEASONAL_NAIVE: Final = "SeasonalNaive"

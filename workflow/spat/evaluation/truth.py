@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from spat.blocks import Array
 from spat.evaluation.cells import CELL, fields, keyed, site_errors, weights
 from spat.evaluation.ranks import (
     pairwise_tau,
@@ -23,8 +24,7 @@ from spat.evaluation.ranks import (
     vectors,
 )
 from spat.evaluation.summary import summarise
-from spat.frames import RUN
-from spat.resampling import Array
+from spat.pipeline.frames import RUN
 
 
 def leave_one_out(results: pd.DataFrame) -> pd.DataFrame:

@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
+from spat.blocks import Array
 from spat.evaluation.cells import CELL, keyed
 from spat.evaluation.ranks import UNIFORMITY
-from spat.frames import RUN
-from spat.resampling import Array
+from spat.pipeline.frames import RUN
 
 LEVELS: Final = ("sites", "heads")
 # Of fewer runs the bootstrap's interval is little more than their range.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spat.models.forecaster import Forecaster
-from spat.models.kernels import Linear
+from spat.models.base import Forecaster
 from spat.models.registry import Hyperparameters, Shape
+from spat.training.device.kernels import Linear
 
 
 class DLinear(Forecaster):

@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from spat.models.attention import Site
-from spat.models.forecaster import Forecaster, required
-from spat.models.kernels import Dropout, Linear
-from spat.models.layers import EncoderLayer, normalise
+from spat.attention.site import Site
+from spat.models.base import Forecaster, required
+from spat.models.layers.blocks import EncoderLayer, normalise
 from spat.models.registry import Hyperparameters, Shape
+from spat.training.device.kernels import Dropout, Linear
 
 
 class ITransformer(Forecaster):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spat.models.forecaster import Forecaster
+from spat.models.base import Forecaster
 
 
 class RepeatLast(Forecaster):

@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spat.models.attention import Site
-from spat.models.forecaster import Forecaster
-from spat.models.kernels import Dropout, Linear
-from spat.models.layers import EncoderLayer, normalise, sinusoids
+from spat.attention.site import Site
+from spat.models.base import Forecaster
+from spat.models.layers.blocks import EncoderLayer, normalise, sinusoids
 from spat.models.registry import Hyperparameters, Shape
+from spat.training.device.kernels import Dropout, Linear
 
 
 class PatchTST(Forecaster):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from spat.data.registry import DATASETS
 
 if TYPE_CHECKING:
-    from spat.models.forecaster import Forecaster
+    from spat.models.base import Forecaster
 
 VARIANTS = ("published", "deep")
 

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spat.models.attention import Site
-from spat.models.forecaster import Forecaster, required
-from spat.models.kernels import Linear
-from spat.models.layers import DecoderLayer, EncoderLayer, StepEmbedding
+from spat.attention.site import Site
+from spat.models.base import Forecaster, required
+from spat.models.layers.blocks import DecoderLayer, EncoderLayer, StepEmbedding
 from spat.models.registry import Hyperparameters, Shape
+from spat.training.device.kernels import Linear
 
 
 class Transformer(Forecaster):

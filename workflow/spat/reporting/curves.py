@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from spat.evaluation.cells import keeps_all, keeps_none
-from spat.frames import RUN
+from spat.pipeline.frames import RUN
 from spat.reporting import methods, style
 from spat.reporting.frames_io import Absent
 from spat.reporting.methods import CHOSEN, CONTROL, NONE_LEFT

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from spat import frames
-from spat.config import StatisticsSection
 from spat.evaluation.controls import is_control
+from spat.pipeline import frames
+from spat.pipeline.config import StatisticsSection
 
 
 class Absent(Exception):  # noqa: N818  (it is a finding, not a failure)
@@ -27,7 +27,7 @@ class Frames:
     def __init__(
         self, get: Callable[[str], pd.DataFrame], statistics: StatisticsSection | None = None
     ) -> None:
-        """`get` gives the frame of a name of `spat.frames.COLUMNS`."""
+        """`get` gives the frame of a name of `spat.pipeline.frames.COLUMNS`."""
         self._get = get
         self.statistics = statistics or StatisticsSection.model_validate({})
 

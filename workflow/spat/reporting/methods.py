@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from spat.evaluation.cells import CELL, in_domain, keeps_all, keeps_none
-from spat.frames import RUN
+from spat.pipeline.frames import RUN
 from spat.reporting.frames_io import Absent, Frames
 
 DENSE: Final = "dense"

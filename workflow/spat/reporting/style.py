@@ -22,7 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from spat import records
+from spat.files import replacing
 
 WIDTH: Final = 3.4
 TALLEST: Final = 9.0
@@ -234,7 +234,7 @@ def save(figure: Figure, stem: Path) -> tuple[Path, ...]:
         figure.set_layout_engine("none")
         for ending in FORMATS:
             path = stem.with_suffix(f".{ending}")
-            with records.replacing(path) as temporary:
+            with replacing(path) as temporary:
                 figure.savefig(temporary, format=ending, metadata=_METADATA[ending])
             paths.append(path)
     return tuple(paths)

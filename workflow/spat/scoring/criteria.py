@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spat.models.attention import MultiHeadAttention
-from spat.scoring.record import SiteRecord
+from spat.attention.views import SiteRecord
+from spat.models.layers.attention import MultiHeadAttention
 from spat.scoring.reductions import deviation, over_rows, several_keys, with_mean, with_sum
 
 

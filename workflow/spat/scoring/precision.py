@@ -16,12 +16,12 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from spat.config import SyntheticSection
+from spat.attention.views import SiteRecord
 from spat.data.synthetic import generate
 from spat.data.windows import Windows
 from spat.models.registry import Shape, build, hyperparameters
+from spat.pipeline.config import SyntheticSection
 from spat.scoring.probe import observe
-from spat.scoring.record import SiteRecord
 from spat.scoring.reductions import dispersion
 
 # keys -> (model, lookback, channels)

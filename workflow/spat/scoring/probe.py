@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from spat.models.attention import Site
-from spat.models.forecaster import Forecaster, evaluating
-from spat.scoring.record import SharedMask, SiteRecord
+from spat.attention.modes import evaluating
+from spat.attention.site import Site
+from spat.attention.views import SharedMask, SiteRecord
+from spat.models.base import Forecaster
 
 if TYPE_CHECKING:
     import numpy as np
@@ -193,7 +194,7 @@ def _require_forecaster(model: nn.Module) -> None:
     if not isinstance(model, Forecaster):
         raise TypeError(
             f"{type(model).__name__} is no Forecaster: scoring needs its `hyper` and "
-            "`sites()`; derive it from spat.models.forecaster.Forecaster"
+            "`sites()`; derive it from spat.models.base.Forecaster"
         )
 
 

@@ -10,16 +10,16 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from spat.pipeline import scores_frame
 from spat.scoring import criteria as competitors
-from spat.scoring import tidy
+from spat.scoring.names import CRITERIA, STATISTICS, Criterion
 from spat.scoring.probe import loss_drops, window_means
-from spat.scoring.registry import CRITERIA, STATISTICS, Criterion
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from spat.data.windows import Windows
-    from spat.models.forecaster import Forecaster
+    from spat.models.base import Forecaster
 
 
 def score(
@@ -34,8 +34,8 @@ def score(
     """Scores: columns batch, site, name, head, criterion, value (float64; a high one means keep).
 
     `batch` counts the batches from 0, and is -1 for the value over all their windows, the one to
-    rank by (`tidy.aggregate`); `head` is -1 for the whole site. The uniformity of the attention
-    maps always comes along.
+    rank by (`scores_frame.aggregate`); `head` is -1 for the whole site. The uniformity of the
+    attention maps is always included.
 
     Args:
         model: probed in eval(), and left as it was found.
@@ -43,7 +43,7 @@ def score(
         batches: indices of windows, each batch [B].
         criteria: names of the registry; all that can be had when absent. `random` has no value.
         validation: `loss_drops` of validation windows, [sites, windows], for `loss_drop_val`.
-        trajectory: SEND over pre-training, for `send_train`: see `tidy.send_train`.
+        trajectory: SEND over pre-training, for `send_train`: see `scores_frame.send_train`.
 
     Raises:
         TypeError: if the model is no `Forecaster`.
@@ -61,8 +61,8 @@ def score(
         elif validation is not None and row.needs == "validation":
             frames += _dropped(model, row.name, validation, [])
         elif trajectory is not None and row.needs == "trajectory":
-            frames.append(tidy.send_train(trajectory))
-    return tidy.joined([*_probed(model, windows, batches, wanted), *frames])
+            frames.append(scores_frame.send_train(trajectory))
+    return scores_frame.joined([*_probed(model, windows, batches, wanted), *frames])
 
 
 def _wanted(criteria: Iterable[str] | None, given: set[str]) -> list[Criterion]:
@@ -92,7 +92,7 @@ def _probed(
         {row.function: _imported(row.function) for row in shared},
     )
     return [
-        tidy.rows(site.site, site.name, row.name, _finished(row, site.means[row.function]))
+        scores_frame.rows(site.site, site.name, row.name, _finished(row, site.means[row.function]))
         for site in sites
         for row in [*single, *shared]
     ]
@@ -114,7 +114,7 @@ def _dropped(
     batches = np.split(drops, np.cumsum(sizes)[:-1], axis=1) if sizes else []
     means = np.stack([part.mean(1) for part in (drops, *batches)], axis=1)
     return [
-        tidy.rows(index, site.name, name, means[index, :, None])
+        scores_frame.rows(index, site.name, name, means[index, :, None])
         for index, site in enumerate(model.sites())
         if site.attention is not None
     ]

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from spat.attention.views import SharedMask, SiteRecord
+from spat.pipeline.scores_frame import aggregate, joined, rows
 from spat.scoring.probe import window_means
-from spat.scoring.record import SharedMask, SiteRecord
 from spat.scoring.reductions import dispersion, over_rows, several_keys, with_mean
-from spat.scoring.tidy import aggregate, joined, rows
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from spat.data.windows import Windows
-    from spat.models.forecaster import Forecaster
+    from spat.models.base import Forecaster
 
 
 def score_send(model: Forecaster, windows: Windows, batches: Sequence[Tensor]) -> pd.DataFrame:

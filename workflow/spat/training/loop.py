@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from spat.config import Device, Precision
 from spat.data.windows import Splits, Windows
-from spat.evaluation.metrics import evaluate
-from spat.models.forecaster import Forecaster
-from spat.models.kernels import keep_freed_memory
-from spat.training import checkpoints
-from spat.training.checkpoints import Progress
+from spat.models.base import Forecaster
+from spat.training.device.kernels import keep_freed_memory
+from spat.training.metrics import evaluate
 from spat.training.optimisation import adam, rate_at, set_rate
+from spat.training.options import Device, Precision
+from spat.training.state import Progress, restore, save
 from spat.training.step import training_step
 
 # Seconds between two states of a run: on a card an epoch may take less than writing its state.
@@ -124,7 +123,7 @@ def fit(
     order = torch.Generator().manual_seed(seeds.order)
     dropout = torch.Generator(splits.train.device).manual_seed(seeds.dropout)
     drawn = {"order": order, "dropout": dropout}
-    progress = checkpoints.restore(state, model, optimiser, drawn) if state else Progress()
+    progress = restore(state, model, optimiser, drawn) if state else Progress()
     with training_step(
         model, splits.train, optimiser, dropout, settings.precision, settings.sam_rho
     ) as step:
@@ -152,7 +151,7 @@ def fit(
             if after_epoch is not None and progress.status == "ok":
                 progress.recorded += after_epoch(progress.epoch, model)
             if state is not None and time.monotonic() - saved >= pause:
-                checkpoints.save(state, progress, model, optimiser, drawn)
+                save(state, progress, model, optimiser, drawn)
                 saved = time.monotonic()
     if progress.best_weights:
         model.load_state_dict(progress.best_weights)

@@ -3,7 +3,7 @@
 On the CPU it is the plain step. On CUDA the whole step is captured once in a graph and replayed,
 since a step of these small models is bound by kernel launches; there is no host synchronisation
 between two replays. Each lane captures on its own stream, with its own random numbers, so that
-several models train side by side (`spat.lanes`, `spat.streams`).
+several models train at the same time (see `concurrency` and `streams` in `spat.training.device`).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spat import streams
-from spat.config import Precision
 from spat.data.windows import Windows
-from spat.models.forecaster import Forecaster
-from spat.models.kernels import draw_from
+from spat.models.base import Forecaster
+from spat.training.device import streams
+from spat.training.device.kernels import draw_from
 from spat.training.optimisation import SharpnessAware
+from spat.training.options import Precision
 
 Step = Callable[[Tensor], Tensor]
 

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from spat.evaluation.cells import is_site_mask
-from spat.frames import RUN
+from spat.pipeline.frames import RUN
 from spat.reporting import methods, style
 from spat.reporting.frames_io import Absent, Frames
 from spat.reporting.methods import CHOSEN, CONTROL, DENSE, LIGHT, NONE_LEFT

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from spat.frames import RUN
+from spat.pipeline.frames import RUN
 from spat.reporting import methods, style
 from spat.reporting.frames_io import Absent, Frames
 from spat.reporting.methods import CONTROL

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from spat.evaluation.cells import average, wide
 from spat.evaluation.ranks import merged_criteria, relabelled
 from spat.evaluation.statistics import MIN_SOURCES, Ranking, ranking
-from spat.frames import RUN
+from spat.pipeline.frames import RUN
 from spat.reporting import methods, style
 from spat.reporting.figures.pruning import MODELS, with_change
 from spat.reporting.frames_io import Absent, Frames

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from spat.evaluation.cells import keeps_all, keeps_none
-from spat.frames import RUN
+from spat.pipeline.frames import RUN
 from spat.reporting import methods, style
 from spat.reporting.curves import curves
 from spat.reporting.frames_io import Absent, Frames

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from spat.evaluation.ranks import UNIFORMITY
 from spat.evaluation.stability import THRESHOLD, batch_agreement
-from spat.frames import RUN
+from spat.pipeline.frames import RUN
 from spat.reporting import style
 from spat.reporting.frames_io import Absent, Frames
 

@@ -9,8 +9,8 @@ from typing import Final
 
 import pandas as pd
 
-from spat import records
 from spat.evaluation.stability import THRESHOLD
+from spat.files import write_text
 from spat.reporting import render
 from spat.reporting.frames_io import Absent, Frames
 from spat.reporting.methods import CHOSEN, SHOWN
@@ -294,6 +294,6 @@ def write_table(name: str, frames: Frames, folder: Path) -> tuple[Path, ...]:
     paths = []
     for ending, content in rendered(name, frames).items():
         path = folder / f"{name}.{ending}"
-        records.write_text(path, content)
+        write_text(path, content)
         paths.append(path)
     return tuple(paths)

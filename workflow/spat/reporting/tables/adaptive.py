@@ -6,10 +6,10 @@ from typing import Final, get_args
 
 import pandas as pd
 
-from spat.config import Rule
 from spat.evaluation import adaptive as evaluation
 from spat.evaluation.cells import with_station
 from spat.evaluation.summary import summarise
+from spat.pipeline.config import Rule
 from spat.reporting.frames_io import Absent, Frames
 from spat.reporting.methods import ordered
 from spat.reporting.tables.accuracy import by_cell

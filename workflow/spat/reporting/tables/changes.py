@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from spat.evaluation.changes import relative_changes
-from spat.frames import RUN
+from spat.pipeline.frames import RUN
 from spat.reporting import methods
 from spat.reporting.frames_io import Absent, Frames
 from spat.reporting.methods import CONTROL, DENSE, SHOWN

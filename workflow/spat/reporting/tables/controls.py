@@ -9,7 +9,7 @@ import pandas as pd
 
 from spat.evaluation.cells import in_domain
 from spat.evaluation.controls import tuned
-from spat.frames import RUN
+from spat.pipeline.frames import RUN
 from spat.reporting import methods
 from spat.reporting.frames_io import Absent, Frames
 from spat.reporting.methods import CONTROL, DENSE, SHOWN

@@ -8,7 +8,7 @@ import pandas as pd
 
 from spat.evaluation import headmodule
 from spat.evaluation.cells import site_errors
-from spat.frames import RUN
+from spat.pipeline.frames import RUN
 from spat.reporting import methods
 from spat.reporting.frames_io import Absent, Frames
 from spat.reporting.methods import SHOWN

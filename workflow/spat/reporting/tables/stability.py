@@ -9,7 +9,7 @@ import pandas as pd
 from spat.evaluation import stability as evaluation
 from spat.evaluation.cells import average
 from spat.evaluation.ranks import batch_scores
-from spat.frames import RUN
+from spat.pipeline.frames import RUN
 from spat.reporting.frames_io import Absent, Frames
 from spat.reporting.methods import ordered
 from spat.reporting.tables.accuracy import by_cell

@@ -1,0 +1,232 @@
+"""Work side by side: as many as asked, fewer when memory is short, the same numbers as alone."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from fake_card import CARD, install, memory
+from small_models import HYPER, SHAPE
+
+from spat.data import series, synthetic
+from spat.data.registry import DATASETS
+from spat.data.windows import Splits, split
+from spat.models.registry import build
+from spat.training.device import streams
+from spat.training.device.concurrency import Lanes, Processes, executor, in_turn
+from spat.training.loop import Seeds, Settings, fit, prepare_torch
+
+CPU = torch.device("cpu")
+
+
+class Gauge:
+    """Counts how many are inside at the same time."""
+
+    def __init__(self) -> None:
+        self.now = self.most = self.done = 0
+        self._lock = threading.Lock()
+
+    def work(self) -> None:
+        with self._lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        time.sleep(0.02)
+        with self._lock:
+            self.now -= 1
+            self.done += 1
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_no_more_than_the_lanes_at_a_time(count: int) -> None:
+    gauge = Gauge()
+    Lanes(CPU, count).map([gauge.work] * 10)
+    assert gauge.most == count
+    assert gauge.done == 10
+
+
+def test_lanes_are_shared_by_all_that_map() -> None:
+    gauge, lanes = Gauge(), Lanes(CPU, 2)
+    lanes.threads([partial(lanes.map, [gauge.work] * 4)] * 3)
+    assert gauge.most == 2
+    assert gauge.done == 12
+
+
+def test_no_lane_is_refused() -> None:
+    with pytest.raises(ValueError, match="0 lanes"):
+        Lanes(CPU, 0)
+
+
+def hungry(gauge: Gauge, room: int) -> Callable[[], None]:
+    """Work that fits a device only with fewer than `room` others."""
+
+    def work() -> None:
+        gauge.work()
+        with gauge._lock:
+            full = gauge.now + 1 > room
+        if full:
+            gauge.done -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore.")
+
+    return work
+
+
+def test_a_full_device_takes_fewer_and_does_again_what_did_not_fit(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    gauge, lanes = Gauge(), Lanes(CPU, 6)
+    lanes.map([hungry(gauge, room=2)] * 12)
+    assert gauge.done == 12
+    assert 1 <= lanes.count < 6
+    shown = capsys.readouterr().err
+    assert "cpu is full: from now on" in shown
+    assert "Tried to allocate 2 GiB." in shown
+    assert "More." not in shown
+
+
+def test_what_does_not_fit_alone_is_an_error() -> None:
+    def work() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(RuntimeError, match="too little memory for one run alone"):
+        Lanes(CPU, 3).run(work)
+
+
+def test_a_failure_is_raised_after_the_others_are_done() -> None:
+    gauge = Gauge()
+
+    def fail() -> None:
+        raise KeyError("one")
+
+    with pytest.raises(KeyError, match="one"):
+        Lanes(CPU, 2).map([gauge.work, fail, gauge.work, gauge.work])
+    assert gauge.done == 3
+
+
+def test_the_room_of_a_card_is_what_a_lane_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    lanes = Lanes(CARD, 8)
+    lanes._running = lanes._most = 2
+    emptied = memory(monkeypatch, free=30, reserved=60)  # 30 a lane
+    assert lanes._admits()
+    assert not emptied
+    emptied = memory(monkeypatch, free=20, reserved=60, unused=10)
+    assert lanes._admits(), "what the allocator keeps unused is given back first"
+    assert emptied
+    emptied = memory(monkeypatch, free=20, reserved=60, unused=9)
+    assert not lanes._admits()
+    assert not lanes._admits()
+    assert len(emptied) == 1, "a full card is not asked again at once"
+    lanes._running = 0
+    assert lanes._admits(), "one always runs"
+
+
+def test_no_two_lanes_share_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+    lanes, taken, lock = Lanes(CARD, 6), [], threading.Lock()
+    shared: list[int] = []
+
+    def work(seconds: float) -> None:
+        mine = torch.cuda.current_stream().cuda_stream
+        with lock:
+            shared.extend({mine}.intersection(taken))
+            taken.append(mine)
+        torch.cuda.Stream()  # somebody else's: the deal moves on
+        time.sleep(seconds)
+        with lock:
+            taken.remove(mine)
+
+    # While two pieces last, the others use up the streams that torch has.
+    lanes.map([partial(work, 0.1)] * 2 + [partial(work, 0.001)] * 100)
+    assert shared == []
+
+
+def test_a_stream_is_always_used_by_the_same_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+    lanes, pairs = Lanes(CARD, 4), set()
+
+    def work() -> None:
+        pairs.add((torch.cuda.current_stream().cuda_stream, threading.get_ident()))
+        time.sleep(0.001)
+
+    lanes.threads([partial(lanes.map, [work] * 10)] * 4)
+    assert len(pairs) <= 4
+
+
+def test_what_ran_out_of_memory_once_is_done_again_in_as_many_lanes() -> None:
+    lanes, tried = Lanes(CPU, 3), []
+
+    def work() -> str:
+        tried.append(1)
+        if len(tried) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return "done"
+
+    assert lanes.run(work) == "done"
+    assert lanes.count == 3
+
+
+def test_more_lanes_than_streams_are_refused() -> None:
+    assert Lanes(CARD, streams.MOST).count == 32
+    with pytest.raises(ValueError, match="33 lanes: cuda:0 has 32 streams"):
+        Lanes(CARD, 33)
+
+
+def test_an_executor_suits_its_device() -> None:
+    assert executor(CPU, 1) is in_turn
+    processes = executor(CPU, 4)
+    assert isinstance(getattr(processes, "__self__", None), Processes)
+    lanes = executor(torch.device("cuda"), 4)
+    assert isinstance(getattr(lanes, "__self__", None), Lanes)
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    prepare_torch("float32")
+    content = synthetic.generate(400, SHAPE.channels, seed=3, coupling=0.5, noise=0.2)
+    prepared = series.prepare(DATASETS["synthetic"], content, "test")
+    return split(prepared, SHAPE.lookback, SHAPE.horizon)
+
+
+def trained(splits: Splits, folder: Path, seed: int) -> dict[str, torch.Tensor]:
+    """Weights after two epochs with dropout, through a state file."""
+    prepare_torch("float32")
+    model = build("PatchTST", replace(HYPER, dropout=0.1), SHAPE, seed).to(splits.train.device)
+    settings = Settings(learning_rate=1e-3, batch_size=32, epochs=2)
+    fit(model, splits, settings, Seeds(seed, seed), state=folder / f"{seed}.pt")
+    return model.state_dict()
+
+
+def test_what_trains_side_by_side_ends_where_it_would_alone(splits: Splits, tmp_path: Path) -> None:
+    work = [partial(trained, splits, tmp_path, seed) for seed in range(3)]
+    alone = [piece() for piece in work]
+    for state in tmp_path.iterdir():
+        state.unlink()
+    lanes = Lanes(CPU, 3)
+    beside = lanes.threads([partial(lanes.run, piece) for piece in work])
+    for expected, found in zip(alone, beside, strict=True):
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.cuda
+def test_captured_steps_replay_side_by_side(tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("streams need a CUDA device")
+    content = synthetic.generate(400, SHAPE.channels, seed=3, coupling=0.5, noise=0.2)
+    prepared = series.prepare(DATASETS["synthetic"], content, "test")
+    on_card = split(prepared, SHAPE.lookback, SHAPE.horizon, device="cuda")
+    # More pieces than torch has streams.
+    work = [partial(trained, on_card, tmp_path, seed) for seed in range(40)]
+    alone = [piece() for piece in work]
+    for state in tmp_path.iterdir():
+        state.unlink()
+    lanes = Lanes(torch.device("cuda"), 8)
+    beside = lanes.threads([partial(lanes.run, piece) for piece in work])
+    for expected, found in zip(alone, beside, strict=True):
+        for name in expected:
+            torch.testing.assert_close(found[name], expected[name])

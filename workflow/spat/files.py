@@ -1,0 +1,89 @@
+"""Files that are whole or not there, and what they hold."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+# What reading a file can raise that is damaged or not there.
+READ_ERRORS: Final = (OSError, EOFError, zlib.error)
+
+_HTML_STARTS: Final = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<script")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary neighbour of `path` that takes its place only if the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def is_gzip(path: Path) -> bool:
+    """Whether the file is gzipped, whatever its name says."""
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
+def opened(path: Path) -> io.BufferedReader | gzip.GzipFile:
+    """The file for reading, unpacked on the way if it is gzipped."""
+    return gzip.GzipFile(path) if is_gzip(path) else path.open("rb")
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 (hex) of a file; of what it unpacks to, if it is gzipped."""
+    with opened(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_html(path: Path) -> bool:
+    """Whether the file is a web page: what a host sends instead of the file it was asked for."""
+    with opened(path) as file:
+        start = file.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    return start.startswith(_HTML_STARTS)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, indented; NaN and infinity become null."""
+    write_text(path, json.dumps(_finite(value), indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        FileNotFoundError: naming the file.
+        ValueError: naming the file, when it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON ({error}); delete it and run the job again") from None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value

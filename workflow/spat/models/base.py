@@ -1,0 +1,50 @@
+"""What every forecaster has in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from spat.attention.site import Site
+from spat.models.registry import Hyperparameters, Shape
+
+
+class Forecaster(nn.Module, ABC):
+    """Maps past windows to forecasts; knows its shape, its settings and its attention sites."""
+
+    def __init__(self, hyper: Hyperparameters, shape: Shape) -> None:
+        """Keep the settings.
+
+        Raises:
+            ValueError: if time features are asked for and the data have no timestamps.
+        """
+        super().__init__()
+        if hyper.time_features and not shape.marks:
+            raise ValueError("time_features is on, but the dataset has no timestamps: turn it off")
+        self.hyper = hyper
+        self.shape = shape
+
+    def sites(self) -> tuple[Site, ...]:
+        """The attention sites that may be pruned, in forward order; removed ones stay listed."""
+        return ()
+
+    @abstractmethod
+    def forward(
+        self, x: Tensor, past_marks: Tensor | None = None, future_marks: Tensor | None = None
+    ) -> Tensor:
+        """x [B, L, C], past_marks [B, L, F], future_marks [B, H, F] -> forecast [B, H, C].
+
+        Marks are read by models with `hyper.time_features` alone.
+        """
+
+
+def required(marks: Tensor | None, name: str) -> Tensor:
+    """The marks of a model that needs them.
+
+    Raises:
+        ValueError: if they were not given.
+    """
+    if marks is None:
+        raise ValueError(f"{name}: a model with time_features needs them; None was given")
+    return marks

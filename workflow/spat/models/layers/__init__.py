@@ -1,0 +1,1 @@
+"""Layers that the forecasters share."""

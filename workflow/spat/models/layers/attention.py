@@ -1,0 +1,110 @@
+"""Multi-head attention that can lose heads, and its core, in which hooks see q, k, v and O."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from spat.training.device.kernels import Linear, Stochastic, attend
+
+
+class AttentionCore(Stochastic):
+    """O = softmax(q k^T / sqrt(d)) v, fused where torch has a kernel for it.
+
+    A module of its own, without parameters, so that a hook sees q, k, v and O and nothing has to
+    be inserted into the forward pass.
+    """
+
+    def __init__(self, dropout: float, causal: bool = False) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.causal = causal
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [B, H, Q, D]; k, v [B, H, K, D] -> O [B, H, Q, D]."""
+        p = self.dropout if self.training else 0.0
+        return attend(q, k, v, p, self.causal, self.generator)
+
+    def allowed(self, queries: int, keys: int) -> Tensor:
+        """Which keys a query may attend to, bool [Q, K]."""
+        full = torch.ones(queries, keys, dtype=torch.bool)
+        return full.tril() if self.causal else full
+
+    def weights(self, q: Tensor, k: Tensor) -> Tensor:
+        """A = softmax(q k^T / sqrt(d)) over the allowed keys, in float64: [..., Q, K].
+
+        What the scores see of the attention: a core that computes another O also says its A here.
+        """
+        q, k = q.double(), k.double()
+        logits = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+        if self.causal:
+            hidden = ~self.allowed(q.shape[-2], k.shape[-2]).to(q.device)
+            logits = logits.masked_fill(hidden, -math.inf)
+        return logits.softmax(-1)
+
+
+class MultiHeadAttention(nn.Module):
+    """Projections round an `AttentionCore`; one fused matrix for q, k, v where they share x."""
+
+    def __init__(
+        self, width: int, heads: int, *, dropout: float, causal: bool = False, cross: bool = False
+    ) -> None:
+        """Heads of size `width // heads`, as published.
+
+        Raises:
+            ValueError: if `heads` is larger than `width`.
+        """
+        super().__init__()
+        if heads > width:
+            raise ValueError(f"n_heads {heads} exceeds d_model {width}: choose fewer heads")
+        self.heads = heads
+        self.head_size = width // heads
+        self.cross = cross
+        inner = heads * self.head_size
+        # The initial bound depends on the inputs only: a fused matrix starts as its parts would.
+        if cross:
+            self.q = Linear(width, inner)
+            self.kv = Linear(width, 2 * inner)
+        else:
+            self.qkv = Linear(width, 3 * inner)
+        self.core = AttentionCore(dropout, causal)
+        self.out = Linear(inner, width)
+
+    def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
+        """x [B, Q, width], memory [B, K, width] (cross-attention) -> [B, Q, width]."""
+        if self.cross:
+            if memory is None:
+                raise ValueError("cross-attention needs a memory to attend to")
+            projected = [self.q(x), *self.kv(memory).chunk(2, dim=-1)]
+        else:
+            projected = list(self.qkv(x).chunk(3, dim=-1))
+        q, k, v = (p.unflatten(-1, (self.heads, self.head_size)).transpose(1, 2) for p in projected)
+        return self.out(self.core(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def keep_heads(self, kept: Sequence[int]) -> None:
+        """Cut all other heads out of the weights, in place; the size of a head stays.
+
+        Raises:
+            ValueError: if `kept` is empty (remove the site instead) or names no head.
+        """
+        if not kept or not set(kept) <= set(range(self.heads)):
+            raise ValueError(f"heads to keep {list(kept)}: give some of 0..{self.heads - 1}")
+        rows = torch.tensor(
+            [h * self.head_size + i for h in sorted(set(kept)) for i in range(self.head_size)]
+        )
+        for linear, parts in self._inputs():
+            inner = self.heads * self.head_size
+            chosen = torch.cat([part * inner + rows for part in range(parts)])
+            linear.weight = nn.Parameter(linear.weight[chosen].clone())
+            linear.bias = nn.Parameter(linear.bias[chosen].clone())
+            linear.out_features = len(chosen)
+        self.out.weight = nn.Parameter(self.out.weight[:, rows].clone())
+        self.out.in_features = len(rows)
+        self.heads = len(set(kept))
+
+    def _inputs(self) -> list[tuple[nn.Linear, int]]:
+        return [(self.q, 1), (self.kv, 2)] if self.cross else [(self.qkv, 3)]

@@ -1,0 +1,131 @@
+"""The layers that the forecasters share: post-norm encoder layers, embeddings, normalisation.
+
+Pointwise convolutions of the published code are linear maps here: the same numbers, less copying.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spat.models.layers.attention import MultiHeadAttention
+from spat.training.device.kernels import Dropout, Linear
+
+
+class FeedForward(nn.Module):
+    """The position-wise sub-layer: Linear, GELU, Linear, with dropout after each."""
+
+    def __init__(self, width: int, inner: int, dropout: float) -> None:
+        super().__init__()
+        self.up = Linear(width, inner)
+        self.down = Linear(inner, width)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] -> [..., width]."""
+        return self.dropout(self.down(self.dropout(F.gelu(self.up(x)))))  # type: ignore[no-any-return]
+
+
+class EncoderLayer(nn.Module):
+    """Post-norm: x = norm(x + dropout(attention(x))), then x = norm(x + feed_forward(x))."""
+
+    attention: MultiHeadAttention | None
+
+    def __init__(self, width: int, inner: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = MultiHeadAttention(width, heads, dropout=dropout)
+        self.dropout = Dropout(dropout)
+        self.norm1 = nn.LayerNorm(width)
+        self.feed_forward = FeedForward(width, inner, dropout)
+        self.norm2 = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, tokens, width] -> [B, tokens, width]."""
+        if self.attention is not None:
+            x = x + self.dropout(self.attention(x))
+        x = self.norm1(x)
+        return self.norm2(x + self.feed_forward(x))  # type: ignore[no-any-return]
+
+
+class DecoderLayer(nn.Module):
+    """Post-norm: masked self-attention, cross-attention to the encoder, feed-forward."""
+
+    self_attention: MultiHeadAttention | None
+    cross_attention: MultiHeadAttention | None
+
+    def __init__(self, width: int, inner: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attention = MultiHeadAttention(width, heads, dropout=dropout, causal=True)
+        self.cross_attention = MultiHeadAttention(width, heads, dropout=dropout, cross=True)
+        self.dropout = Dropout(dropout)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+        self.feed_forward = FeedForward(width, inner, dropout)
+        self.norm3 = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        """x [B, Q, width], memory [B, K, width] -> [B, Q, width]."""
+        if self.self_attention is not None:
+            x = x + self.dropout(self.self_attention(x))
+        x = self.norm1(x)
+        if self.cross_attention is not None:
+            x = x + self.dropout(self.cross_attention(x, memory))
+        x = self.norm2(x)
+        return self.norm3(x + self.feed_forward(x))  # type: ignore[no-any-return]
+
+
+class Scale(NamedTuple):
+    """Location and scale of each window and channel, both [B, 1, C]."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def undo(self, y: Tensor) -> Tensor:
+        """Forecast [B, H, C] back to the scale of the input."""
+        return y * self.deviation + self.mean
+
+
+def normalise(x: Tensor) -> tuple[Tensor, Scale]:
+    """x [B, L, C] to zero mean and unit (population) variance per window and channel.
+
+    The non-stationary normalisation of Liu et al. (2022), as iTransformer and PatchTST use it.
+    """
+    mean = x.mean(1, keepdim=True).detach()
+    x = x - mean
+    deviation = (x.var(1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+    return x / deviation, Scale(mean, deviation)
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """Fixed positions [length, width] of Vaswani et al. (2017): sine and cosine interleaved."""
+    angles = torch.arange(length).unsqueeze(1) * torch.exp(
+        torch.arange(0, width, 2) * (-math.log(10000.0) / width)
+    )
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
+
+
+class StepEmbedding(nn.Module):
+    """A token per time step: circular convolution of width 3, position, and time features."""
+
+    def __init__(self, channels: int, width: int, length: int, marks: int, dropout: float) -> None:
+        """`marks` time features a step; 0 leaves them out."""
+        super().__init__()
+        # The convolution as one matrix over the step and its two neighbours; initialised as
+        # published (Kaiming normal over 3 x channels inputs).
+        self.value = Linear(3 * channels, width, bias=False)
+        nn.init.kaiming_normal_(self.value.weight, mode="fan_in", nonlinearity="leaky_relu")
+        self.time = Linear(marks, width, bias=False) if marks else None
+        self.dropout = Dropout(dropout)
+        self.register_buffer("position", sinusoids(length, width), persistent=False)
+
+    def forward(self, x: Tensor, marks: Tensor | None) -> Tensor:
+        """x [B, length, C], marks [B, length, F] -> [B, length, width]."""
+        neighbours = torch.cat([x.roll(1, 1), x, x.roll(-1, 1)], dim=-1)
+        tokens = self.value(neighbours) + self.position
+        if self.time is not None:
+            tokens = tokens + self.time(marks)
+        return self.dropout(tokens)  # type: ignore[no-any-return]

@@ -1,0 +1,1 @@
+"""The benchmark pipeline: configuration, runs, stages, tracking."""

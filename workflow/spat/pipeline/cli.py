@@ -1,0 +1,258 @@
+"""``python -m spat``: one subcommand a stage, so that every job of the pipeline runs by hand."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from spat.pipeline.config import Config
+    from spat.pipeline.runs import Planned, Run
+
+Command = Callable[["Config", argparse.Namespace], int | None]
+
+# Full collections are a tenth as frequent as by default: imports make 400,000 objects that stay,
+# and going through them again and again took a fifth of their time.
+GARBAGE = (700, 10, 100)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand; expected failures are one message on stderr and exit status 1."""
+    gc.set_threshold(*GARBAGE)
+    options = _parser().parse_args(arguments)
+    if options.command is _schema:
+        return _schema() or 0
+    from spat.pipeline import resources
+    from spat.pipeline.config import ConfigError, load_files
+
+    resources.prepare_cuda()
+    try:
+        config = load_files(*options.config)
+        return options.command(config, options) or 0
+    except (ConfigError, OSError, ValueError, RuntimeError) as error:
+        if options.debug:
+            raise
+        print(f"spat {options.stage}: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+
+
+def _download(config: Config, options: argparse.Namespace) -> None:
+    from spat.pipeline.stages.download import download
+
+    print(download(config, options.dataset))
+
+
+def _prepare(config: Config, options: argparse.Namespace) -> None:
+    from spat.pipeline.stages.prepare import prepare
+
+    print(prepare(config, options.dataset))
+
+
+def _planned(config: Config, path: str) -> Planned:
+    from spat.pipeline import runs
+
+    wanted = runs.Run.parse(path)
+    for planned in runs.plan(config):
+        if planned.run == wanted:
+            return planned
+    raise ValueError(f"run {path!r} is not in the grid of experiment {config.experiment!r}")
+
+
+def _pretrain(config: Config, options: argparse.Namespace) -> None:
+    from spat.pipeline.stages.pretrain import pretrain
+
+    run = _planned(config, options.run).run
+    pretrain(config, run)
+    if config.tracking.enabled:
+        from spat.pipeline.stages.report import loss_curves
+
+        loss_curves(config, run)
+    _track(config, "pretrain", run)
+
+
+def _score(config: Config, options: argparse.Namespace) -> None:
+    from spat.pipeline.stages.score import score
+
+    run = _planned(config, options.run).run
+    score(config, run)
+    _track(config, "score", run)
+
+
+def _select(config: Config, options: argparse.Namespace) -> None:
+    from spat.pipeline.stages.select import select
+
+    select(config, _planned(config, options.run).run)
+
+
+def _prune(config: Config, options: argparse.Namespace) -> None:
+    from spat.pipeline.stages.prune import prune
+    from spat.training.device.concurrency import executor
+    from spat.training.loop import choose_device
+
+    planned = _planned(config, options.run)
+    device = choose_device(config.training.device)
+    prune(config, planned.run, planned.orders, executor(device, options.workers))
+    _track(config, "prune", planned.run)
+
+
+def _robustness(config: Config, options: argparse.Namespace) -> None:
+    from spat.pipeline.stages.robustness import robustness
+
+    run = _planned(config, options.run).run
+    robustness(config, run)
+    _track(config, "robustness", run)
+
+
+def _decide(config: Config, options: argparse.Namespace) -> None:
+    from spat.pipeline.stages.decide import decide
+
+    decide(config, _planned(config, options.run).run)
+
+
+def _measure(config: Config, options: argparse.Namespace) -> None:
+    from spat.pipeline.stages.measure import measure
+
+    run = _planned(config, options.run).run
+    measure(config, run)
+    _track(config, "measure", run)
+
+
+def _transfer(config: Config, options: argparse.Namespace) -> None:
+    from spat.pipeline.stages.transfer import transfer
+
+    planned = _planned(config, options.run)
+    transfer(config, planned, options.target)
+    _track(config, f"transfer/{options.target}", planned.run)
+
+
+def _collect(config: Config, options: argparse.Namespace) -> None:
+    from spat.pipeline.stages.collect import collect
+
+    collect(config, finished=options.finished)
+
+
+def _tables(config: Config, options: argparse.Namespace) -> None:
+    from spat.pipeline.stages.report import tables
+
+    tables(config)
+
+
+def _figures(config: Config, options: argparse.Namespace) -> None:
+    from spat.pipeline.stages.report import figures
+
+    figures(config)
+
+
+def _summary(config: Config, options: argparse.Namespace) -> None:
+    from spat.pipeline import tracking
+    from spat.pipeline.stages.report import summary
+
+    tracking.log_report(config)
+    print(summary(config))
+
+
+def _preflight(config: Config, options: argparse.Namespace) -> None:
+    from spat.pipeline.stages.preflight import preflight
+
+    arguments, notice = preflight(config)
+    if notice:
+        print(notice, file=sys.stderr)
+    print(arguments)
+
+
+def _grid(config: Config, options: argparse.Namespace) -> None:
+    from spat.pipeline.stages.grid import grid
+
+    whole = grid(config, options.runs, options.minutes, options.lanes)
+    print(f"{whole} runs are whole")
+
+
+def _rebuild(config: Config, options: argparse.Namespace) -> None:
+    from spat.pipeline import tracking
+
+    print(f"{tracking.rebuild(config)} MLflow runs were written")
+
+
+def _schema() -> None:
+    from spat.pipeline.config import Config
+
+    print(json.dumps(Config.model_json_schema(), indent=1))
+
+
+def _track(config: Config, stage: str, run: Run) -> None:
+    """Tracking comes after the work and never fails it."""
+    if config.tracking.enabled:
+        from spat.pipeline import tracking
+
+        tracking.log(config, run, stage)
+
+
+STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
+    "download": (_download, "fetch a verified benchmark file", ("dataset",)),
+    "prepare": (_prepare, "parse, check, split and standardise a dataset", ("dataset",)),
+    "pretrain": (_pretrain, "train the dense baseline of a run", ("run",)),
+    "score": (_score, "score the attention of a run by every criterion", ("run",)),
+    "select": (_select, "turn scores into masks", ("run",)),
+    "prune": (_prune, "cut and fine-tune every distinct mask of a run", ("run", "workers")),
+    "robustness": (_robustness, "manipulate one site of a run at a time", ("run",)),
+    "decide": (_decide, "choose among the trained masks by validation", ("run",)),
+    "measure": (_measure, "time the pruned networks of a run", ("run",)),
+    "transfer": (_transfer, "evaluate a run zero-shot on another dataset", ("run", "target")),
+    "collect": (_collect, "gather the files of all runs in tidy frames", ("finished",)),
+    "tables": (_tables, "write the tables from the frames", ()),
+    "figures": (_figures, "draw the figures from the frames", ()),
+    "summary": (_summary, "print the main table and where everything lies", ()),
+    "preflight": (_preflight, "print the arguments that make the default run possible", ()),
+    "grid": (_grid, "take runs through all stages in one process", ("runs", "minutes", "lanes")),
+    "track": (_rebuild, "rebuild the tracking store from the files", ()),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="spat", description="Benchmark of sensitivity-based attention pruning (SPAT)."
+    )
+    stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
+    for name, (command, text, wanted) in STAGES.items():
+        stage = stages.add_parser(name, help=text, description=text)
+        stage.set_defaults(command=command)
+        stage.add_argument(
+            "--config",
+            type=Path,
+            nargs="+",
+            default=[Path("config.yaml")],
+            metavar="FILE",
+            help="YAML files, each merged over the one before it (default: config.yaml)",
+        )
+        stage.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+        for option in wanted:
+            _add(stage, option)
+    schema = stages.add_parser("schema", help="print the JSON schema of the configuration")
+    schema.set_defaults(command=_schema)
+    return parser
+
+
+def _add(stage: argparse.ArgumentParser, option: str) -> None:
+    if option == "workers":
+        stage.add_argument("--workers", type=int, default=1, help="masks trained at the same time")
+    elif option == "runs":
+        stage.add_argument("--runs", default="*", help="pattern of run paths (default: all)")
+    elif option == "finished":
+        text = "leave runs out that lack a job, instead of failing"
+        stage.add_argument("--finished", action="store_true", help=text)
+    elif option == "minutes":
+        stage.add_argument("--minutes", type=float, default=1e9, help="begin no run after this")
+    elif option == "lanes":
+        text = "runs and masks at a time, on streams of their own (default: 1, or 16 on CUDA)"
+        stage.add_argument("--lanes", type=int, metavar="N", help=text)
+    else:
+        stage.add_argument(f"--{option}", required=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

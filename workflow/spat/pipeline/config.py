@@ -1,0 +1,398 @@
+"""The configuration: one frozen model a section, unknown keys refused, a description per field.
+
+`load` validates the mapping that Snakemake (or a YAML file) gives; the JSON schema that editors use
+(`python -m spat schema`) is generated from the same models.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from spat.training.options import Device, Precision
+
+Rule = Literal["gap", "one_se", "loss_drop_bound", "validation"]
+Count = Annotated[int, Field(ge=1)]
+Ratio = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message names file, key, value and the valid ones."""
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, and a key it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class GridBlock(Section):
+    """A block of runs: the product of its datasets, models, variants, horizons and seeds."""
+
+    datasets: tuple[str, ...] = Field(min_length=1, description="Rows of the dataset registry.")
+    models: tuple[str, ...] = Field(min_length=1, description="Rows of the model registry.")
+    variants: tuple[str, ...] = Field(
+        ("deep",),
+        min_length=1,
+        description="`published` (the authors' sizes), `deep` (four sites), or one of `variants`.",
+    )
+    lookback: Count | None = Field(None, description="Input steps; the dataset's own when absent.")
+    horizons: tuple[Count, ...] | None = Field(
+        None, description="Forecast steps; the dataset's standard horizons when absent."
+    )
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0,), min_length=1, description="Each seed is a run of its own."
+    )
+    orders: Count = Field(1, description="Data orders in which each mask is fine-tuned.")
+    prune: bool = Field(True, description="False stops after pre-training (dense errors only).")
+
+
+class VariantSection(Section):
+    """A variant of your own: a registry variant with some settings changed."""
+
+    base: Literal["published", "deep"] = Field("deep", description="The variant it starts from.")
+    model: dict[str, int | float | str | bool] = Field(
+        default_factory=dict, description="Hyper-parameters to change: d_model, e_layers, dropout."
+    )
+    sam_rho: float | None = Field(
+        None, gt=0.0, description="Radius of sharpness-aware minimisation; none when absent."
+    )
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _single_values(cls, model: Any) -> Any:
+        for key, value in model.items() if isinstance(model, dict) else ():
+            if not isinstance(value, int | float | str | bool):
+                raise ValueError(f"{key}: {value!r} is neither a number nor text nor true or false")
+        return model
+
+
+class SyntheticSection(Section):
+    """The generated series (datasets `synthetic` and `synthetic2`)."""
+
+    rows: Count = Field(6000, description="Time steps.")
+    channels: Count = Field(7, description="Channels.")
+    seed: int = Field(0, ge=0, description="Seed of the generator; `synthetic2` uses the next one.")
+    coupling: float = Field(
+        0.6, ge=0.0, le=1.0, description="Share of a channel that follows another one with a lag."
+    )
+    noise: float = Field(0.3, ge=0.0, description="Standard deviation of the white noise.")
+
+
+class DataSection(Section):
+    """Where the benchmark files come from."""
+
+    cache: Path = Field(Path("data"), description="Folder of verified downloads.")
+    mirrors: tuple[Path, ...] = Field(
+        (Path("../shared/datasets"),), description="Folders of copies, tried before the network."
+    )
+    synthetic: SyntheticSection = SyntheticSection()
+
+
+class TrainingSection(Section):
+    """Pre-training of the dense baselines."""
+
+    device: Device = Field("auto", description="`auto` is CUDA when there is one, else the CPU.")
+    precision: Precision = Field("float32", description="TF32 and bf16 only if asked for.")
+    epochs: Count | None = Field(None, description="At most; the model registry's when absent.")
+    patience: Count | None = Field(None, description="Epochs without a better validation MSE.")
+
+
+class ScoringSection(Section):
+    """The one pass from which every criterion is computed."""
+
+    batches: Count = Field(16, description="Training batches scored.")
+    batch_size: Count = Field(32, description="Windows per scored batch.")
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
+
+
+class LevelSection(Section):
+    """What is pruned at one level (whole sites, or single heads)."""
+
+    criteria: tuple[str, ...] = Field((), description="Rows of the criterion registry.")
+    ratios: tuple[Ratio | str, ...] = Field(
+        (), description="Shares removed, in (0, 1], or `auto:<rule>` (site level)."
+    )
+
+    @field_validator("ratios", mode="before")
+    @classmethod
+    def _shares_or_rules(cls, ratios: Any) -> Any:
+        if not isinstance(ratios, list | tuple):
+            return ratios
+        # `snakemake --config` hands over numbers inside of a list as text.
+        numbers = [_number(ratio) for ratio in ratios]
+        for ratio in numbers:
+            if not _is_share(ratio) and str(ratio).removeprefix("auto:") not in get_args(Rule):
+                rules = ", ".join(f"auto:{rule}" for rule in get_args(Rule))
+                raise ValueError(f"{ratio!r} is neither a number in (0, 1] nor one of {rules}")
+        return numbers
+
+    @property
+    def fixed(self) -> tuple[float, ...]:
+        """The ratios that are numbers."""
+        return tuple(ratio for ratio in self.ratios if not isinstance(ratio, str))
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """The adaptive rules asked for, without `auto:`."""
+        return tuple(r.removeprefix("auto:") for r in self.ratios if isinstance(r, str))
+
+
+class PruningSection(Section):
+    """Which masks are trained."""
+
+    site: LevelSection = LevelSection(
+        criteria=("send",), ratios=(0.25, 0.5, 0.75, 1.0, "auto:validation")
+    )
+    head: LevelSection = LevelSection()
+    draws: Count = Field(10, description="Random masks per ratio for the criterion `random`.")
+    exhaustive: bool = Field(False, description="Train every site mask: the oracle needs them.")
+    scratch: bool = Field(
+        False, description="Also train `send`'s site masks and the empty one from scratch."
+    )
+
+
+class FinetuneSection(Section):
+    """Fine-tuning of every mask, the dense one (the control) included."""
+
+    epochs: Count = Field(3, description="The same for every mask; the best of 1..epochs is kept.")
+    lr_scale: float = Field(1.0, gt=0.0, description="Times the learning rate of pre-training.")
+
+
+class RobustnessSection(Section):
+    """One attention site at a time is manipulated in trained models: does a criterion notice?"""
+
+    runs: tuple[str, ...] = Field(
+        (), description="Patterns of run paths (`*` is anything) that are studied; none if empty."
+    )
+    manipulations: tuple[str, ...] = Field(
+        (
+            *("uniform", "identity", "pattern"),
+            *("gate:0", "gate:0.25", "gate:0.5", "gate:1"),
+            *("noise:0.5", "noise:1", "noise:2"),
+        ),
+        min_length=1,
+        description="`uniform`, `identity`, `pattern` (attention), `gate:FACTOR`, `noise:SIZE`.",
+    )
+    finetune: bool = Field(
+        False, description="Fine-tune each manipulated network too; needs `pruning.exhaustive`."
+    )
+
+    @field_validator("manipulations")
+    @classmethod
+    def _manipulations_exist(cls, manipulations: tuple[str, ...]) -> tuple[str, ...]:
+        for name in manipulations:
+            kind, _, size = name.partition(":")
+            if name not in ("uniform", "identity", "pattern") and not (
+                kind in ("gate", "noise") and _is_canonical(size)
+            ):
+                raise ValueError(
+                    f"{name!r} is not one of uniform, identity, pattern, gate:FACTOR, noise:SIZE "
+                    "(a number of at least 0 in its shortest form: gate:0.5, noise:1)"
+                )
+        return manipulations
+
+
+class TransferSection(Section):
+    """Zero-shot transfer: trained on the first, evaluated on the test split of the second."""
+
+    pairs: tuple[tuple[str, str], ...] = Field((), description="(source, target) datasets.")
+
+
+class MeasureSection(Section):
+    """Latency and memory, alone on the machine."""
+
+    batch_sizes: tuple[Count, ...] = Field((1, 128), description="Windows per forward pass.")
+    repeats: Count = Field(15, description="Alternating rounds; the median is reported.")
+
+
+class TrackingSection(Section):
+    """MLflow: a view of the files, which can be rebuilt from them."""
+
+    enabled: bool = Field(True, description="False writes files only.")
+    uri: str | None = Field(None, description="Tracking server; SQLite under `results` if absent.")
+
+
+class StatisticsSection(Section):
+    """Intervals and tests."""
+
+    bootstrap: Annotated[int, Field(ge=100)] = Field(2000, description="Bootstrap draws.")
+    confidence: float = Field(0.95, gt=0.0, lt=1.0, description="Level of the intervals.")
+    margin: float = Field(0.01, gt=0.0, description="Equivalence margin, as a share of the MSE.")
+
+
+class Config(Section):
+    """One experiment of the pipeline."""
+
+    experiment: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")] = Field(
+        description="Name; its files are in `results/<experiment>`."
+    )
+    results: Path = Field(Path("results"), description="Folder of all experiments.")
+    grid: tuple[GridBlock, ...] = Field(min_length=1)
+    variants: dict[str, VariantSection] = Field(default_factory=dict)
+    data: DataSection = DataSection()
+    training: TrainingSection = TrainingSection()
+    scoring: ScoringSection = ScoringSection()
+    pruning: PruningSection = PruningSection()
+    finetune: FinetuneSection = FinetuneSection()
+    robustness: RobustnessSection = RobustnessSection()
+    transfer: TransferSection = TransferSection()
+    measure: MeasureSection = MeasureSection()
+    tracking: TrackingSection = TrackingSection()
+    statistics: StatisticsSection = StatisticsSection()
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Config:
+        # Late: the registries import this module's neighbours, never the other way round.
+        from spat.data.registry import DATASETS
+        from spat.models.registry import MODELS
+        from spat.scoring.names import CRITERIA, HEAD_CRITERIA
+
+        def check(key: str, names: tuple[str, ...], valid: tuple[str, ...]) -> None:
+            for name in names:
+                if name not in valid:
+                    raise ValueError(f"{key}: {name!r} is not one of {', '.join(valid)}")
+
+        datasets, variants = tuple(DATASETS), ("published", "deep", *self.variants)
+        for i, block in enumerate(self.grid):
+            check(f"grid.{i}.datasets", block.datasets, datasets)
+            check(f"grid.{i}.models", block.models, tuple(MODELS))
+            check(f"grid.{i}.variants", block.variants, variants)
+        for i, pair in enumerate(self.transfer.pairs):
+            check(f"transfer.pairs.{i}", pair, datasets)
+            if pair[0] == pair[1]:
+                raise ValueError(f"transfer.pairs.{i}: source and target are both {pair[0]!r}")
+        check("pruning.site.criteria", self.pruning.site.criteria, tuple(CRITERIA))
+        check("pruning.head.criteria", self.pruning.head.criteria, tuple(HEAD_CRITERIA))
+        if self.pruning.head.rules:
+            raise ValueError("pruning.head.ratios: adaptive rules work on whole sites only")
+        if self.pruning.site.rules and "send" not in self.pruning.site.criteria:
+            raise ValueError(
+                "pruning.site.ratios: adaptive rules follow `send`: add it to criteria"
+            )
+        if self.robustness.finetune and not self.pruning.exhaustive:
+            raise ValueError(
+                "robustness.finetune: compares with the fine-tuned masks that leave one site out: "
+                "set pruning.exhaustive: true"
+            )
+        for name in self.variants:
+            if name in ("published", "deep"):
+                raise ValueError(f"variants.{name}: the name belongs to the model registry")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """Where this experiment's files lie."""
+        return self.results / self.experiment
+
+
+def load(values: Mapping[str, Any], source: str = "config") -> Config:
+    """Validate a mapping; `source` names the file(s) it came from in the error.
+
+    Raises:
+        ConfigError: with one line per offending key, naming the value and what is valid.
+    """
+    try:
+        return Config.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(_explain(error, source)) from None
+
+
+def load_files(*paths: Path) -> Config:
+    """Validate YAML files, each merged over the one before it (lists are replaced, not joined)."""
+    merged: dict[str, Any] = {}
+    for path in paths:
+        try:
+            values = yaml.safe_load(path.read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path}: cannot be read: {error}") from None
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: expected a mapping of keys, found {type(values).__name__}")
+        merged = _merge(merged, values)
+    return load(merged, " + ".join(map(str, paths)))
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML, every default written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _is_canonical(number: str) -> bool:
+    # One name for one number, since names become folders: neither `1.0` nor `.5` nor `1e0`.
+    return re.fullmatch(r"(0|[1-9]\d*)(\.\d*[1-9])?", number) is not None
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+# A reader of the error has written YAML, not Python.
+_IN_YAML = {
+    "^Input ": "",
+    "[Tt]uple": "list",
+    " after validation": "",
+    r"dictionary( or instance of \w+)?": "mapping of keys",
+}
+
+
+def _explain(error: ValidationError, source: str) -> str:
+    lines = [f"{source}: the configuration cannot be used"]
+    for problem in error.errors():
+        if (
+            problem["type"] == "too_short"
+            and len(problem["input"]) > problem["ctx"]["actual_length"]
+        ):
+            continue  # what is there has lines of its own
+        key = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"]
+        for pattern, words in _IN_YAML.items():
+            message = re.sub(pattern, words, message)
+        shown = problem["input"]
+        value = "" if isinstance(shown, dict | BaseModel) else f" (given: {shown!r})"
+        if problem["type"] == "extra_forbidden":
+            message = f"unknown key; valid here: {', '.join(_valid_keys(problem['loc']))}"
+        elif problem["type"] == "value_error":  # our own: it names the value
+            message, value = str(problem["ctx"]["error"]), ""
+        # What is wrong with several sections together names the key by itself.
+        lines.append("  " + ": ".join(filter(None, (key, message))) + value)
+    return "\n".join(lines)
+
+
+def _valid_keys(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = Config
+    for part in location[:-1]:
+        if isinstance(part, int):
+            continue
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is None:  # a key of `variants`
+            continue
+        model = _section_of(field.annotation)
+    return list(getattr(model, "model_fields", {}))
+
+
+def _section_of(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        if (found := _section_of(argument)) is not None:
+            return found
+    return None

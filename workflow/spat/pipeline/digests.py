@@ -1,0 +1,316 @@
+"""What a stage depends on: the modules that compute it, and the settings that it reads.
+
+The modules become inputs of the stage's rule and the settings a digest among its parameters, so
+that a change reruns what depends on it and no more. `spat.pipeline.cache` keys its work by the same
+two; there, comments and docstrings do not count as code.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from spat.data.registry import DATASETS, borders
+from spat.files import write_text
+from spat.models.registry import MODELS
+from spat.pipeline import records, runs
+from spat.pipeline.config import Config, dump
+from spat.pipeline.runs import Run
+from spat.scoring.names import CRITERIA, STATISTICS
+
+_PACKAGE: Final = Path(__file__).parents[1]
+_EMPTY: Final = ast.dump(ast.Module([], []))
+
+# Modules that compute nothing: what they hold of consequence enters as resolved rows in `settings`,
+# or says how files are named, written and kept. Neither they nor what they import counts.
+EXCLUDED: Final = frozenset(
+    {
+        "spat",
+        "spat.pipeline.config",
+        "spat.pipeline.runs",
+        "spat.pipeline.records",
+        "spat.pipeline.cache",
+        "spat.training.device.concurrency",
+        "spat.pipeline.resources",
+        "spat.training.device.streams",
+        "spat.pipeline.digests",
+        "spat.files",
+        "spat.data.registry",
+        "spat.models.registry",
+        "spat.scoring.names",
+    }
+)
+
+# Where the code of a stage begins, if not in a module of its own: `stages/report.py` only loops.
+_ENTRIES: Final = {"tables": "spat.reporting.tables", "figures": "spat.reporting.figures"}
+
+# The stages that run a network, and so depend on the implementation of its model.
+_WITH_NETWORKS: Final = frozenset(
+    {"pretrain", "score", "prune", "robustness", "measure", "transfer"}
+)
+
+
+def sources(stage: str, model: str | None = None) -> list[str]:
+    """The files that compute a stage, relative to the working directory, sorted.
+
+    They are the stage's module and its imports, at the top of a module or inside a function, theirs
+    in turn, and what is imported by name: the implementation of `model` and, where criteria are
+    computed, theirs.
+    """
+    return list(_paths(stage, model, Path.cwd()))
+
+
+def code_digest(stage: str, model: str | None = None) -> str:
+    """SHA-256 (hex) of the code that computes a stage, blind to comments, docstrings and layout."""
+    return records.digest({module: _code(module) for module in _modules(stage, model)})
+
+
+def settings(
+    config: Config, stage: str, run: Run | None = None, dataset: str | None = None
+) -> dict[str, Any]:
+    """The resolved settings that a stage reads, of a run or (`download`, `prepare`) of a dataset.
+
+    `finetune` is the part of `prune` that a single mask depends on; how many data orders there are
+    stands in the plan (`spat.pipeline.runs.Planned`) and makes no mask stale.
+
+    Raises:
+        ValueError: on a stage without settings, naming those that have some.
+    """
+    if stage == "collect":
+        return {
+            "runs": [[asdict(p), runs.targets(config, p.run)] for p in runs.plan(config)],
+            "robustness": [asdict(run) for run in runs.studied(config)],
+        }
+    if stage in ("tables", "figures"):
+        return config.statistics.model_dump(mode="json")
+    if stage in ("download", "prepare") and dataset is not None:
+        return _data(config, stage, dataset)
+    if stage in _OF_A_RUN and run is not None:
+        return _OF_A_RUN[stage](config, run)
+    valid = ", ".join(["download", "prepare", *_OF_A_RUN, "collect", "tables", "figures"])
+    raise ValueError(f"stage {stage!r} (run {run}, dataset {dataset}): expected one of {valid}")
+
+
+def settings_digest(
+    config: Config, stage: str, run: Run | None = None, dataset: str | None = None
+) -> str:
+    """SHA-256 (hex) of `settings`."""
+    return records.digest(settings(config, stage, run, dataset))
+
+
+def write_resolved(config: Config) -> Path:
+    """The resolved configuration in a file named by its content, written if it is not there.
+
+    Two invocations with other settings never share a file, and a job can be run again by hand with
+    just what it had.
+    """
+    text = dump(config)
+    path = config.folder / "configs" / f"{records.digest(text)[:12]}.yaml"
+    if not path.exists():
+        write_text(path, text)
+    return path
+
+
+def _data(config: Config, stage: str, dataset: str) -> dict[str, Any]:
+    row = DATASETS[dataset]
+    if stage == "download":
+        return {"file": row.file, "sha256": row.sha256}
+    shape = {"rows": row.rows, "channels": row.channels}
+    generated = {}
+    if row.format == "synthetic":
+        generated = config.data.synthetic.model_dump(mode="json")
+        shape = {key: generated[key] for key in shape}
+    return {
+        "name": row.name,
+        "format": row.format,
+        "step": row.step,
+        "mark": row.mark,
+        **shape,
+        "borders": asdict(borders(row, shape["rows"])),
+        "generated": generated,
+    }
+
+
+def _pretrain(config: Config, run: Run) -> dict[str, Any]:
+    found = {
+        "run": run.keys,
+        "data": _data(config, "prepare", run.dataset),
+        **_training(config, run),
+    }
+    if MODELS[run.model].attention:
+        found["scoring"] = config.scoring.model_dump(mode="json")
+    return found
+
+
+def _score(config: Config, run: Run) -> dict[str, Any]:
+    pruning = config.pruning
+    wanted = {"send", *pruning.site.criteria, *pruning.head.criteria}
+    return {
+        **_machine(config),
+        "scoring": config.scoring.model_dump(mode="json"),
+        "criteria": {name: _criterion(name) for name in sorted(wanted)},
+        "loss_drops": "loss_drop_bound" in pruning.site.rules,
+    }
+
+
+def _select(config: Config, run: Run) -> dict[str, Any]:
+    found = config.pruning.model_dump(mode="json", exclude={"scratch"})
+    if "loss_drop_bound" in config.pruning.site.rules:
+        found["bootstrap"] = config.statistics.bootstrap
+        found["confidence"] = config.statistics.confidence
+    return found
+
+
+def _finetune(config: Config, run: Run) -> dict[str, Any]:
+    training = _training(config, run)
+    # A mask is trained for its own number of epochs, without early stopping.
+    for name in ("epochs", "patience"):
+        del training["hyperparameters"][name]
+    return {**training, "finetune": config.finetune.model_dump(mode="json")}
+
+
+def _prune(config: Config, run: Run) -> dict[str, Any]:
+    return {**_finetune(config, run), "scratch": config.pruning.scratch}
+
+
+def _robustness(config: Config, run: Run) -> dict[str, Any]:
+    section = config.robustness
+    criteria = {"send", *config.pruning.site.criteria}
+    return {
+        "scores": {
+            **_machine(config),
+            "scoring": config.scoring.model_dump(mode="json"),
+            "criteria": {name: _criterion(name) for name in sorted(criteria)},
+        },
+        "manipulations": section.manipulations,
+        "finetune": _finetune(config, run) if section.finetune else None,
+    }
+
+
+def _decide(config: Config, run: Run) -> dict[str, Any]:
+    rules = [rule for rule in ("one_se", "validation") if rule in config.pruning.site.rules]
+    return {
+        "rules": rules,
+        "bootstrap": config.statistics.bootstrap if "one_se" in rules else None,
+    }
+
+
+def _measure(config: Config, run: Run) -> dict[str, Any]:
+    return {**_machine(config), "measure": config.measure.model_dump(mode="json")}
+
+
+def _transfer(config: Config, run: Run) -> dict[str, Any]:
+    return _machine(config)
+
+
+_OF_A_RUN: Final = {
+    "pretrain": _pretrain,
+    "score": _score,
+    "select": _select,
+    "finetune": _finetune,
+    "prune": _prune,
+    "robustness": _robustness,
+    "decide": _decide,
+    "measure": _measure,
+    "transfer": _transfer,
+}
+
+
+def _machine(config: Config) -> dict[str, Any]:
+    return {"device": config.training.device, "precision": config.training.precision}
+
+
+def _training(config: Config, run: Run) -> dict[str, Any]:
+    hyper = asdict(runs.hyper_of(config, run))
+    del hyper["source"]  # says where the row comes from
+    hyper["epochs"] = config.training.epochs or hyper["epochs"]
+    hyper["patience"] = config.training.patience or hyper["patience"]
+    section = config.variants.get(run.variant)
+    return {
+        **_machine(config),
+        "hyperparameters": hyper,
+        "sam_rho": section.sam_rho if section else None,
+    }
+
+
+def _criterion(name: str) -> list[Any]:
+    row = CRITERIA[name]
+    return [row.function, row.needs, row.heads, row.finish]
+
+
+@cache
+def _paths(stage: str, model: str | None, folder: Path) -> tuple[str, ...]:
+    return tuple(os.path.relpath(_file(module), folder) for module in _modules(stage, model))
+
+
+@cache
+def _modules(stage: str, model: str | None) -> tuple[str, ...]:
+    """The modules that compute a stage, sorted; empty packages (a docstring alone) are left out."""
+    found: set[str] = set()
+    waiting = [_ENTRIES.get(stage, f"spat.pipeline.stages.{stage}"), *_by_name(stage, model)]
+    while waiting:
+        module = waiting.pop()
+        if module not in found and module not in EXCLUDED:
+            found.add(module)
+            waiting.extend(_imports(module))
+    return tuple(sorted(module for module in found if _code(module) != _EMPTY))
+
+
+def _by_name(stage: str, model: str | None) -> Iterator[str]:
+    """Implementations that registries name and nobody imports."""
+    if model is not None and stage in _WITH_NETWORKS:
+        yield MODELS[model].module
+    if stage in ("score", "robustness"):
+        for row in (*CRITERIA.values(), *STATISTICS.values()):
+            if row.function:
+                yield f"spat.scoring.{row.function.rpartition('.')[0]}"
+
+
+@cache
+def _imports(module: str) -> tuple[str, ...]:
+    """The modules of this package that one imports anywhere in its code, not only for types."""
+    found: set[str] = set()
+    for node in _executed(_tree(module)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    packages = {name.rpartition(".")[0] for name in found}
+    return tuple(name for name in found | packages if _exists(name))
+
+
+def _executed(node: ast.AST) -> Iterator[ast.AST]:
+    yield node
+    for child in ast.iter_child_nodes(node):
+        typing_only = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
+        if not typing_only:
+            yield from _executed(child)
+
+
+@cache
+def _code(module: str) -> str:
+    tree = _tree(module)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                node.body = node.body[1:]
+    return ast.dump(tree)
+
+
+def _tree(module: str) -> ast.Module:
+    return ast.parse(_file(module).read_text())
+
+
+def _exists(module: str) -> bool:
+    return module.split(".")[0] == "spat" and _file(module).exists()
+
+
+def _file(module: str) -> Path:
+    path = _PACKAGE.joinpath(*module.split(".")[1:])
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")

@@ -1,0 +1,187 @@
+"""A run: one dense baseline and all that is pruned from it; and the grid of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spat.data.registry import DATASETS, borders
+from spat.pipeline.config import Config, ConfigError, GridBlock
+
+if TYPE_CHECKING:
+    from spat.models.registry import Hyperparameters
+
+
+@dataclass(frozen=True, order=True)
+class Run:
+    """One (dataset, model, variant, lookback, horizon, seed)."""
+
+    dataset: str
+    model: str
+    variant: str
+    lookback: int
+    horizon: int
+    seed: int
+
+    @property
+    def path(self) -> str:
+        """Folder below the experiment, and the run's name on the command line."""
+        return (
+            f"{self.dataset}/{self.model}-{self.variant}"
+            f"/l{self.lookback}-h{self.horizon}/seed{self.seed}"
+        )
+
+    @classmethod
+    def parse(cls, path: str) -> Run:
+        """The run of a path such as ``ETTh1/iTransformer-deep/l96-h96/seed0``.
+
+        Raises:
+            ValueError: naming the path, if it has another form.
+        """
+        try:
+            dataset, model_variant, shape, seed = path.strip("/").split("/")
+            model, variant = model_variant.split("-", 1)
+            lookback, horizon = shape.removeprefix("l").split("-h")
+            return cls(
+                dataset, model, variant, int(lookback), int(horizon), int(seed.removeprefix("seed"))
+            )
+        except ValueError:
+            raise ValueError(
+                f"run {path!r}: expected DATASET/MODEL-VARIANT/lLOOKBACK-hHORIZON/seedSEED"
+            ) from None
+
+    @property
+    def keys(self) -> dict[str, str | int]:
+        """The identifying columns of every frame."""
+        return asdict(self)
+
+    def seed_for(self, *purpose: str | int) -> int:
+        """A 63-bit seed derived from the run's identity and a purpose; the same on any machine."""
+        text = json.dumps([self.path, *purpose])
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run with what its grid block asks of it."""
+
+    run: Run
+    orders: int
+    prune: bool
+
+
+def plan(config: Config) -> tuple[Planned, ...]:
+    """All runs of the grid, in its order, each once.
+
+    Raises:
+        ConfigError: if two blocks ask different things of one run, or a dataset is too short for
+            one.
+    """
+    found: dict[Run, Planned] = {}
+    for index, block in enumerate(config.grid):
+        for run in _expand(block):
+            if problem := _too_short(config, run):
+                raise ConfigError(f"grid.{index}: {run.path}: {problem}")
+            planned = Planned(run, block.orders, block.prune and _has_sites(run.model))
+            if found.setdefault(run, planned) != planned:
+                raise ConfigError(
+                    f"grid.{index}: {run.path} also stands in an earlier block, with other "
+                    "`orders` or `prune`; let the blocks not overlap"
+                )
+    return tuple(found.values())
+
+
+def _too_short(config: Config, run: Run) -> str | None:
+    """Why the run's dataset holds no window of its shape in some split."""
+    row = DATASETS[run.dataset]
+    rows = config.data.synthetic.rows if row.format == "synthetic" else row.rows
+    splits = borders(row, rows)
+    # Windows of validation and test may begin before their split.
+    needed = {"train": run.lookback + run.horizon, "validation": run.horizon, "test": run.horizon}
+    for name, steps in needed.items():
+        start, stop = getattr(splits, name)
+        if stop - start < steps:
+            return (
+                f"{row.name} has {stop - start} rows for {name}, fewer than the {steps} of a "
+                "window; take a shorter horizon or lookback, or more rows"
+            )
+    return None
+
+
+def studied(config: Config) -> tuple[Run, ...]:
+    """The runs whose sites are manipulated (`robustness.runs`), in the order of the grid.
+
+    Raises:
+        ConfigError: if a pattern matches no run that is pruned.
+    """
+    pruned = [planned.run for planned in plan(config) if planned.prune]
+    for pattern in config.robustness.runs:
+        if not any(fnmatchcase(run.path, pattern) for run in pruned):
+            raise ConfigError(
+                f"robustness.runs: {pattern!r} matches no run of the grid with attention to prune; "
+                "a path is DATASET/MODEL-VARIANT/lLOOKBACK-hHORIZON/seedSEED"
+            )
+    return tuple(
+        run for run in pruned if any(fnmatchcase(run.path, p) for p in config.robustness.runs)
+    )
+
+
+def folder(config: Config, run: Run, stage: str = "") -> Path:
+    """``results/<experiment>/<run>/<stage>``."""
+    return config.folder / run.path / stage
+
+
+def prepared_file(config: Config, dataset: str) -> Path:
+    """Where `prepare` leaves a dataset."""
+    return config.folder / "prepared" / f"{dataset}.npz"
+
+
+def hyper_of(config: Config, run: Run) -> Hyperparameters:
+    """The run's hyper-parameters: the registry's row with the changes of the variant.
+
+    Raises:
+        ConfigError: naming the variant, if it changes what the registry does not know.
+    """
+    from spat.models.registry import hyperparameters
+
+    section = config.variants.get(run.variant)
+    base, changes = (section.base, section.model) if section else (run.variant, {})
+    try:
+        return hyperparameters(run.model, base, run.dataset, run.horizon, changes)
+    except ValueError as error:
+        raise ConfigError(f"variants.{run.variant} ({run.path}): {error}") from None
+
+
+def targets(config: Config, run: Run) -> tuple[str, ...]:
+    """The datasets on which a run is evaluated zero-shot (its model must allow their shape)."""
+    from spat.models.registry import MODELS
+
+    fixed = MODELS[run.model].fixed_channels
+    return tuple(
+        target
+        for source, target in config.transfer.pairs
+        if source == run.dataset
+        and not (fixed and DATASETS[source].channels != DATASETS[target].channels)
+    )
+
+
+def _expand(block: GridBlock) -> list[Run]:
+    return [
+        Run(dataset, model, variant, block.lookback or row.lookback, horizon, seed)
+        for dataset in block.datasets
+        if (row := DATASETS[dataset])
+        for model in block.models
+        for variant in block.variants
+        for horizon in (block.horizons or row.horizons)
+        for seed in block.seeds
+    ]
+
+
+def _has_sites(model: str) -> bool:
+    from spat.models.registry import MODELS
+
+    return MODELS[model].attention

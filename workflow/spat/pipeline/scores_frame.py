@@ -1,0 +1,86 @@
+"""The frame of scores: its rows, and the one value of each site or head. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import pandas as pd
+
+from spat.pipeline.frames import empty
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# The `batch` of a value over all scored windows, and the `head` of a whole site.
+ALL: Final = -1
+SITE: Final = -1
+
+COLUMNS: Final = ("batch", "site", "name", "head", "criterion", "value")
+
+
+def rows(site: int, name: str, criterion: str, values: NDArray[np.float64]) -> pd.DataFrame:
+    """Scores of one site as rows.
+
+    values [1 + batches, 1] for a score of sites alone, else [1 + batches, 1 + heads]: the first row
+    is the value over all windows, the first column that of the whole site.
+    """
+    batches, columns = values.shape
+    return pd.DataFrame(
+        {
+            "batch": np.repeat(np.arange(batches) + ALL, columns),
+            "site": site,
+            "name": name,
+            "head": np.tile(np.arange(columns) + SITE, batches),
+            "criterion": criterion,
+            "value": values.ravel(),
+        }
+    )
+
+
+def joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The frames of `rows` below each other; of none, an empty one with the same columns."""
+    return pd.concat([empty("scores")[list(COLUMNS)], *frames], ignore_index=True)
+
+
+def aggregate(scores: pd.DataFrame) -> pd.DataFrame:
+    """One value per (site, head, criterion): that over all scored windows.
+
+    It is the mean over windows, with whatever has to be done after it (an absolute value, a
+    variance), so it does not depend on how the windows were cut into batches.
+
+    Raises:
+        ValueError: if a score has no value over all windows, or more than one.
+    """
+    keys = ["site", "head", "criterion"]
+    chosen = scores[scores["batch"] == ALL]
+    twice = chosen[chosen.duplicated(keys)]
+    if len(twice):
+        raise ValueError(f"scores: more than one value over all windows for {_first(twice)}")
+    known = pd.MultiIndex.from_frame(chosen[keys])
+    lost = scores[~pd.MultiIndex.from_frame(scores[keys]).isin(known)]
+    if len(lost):
+        raise ValueError(f"scores: only values of single batches for {_first(lost)}: score again")
+    return chosen[["site", "name", "head", "criterion", "value"]].reset_index(drop=True)
+
+
+def send_train(trajectory: pd.DataFrame) -> pd.DataFrame:
+    """The mean of SEND over the epochs of pre-training, as rows of criterion `send_train`.
+
+    Source: SPAT (arXiv 2505.08768) scores while it trains. `trajectory` has the columns epoch,
+    site, name, head, criterion and value.
+
+    Raises:
+        ValueError: if the trajectory has no SEND.
+    """
+    send = trajectory[trajectory["criterion"] == "send"]
+    if send.empty:
+        raise ValueError("send_train: the record of pre-training holds no `send`")
+    mean = pd.DataFrame(send.groupby(["site", "name", "head"], as_index=False)["value"].mean())
+    return mean.assign(batch=ALL, criterion="send_train")[list(COLUMNS)]
+
+
+def _first(frame: pd.DataFrame) -> str:
+    row = frame.iloc[0]
+    return f"{row['criterion']}, site {row['site']} ({row['name']}), head {row['head']}"

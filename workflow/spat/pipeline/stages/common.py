@@ -1,0 +1,126 @@
+"""What several stages need: the run's data, its settings, its batches, its dense model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from spat.attention.mask import Mask
+from spat.data import series
+from spat.data.series import Prepared
+from spat.data.windows import Splits, Windows, split
+from spat.files import replacing
+from spat.models.registry import Shape
+from spat.pipeline import runs
+from spat.pipeline.config import Config
+from spat.pipeline.runs import Run
+from spat.training.loop import Settings, choose_device, prepare_torch
+from spat.training.metrics import Errors
+
+if TYPE_CHECKING:
+    from spat.models.base import Forecaster
+
+# Test windows whose forecasts are kept for the pictures.
+EXAMPLE_WINDOWS = 3
+
+
+def open_data(config: Config, dataset: str, run: Run) -> tuple[Prepared, Splits]:
+    """The prepared dataset and its windows on the training device, in the run's shape."""
+    prepare_torch(config.training.precision)
+    prepared = series.load(runs.prepared_file(config, dataset))
+    device = choose_device(config.training.device)
+    return prepared, split(prepared, run.lookback, run.horizon, device=str(device))
+
+
+def shape_of(config: Config, run: Run, prepared: Prepared) -> Shape:
+    """The model's outer shape for a prepared dataset."""
+    hyper = runs.hyper_of(config, run)
+    marks = 0
+    if hyper.time_features:
+        if prepared.marks is None:
+            raise ValueError(
+                f"{run.path}: variant {run.variant!r} uses time features, but {prepared.name} has "
+                "no time stamps; use the variant 'deep'"
+            )
+        marks = prepared.marks.shape[1]
+    return Shape(run.lookback, run.horizon, prepared.values.shape[1], marks)
+
+
+def settings_of(config: Config, run: Run) -> Settings:
+    """How the run's dense model is pre-trained."""
+    hyper = runs.hyper_of(config, run)
+    section = config.variants.get(run.variant)
+    return Settings(
+        learning_rate=hyper.learning_rate,
+        batch_size=hyper.batch_size,
+        epochs=config.training.epochs or hyper.epochs,
+        patience=config.training.patience or hyper.patience,
+        precision=config.training.precision,
+        sam_rho=section.sam_rho if section else None,
+    )
+
+
+def finetuning_of(config: Config, run: Run) -> Settings:
+    """The optimiser of pre-training, its schedule restarted, and no early stopping."""
+    base = settings_of(config, run)
+    return replace(
+        base,
+        learning_rate=base.learning_rate * config.finetune.lr_scale,
+        epochs=config.finetune.epochs,
+        patience=None,
+    )
+
+
+def scoring_batches(config: Config, run: Run, windows: Windows) -> list[torch.Tensor]:
+    """The batches that are scored: drawn once per run from its own seed, without replacement."""
+    wanted = config.scoring.batches * config.scoring.batch_size
+    generator = torch.Generator().manual_seed(run.seed_for("scoring"))
+    drawn = torch.randperm(len(windows), generator=generator)[:wanted].to(windows.device)
+    return list(torch.split(drawn, config.scoring.batch_size))
+
+
+def errors_row(errors: Errors) -> dict[str, float]:
+    """The part of the errors that stands in `metrics.json`."""
+    return {"mse": errors.mse, "mae": errors.mae}
+
+
+def device_name(device: torch.device) -> str:
+    """`cpu`, or the name of the card."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+@torch.inference_mode()
+def example_forecasts(model: Forecaster, windows: Windows) -> dict[str, np.ndarray[Any, Any]]:
+    """A few test windows, evenly spaced: the last channel's input, truth, forecast [W, steps]."""
+    index = torch.linspace(0, len(windows) - 1, EXAMPLE_WINDOWS, device=windows.device).long()
+    batch = windows.batch(index)
+    forecast = model.eval()(batch.x, batch.past_marks, batch.future_marks)
+    return {
+        "window": index.cpu().numpy(),
+        "input": batch.x[..., -1].cpu().numpy(),
+        "truth": batch.y[..., -1].cpu().numpy(),
+        "forecast": forecast[..., -1].float().cpu().numpy(),
+    }
+
+
+def full_mask(heads: tuple[int, ...]) -> str:
+    """The name of the mask that keeps everything: the control's."""
+    return Mask.full(heads).name
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Write named arrays as `.npz`, atomically."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **dict(arrays))
+
+
+def stage_folder(config: Config, run: Run, stage: str) -> Path:
+    """`results/<experiment>/<run>/<stage>`, made if need be."""
+    folder = runs.folder(config, run, stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

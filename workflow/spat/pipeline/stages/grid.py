@@ -1,0 +1,121 @@
+"""grid: a slice of an experiment in one process, without Snakemake; the files are the same."""
+
+from __future__ import annotations
+
+import fnmatch
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from functools import partial
+
+from spat.pipeline import runs
+from spat.pipeline.config import Config
+from spat.pipeline.runs import Planned, Run
+from spat.training.device.concurrency import Lanes
+
+# On CUDA as many of the small runs as fill a large card.
+LANES = {"cpu": 1, "cuda": 16}
+
+
+def grid(config: Config, pattern: str, minutes: float, count: int | None = None) -> int:
+    """Take the runs whose path matches `pattern` through all stages until the time is spent.
+
+    `count` runs, and their masks, go side by side in lanes; by default one on the CPU, as many as
+    fill a large card on CUDA. Work that is finished is kept, so that a second call goes on; returns
+    how many runs are whole. A run is not begun when the time is spent, and one that was begun is
+    finished.
+
+    Raises:
+        ValueError: if no run matches.
+        RuntimeError: naming the runs that failed, once all others are through.
+    """
+    from spat.training.loop import choose_device
+
+    end = time.monotonic() + 60 * minutes
+    chosen = [p for p in runs.plan(config) if fnmatch.fnmatch(p.run.path, pattern)]
+    if not chosen:
+        raise ValueError(f"no run of {config.experiment!r} matches {pattern!r}")
+    device = choose_device(config.training.device)
+    lanes = Lanes(device, LANES[device.type] if count is None else count)
+    for dataset in dict.fromkeys(name for p in chosen for name in _datasets(config, p.run)):
+        _prepare(config, dataset)
+    in_turn = lanes.count == 1
+    begun = lanes.threads([partial(_attempt, config, p, lanes, end, in_turn) for p in chosen])
+    failed = {p.run.path: b for p, b in zip(chosen, begun, strict=True) if isinstance(b, Exception)}
+    whole = [p for p, b in zip(chosen, begun, strict=True) if b is True]
+    # What was trained side by side is timed when nothing else runs.
+    for planned in whole:
+        _measure(config, planned)
+    if failed:
+        said = "\n".join(f"{path}: {type(e).__name__}: {e}" for path, e in failed.items())
+        message = f"{len(failed)} of {len(chosen)} runs failed, {len(whole)} are whole\n{said}"
+        raise RuntimeError(message) from next(iter(failed.values()))
+    return len(whole)
+
+
+def _attempt(
+    config: Config, planned: Planned, lanes: Lanes, end: float, in_turn: bool
+) -> bool | Exception:
+    """Whether the run was begun, or why it failed: the others go on.
+
+    Where runs go `in_turn` this one is timed at once.
+    """
+    if time.monotonic() >= end:
+        return False
+    try:
+        _train(config, planned, lanes)
+        if in_turn:
+            _measure(config, planned)
+    except Exception as error:
+        print(f"{planned.run.path}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        traceback.clear_frames(error.__traceback__)  # they hold on to the model and its data
+        return error
+    print(f"{planned.run.path}: whole", file=sys.stderr, flush=True)
+    return True
+
+
+def _train(config: Config, planned: Planned, lanes: Lanes) -> None:
+    from spat.pipeline.stages.decide import decide
+    from spat.pipeline.stages.pretrain import pretrain
+    from spat.pipeline.stages.prune import prune
+    from spat.pipeline.stages.robustness import robustness
+    from spat.pipeline.stages.score import score
+    from spat.pipeline.stages.select import select
+    from spat.pipeline.stages.transfer import transfer
+
+    run = planned.run
+    lanes.run(partial(pretrain, config, run))
+    if planned.prune:
+        lanes.run(partial(score, config, run))
+        select(config, run)
+        prune(config, run, planned.orders, lanes.map)
+        if run in runs.studied(config):
+            lanes.run(partial(robustness, config, run))
+        decide(config, run)
+    for target in runs.targets(config, run):
+        lanes.run(partial(transfer, config, planned, target))
+
+
+def _measure(config: Config, planned: Planned) -> None:
+    from spat.pipeline.stages.measure import is_measured, measure
+
+    if planned.prune and not is_measured(config, planned.run):
+        measure(config, planned.run)
+
+
+def _datasets(config: Config, run: Run) -> Iterator[str]:
+    """The run's own dataset, and those that it is transferred to."""
+    yield run.dataset
+    yield from runs.targets(config, run)
+
+
+def _prepare(config: Config, dataset: str) -> None:
+    from spat.data.registry import DATASETS
+    from spat.pipeline.stages.download import download
+    from spat.pipeline.stages.prepare import is_prepared, prepare
+
+    if not is_prepared(config, dataset):
+        if DATASETS[dataset].file:
+            download(config, dataset)
+        prepare(config, dataset)

@@ -1,0 +1,61 @@
+"""preflight: is there data for the default run, or a network to fetch it from?"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+from spat.data.download import OFFLINE, available, faults
+from spat.data.registry import DATASETS, Dataset
+from spat.pipeline.config import Config
+
+NOTICE = """\
+{line}
+NOTICE: {missing} can be had neither from a copy ({folders}) nor from the
+network ({hosts}). Running the experiment `offline` instead:
+GENERATED DATA, results in results/offline/. For the real benchmark put copies
+of the files into one of those folders, or connect, and run again.{wrong}
+Its figures and its report are made again with the same arguments:
+  make figures ARGS="{arguments}"
+  make report ARGS="{arguments}"
+{line}"""
+
+
+def preflight(config: Config, timeout: float = 5.0) -> tuple[str, str]:
+    """(extra arguments for snakemake, notice for the user); both empty when the data can be had."""
+    needed = {name for block in config.grid for name in block.datasets}
+    needed |= {target for _, target in config.transfer.pairs}
+    missing = [
+        row
+        for name in sorted(needed)
+        if not available(row := DATASETS[name], config.data.cache, config.data.mirrors)
+    ]
+    reachable = {host: _reachable(host, timeout) for host in _hosts(missing)}
+    lost = [row for row in missing if not any(reachable[host] for host in _hosts([row]))]
+    if not lost:
+        return "", ""
+    wrong = [fault for row in lost for fault in faults(row, config.data.cache, config.data.mirrors)]
+    hosts = ", ".join(_hosts(lost))
+    arguments = OFFLINE.removeprefix("snakemake --cores all ")
+    notice = NOTICE.format(
+        line="!" * 78,
+        missing=", ".join(row.file for row in lost),
+        folders=", ".join(map(str, (config.data.cache, *config.data.mirrors))),
+        hosts=f"{hosts} unreachable" if hosts else "no address is known",
+        wrong="".join(f"\n  {line}" for line in ["Not usable:", *wrong]) if wrong else "",
+        arguments=arguments,
+    )
+    return arguments, notice
+
+
+def _hosts(rows: Iterable[Dataset]) -> list[str]:
+    return sorted({str(urlsplit(url).hostname) for row in rows for url in row.urls})
+
+
+def _reachable(host: str, timeout: float) -> bool:
+    try:
+        with socket.create_connection((host, 443), timeout=timeout):
+            return True
+    except OSError:
+        return False

@@ -1,0 +1,121 @@
+"""pretrain(run): the dense baseline, its errors, and SEND at the end of every epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from spat.data.windows import Splits
+from spat.models.base import Forecaster
+from spat.models.registry import build
+from spat.pipeline import digests, records, runs
+from spat.pipeline.cache import Kept, stage_lock
+from spat.pipeline.config import Config
+from spat.pipeline.runs import Run
+from spat.pipeline.stages import common
+from spat.scoring.send import score_send
+from spat.surgery import cut
+from spat.training.device import costs
+from spat.training.loop import Fit, Seeds, fit
+from spat.training.metrics import evaluate
+
+OUTPUTS = (
+    "model.safetensors",
+    "architecture.json",
+    "history.csv",
+    "scores.parquet",
+    "losses.npy",
+    "forecasts.npz",
+    "metrics.json",
+)
+HISTORY = ("epoch", "train_mse", "val_mse", "val_mae", "learning_rate", "seconds")
+TRAJECTORY = ("epoch", "site", "name", "head", "criterion", "value")
+
+
+def pretrain(config: Config, run: Run) -> None:
+    """Train the dense model, or take it from the kept work of an earlier job."""
+    with stage_lock(config, run, "pretrain"):
+        folder = common.stage_folder(config, run, "pretrain")
+        prepared, splits = common.open_data(config, run.dataset, run)
+        digest = records.digest(
+            digests.code_digest("pretrain", run.model),
+            digests.settings(config, "pretrain", run),
+            prepared.sha256,
+        )
+        kept = Kept(folder / "kept", digest)
+        if not kept.done:
+            hyper = runs.hyper_of(config, run)
+            shape = common.shape_of(config, run, prepared)
+            model = build(run.model, hyper, shape, run.seed_for("weights"))
+            model.to(splits.train.device)
+            fitted = _train(config, run, model, splits, kept)
+            _write(config, run, model, fitted, splits, prepared.sha256, kept)
+        kept.publish(folder, OUTPUTS)
+
+
+def _train(config: Config, run: Run, model: Forecaster, splits: Splits, kept: Kept) -> Fit:
+    if not any(True for _ in model.parameters()):
+        return Fit("ok", 0, 0, [], [], 0.0)
+    batches = common.scoring_batches(config, run, splits.train)
+
+    def record(epoch: int, trained: Forecaster) -> list[dict[str, Any]]:
+        if not trained.sites():
+            return []
+        frame = score_send(trained, splits.train, batches).assign(epoch=epoch)
+        return [
+            dict(zip(TRAJECTORY, row, strict=True))
+            for row in frame[list(TRAJECTORY)].itertuples(index=False)
+        ]
+
+    return fit(
+        model,
+        splits,
+        common.settings_of(config, run),
+        Seeds(order=run.seed_for("order", 0), dropout=run.seed_for("dropout")),
+        state=kept.state,
+        after_epoch=record,
+        label=run.path,
+    )
+
+
+def _write(
+    config: Config,
+    run: Run,
+    model: Forecaster,
+    fitted: Fit,
+    splits: Splits,
+    data_sha256: str,
+    kept: Kept,
+) -> None:
+    cut.save(model, kept.folder)
+    pd.DataFrame(fitted.history, columns=list(HISTORY)).to_csv(
+        kept.folder / "history.csv", index=False
+    )
+    pd.DataFrame(fitted.recorded, columns=list(TRAJECTORY)).to_parquet(
+        kept.folder / "scores.parquet"
+    )
+    validation, test = evaluate(model, splits.validation), evaluate(model, splits.test)
+    np.save(kept.folder / "losses.npy", test.window_mse)
+    common.save_arrays(kept.folder / "forecasts.npz", common.example_forecasts(model, splits.test))
+    kept.finish(
+        {
+            **records.header(config, "pretrain", run, common.device_name(splits.train.device)),
+            "status": fitted.status,
+            "data_sha256": data_sha256,
+            "hyperparameters": digests.settings(config, "pretrain", run)["hyperparameters"],
+            "sites": [site.name for site in model.sites()],
+            "heads": [site.heads for site in model.sites()],
+            "mask": common.full_mask(cut.heads_of(model)),
+            "params": costs.parameters(model),
+            "flops": costs.flops(model),
+            "wall_s": fitted.seconds,
+            "epochs": fitted.epochs,
+            "best_epoch": fitted.best_epoch,
+            "errors": {
+                "validation": common.errors_row(validation),
+                "test": common.errors_row(test),
+            },
+        }
+    )

@@ -1,0 +1,179 @@
+"""prune(run): surgery and fine-tuning of each distinct mask once, whoever asked for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from spat.attention.mask import Mask
+from spat.data.windows import Splits
+from spat.files import read_json, sha256, write_json
+from spat.models.base import Forecaster
+from spat.models.registry import build
+from spat.pipeline import digests, records, runs
+from spat.pipeline.cache import Kept, stage_lock
+from spat.pipeline.config import Config
+from spat.pipeline.runs import Run
+from spat.pipeline.stages import common, select
+from spat.surgery import cut
+from spat.training.device import costs
+from spat.training.device.concurrency import Execute, in_turn
+from spat.training.loop import Fit, Restart, Seeds, Settings, fit
+from spat.training.metrics import Errors, evaluate
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network to train: a mask, a data order, and whether it starts from the dense weights."""
+
+    mask: str
+    order: int
+    phase: str  # finetuned | scratch
+
+    @property
+    def folder(self) -> str:
+        """Below `prune/`."""
+        kind = "order" if self.phase == "finetuned" else "scratch"
+        return f"masks/{self.mask}/{kind}{self.order}"
+
+
+def prune(config: Config, run: Run, orders: int = 1, execute: Execute = in_turn) -> None:
+    """Train every mask that `select` wants and list them in `manifest.json`.
+
+    `execute` says how many at a time and where; the numbers do not depend on it.
+    """
+    with stage_lock(config, run, "prune"):
+        folder = common.stage_folder(config, run, "prune")
+        jobs = wanted(config, run, orders)
+        execute([partial(train_mask, config, run, job) for job in jobs])
+        write_json(
+            folder / "manifest.json",
+            {
+                **records.header(config, "prune", run),
+                "digest": digests.settings_digest(config, "prune", run),
+                "masks": [
+                    {"mask": j.mask, "order": j.order, "phase": j.phase, "folder": j.folder}
+                    for j in jobs
+                ],
+            },
+        )
+
+
+def wanted(config: Config, run: Run, orders: int) -> list[Job]:
+    """The distinct networks behind the decisions of `select`, the control first."""
+    decisions = select.read(config, run, "select")
+    masks = decisions["mask"].drop_duplicates()
+    jobs = [Job(mask, 0, "finetuned") for mask in masks]
+    # Replicates say how much of the difference between masks is noise; sites are enough for that.
+    sites = decisions.loc[decisions["level"] == "site", "mask"].drop_duplicates()
+    jobs += [Job(mask, order, "finetuned") for order in range(1, orders) for mask in sites]
+    if config.pruning.scratch:
+        ours = decisions["criterion"].isin(["send", "control"]) & (decisions["level"] == "site")
+        jobs += [Job(mask, 0, "scratch") for mask in decisions.loc[ours, "mask"].drop_duplicates()]
+    return jobs
+
+
+def mask_folder(config: Config, run: Run, mask: str) -> Path:
+    """Where a fine-tuned mask lies (first data order)."""
+    return runs.folder(config, run, "prune") / Job(mask, 0, "finetuned").folder
+
+
+def train_mask(config: Config, run: Run, job: Job) -> None:
+    """Cut, evaluate untuned, fine-tune, evaluate; kept under a digest of all that it depends on."""
+    source = runs.folder(config, run, "pretrain")
+    prepared, splits = common.open_data(config, run.dataset, run)
+    digest = records.digest(
+        digests.code_digest("prune", run.model),
+        digests.settings(config, "finetune", run),
+        prepared.sha256,
+        sha256(source / "model.safetensors"),
+        job.mask,
+        job.order,
+        job.phase,
+    )
+    kept = Kept(runs.folder(config, run, "prune") / job.folder, digest)
+    if kept.done:
+        return
+    device = splits.train.device
+    dense_metrics = read_json(source / "metrics.json")
+    mask = Mask.parse(job.mask, tuple(dense_metrics["heads"]))
+    if job.phase == "finetuned":
+        model = cut.load(source, device)
+    else:
+        shape = common.shape_of(config, run, prepared)
+        hyper = runs.hyper_of(config, run)
+        model = build(run.model, hyper, shape, run.seed_for("weights")).to(device)
+    removed = cut.prune(model, mask)
+    untuned = evaluate(model, splits.validation), evaluate(model, splits.test)
+    fitted = fit(
+        model,
+        splits,
+        _settings(config, run, job, dense_metrics),
+        Seeds(
+            order=run.seed_for("order", "finetune", job.order),
+            dropout=run.seed_for("dropout", job.mask, job.order),
+        ),
+        state=kept.state,
+        label=f"{run.path} {job.folder}",
+    )
+    tuned = evaluate(model, splits.validation), evaluate(model, splits.test)
+    _write(kept.folder, model, mask, fitted, splits, tuned, untuned)
+    kept.finish(
+        {
+            **records.header(config, "prune", run, common.device_name(device)),
+            "mask": job.mask,
+            "order": job.order,
+            "phase": job.phase,
+            "status": fitted.status,
+            "params": costs.parameters(model),
+            "flops": costs.flops(model),
+            "dead_params": removed.swept,
+            "wall_s": fitted.seconds,
+            "epochs": fitted.epochs,
+            "best_epoch": fitted.best_epoch,
+            "errors": {"pruned": _errors(untuned), "finetuned": _errors(tuned)},
+        }
+    )
+
+
+def _settings(config: Config, run: Run, job: Job, dense: dict[str, Any]) -> Settings:
+    """From scratch a mask gets the steps and the learning rates of pre-training and fine-tuning."""
+    tuning = common.finetuning_of(config, run)
+    if job.phase == "finetuned":
+        return tuning
+    before = int(dense["epochs"])
+    return replace(
+        common.settings_of(config, run),
+        epochs=before + tuning.epochs,
+        patience=None,
+        restart=Restart(before, tuning.learning_rate),
+    )
+
+
+def _write(
+    folder: Path,
+    model: Forecaster,
+    mask: Mask,
+    fitted: Fit,
+    splits: Splits,
+    tuned: tuple[Errors, Errors],
+    untuned: tuple[Errors, Errors],
+) -> None:
+    cut.save(model, folder, mask)
+    pd.DataFrame(fitted.history).to_csv(folder / "history.csv", index=False)
+    np.save(folder / "validation_losses.npy", tuned[0].window_mse)
+    np.save(folder / "losses.npy", tuned[1].window_mse)
+    np.save(folder / "untuned_losses.npy", untuned[1].window_mse)
+    common.save_arrays(folder / "forecasts.npz", common.example_forecasts(model, splits.test))
+
+
+def _errors(errors: tuple[Errors, Errors]) -> dict[str, dict[str, float]]:
+    return {
+        "validation": common.errors_row(errors[0]),
+        "test": common.errors_row(errors[1]),
+    }

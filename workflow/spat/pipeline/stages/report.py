@@ -1,0 +1,65 @@
+"""tables, figures, summary: the frames in `data/` become what a reader looks at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from spat.files import replacing
+from spat.pipeline import runs
+from spat.pipeline.config import Config
+from spat.pipeline.runs import Run
+
+
+def tables(config: Config) -> None:
+    """Write every table of the registry in CSV, Markdown and LaTeX."""
+    from spat.reporting.frames_io import Frames
+    from spat.reporting.tables import TABLES, write_table
+
+    frames = Frames.load(config.folder / "data", config.statistics)
+    for name in TABLES:
+        write_table(name, frames, config.folder / "tables")
+
+
+def figures(config: Config) -> None:
+    """Write every figure of the registry in PNG, PDF and SVG."""
+    from spat.reporting.figures import FIGURES, write_figure
+    from spat.reporting.frames_io import Frames
+
+    frames = Frames.load(config.folder / "data", config.statistics)
+    for name in FIGURES:
+        write_figure(name, frames, config.folder / "figures")
+
+
+def loss_curves(config: Config, run: Run) -> Path | None:
+    """Draw the loss curves of pre-training beside its files, for the tracking of the run.
+
+    None where nothing was trained.
+    """
+    from spat.reporting.curves import run_history
+
+    folder = runs.folder(config, run, "pretrain")
+    history = pd.read_csv(folder / "history.csv")
+    if history.empty:
+        return None
+    keys = {"experiment": config.experiment, **run.keys}
+    figure = run_history(history.assign(stage="pretrain", mask="", order=0, **keys))
+    path = folder / "history.png"
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+    return path
+
+
+def summary(config: Config) -> str:
+    """The main table and where everything lies, for the end of a run."""
+    main = (config.folder / "tables" / "main.md").read_text()
+    places = {
+        "frames": config.folder / "data",
+        "tables": config.folder / "tables",
+        "figures": config.folder / "figures",
+        "runs": config.folder,
+        "tracking": config.tracking.uri or config.results / "mlflow.db",
+    }
+    lines = [f"  {name:<9} {place}" for name, place in places.items()]
+    return "\n".join([main.rstrip(), "", *lines])

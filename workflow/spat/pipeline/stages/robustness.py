@@ -1,0 +1,274 @@
+"""robustness(run): one site at a time manipulated; scored, measured, and fine-tuned as it is.
+
+The network without the site is the same whatever was done to the site. So the measured truth about
+a manipulated site is the loss of that one network minus the loss of the manipulated one, and after
+fine-tuning the loss of the mask that `prune` trained minus that of the fine-tuned manipulated one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+
+from spat.attention.manipulation import manipulated, obstacle
+from spat.attention.mask import Mask
+from spat.data.series import Prepared
+from spat.data.windows import Splits
+from spat.files import read_json, replacing, sha256, write_json
+from spat.models.base import Forecaster
+from spat.pipeline import digests, records, runs, scores_frame
+from spat.pipeline.cache import Kept, stage_lock
+from spat.pipeline.config import Config
+from spat.pipeline.runs import Run
+from spat.pipeline.stages import common, select
+from spat.pipeline.stages.prune import mask_folder
+from spat.scoring import scores
+from spat.scoring.names import CRITERIA
+from spat.surgery import cut
+from spat.training.loop import Seeds, fit
+from spat.training.metrics import evaluate
+
+INTACT: Final = "intact"
+REMOVED: Final = "removed"
+COLUMNS: Final = ("site", "name", "manipulation", "quantity", "phase", "split", "value")
+SPLITS: Final = ("validation", "test")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network: what was done to which site. The intact one belongs to no site (-1)."""
+
+    manipulation: str
+    site: int = -1
+
+    @property
+    def folder(self) -> str:
+        """Below `robustness/kept/`."""
+        name = self.manipulation.replace(":", "")
+        return name if self.site < 0 else f"site{self.site}/{name}"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every case of a run starts from."""
+
+    config: Config
+    run: Run
+    prepared: Prepared
+    splits: Splits
+    trained: Path
+
+    def model(self) -> Forecaster:
+        """The dense model as it was trained."""
+        return cut.load(self.trained, self.splits.train.device)
+
+    @property
+    def scorable(self) -> bool:
+        """Whether pre-training left weights to manipulate."""
+        return select.scorable(read_json(self.trained / "metrics.json"))
+
+    def keep(self, part: str, case: Case) -> Kept:
+        """The kept work of a case: `scores` (and its errors), or `finetune`."""
+        settings = digests.settings(self.config, "robustness", self.run)
+        digest = records.digest(
+            digests.code_digest("robustness", self.run.model),
+            settings[part],
+            self.prepared.sha256,
+            sha256(self.trained / cut.WEIGHTS),
+            case.manipulation,
+            case.site,
+        )
+        folder = runs.folder(self.config, self.run, "robustness") / "kept" / case.folder / part
+        return Kept(folder, digest)
+
+    def header(self) -> dict[str, Any]:
+        """What stands above every record of this run."""
+        device = common.device_name(self.splits.train.device)
+        return records.header(self.config, "robustness", self.run, device)
+
+    def seed(self, case: Case) -> int:
+        """Of patterns and noise: a site keeps its own from one manipulation to the next."""
+        return self.run.seed_for("robustness", case.site)
+
+
+def robustness(config: Config, run: Run) -> None:
+    """Write `robustness.parquet` and `metrics.json`; whatever was finished before is kept.
+
+    Raises:
+        FileNotFoundError: naming the fine-tuned mask that is missing, if fine-tuning is asked for.
+    """
+    with stage_lock(config, run, "robustness"):
+        started = time.perf_counter()
+        folder = common.stage_folder(config, run, "robustness")
+        prepared, splits = common.open_data(config, run.dataset, run)
+        bench = Bench(config, run, prepared, splits, runs.folder(config, run, "pretrain"))
+        model = bench.model()
+        cases, skipped = _cases(config, model) if bench.scorable else ([], [])
+        found = {"untuned": {case: measure(bench, model, case) for case in cases}}
+        if config.robustness.finetune:
+            found["finetuned"] = {case: _finetuned(bench, model, case) for case in cases}
+        rows = [
+            row
+            for index, site in enumerate(model.sites() if cases else ())
+            for row in _rows(config, site.name, index, found)
+        ]
+        frame = pd.DataFrame(rows, columns=list(COLUMNS))
+        with replacing(folder / "robustness.parquet") as temporary:
+            frame.to_parquet(temporary)
+        write_json(
+            folder / "metrics.json",
+            {
+                **bench.header(),
+                "digest": digests.settings_digest(config, "robustness", run),
+                "cases": len(cases),
+                "skipped": skipped,
+                "batches": config.scoring.batches,
+                "wall_s": time.perf_counter() - started,
+            },
+        )
+
+
+def measure(bench: Bench, model: Forecaster, case: Case) -> dict[str, Any]:
+    """MSE of each split, and the scores of the site (of all, if intact; of none, if removed).
+
+    `model` is the dense one, and is it again afterwards.
+    """
+    kept = bench.keep("scores", case)
+    if not kept.done:
+        with _in_place(bench, model, case):
+            mse = _errors(bench, model)
+            scored = {} if case.manipulation == REMOVED else _scored(bench, model, case)
+        kept.finish({**bench.header(), "mse": mse, "scores": scored})
+    return kept.metrics
+
+
+def finetune(bench: Bench, case: Case) -> dict[str, Any]:
+    """Fine-tune a manipulated network as `prune` fine-tunes the control.
+
+    Batches and seeds are the same: a gate of 1 becomes the control, to the bit.
+    """
+    kept = bench.keep("finetune", case)
+    if not kept.done:
+        config, run = bench.config, bench.run
+        model = bench.model()
+        control = common.full_mask(cut.heads_of(model))
+        seeds = Seeds(run.seed_for("order", "finetune", 0), run.seed_for("dropout", control, 0))
+        with _in_place(bench, model, case):
+            fitted = fit(
+                model,
+                bench.splits,
+                common.finetuning_of(config, run),
+                seeds,
+                state=kept.state,
+                label=f"{run.path} {case.folder}",
+            )
+            mse = _errors(bench, model)
+        kept.finish(
+            {
+                **bench.header(),
+                "mse": mse,
+                "status": fitted.status,
+                "epochs": fitted.epochs,
+                "best_epoch": fitted.best_epoch,
+                "wall_s": fitted.seconds,
+            }
+        )
+    return kept.metrics
+
+
+def wanted(config: Config) -> tuple[str, ...]:
+    """The site criteria whose score follows from the manipulated network itself.
+
+    Not `random`, and not `send_train`, whose record of pre-training no manipulation changes;
+    `loss_drop_val` is the measured change on the validation split and needs no second pass.
+    """
+    asked = dict.fromkeys(("send", *config.pruning.site.criteria))
+    return tuple(n for n in asked if CRITERIA[n].needs in ("probe", "group", "ablation"))
+
+
+def _cases(config: Config, model: Forecaster) -> tuple[list[Case], list[dict[str, Any]]]:
+    """The networks of a run, and what was left out and why."""
+    cases, skipped = [Case(INTACT)], []
+    for index, site in enumerate(model.sites()):
+        cases.append(Case(REMOVED, index))
+        for name in dict.fromkeys(config.robustness.manipulations):
+            if reason := obstacle(site, name):
+                skipped.append({"site": site.name, "manipulation": name, "reason": reason})
+            else:
+                cases.append(Case(name, index))
+    return cases, skipped
+
+
+def _in_place(bench: Bench, model: Forecaster, case: Case) -> AbstractContextManager[object]:
+    """The context in which `model` is the network of the case."""
+    full = Mask.full(cut.heads_of(model))
+    if case.manipulation == INTACT:
+        return cut.masked(model, full)
+    if case.manipulation == REMOVED:
+        return cut.masked(model, full.without_sites([case.site]))
+    return manipulated(model.sites()[case.site], case.manipulation, bench.seed(case))
+
+
+def _errors(bench: Bench, model: Forecaster) -> dict[str, float]:
+    return {split: evaluate(model, getattr(bench.splits, split)).mse for split in SPLITS}
+
+
+def _scored(bench: Bench, model: Forecaster, case: Case) -> dict[str, dict[str, float]]:
+    """Scores over all windows by site and criterion: of the site of the case, or of all sites."""
+    names, train = wanted(bench.config), bench.splits.train
+    batches = common.scoring_batches(bench.config, bench.run, train)
+    frame = scores.score(model, train, batches, names)
+    whole = frame["batch"].eq(scores_frame.ALL) & frame["head"].eq(scores_frame.SITE)
+    asked = frame["criterion"].isin(names) & (frame["site"].eq(case.site) | (case.site < 0))
+    return {
+        str(site): dict(zip(rows["criterion"], rows["value"], strict=True))
+        for site, rows in frame[whole & asked].groupby("site")
+    }
+
+
+def _finetuned(bench: Bench, model: Forecaster, case: Case) -> dict[str, Any]:
+    """The fine-tuned network of a case: the control and the masks without a site are `prune`'s."""
+    if case.manipulation not in (INTACT, REMOVED):
+        return finetune(bench, case)
+    full = Mask.full(cut.heads_of(model))
+    mask = full if case.manipulation == INTACT else full.without_sites([case.site])
+    metrics = read_json(mask_folder(bench.config, bench.run, mask.name) / "metrics.json")
+    errors = metrics["errors"]["finetuned"]
+    return {"mse": {split: errors[split]["mse"] for split in SPLITS}}
+
+
+def _rows(
+    config: Config, name: str, site: int, found: dict[str, dict[Case, dict[str, Any]]]
+) -> Iterator[tuple[Any, ...]]:
+    """All that is known of a site, intact and manipulated: the `COLUMNS` of each row."""
+    for phase, networks in found.items():
+        without = networks[Case(REMOVED, site)]["mse"]
+        for case, metrics in networks.items():
+            if case.manipulation == REMOVED or case.site not in (-1, site):
+                continue
+            base = (site, name, case.manipulation)
+            for criterion, value in metrics.get("scores", {}).get(str(site), {}).items():
+                yield *base, criterion, phase, "train", _number(value)
+            for split in SPLITS:
+                mse = _number(metrics["mse"][split])
+                change = _number(without[split]) - mse
+                yield *base, "mse", phase, split, mse
+                yield *base, "leave_one_out", phase, split, change
+                if _is_criterion(config, phase, split):
+                    yield *base, "loss_drop_val", phase, split, change
+
+
+def _is_criterion(config: Config, phase: str, split: str) -> bool:
+    asked = "loss_drop_val" in config.pruning.site.criteria
+    return asked and (phase, split) == ("untuned", "validation")
+
+
+def _number(value: float | None) -> float:
+    # JSON has no NaN: a value that is not finite was written as null.
+    return float("nan") if value is None else value

@@ -1,0 +1,98 @@
+"""score(run): every criterion that is asked for, from one pass over the kept checkpoint."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from spat.data.windows import Windows
+from spat.files import read_json, write_json
+from spat.models.base import Forecaster
+from spat.pipeline import digests, records, runs
+from spat.pipeline.cache import stage_lock
+from spat.pipeline.config import Config
+from spat.pipeline.runs import Run
+from spat.pipeline.stages import common
+from spat.pipeline.stages.select import LOSS_DROPS, scorable
+from spat.scoring import probe, scores
+from spat.scoring.names import CRITERIA
+from spat.surgery import cut
+
+COLUMNS = ("epoch", "batch", "site", "name", "head", "criterion", "value")
+
+
+def wanted(config: Config) -> tuple[str, ...]:
+    """The criteria of both levels, `send` always among them (the figures show it)."""
+    asked = ("send", *config.pruning.site.criteria, *config.pruning.head.criteria)
+    return tuple(name for name in dict.fromkeys(asked) if CRITERIA[name].needs != "draws")
+
+
+def score(config: Config, run: Run) -> None:
+    """Write `scores.parquet`, `maps.npz` and, where it is needed, `loss_drops.npy`.
+
+    A run that left no weights has neither scores nor maps.
+    """
+    with stage_lock(config, run, "score"):
+        started = time.perf_counter()
+        folder = common.stage_folder(config, run, "score")
+        source = runs.folder(config, run, "pretrain")
+        trained = read_json(source / "metrics.json")
+        if scorable(trained):
+            frame, maps, batches = _scored(config, run, folder, source)
+        else:
+            frame, maps, batches = pd.DataFrame(columns=list(COLUMNS)), {}, 0
+        frame.assign(epoch=trained["best_epoch"])[list(COLUMNS)].to_parquet(
+            folder / "scores.parquet"
+        )
+        common.save_arrays(folder / "maps.npz", maps)
+        write_json(
+            folder / "metrics.json",
+            {
+                **records.header(config, "score", run, trained["device"]),
+                "digest": digests.settings_digest(config, "score", run),
+                "epoch": trained["best_epoch"],
+                "batches": batches,
+                "wall_s": time.perf_counter() - started,
+            },
+        )
+
+
+def _scored(
+    config: Config, run: Run, folder: Path, source: Path
+) -> tuple[pd.DataFrame, dict[str, NDArray[Any]], int]:
+    """The scores, the attention maps by site, and how many batches there were.
+
+    The loss drops go to their file.
+    """
+    _, splits = common.open_data(config, run.dataset, run)
+    model = cut.load(source, splits.train.device)
+    batches = common.scoring_batches(config, run, splits.train)
+    drops = _loss_drops(config, model, splits.validation)
+    if drops is not None:
+        np.save(folder / LOSS_DROPS, drops)
+    frame = scores.score(
+        model,
+        splits.train,
+        batches,
+        wanted(config),
+        validation=drops,
+        trajectory=pd.read_parquet(source / "scores.parquet"),
+    )
+    return frame, probe.attention_maps(model, splits.train, batches[:1]), len(batches)
+
+
+def _loss_drops(
+    config: Config, model: Forecaster, validation: Windows
+) -> NDArray[np.float64] | None:
+    """Per-window validation losses without each site minus with it [sites, windows], in order."""
+    site = config.pruning.site
+    if "loss_drop_val" not in site.criteria and "loss_drop_bound" not in site.rules:
+        return None
+    index = torch.arange(len(validation), device=validation.device)
+    return probe.loss_drops(model, validation, list(torch.split(index, 256)))

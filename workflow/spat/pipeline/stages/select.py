@@ -1,0 +1,97 @@
+"""select(run): scores in, masks out. No torch, no training: a decision is not an execution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from spat.attention.mask import Mask
+from spat.files import read_json, replacing, write_json
+from spat.pipeline import digests, records, runs
+from spat.pipeline.config import Config
+from spat.pipeline.runs import Run
+from spat.surgery import choose
+from spat.surgery.choose import Decision
+
+LOSS_DROPS = "loss_drops.npy"
+
+
+def scorable(trained: Mapping[str, Any]) -> bool:
+    """Whether pre-training left weights; one that diverged in its first epoch has none to score."""
+    return bool(trained["status"] == "ok" or trained["best_epoch"] > 0)
+
+
+def select(config: Config, run: Run) -> None:
+    """Write `selections.csv`: the control, and each decision that needs no fine-tuned mask.
+
+    Of a run that left no weights nothing is selected.
+    """
+    folder = runs.folder(config, run, "select")
+    trained = read_json(runs.folder(config, run, "pretrain") / "metrics.json")
+    frame = _selected(config, run, tuple(trained["heads"])) if scorable(trained) else table([])
+    write(folder / "selections.csv", frame)
+    write_json(
+        folder / "metrics.json",
+        {
+            **records.header(config, "select", run, trained["device"]),
+            "digest": digests.settings_digest(config, "select", run),
+            "decisions": len(frame),
+            "masks": int(frame["mask"].nunique()),
+        },
+    )
+
+
+def _selected(config: Config, run: Run, heads: tuple[int, ...]) -> pd.DataFrame:
+    scores = pd.read_parquet(runs.folder(config, run, "score") / "scores.parquet")
+    requested = choose.requested(
+        scores[scores["batch"] == -1],
+        heads,
+        config.pruning,
+        seed=run.seed_for("masks"),
+        bounded=_bounded(config, run),
+    )
+    control = table([ruled("control", Mask.full(heads))])
+    return pd.concat([control, requested], ignore_index=True)
+
+
+def ruled(criterion: str, mask: Mask, rule: str = "", finetunings: int = 0) -> Decision:
+    """A decision at site level that no fixed ratio made."""
+    removed = len(mask.sites_removed)
+    return Decision(criterion, 0, "site", math.nan, rule, removed, mask.name, finetunings)
+
+
+def table(decisions: Iterable[Decision]) -> pd.DataFrame:
+    """One row a decision, with all columns even where there is none."""
+    return pd.DataFrame(list(decisions), columns=[field.name for field in fields(Decision)])
+
+
+def write(path: Path, decisions: pd.DataFrame) -> None:
+    """Write decisions as CSV."""
+    with replacing(path) as temporary:
+        decisions.to_csv(temporary, index=False)
+
+
+def read(config: Config, run: Run, stage: str) -> pd.DataFrame:
+    """The decisions that `select` or `decide` wrote."""
+    frame = pd.read_csv(
+        runs.folder(config, run, stage) / "selections.csv", dtype={"mask": str, "rule": str}
+    )
+    return frame.assign(rule=frame["rule"].fillna(""))
+
+
+def _bounded(config: Config, run: Run) -> tuple[int, ...] | None:
+    if "loss_drop_bound" not in config.pruning.site.rules:
+        return None
+    return choose.loss_drop_bound(
+        np.load(runs.folder(config, run, "score") / LOSS_DROPS),
+        block=run.lookback + run.horizon,
+        draws=config.statistics.bootstrap,
+        confidence=config.statistics.confidence,
+        seed=run.seed_for("bootstrap"),
+    )

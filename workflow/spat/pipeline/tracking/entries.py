@@ -1,0 +1,318 @@
+"""What MLflow shows of each job, read from the job's files; no MLflow here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from spat.files import read_json
+from spat.pipeline import records, runs
+from spat.pipeline.config import Config, dump
+from spat.pipeline.runs import Run
+from spat.pipeline.scores_frame import SITE, aggregate
+
+REPORT = "report"
+RESOURCES = ("params", "flops", "dead_params", "wall_s", "epochs", "best_epoch", "epoch", "batches")
+
+
+class Point(NamedTuple):
+    """One value of a metric; `time` in milliseconds since 1970."""
+
+    key: str
+    value: float
+    step: int
+    time: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One MLflow run to be.
+
+    `job` is unique among live runs: the folder of the files below the experiment's. `dataset` is
+    its name and SHA-256; `artifacts` maps files to the artifact folder they go to, `texts` artifact
+    paths to contents; `start` and `end` are in milliseconds since 1970.
+    """
+
+    job: str
+    name: str
+    start: int
+    end: int
+    tags: dict[str, str]
+    ok: bool = True
+    params: dict[str, str] = field(default_factory=dict)
+    points: list[Point] = field(default_factory=list)
+    dataset: tuple[str, str] | None = None
+    artifacts: dict[Path, str] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+
+
+def store_uri(config: Config) -> str:
+    """The tracking URI: the configured one, or SQLite beside the results."""
+    return config.tracking.uri or f"sqlite:///{config.results.resolve() / 'mlflow.db'}"
+
+
+def finished(config: Config, run: Run) -> Iterator[str]:
+    """The stages of a run, as `children` takes them, whose files are there.
+
+    None without pre-training, which is what the rest hangs from (it may be at it again).
+    """
+    if not (runs.folder(config, run, "pretrain") / "metrics.json").exists():
+        return
+    transfers = (f"transfer/{target}" for target in runs.targets(config, run))
+    for stage in ("pretrain", "score", "prune", "robustness", "measure", *transfers):
+        last = "manifest.json" if stage == "prune" else "metrics.json"
+        if (runs.folder(config, run, stage) / last).exists():
+            yield stage
+
+
+def parent(config: Config, run: Run) -> Entry:
+    """The entry of the run as a whole: its settings and dense results.
+
+    Raises:
+        FileNotFoundError: if the run was not pre-trained.
+    """
+    (dense,) = children(config, run, "pretrain")
+    final = [p for p in dense.points if p.key.split("/")[0] in ("validation", "test", "resources")]
+    # Whatever pre-training wrote anew makes a new parent.
+    digest = records.digest(read_json(runs.folder(config, run, "pretrain/metrics.json")))
+    tags = {**dense.tags, "job": run.path, "stage": "run", "digest": digest}
+    return replace(dense, job=run.path, name=run.path, tags=tags, points=final, artifacts={})
+
+
+def children(config: Config, run: Run, stage: str) -> list[Entry]:
+    """The entries of one job.
+
+    Raises:
+        FileNotFoundError: naming the first file that is missing.
+        ValueError: if there is no such stage.
+    """
+    folder = runs.folder(config, run, stage)
+    if stage == "prune":
+        manifest = read_json(folder / "manifest.json")["masks"]
+        return [_mask(config, run, folder / row["folder"]) for row in manifest]
+    readers = {
+        "pretrain": _pretrain,
+        "score": _score,
+        "robustness": _robustness,
+        "measure": _measure,
+        "transfer": _transfer,
+    }
+    if (kind := stage.split("/")[0]) not in readers:
+        raise ValueError(f"stage {stage!r} has no MLflow view; those with one: {list(readers)}")
+    return [readers[kind](config, run, folder)]
+
+
+def report(config: Config) -> Entry:
+    """The entry of the experiment as a whole: its configuration, tables and figures."""
+    about = records.header(config, REPORT)
+    kinds = {"tables": (".md", ".csv", ".tex"), "figures": (".png",)}
+    found = {
+        path: kind
+        for kind, suffixes in kinds.items()
+        for path in sorted((config.folder / kind).glob("*"))
+        if path.suffix in suffixes
+    }
+    entry = _entry(about, job=REPORT, name=REPORT, stage=REPORT)
+    return replace(
+        entry, params=_texts(_keys(about)), artifacts=found, texts={"config.yaml": dump(config)}
+    )
+
+
+def _pretrain(config: Config, run: Run, folder: Path) -> Entry:
+    metrics = read_json(folder / "metrics.json")
+    entry = _child(config, run, folder, metrics, name="pretrain", stage="pretrain")
+    settings = {**metrics["hyperparameters"], "sites": metrics["sites"], "heads": metrics["heads"]}
+    trajectory = _scores(folder / "scores.parquet", entry.end)
+    return replace(
+        entry,
+        params={**entry.params, **_texts(settings)},
+        points=[*entry.points, *trajectory],
+        tags={**entry.tags, "data_sha256": metrics["data_sha256"]},
+        dataset=(run.dataset, metrics["data_sha256"]),
+    )
+
+
+def _score(config: Config, run: Run, folder: Path) -> Entry:
+    metrics = read_json(folder / "metrics.json")
+    entry = _child(config, run, folder, metrics, name="score", stage="score")
+    return replace(entry, points=[*entry.points, *_scores(folder / "scores.parquet", entry.end)])
+
+
+def _mask(config: Config, run: Run, folder: Path) -> Entry:
+    metrics = read_json(folder / "metrics.json")
+    keys = {key: metrics[key] for key in ("mask", "order", "phase")}
+    name = f"mask {keys['mask']}"
+    name += " scratch" if keys["phase"] == "scratch" else ""
+    name += f" order {keys['order']}" if keys["order"] else ""
+    entry = _child(config, run, folder, metrics, name=name, stage="prune")
+    return replace(entry, params={**entry.params, **_texts(keys)})
+
+
+def _robustness(config: Config, run: Run, folder: Path) -> Entry:
+    metrics = read_json(folder / "metrics.json")
+    entry = _child(config, run, folder, metrics, name="robustness", stage="robustness")
+    rows = pd.read_parquet(folder / "robustness.parquet")
+    return replace(entry, texts={"robustness.csv": rows.to_csv(index=False)})
+
+
+def _measure(config: Config, run: Run, folder: Path) -> Entry:
+    metrics = read_json(folder / "metrics.json")
+    entry = _child(config, run, folder, metrics, name="measure", stage="measure")
+    rows = [
+        {
+            "mask": mask,
+            "batch_size": size,
+            "latency_ms": latency,
+            "memory_mb": metrics["memory_mb"].get(mask, {}).get(size),
+        }
+        for mask, by_size in metrics["latency_ms"].items()
+        for size, latency in by_size.items()
+    ]
+    ends = {
+        f"{key}/batch {row['batch_size']}/{end}": row[key]
+        for row in rows
+        if (end := _end(row["mask"]))
+        for key in ("latency_ms", "memory_mb")
+    }
+    return replace(
+        entry, points=[*entry.points, *_points(ends, entry.end)], texts=_table("measure", rows)
+    )
+
+
+def _transfer(config: Config, run: Run, folder: Path) -> Entry:
+    metrics = read_json(folder / "metrics.json")
+    target, rows = metrics["target"], metrics["masks"]
+    entry = _child(
+        config, run, folder, metrics, name=f"transfer {target}", stage=f"transfer/{target}"
+    )
+    ends = [
+        point
+        for row in rows
+        if (end := _end(row["mask"]))
+        for point in _points(
+            {f"{error}/{row['phase']}/{end}": row[error] for error in ("mse", "mae")},
+            entry.end,
+            row["order"],  # the data orders of one mask share a metric, one step each
+        )
+    ]
+    return replace(
+        entry,
+        tags={**entry.tags, "data_sha256": metrics["data_sha256"]},
+        params={**entry.params, "target": target},
+        points=[*entry.points, *ends],
+        dataset=(target, metrics["data_sha256"]),
+        texts=_table("transfer", rows),
+    )
+
+
+def _end(mask: str) -> str | None:
+    """The name of an end of the range of masks: their values are metrics, comparable over models.
+
+    A metric for every mask would give the runs table hundreds of columns; all are in a table.
+    """
+    if "0" not in mask:
+        return "all kept"
+    return None if "1" in mask else "none left"
+
+
+def _table(name: str, rows: list[dict[str, Any]]) -> dict[str, str]:
+    # As the masks' runs are named: MLflow would show the mask `1.0` as the number 1.
+    named = [{**row, "mask": f"mask {row['mask']}"} for row in rows]
+    return {f"{name}.csv": pd.DataFrame(named).to_csv(index=False)}
+
+
+def _child(
+    config: Config, run: Run, folder: Path, metrics: Mapping[str, Any], *, name: str, stage: str
+) -> Entry:
+    """What all jobs of a run have: keys, environment, errors, costs, losses, figures."""
+    job = folder.relative_to(config.folder).as_posix()
+    entry = _entry(metrics, job=job, name=name, stage=stage)
+    final = {f"resources/{key}": metrics[key] for key in RESOURCES if key in metrics}
+    for moment, errors in _nested(metrics.get("errors")).items():
+        # Those of the final weights have the same names in every run, so that runs can be compared.
+        final[moment.removeprefix("finetuned/").removeprefix("scratch/")] = errors
+    history = folder / "history.csv"
+    return replace(
+        entry,
+        tags={**entry.tags, "run": run.path},
+        params=_texts({**run.keys, **_keys(metrics)}),
+        points=[
+            *_points(final, entry.end),
+            *(_history(history, entry.start) if history.exists() else ()),
+        ],
+        artifacts=dict.fromkeys(sorted(folder.glob("*.png")), "figures"),
+    )
+
+
+def _entry(metrics: Mapping[str, Any], *, job: str, name: str, stage: str) -> Entry:
+    end = round(datetime.fromisoformat(metrics["written"]).timestamp() * 1000)
+    status = metrics.get("status", "ok")
+    tags = {
+        "job": job,
+        "stage": stage,
+        "status": status,
+        "digest": metrics.get("digest") or records.digest(metrics),
+        "device": metrics["device"],
+        "machine": metrics["machine"],
+        "mlflow.source.name": f"python -m spat {stage.split('/')[0]}",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": metrics["commit"],
+        **{f"version.{package}": version for package, version in metrics["versions"].items()},
+    }
+    start = end - round(1000 * (metrics.get("wall_s") or 0))
+    return Entry(job=job, name=name, start=start, end=end, tags=tags, ok=status == "ok")
+
+
+def _keys(metrics: Mapping[str, Any]) -> dict[str, str]:
+    return {key: metrics[key] for key in ("experiment", "config", "commit")}
+
+
+def _history(path: Path, start: int) -> Iterator[Point]:
+    """Losses, learning rate and seconds of each epoch, at the time the epoch ended."""
+    elapsed = 0.0
+    for row in pd.read_csv(path).to_dict("records"):
+        elapsed += row["seconds"]
+        epoch = {f"epoch/{key}": value for key, value in row.items() if key != "epoch"}
+        yield from _points(epoch, start + round(1000 * elapsed), int(row["epoch"]))
+
+
+def _scores(path: Path, time: int) -> Iterator[Point]:
+    """The value of each criterion that ranks the sites; over pre-training the epoch is the step."""
+    if not path.exists():
+        return
+    frame = pd.read_parquet(path)
+    frame = aggregate(frame) if "batch" in frame else frame
+    for row in frame[frame["head"] == SITE].to_dict("records"):
+        key = f"{row['criterion']}/{row['name']}"
+        yield from _points({key: row["value"]}, time, int(row.get("epoch", 0)))
+
+
+def _points(values: Mapping[str, Any], time: int, step: int = 0) -> Iterator[Point]:
+    """The finite numbers among the values: a diverged run has none for its losses."""
+    for key, value in values.items():
+        if value is not None and math.isfinite(value):
+            yield Point(key, float(value), step, time)
+
+
+def _nested(values: Any, prefix: str = "") -> dict[str, Any]:
+    """``{"test": {"mse": 1}}`` -> ``{"test/mse": 1}``."""
+    if not isinstance(values, Mapping):
+        return {prefix: values} if prefix else {}
+    inner = (
+        _nested(value, f"{prefix}/{key}" if prefix else str(key)) for key, value in values.items()
+    )
+    return {key: value for part in inner for key, value in part.items()}
+
+
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    """Parameters as MLflow keeps them; lists joined by commas."""
+    return {
+        key: ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        for key, value in values.items()
+    }

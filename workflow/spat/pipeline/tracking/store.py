@@ -1,0 +1,149 @@
+"""The MLflow side: a store, opened safely by many jobs at once, into which entries are written."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any, TypeVar
+
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+
+from spat.data.registry import DATASETS
+from spat.pipeline.config import Config
+from spat.pipeline.tracking.entries import Entry, store_uri
+
+# A call takes at most 1000 items, of which at most 100 params.
+METRICS_PER_CALL = 900
+PARAMS_PER_CALL = 100
+DIGEST_LENGTH = 12  # as the runs table has room for; the whole hash is a tag
+DATABASE_ATTEMPTS = 3  # MLflow's own ten take 100 s
+LOCK_TIMEOUT_S = 120
+
+T = TypeVar("T")
+
+
+class Store:
+    """The MLflow experiment of a configuration."""
+
+    def __init__(self, config: Config) -> None:
+        """Open the store, and make it and the experiment if need be.
+
+        Raises:
+            ValueError: if the store's artifacts lie at another place than the results.
+        """
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # one warning is enough
+        config.results.mkdir(parents=True, exist_ok=True)
+        self.written = 0
+        self._uri = store_uri(config)
+        self._lock = FileLock(config.results / "mlflow.lock", timeout=LOCK_TIMEOUT_S)
+        if self._is_server:
+            self._client = MlflowClient(self._uri, self._uri)
+            # A dead one fails here: under the lock the jobs would wait for it one after the other.
+            self._client.search_experiments(max_results=1)
+        else:
+            import mlflow.store.db.utils  # needs SQLAlchemy, which a client of a server does not
+
+            mlflow.store.db.utils.MAX_RETRY_COUNT = DATABASE_ATTEMPTS
+        with self._lock:
+            # Two processes that make one database at once ruin it.
+            self._client = MlflowClient(self._uri, self._uri)
+            self._experiment = self._get_or_create(config)
+
+    def parent(self, entry: Entry) -> str:
+        """The id of the live run of this entry; an older one is replaced and its children kept."""
+        with self._lock:
+            live = self._live({"job": entry.job})
+            for old in live:
+                if old.data.tags["digest"] == entry.tags["digest"]:
+                    return str(old.info.run_id)
+            new = self._create(entry)
+            for old in live:
+                for child in self._live({"mlflow.parentRunId": old.info.run_id}):
+                    self._client.set_tag(child.info.run_id, "mlflow.parentRunId", new)
+                self._client.delete_run(old.info.run_id)
+            return new
+
+    def replace(
+        self, tags: Mapping[str, str], entries: Iterable[Entry], parent: str | None = None
+    ) -> None:
+        """Delete the live runs with these tags and write the entries in their place."""
+        for old in self._live(tags):
+            self._client.delete_run(old.info.run_id)
+        for entry in entries:
+            self._create(entry, parent)
+
+    def clear(self) -> None:
+        """Delete all live runs that came from files."""
+        for run in self._live({}):
+            if "job" in run.data.tags:
+                self._client.delete_run(run.info.run_id)
+
+    @property
+    def _is_server(self) -> bool:
+        return self._uri.startswith(("http://", "https://"))
+
+    def _get_or_create(self, config: Config) -> str:
+        name = f"spat/{config.experiment}"
+        # A server keeps artifacts where it was told to; MLflow stores the path as it is given.
+        place = None if self._is_server else (config.results / "mlartifacts").resolve().as_uri()
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            return str(self._client.create_experiment(name, place))
+        if found.lifecycle_stage == "deleted":
+            self._client.restore_experiment(found.experiment_id)
+        if place not in (None, found.artifact_location):
+            raise ValueError(
+                f"experiment {name!r} keeps its artifacts in {found.artifact_location}, but the "
+                f"results are now beside {place}: delete the store and rebuild it"
+            )
+        return str(found.experiment_id)
+
+    def _live(self, tags: Mapping[str, str]) -> list[Any]:
+        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        found: list[Any] = []
+        token: str | None = None
+        while True:
+            page = self._client.search_runs([self._experiment], query, page_token=token)
+            found += page
+            if not (token := page.token):
+                return found
+
+    def _create(self, entry: Entry, parent: str | None = None) -> str:
+        tags = {**entry.tags, **({"mlflow.parentRunId": parent} if parent else {})}
+        run = self._client.create_run(self._experiment, entry.start, tags, entry.name)
+        run_id = str(run.info.run_id)
+        metrics = [Metric(p.key, p.value, p.time, p.step) for p in entry.points]
+        params = [Param(key, value) for key, value in entry.params.items()]
+        parts = zip_longest(
+            _parts(metrics, METRICS_PER_CALL), _parts(params, PARAMS_PER_CALL), fillvalue=()
+        )
+        for some_metrics, some_params in parts:
+            self._client.log_batch(run_id, metrics=some_metrics, params=some_params)
+        if entry.dataset:
+            self._client.log_inputs(run_id, [_dataset(*entry.dataset)])
+        for file, place in entry.artifacts.items():
+            self._client.log_artifact(run_id, str(file), place)
+        for name, text in entry.texts.items():
+            self._client.log_text(run_id, text, name)
+        self._client.set_terminated(run_id, "FINISHED" if entry.ok else "FAILED", entry.end)
+        self.written += 1
+        return run_id
+
+
+def _dataset(name: str, sha256: str) -> DatasetInput:
+    row = DATASETS[name]
+    kind, source = ("code", {"generator": name})
+    if row.file:
+        kind, source = ("http", {"url": row.urls[0]}) if row.urls else ("local", {"uri": row.file})
+    return DatasetInput(
+        Dataset(name, sha256[:DIGEST_LENGTH], kind, json.dumps(source)),
+        [InputTag("mlflow.data.context", "data")],
+    )
+
+
+def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (items[i : i + size] for i in range(0, len(items), size))

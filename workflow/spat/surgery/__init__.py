@@ -1,0 +1,1 @@
+"""How attention is removed: cut, verify, store, and choose what goes."""

@@ -1,0 +1,268 @@
+"""Decisions: from scores to masks. Nothing is trained here, and no torch is needed.
+
+A ratio a of N sites (or heads) removes floor(a N + 1/2) of them, those with the lowest scores, ties
+in forward order. The adaptive rules choose the number themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from fractions import Fraction
+
+import numpy as np
+import pandas as pd
+
+from spat.attention.mask import Mask, all_site_masks
+from spat.blocks import Array, block_means
+from spat.pipeline.config import PruningSection
+
+RANDOM = "random"
+# The adaptive rules follow the criterion of the paper.
+RULED = "send"
+# Rules that choose among the fine-tuned masks of the nested path, so after those are trained.
+PATH_RULES = ("one_se", "validation")
+SITE, HEAD = "site", "head"
+# In the place of a head: the whole site.
+WHOLE = -1
+Place = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A row of the frame `selections`: who asks for a mask, and why.
+
+    `level` is `site` or `head`; `ratio` is NaN where a rule decides, `rule` empty where a ratio
+    does; `removed` counts sites or heads; `finetunings` the trained masks that were looked at.
+    """
+
+    criterion: str
+    draw: int
+    level: str
+    ratio: float
+    rule: str
+    removed: int
+    mask: str
+    finetunings: int = 0
+
+
+def count(ratio: float, n: int) -> int:
+    """floor(ratio n + 1/2): how many of n are removed, halves rounded up.
+
+    The ratio is taken as it is written, so that 0.29 of 50 is 14.5 and not a little less.
+    """
+    return math.floor(Fraction(str(ratio)) * n + Fraction(1, 2))
+
+
+def distinct_ratios(ratios: Iterable[float], n: int) -> tuple[float, ...]:
+    """The ratios in their order, of those that remove the same number of n only the first."""
+    first: dict[int, float] = {}
+    for ratio in ratios:
+        first.setdefault(count(ratio, n), ratio)
+    return tuple(first.values())
+
+
+def lowest(scores: Sequence[float] | Array, k: int) -> tuple[int, ...]:
+    """The indices of the k lowest scores, from the lowest up; ties in forward order.
+
+    Raises:
+        ValueError: if a score is not a number, since it then has no rank.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    if np.isnan(values).any():
+        raise ValueError(f"scores {values.tolist()}: NaN has no rank; the scored model diverged?")
+    return tuple(int(i) for i in np.argsort(values, kind="stable")[:k])
+
+
+def random_draws(n: int, k: int, wanted: int, seed: int) -> tuple[tuple[int, ...], ...]:
+    """Random choices of k out of n, all different: `wanted` of them, or all where there are fewer.
+
+    Each (n, k) has its own stream of random numbers, so that another ratio changes no draw.
+    """
+    generator = np.random.default_rng((seed, n, k))
+    found: dict[tuple[int, ...], None] = {}
+    while len(found) < min(wanted, math.comb(n, k)):
+        chosen = generator.choice(n, size=k, replace=False)
+        found.setdefault(tuple(sorted(int(i) for i in chosen)))
+    return tuple(found)
+
+
+def nested_path(scores: Sequence[float] | Array, heads: Sequence[int]) -> tuple[Mask, ...]:
+    """The N + 1 masks from full to empty that remove one site after the other, lowest first."""
+    order = lowest(scores, len(heads))
+    full = Mask.full(heads)
+    return tuple(full.without_sites(order[:k]) for k in range(len(heads) + 1))
+
+
+def requested(
+    scores: pd.DataFrame,
+    heads: Sequence[int],
+    section: PruningSection,
+    seed: int,
+    bounded: Sequence[int] | None = None,
+) -> pd.DataFrame:
+    """Every decision that `section` asks for, one row each with the columns of `Decision`.
+
+    `scores` has one row per (site, head, criterion) with its value, head -1 for the whole site.
+    `heads` is the number of heads per site. `bounded` are the sites that `loss_drop_bound` found.
+
+    Rows with the rule `path` are SEND's nested path, `draw` sites removed: the rules that look at
+    fine-tuned errors choose among them later. Rows with the rule `exhaustive` are all site masks.
+    `gap` has no row where it is undefined. The control is the caller's.
+
+    Raises:
+        ValueError: if a criterion was not scored for each site (or head), or the rule
+            `loss_drop_bound` is asked for without `bounded`.
+    """
+    decisions: list[Decision] = []
+    if heads:
+        decisions += _by_ratio(SITE, scores, heads, section, seed)
+        decisions += _by_rule(scores, heads, section.site.rules, bounded)
+        decisions += _by_ratio(HEAD, scores, heads, section, seed)
+        if section.exhaustive:
+            masks = all_site_masks(heads)
+            decisions += [_ruled("exhaustive", m, i, "exhaustive") for i, m in enumerate(masks)]
+    frame = pd.DataFrame(decisions, columns=[field.name for field in fields(Decision)])
+    return frame.astype({"ratio": "float64", "draw": "int64", "removed": "int64"})
+
+
+def gap(scores: Sequence[float] | Array) -> int | None:
+    """The k below the largest relative gap, max over k of s_(k+1) / s_(k) in the sorted scores.
+
+    None where there is no such gap: fewer than two scores, all equal, or any not positive and
+    finite. The first of equal gaps decides.
+    """
+    values = np.sort(np.asarray(scores, dtype=np.float64))
+    if len(values) < 2 or not (np.isfinite(values) & (values > 0)).all():
+        return None
+    ratios = values[1:] / values[:-1]
+    return int(ratios.argmax()) + 1 if ratios.max() > 1 else None
+
+
+def loss_drop_bound(
+    drops: Array, *, block: int, draws: int, confidence: float, seed: int
+) -> tuple[int, ...]:
+    """The sites that may go: the upper bound of their mean loss drop is not above 0.
+
+    `drops` [sites, windows] is the validation loss of each window without the site minus with it
+    (so paired). The bound is one-sided: the `confidence` quantile of the moving-block bootstrap.
+    """
+    means = _bootstrap(drops, block, draws, seed)
+    return tuple(int(i) for i in np.flatnonzero(np.quantile(means, confidence, axis=-1) <= 0))
+
+
+def one_standard_error(errors: Sequence[Array], *, block: int, draws: int, seed: int) -> int:
+    """The largest k whose mean error is at most one standard error above the best of the path.
+
+    `errors` holds the per-window validation losses [windows] of the K + 1 masks of the path. The
+    standard error is that of the paired difference to the best mask (moving-block bootstrap): the
+    error of the level itself says how hard the months were, which all masks share. A mask with a
+    loss that is not finite is never chosen.
+
+    Raises:
+        ValueError: if no mask has finite losses.
+    """
+    best = validation_minimum([float(np.mean(e, dtype=np.float64)) for e in errors])
+    chosen = best
+    for k in range(best + 1, len(errors)):
+        difference = np.asarray(errors[k], np.float64) - errors[best]
+        if not np.isfinite(difference).all():
+            continue
+        if difference.mean() <= _bootstrap(difference, block, draws, seed).std(ddof=1):
+            chosen = k
+    return chosen
+
+
+def validation_minimum(errors: Sequence[float] | Array) -> int:
+    """The k of the lowest mean validation error along the path; of equal ones the largest k.
+
+    Raises:
+        ValueError: if none is finite.
+    """
+    values = np.asarray(errors, dtype=np.float64)
+    if not np.isfinite(values).any():
+        raise ValueError(
+            f"validation errors {values.tolist()}: no mask of the path has a finite one"
+        )
+    return int(np.flatnonzero(values == values[np.isfinite(values)].min())[-1])
+
+
+def _bootstrap(series: Array, block: int, draws: int, seed: int) -> Array:
+    """Moving-block bootstrap of the mean: series [..., windows] -> [..., draws].
+
+    A series of less than two blocks is cut into halves instead; its spread is then too small.
+    """
+    values = np.asarray(series, dtype=np.float64)
+    block = max(1, min(block, values.shape[-1] // 2))
+    return block_means(values, block, draws, np.random.default_rng(seed))
+
+
+def _by_ratio(
+    level: str, scores: pd.DataFrame, heads: Sequence[int], section: PruningSection, seed: int
+) -> Iterator[Decision]:
+    places, asked = _sites(heads), section.site
+    if level == HEAD:
+        places, asked = Mask.empty(heads).removed_heads, section.head
+    n = len(places)
+    for criterion in asked.criteria:
+        values = None if criterion == RANDOM else _values(scores, criterion, places)
+        for ratio in distinct_ratios(asked.fixed, n):
+            k = count(ratio, n)
+            chosen = (
+                random_draws(n, k, section.draws, seed) if values is None else (lowest(values, k),)
+            )
+            for draw, indices in enumerate(chosen):
+                mask = _without(heads, [places[i] for i in indices])
+                yield Decision(criterion, draw, level, ratio, "", k, mask.name)
+
+
+def _by_rule(
+    scores: pd.DataFrame,
+    heads: Sequence[int],
+    rules: Sequence[str],
+    bounded: Sequence[int] | None,
+) -> Iterator[Decision]:
+    if not rules:
+        return
+    values = _values(scores, RULED, _sites(heads))
+    path = nested_path(values, heads)
+    if "gap" in rules and (k := gap(values)) is not None:
+        yield _ruled("gap", path[k])
+    if "loss_drop_bound" in rules:
+        if bounded is None:
+            raise ValueError("rule loss_drop_bound: give the sites that its bound lets go")
+        yield _ruled("loss_drop_bound", Mask.full(heads).without_sites(bounded))
+    if set(rules) & set(PATH_RULES):
+        yield from (_ruled("path", mask, k) for k, mask in enumerate(path))
+
+
+def _ruled(rule: str, mask: Mask, draw: int = 0, criterion: str = RULED) -> Decision:
+    return Decision(criterion, draw, SITE, math.nan, rule, len(mask.sites_removed), mask.name)
+
+
+def _sites(heads: Sequence[int]) -> tuple[Place, ...]:
+    return tuple((site, WHOLE) for site in range(len(heads)))
+
+
+def _without(heads: Sequence[int], places: Iterable[Place]) -> Mask:
+    mask = Mask.full(heads)
+    for site, head in places:
+        mask = mask.without_sites([site]) if head == WHOLE else mask.without_heads([(site, head)])
+    return mask
+
+
+def _values(scores: pd.DataFrame, criterion: str, places: Sequence[Place]) -> Array:
+    """The scores of a criterion at `places`."""
+    own = scores[scores["criterion"] == criterion].set_index(["site", "head"])["value"]
+    if own.index.has_duplicates:
+        raise ValueError(f"criterion {criterion!r}: several scores of one place; average them")
+    values = own.reindex(pd.MultiIndex.from_tuples(places)).to_numpy(np.float64)
+    for (site, head), value in zip(places, values, strict=True):
+        if math.isnan(value):
+            where = f"site {site}" if head == WHOLE else f"site {site}, head {head}"
+            raise ValueError(
+                f"criterion {criterion!r} has no score, or NaN, for {where}: score it, or take it "
+                f"off pruning.{SITE if head == WHOLE else HEAD}.criteria"
+            )
+    return np.asarray(values)

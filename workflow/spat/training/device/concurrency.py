@@ -1,0 +1,222 @@
+"""Work side by side: in processes on the cores of a CPU, in lanes on a card.
+
+A lane is a thread with a CUDA stream that nobody else uses meanwhile. One small model leaves most
+of a large card idle, and processes take turns on it; the captured steps of several threads run at
+the same time. Each piece of work draws its random numbers from its own generators, so that the
+numbers do not depend on what runs beside it.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import multiprocessing.connection
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from typing import Final, TypeVar
+
+import torch
+
+from spat.training.device import streams
+
+T = TypeVar("T")
+Work = Callable[[], None]
+# Does all pieces of work, and raises what the first that failed raised once the others are done.
+Execute = Callable[[Sequence[Work]], None]
+
+
+def in_turn(works: Sequence[Work]) -> None:
+    """One piece after the other; the first that fails ends it."""
+    for work in works:
+        work()
+
+
+def executor(device: torch.device, workers: int) -> Execute:
+    """`workers` pieces of work at a time: lanes on a card, single-thread processes on a CPU."""
+    if workers < 2:
+        return in_turn
+    return Lanes(device, workers).map if device.type == "cuda" else Processes(workers).map
+
+
+class Processes:
+    """Processes that end with the one that began them; their work must be picklable."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def map(self, works: Sequence[Work]) -> None:
+        """Do all of them."""
+        context = multiprocessing.get_context("spawn")
+        count = max(1, min(self.count, len(works)))
+        with ProcessPoolExecutor(count, context, initializer=_die_with_parent) as pool:
+            _results([pool.submit(work) for work in works])
+
+
+def _die_with_parent() -> None:
+    """A worker whose parent was killed ends at once, and never writes beside its successor."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def watch() -> None:
+            multiprocessing.connection.wait([parent.sentinel])
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
+
+
+# Seconds for which a card without room counts as such, so that not every waiting thread asks.
+LOOK_AGAIN: Final = 1.0
+
+
+class _Lane:
+    """A thread and its stream: cuBLAS keeps a workspace for each pair of both that it ever met."""
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self._stream = stream
+        self._thread = ThreadPoolExecutor(1)
+
+    def do(self, work: Callable[[], T]) -> T:
+        """Do a piece of work there, and wait for it."""
+
+        def here() -> T:
+            with torch.cuda.stream(self._stream):
+                return work()
+
+        return self._thread.submit(here).result()
+
+
+class Lanes:
+    """So many pieces of work at a time on one device, fewer when its memory is full.
+
+    A piece of work that runs out of memory is done again: at once where unused memory can be given
+    back, and if that was not enough when the others leave room; training goes on from the last
+    epoch that was kept.
+    """
+
+    def __init__(self, device: torch.device, count: int) -> None:
+        """At most `count` lanes.
+
+        Raises:
+            ValueError: if there is none, or on CUDA more than the device has streams.
+        """
+        if count < 1:
+            raise ValueError(f"{count} lanes: give at least one")
+        if device.type == "cuda" and count > streams.MOST:
+            raise ValueError(f"{count} lanes: {device} has {streams.MOST} streams, one for each")
+        self.device = device
+        self.count = count
+        self._running = 0
+        self._most = 1  # that ever ran at the same time
+        self._turn = threading.Condition()
+        self._free: list[_Lane] | None = None
+        self._full_until = 0.0
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Do a piece of work as soon as a lane is free.
+
+        Raises:
+            RuntimeError: if it does not fit the device though nothing else runs there.
+        """
+        again = False
+        while True:
+            with self._turn:
+                self._turn.wait_for(self._admits)
+                self._running += 1
+                self._most = max(self._most, self._running)
+            try:
+                return self._in_lane(work)
+            except Exception as error:
+                if not streams.out_of_memory(error):
+                    raise
+                traceback.clear_frames(error.__traceback__)  # they hold on to tensors
+                if again:
+                    self._narrow(str(error))
+            finally:
+                with self._turn:
+                    self._running -= 1
+                    self._turn.notify_all()
+            again = True
+            self._give_back()
+
+    def map(self, works: Sequence[Work]) -> None:
+        """Do all of them, each in a lane of its own thread."""
+        self.threads([lambda work=work: self.run(work) for work in works])  # type: ignore[misc]
+
+    def threads(self, works: Sequence[Callable[[], T]]) -> list[T]:
+        """What each of them returns, done by as many threads as there are lanes."""
+        with ThreadPoolExecutor(max(1, min(self.count, len(works)))) as pool:
+            try:
+                return _results([pool.submit(work) for work in works])
+            except KeyboardInterrupt:
+                # Threads cannot be interrupted; what they keep is replaced atomically.
+                print("interrupted: the same command goes on from here", file=sys.stderr)
+                os._exit(130)
+
+    def _admits(self) -> bool:
+        if self._running == 0:
+            return True
+        return self._running < self.count and self._room()
+
+    def _room(self) -> bool:
+        """Whether the card has left what a lane took on average when most was in use."""
+        if self.device.type != "cuda":
+            return True
+        if time.monotonic() < self._full_until:
+            return False
+        # Reserved is what counts: the memory of a captured step serves nothing else.
+        lane = torch.cuda.max_memory_reserved(self.device) / self._most
+        if torch.cuda.mem_get_info(self.device)[0] >= lane:
+            return True
+        self._give_back()
+        if torch.cuda.mem_get_info(self.device)[0] >= lane:
+            return True
+        self._full_until = time.monotonic() + LOOK_AGAIN
+        return False
+
+    def _give_back(self) -> None:
+        """What the allocator keeps and nobody uses goes back to the device."""
+        gc.collect()  # what failed work left in cycles still holds its tensors
+        if self.device.type == "cuda":
+            with streams.between_captures():
+                torch.cuda.empty_cache()
+
+    def _narrow(self, problem: str) -> None:
+        """After running out of memory twice, this time with the others that are now at work."""
+        with self._turn:
+            beside = self._running - 1
+            if not beside:
+                raise RuntimeError(
+                    f"{self.device}: too little memory for one run alone ({problem}); take a "
+                    "device with more, or set `training.device: cpu`"
+                )
+            self.count = min(self.count, beside)
+        print(
+            f"{self.device} is full: from now on {self.count} at a time instead of {beside + 1}; "
+            f"what did not fit is done again ({problem.splitlines()[0]})",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _in_lane(self, work: Callable[[], T]) -> T:
+        if self.device.type != "cuda":
+            return work()
+        with self._turn:
+            if self._free is None:
+                self._free = [_Lane(s) for s in streams.distinct(self.device, self.count)]
+            free = self._free
+            lane = free.pop()
+        try:
+            return lane.do(work)
+        finally:
+            with self._turn:
+                free.append(lane)
+
+
+def _results(futures: Sequence[Future[T]]) -> list[T]:
+    wait(futures)
+    return [future.result() for future in futures]

@@ -1,0 +1,222 @@
+"""What a network costs: parameters, FLOPs, latency and peak memory.
+
+Every measurement is a forward pass in `eval()` on random inputs of the model's shape; its mode and
+gradients and the global random numbers are left as they were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import math
+import time
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
+
+from spat.attention.modes import evaluating
+from spat.models.base import Forecaster
+
+# The first passes choose kernels and fill caches.
+WARM_UP = 3
+MEGABYTE = 1e6
+
+Mode = TypeVar("Mode", bound=TorchDispatchMode)
+Inputs = tuple[Tensor, Tensor | None, Tensor | None]
+
+
+def parameters(model: nn.Module) -> int:
+    """The number of parameters (not of tensors)."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def example_inputs(model: Forecaster, batch_size: int = 1) -> Inputs:
+    """Standard normal inputs of the model's shape, the same at each call, on its device.
+
+    Returns x [B, L, C], past marks [B, L, F] and future marks [B, H, F] (None without marks).
+    """
+    shape = model.shape
+    # Drawn from a generator of its own: looking at a model must not shift the training's numbers.
+    generator = torch.Generator().manual_seed(0)
+    like = next(model.parameters(), torch.empty(0))
+
+    def draw(steps: int, width: int) -> Tensor:
+        drawn = torch.randn(batch_size, steps, width, generator=generator)
+        return drawn.to(device=like.device, dtype=like.dtype)
+
+    x = draw(shape.lookback, shape.channels)
+    if not shape.marks:
+        return x, None, None
+    return x, draw(shape.lookback, shape.marks), draw(shape.horizon, shape.marks)
+
+
+def flops(model: Forecaster) -> int:
+    """FLOPs of one window: two per multiply-add of matrix products and convolutions.
+
+    Counted by operator while one window passes.
+    """
+    counter = _Flops()
+    with evaluating(model), torch.no_grad(), counter:
+        model(*example_inputs(model))
+    return counter.total
+
+
+def latency(
+    models: Mapping[str, Forecaster], batch_size: int, repeats: int, device: str | torch.device
+) -> dict[str, float]:
+    """Median milliseconds of a forward pass of `batch_size` windows, per model.
+
+    All models are moved to `device` and take turns, in an order that shifts by one each round, so
+    that a drift of the machine's speed falls on all of them. Each pass is awaited to its end.
+    """
+    device = torch.device(device)
+    times: dict[str, list[float]] = {name: [] for name in models}
+    with contextlib.ExitStack() as stack:
+        for model in models.values():
+            stack.enter_context(evaluating(model.to(device)))
+        stack.enter_context(_current(device))
+        stack.enter_context(torch.inference_mode())
+        inputs = {name: example_inputs(m, batch_size) for name, m in models.items()}
+        names = list(models)
+        for turn in range(-WARM_UP, repeats):
+            shift = turn % max(len(names), 1)
+            for name in names[shift:] + names[:shift]:
+                elapsed = _milliseconds(models[name], inputs[name], device)
+                if turn >= 0:
+                    times[name].append(elapsed)
+    return {name: median(measured) for name, measured in times.items()}
+
+
+def peak_memory(model: Forecaster, batch_size: int, device: str | torch.device) -> float:
+    """Megabytes (10^6 bytes) that one forward pass holds at its peak, without gradients.
+
+    Counted are the model's weights and buffers, and the inputs and activations that live at the
+    same time. On CUDA the allocator says it, its rounding and the scratch memory of kernels
+    included, after a first pass that leaves out what libraries allocate once. On the CPU, where no
+    allocator says it, it is the sum of the tensor storages that are alive after each operator;
+    scratch memory within an operator is not seen. The model is moved to `device`.
+    """
+    device = torch.device(device)
+    model.to(device)
+    measure = _cuda_peak if device.type == "cuda" else _cpu_peak
+    with evaluating(model), torch.no_grad(), _current(device):
+        return measure(model, batch_size) / MEGABYTE
+
+
+def _plain(mode: type[Mode]) -> type[Mode]:
+    """The mode without the wrapper that torch puts around `__torch_dispatch__` for `torch.compile`.
+
+    The wrapper imports the compiler, over a second of each job. So would torch's own
+    `FlopCounterMode`, and operators on tensors without storage (`meta`).
+    """
+    mode.__torch_dispatch__ = inspect.unwrap(mode.__torch_dispatch__)  # type: ignore[method-assign]
+    return mode
+
+
+@_plain
+class _Flops(TorchDispatchMode):
+    """Adds up what each operator costs by the formulas of torch's `FlopCounterMode`."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._formulas = FlopCounterMode(display=False).flop_registry
+        self.total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        if formula := self._formulas.get(func.overloadpacket):
+            self.total += int(formula(*args, **kwargs, out_val=output))
+        return output
+
+
+# Fused attention whose products torch's formulas leave out; shapes come in place of tensors.
+@register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu)
+def _attention_flops(q: Sequence[int], k: Sequence[int], *_: Any, **__: Any) -> int:
+    return 4 * math.prod(q) * k[-2]  # q k^T and A v
+
+
+@register_flop_formula(torch.ops.aten._native_multi_head_attention)
+def _fast_path_flops(query: Sequence[int], key: Sequence[int], *_: Any, **__: Any) -> int:
+    values, width, keys = math.prod(query), query[-1], math.prod(key)
+    projected = 2 * width * (2 * values + 2 * keys)  # q and output, k and v
+    return projected + 4 * values * key[-2]
+
+
+@_plain
+class _LiveStorages(TorchDispatchMode):
+    """Adds up the storages alive after each operator, those of `begun_with` included."""
+
+    def __init__(self, begun_with: Any) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak: int = 0
+        self._note(begun_with)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        self._note(output)
+        return output
+
+    def _note(self, tree: Any) -> None:
+        # The weak reference of torch says by itself when its storage was freed.
+        self._alive = {
+            key: (reference, size)
+            for key, (reference, size) in self._alive.items()
+            if not reference.expired()  # type: ignore[no-untyped-call]
+        }
+        for leaf in tree_leaves(tree):
+            if isinstance(leaf, Tensor):
+                storage = leaf.untyped_storage()
+                reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+                self._alive.setdefault(reference.cdata, (reference, storage.nbytes()))
+        self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
+
+
+def _cpu_peak(model: Forecaster, batch_size: int) -> int:
+    inputs = example_inputs(model, batch_size)
+    live = _LiveStorages((list(model.parameters()), list(model.buffers()), inputs))
+    with live:
+        model(*inputs)
+    return live.peak
+
+
+def _cuda_peak(model: Forecaster, batch_size: int) -> int:
+    storages = (t.untyped_storage() for t in (*model.parameters(), *model.buffers()))
+    held = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    model(*example_inputs(model, batch_size))
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    model(*example_inputs(model, batch_size))
+    torch.cuda.synchronize()
+    # The difference: what else stands on the card, other models say, is not this one's.
+    return int(torch.cuda.max_memory_allocated() - before) + sum(held.values())
+
+
+def _milliseconds(model: Forecaster, inputs: Inputs, device: torch.device) -> float:
+    _await(device)
+    begun = time.perf_counter()
+    model(*inputs)
+    _await(device)
+    return (time.perf_counter() - begun) * 1e3
+
+
+def _await(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
