@@ -31,8 +31,8 @@ def breakdown(case: Case, batches: int) -> dict[str, float]:
     costs.
     """
     model, train = case.build().train(), case.splits.train
-    optimiser = adam(model, case.hyper.learning_rate)
-    index = torch.arange(case.hyper.batch_size)
+    optimiser = adam(model, case.recipe.learning_rate)
+    index = torch.arange(case.recipe.batch_size)
     with training_step(model, train, optimiser, torch.Generator()) as step:
         step(index)
         with profile(activities=[ProfilerActivity.CPU]) as profiler:

@@ -17,7 +17,7 @@ from spat.data.series import Prepared
 from spat.data.synthetic import generate
 from spat.data.windows import Splits, Windows, split
 from spat.models.base import Forecaster
-from spat.models.registry import Hyperparameters, Shape, build, hyperparameters
+from spat.models.registry import Recipe, Settings, Shape, build, setup
 from spat.pipeline.config import DataSection
 from spat.training.loop import prepare_torch
 
@@ -97,7 +97,8 @@ class Case:
 
     model: str
     variant: str
-    hyper: Hyperparameters
+    settings: Settings
+    recipe: Recipe
     prepared: Prepared
     lookback: int
     horizon: int
@@ -111,7 +112,7 @@ class Case:
     def shape(self) -> Shape:
         """The outer shape."""
         marks = self.prepared.marks
-        width = 0 if marks is None or not self.hyper.time_features else marks.shape[1]
+        width = 0 if marks is None or not self.settings.uses_marks else marks.shape[1]
         return Shape(self.lookback, self.horizon, self.prepared.values.shape[1], width)
 
     @cached_property
@@ -125,11 +126,11 @@ class Case:
 
     def build(self, seed: int = 0) -> Forecaster:
         """The network; the same weights for the same seed."""
-        return build(self.model, self.hyper, self.shape, seed)
+        return build(self.model, self.settings, self.shape, seed)
 
     def short(self, batches: int) -> Case:
         """The same with so many training batches an epoch, and a third as many in other splits."""
-        train = batches * self.hyper.batch_size
+        train = batches * self.recipe.batch_size
         other = max(1, train // 3)
         # N windows of a split need N + horizon - 1 rows, and the first split its lookback.
         a = self.lookback + train + self.horizon - 1
@@ -165,5 +166,5 @@ def open_series(size: Size) -> Prepared:
 def open_case(size: Size, prepared: Prepared, model: str, variant: str = "published") -> Case:
     """A network with its registered sizes for the dataset."""
     prepare_torch("float32")
-    hyper = hyperparameters(model, variant, size.dataset, size.horizon)
-    return Case(model, variant, hyper, prepared, size.lookback, size.horizon)
+    found = setup(model, variant, size.dataset, size.horizon)
+    return Case(model, variant, found.settings, found.recipe, prepared, size.lookback, size.horizon)

@@ -67,12 +67,12 @@ def _pieces(size: Size, case: Case, short: Case, step: Step) -> dict[str, Contes
 
 def _our_steps(case: Case) -> Contestant:
     model, train = case.build().train(), case.splits.train
-    optimiser, dropout = adam(model, case.hyper.learning_rate), torch.Generator()
+    optimiser, dropout = adam(model, case.recipe.learning_rate), torch.Generator()
     order = torch.Generator().manual_seed(0)
 
     def lap() -> float:
         prepare_torch("float32")
-        batches = torch.split(torch.randperm(len(train), generator=order), case.hyper.batch_size)
+        batches = torch.split(torch.randperm(len(train), generator=order), case.recipe.batch_size)
         with training_step(model, train, optimiser, dropout) as step:
             losses = [step(index) for index in batches]
         float(torch.stack(losses).sum())
@@ -83,9 +83,9 @@ def _our_steps(case: Case) -> Contestant:
 
 def _conventional_steps(case: Case) -> Contestant:
     model = networks.twin(case.build())
-    size = case.hyper.batch_size
+    size = case.recipe.batch_size
     data = conventional.loaders(case.prepared, case.lookback, case.horizon, size, workers=0)
-    optimiser = torch.optim.Adam(model.parameters(), lr=case.hyper.learning_rate)
+    optimiser = torch.optim.Adam(model.parameters(), lr=case.recipe.learning_rate)
 
     def lap() -> float:
         with as_published(threads=1):

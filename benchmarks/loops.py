@@ -23,7 +23,7 @@ class OurLoop:
         """On a card, several epochs to a lap share one capture of the step, as they do in a run."""
         self.model = case.build().to(device)
         self._splits = case.splits if device == "cpu" else case.splits_on(device)
-        self._settings = Settings(case.hyper.learning_rate, case.hyper.batch_size, epochs)
+        self._settings = Settings(case.recipe.learning_rate, case.recipe.batch_size, epochs)
         self._turn = 0
 
     def __call__(self) -> float:
@@ -45,11 +45,11 @@ class ConventionalLoop:
 
     def __init__(self, case: Case, workers: int, threads: int = 1, device: str = "cpu") -> None:
         self.model = networks.twin(case.build()).to(device)
-        self._rate = case.hyper.learning_rate
+        self._rate = case.recipe.learning_rate
         self._threads = threads
         self._windows = len(case.splits.train)
         self._data = conventional.loaders(
-            case.prepared, case.lookback, case.horizon, case.hyper.batch_size, workers
+            case.prepared, case.lookback, case.horizon, case.recipe.batch_size, workers
         )
 
     def __call__(self) -> float:

@@ -78,14 +78,14 @@ class ConventionalITransformer(nn.Module):
 
     def __init__(self, ours: ITransformer) -> None:
         super().__init__()
-        hyper, shape = ours.hyper, ours.shape
-        self.marks = hyper.time_features
+        settings, shape = ours.settings, ours.shape
+        self.marks = settings.time_features
         self.horizon = shape.horizon
-        self.embedding = nn.Linear(shape.lookback, hyper.d_model)
-        self.dropout = nn.Dropout(hyper.dropout)
+        self.embedding = nn.Linear(shape.lookback, settings.d_model)
+        self.dropout = nn.Dropout(settings.dropout)
         self.layers = _layers(ours)
-        self.norm = nn.LayerNorm(hyper.d_model)
-        self.projection = nn.Linear(hyper.d_model, shape.horizon)
+        self.norm = nn.LayerNorm(settings.d_model)
+        self.projection = nn.Linear(settings.d_model, shape.horizon)
 
     def forward(self, x: Tensor, x_marks: Tensor, *_decoder: Tensor) -> Tensor:
         """x [B, L, C], marks [B, L, F] -> [B, H, C]."""
@@ -106,16 +106,16 @@ class ConventionalPatchTST(nn.Module):
 
     def __init__(self, ours: PatchTST) -> None:
         super().__init__()
-        hyper, shape = ours.hyper, ours.shape
-        self.patch, self.stride, self.horizon = hyper.patch_len, hyper.stride, shape.horizon
-        self.padding = nn.ReplicationPad1d((0, hyper.stride))
-        self.embedding = nn.Linear(hyper.patch_len, hyper.d_model, bias=False)
+        settings, shape = ours.settings, ours.shape
+        self.patch, self.stride, self.horizon = settings.patch_len, settings.stride, shape.horizon
+        self.padding = nn.ReplicationPad1d((0, settings.stride))
+        self.embedding = nn.Linear(settings.patch_len, settings.d_model, bias=False)
         self.register_buffer("position", ours.get_buffer("position").clone())
-        self.dropout = nn.Dropout(hyper.dropout)
+        self.dropout = nn.Dropout(settings.dropout)
         self.layers = _layers(ours)
-        self.norm = nn.BatchNorm1d(hyper.d_model)
+        self.norm = nn.BatchNorm1d(settings.d_model)
         self.head = nn.Linear(ours.head.in_features, shape.horizon)
-        self.head_dropout = nn.Dropout(hyper.dropout)
+        self.head_dropout = nn.Dropout(settings.dropout)
 
     def forward(self, x: Tensor, x_marks: Tensor, *_decoder: Tensor) -> Tensor:
         """x [B, L, C] -> [B, H, C]."""
@@ -146,7 +146,7 @@ def twin(ours: Forecaster) -> nn.Module:
         _copy(ours, patched, {})
         with torch.no_grad():
             # [H, patches, width]
-            by_patch = ours.head.weight.reshape(ours.shape.horizon, -1, ours.hyper.d_model)
+            by_patch = ours.head.weight.reshape(ours.shape.horizon, -1, ours.settings.d_model)
             patched.head.weight.copy_(by_patch.transpose(1, 2).flatten(1))
             patched.head.bias.copy_(ours.head.bias)
         return patched
@@ -154,10 +154,10 @@ def twin(ours: Forecaster) -> nn.Module:
 
 
 def _layers(ours: Any) -> nn.ModuleList:
-    hyper = ours.hyper
+    settings = ours.settings
     return nn.ModuleList(
-        ConvEncoderLayer(hyper.d_model, hyper.d_ff, hyper.n_heads, hyper.dropout)
-        for _ in range(hyper.e_layers)
+        ConvEncoderLayer(settings.d_model, settings.d_ff, settings.n_heads, settings.dropout)
+        for _ in range(settings.e_layers)
     )
 
 

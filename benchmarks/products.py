@@ -53,7 +53,7 @@ class Step:
 def step_of(case: Case) -> Step:
     """The products of a step of `case`, as its layers see them."""
     model = case.build().train()
-    size = case.hyper.batch_size
+    size = case.recipe.batch_size
     batch = case.splits.train.batch(torch.arange(size))
     linear: list[Product] = []
     attention: list[Product] = []

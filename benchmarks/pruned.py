@@ -66,7 +66,7 @@ def _inference(case: Case, model: Forecaster, index: torch.Tensor, passes: int) 
 
 
 def _training(case: Case, model: Forecaster, index: torch.Tensor, passes: int) -> Contestant:
-    optimiser, dropout = adam(model, case.hyper.learning_rate), torch.Generator()
+    optimiser, dropout = adam(model, case.recipe.learning_rate), torch.Generator()
 
     def lap() -> float:
         model.train()

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from spat.data.windows import Windows
 from spat.models.base import Forecaster
-from spat.models.registry import MODELS, Shape, build, hyperparameters
+from spat.models.registry import MODELS, Shape, build, setup
 
 torch.set_num_threads(1)  # small arrays: a second thread costs more than it gives
 
 LOOKBACK, HORIZON, CHANNELS = 24, 12, 3
-ATTENTIVE = tuple(name for name, model in MODELS.items() if model.attention)
+ATTENTIVE = tuple(name for name, model in MODELS.items() if model.role == "attention")
 
 _SIZES = {
     "iTransformer": {"e_layers": 3},
@@ -25,8 +25,8 @@ def small(name: str, dtype: torch.dtype = torch.float64) -> Forecaster:
     """A model with two heads a site, its attention far from uniform, in training mode."""
     torch.manual_seed(0)
     sizes = {"d_model": 8, "d_ff": 16, "n_heads": 2, "dropout": 0.1, **_SIZES.get(name, {})}
-    hyper = hyperparameters(name, "deep", "synthetic", 96, sizes)
-    model = build(name, hyper, Shape(LOOKBACK, HORIZON, CHANNELS), seed=1)
+    settings = setup(name, "deep", "synthetic", 96, sizes).settings
+    model = build(name, settings, Shape(LOOKBACK, HORIZON, CHANNELS), seed=1)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))

@@ -32,7 +32,7 @@ from products import step_of
 
 from spat.data.windows import Windows
 from spat.models.base import Forecaster
-from spat.models.registry import hyperparameters
+from spat.models.registry import setup
 from spat.training.device import costs
 from spat.training.metrics import evaluate
 from spat.training.optimisation import adam
@@ -43,8 +43,8 @@ MODELS = ("iTransformer", "PatchTST")
 
 def case_of(model: str, variant: str = "published") -> Case:
     found = open_case(QUICK, open_series(QUICK), model, variant)
-    without = hyperparameters(model, variant, QUICK.dataset, QUICK.horizon, {"dropout": 0.0})
-    return Case(model, variant, without, found.prepared, found.lookback, found.horizon)
+    without = setup(model, variant, QUICK.dataset, QUICK.horizon, {"dropout": 0.0})
+    return replace(found, settings=without.settings)
 
 
 def batch_of(case: Case, size: int) -> list[Tensor]:
@@ -122,7 +122,7 @@ def test_gradients_agree_in_single_precision(model: str) -> None:
 
 def test_both_loops_reach_the_same_losses() -> None:
     case = case_of("iTransformer").short(8)
-    ours, size, rate = case.build(), case.hyper.batch_size, case.hyper.learning_rate
+    ours, size, rate = case.build(), case.recipe.batch_size, case.recipe.learning_rate
     theirs = networks.twin(ours)
     untrained = evaluate(ours, case.splits.validation).mse
     data = conventional.loaders(case.prepared, case.lookback, case.horizon, size, workers=0)
@@ -169,7 +169,7 @@ def test_a_steps_products_are_those_that_flops_count(model: str) -> None:
 
 def test_a_short_case_has_the_windows_asked_for() -> None:
     short = case_of("iTransformer").short(3)
-    size = short.hyper.batch_size
+    size = short.recipe.batch_size
     assert [len(windows) for windows in short.splits] == [3 * size, size, size]
 
 

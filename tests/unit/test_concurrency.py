@@ -5,14 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from fake_card import CARD, install, memory
-from small_models import HYPER, SHAPE
+from small_models import SHAPE, sized
 
 from spat.data import series, synthetic
 from spat.data.registry import DATASETS
@@ -195,7 +194,7 @@ def splits() -> Splits:
 def trained(splits: Splits, folder: Path, seed: int) -> dict[str, torch.Tensor]:
     """Weights after two epochs with dropout, through a state file."""
     prepare_torch("float32")
-    model = build("PatchTST", replace(HYPER, dropout=0.1), SHAPE, seed).to(splits.train.device)
+    model = build("PatchTST", sized("PatchTST", dropout=0.1), SHAPE, seed).to(splits.train.device)
     settings = Settings(learning_rate=1e-3, batch_size=32, epochs=2)
     fit(model, splits, settings, Seeds(seed, seed), state=folder / f"{seed}.pt")
     return model.state_dict()

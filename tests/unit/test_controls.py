@@ -15,7 +15,7 @@ from spat.data.registry import DATASETS
 from spat.evaluation.controls import is_control, tuned
 from spat.models.registry import Shape, build
 from spat.pipeline.config import load_files
-from spat.pipeline.runs import Run, hyper_of, plan
+from spat.pipeline.runs import Run, plan, setup_of
 from spat.surgery import cut
 from spat.training.device import costs
 
@@ -121,24 +121,23 @@ def test_the_ablation_has_them_on_both_files_and_three_seeds() -> None:
 def test_a_control_differs_from_its_variant_in_what_it_says(run: Run) -> None:
     base = Run(run.dataset, run.model, "deep128", run.lookback, run.horizon, run.seed)
     assert base in {p.run for p in plan(CONFIG) if p.prune}
-    ours, theirs = (asdict(hyper_of(CONFIG, r)) for r in (run, base))
-    changed = {name for name in ours if ours[name] != theirs[name]} - {"source"}
+    found = (setup_of(CONFIG, r) for r in (run, base))
+    ours, theirs = ({**asdict(f.settings), **asdict(f.recipe)} for f in found)
+    changed = {name for name in ours if ours[name] != theirs[name]}
     kind = run.variant.split("+")[1]
-    rho = CONFIG.variants[run.variant].sam_rho
     if kind == "narrow":
         assert changed == {"d_model", "d_ff"}
     elif kind.startswith("dropout"):
         assert changed == {"dropout"} and ours["dropout"] == float(kind.removeprefix("dropout"))
     else:
-        assert not changed and rho == float(kind.removeprefix("sam"))
-    assert (rho is None) == (not kind.startswith("sam"))
+        assert changed == {"sam_rho"} and ours["sam_rho"] == float(kind.removeprefix("sam"))
 
 
 @pytest.mark.parametrize("dataset", ["ETTh1", "ETTh2"])
 def test_the_narrow_model_costs_what_is_left_without_attention(dataset: str) -> None:
     runs_of = [Run(dataset, "iTransformer", v, 96, 96, 0) for v in ("deep128", "deep128+narrow")]
     shape = Shape(96, 96, DATASETS[dataset].channels)
-    emptied, narrow = (build(r.model, hyper_of(CONFIG, r), shape) for r in runs_of)
+    emptied, narrow = (build(r.model, setup_of(CONFIG, r).settings, shape) for r in runs_of)
     cut.prune(emptied, Mask.empty(cut.heads_of(emptied)))
     assert costs.parameters(narrow) == pytest.approx(costs.parameters(emptied), rel=0.025)
     assert costs.flops(narrow) == pytest.approx(costs.flops(emptied), rel=0.025)

@@ -8,34 +8,24 @@ import sys
 
 import pytest
 import torch
+from small_models import sized
 from torch import Tensor, nn
 
 from spat.attention.mask import Mask
 from spat.models.base import Forecaster
-from spat.models.registry import MODELS, Hyperparameters, Shape, build
+from spat.models.registry import MODELS, Settings, Shape, build
 from spat.surgery.cut import heads_of, prune
 from spat.training.device import costs
 
 SHAPE = Shape(lookback=24, horizon=12, channels=5)
-HYPER = Hyperparameters(
-    d_model=16,
-    d_ff=32,
-    e_layers=3,
-    d_layers=1,
-    n_heads=4,
-    patch_len=8,
-    stride=4,
-    label_len=12,
-    moving_average=5,
-    season=6,
-)
+WIDTH, INNER = 16, 32
 
 
 class Chain(Forecaster):
     """Three maps of the time axis, one after the other: their memory can be counted by hand."""
 
     def __init__(self, widths: tuple[int, ...]) -> None:
-        super().__init__(Hyperparameters(), Shape(widths[0], widths[-1], 1))
+        super().__init__(Settings(), Shape(widths[0], widths[-1], 1))
         self.maps = nn.ModuleList(
             nn.Linear(a, b, bias=False) for a, b in itertools.pairwise(widths)
         )
@@ -53,7 +43,7 @@ class Fused(Forecaster):
     """Attention between the time steps, as torch has it."""
 
     def __init__(self) -> None:
-        super().__init__(Hyperparameters(), Shape(6, 6, 8))
+        super().__init__(Settings(), Shape(6, 6, 8))
         self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
 
     def forward(
@@ -62,9 +52,13 @@ class Fused(Forecaster):
         return self.attention(x, x, x, need_weights=False)[0]  # type: ignore[no-any-return]
 
 
+def itransformer() -> Settings:
+    return sized("iTransformer", d_model=WIDTH, d_ff=INNER)
+
+
 def itransformer_flops(kept: list[int]) -> int:
     """By hand, two per multiply-add; `kept` heads of size 4 per layer."""
-    tokens, width, inner = SHAPE.channels, HYPER.d_model, HYPER.d_ff
+    tokens, width, inner = SHAPE.channels, WIDTH, INNER
     total = tokens * SHAPE.lookback * width + tokens * width * SHAPE.horizon
     for heads in kept:
         size = 4 * heads
@@ -76,11 +70,13 @@ def itransformer_flops(kept: list[int]) -> int:
 
 
 def test_flops_of_a_dense_itransformer_are_the_formula() -> None:
-    assert costs.flops(build("iTransformer", HYPER, SHAPE)) == itransformer_flops([4, 4, 4])
+    assert costs.flops(build("iTransformer", itransformer(), SHAPE)) == itransformer_flops(
+        [4, 4, 4]
+    )
 
 
 def test_flops_of_a_pruned_itransformer_are_the_formula() -> None:
-    model = build("iTransformer", HYPER, SHAPE)
+    model = build("iTransformer", itransformer(), SHAPE)
     prune(model, Mask.parse("1.0.0110", heads_of(model)))
     assert costs.flops(model) == itransformer_flops([4, 0, 2])
 
@@ -93,14 +89,14 @@ def test_fused_attention_is_counted() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_has_costs(name: str) -> None:
-    model = build(name, HYPER, SHAPE)
+    model = build(name, sized(name), SHAPE)
     assert costs.parameters(model) == sum(p.numel() for p in model.parameters())
-    assert (costs.flops(model) > 0) == MODELS[name].trains
+    assert (costs.flops(model) > 0) == (MODELS[name].role != "naive")
     assert costs.peak_memory(model, 2, "cpu") > 0
 
 
 def test_measuring_leaves_no_trace() -> None:
-    model = build("PatchTST", HYPER, SHAPE).train()
+    model = build("PatchTST", sized("PatchTST"), SHAPE).train()
     model.norm.eval()
     modes = [module.training for module in model.modules()]
     state = {name: value.clone() for name, value in model.state_dict().items()}
@@ -138,7 +134,7 @@ def test_peak_memory_is_what_lives_at_the_same_time() -> None:
 
 
 def test_peak_memory_falls_with_attention() -> None:
-    dense, pruned = (build("iTransformer", HYPER, SHAPE) for _ in range(2))
+    dense, pruned = (build("iTransformer", itransformer(), SHAPE) for _ in range(2))
     prune(pruned, Mask.empty(heads_of(pruned)))
     assert costs.peak_memory(pruned, 8, "cpu") < costs.peak_memory(dense, 8, "cpu")
 
@@ -146,7 +142,7 @@ def test_peak_memory_falls_with_attention() -> None:
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_costs_on_cuda() -> None:
-    dense, pruned = (build("iTransformer", HYPER, SHAPE) for _ in range(2))
+    dense, pruned = (build("iTransformer", itransformer(), SHAPE) for _ in range(2))
     prune(pruned, Mask.empty(heads_of(pruned)))
     flops = costs.flops(dense)
     measured = costs.latency({"dense": dense, "pruned": pruned}, 8, 15, "cuda")
@@ -165,14 +161,15 @@ def test_neither_training_nor_measuring_imports_the_compiler_of_torch() -> None:
     # It would take over a second of every job.
     code = """
 import sys, torch
-from spat.models.registry import Hyperparameters, Shape, build
+from spat.models.registry import Shape, build
+from spat.models.settings import ITransformerSettings
 from spat.training.device import costs
 from spat.training.loop import prepare_torch
 from spat.training.optimisation import adam
 
 prepare_torch("float32")
-hyper = Hyperparameters(d_model=8, d_ff=8, n_heads=2, e_layers=1)
-model = build("iTransformer", hyper, Shape(24, 12, 5))
+settings = ITransformerSettings(8, 8, 1, 2, 0.0, False, True)
+model = build("iTransformer", settings, Shape(24, 12, 5))
 optimiser = adam(model, 1e-3)
 optimiser.zero_grad()
 model(torch.randn(2, 24, 5), None, None).sum().backward()

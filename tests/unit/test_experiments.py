@@ -33,7 +33,7 @@ def test_it_has_its_own_folder_and_every_run_resolves(name: str) -> None:
     assert config.experiment == name
     assert planned
     for p in planned:
-        assert digests.settings(config, "pretrain", p.run)["hyperparameters"]
+        assert "recipe" in digests.settings(config, "pretrain", p.run)
 
 
 def test_default_is_the_laptop_run() -> None:
@@ -41,7 +41,7 @@ def test_default_is_the_laptop_run() -> None:
     assert {(p.run.lookback, p.run.horizon, p.run.seed) for p in planned} == {(96, 96, 0)}
     pruned = {(p.run.dataset, p.run.model) for p in planned if p.prune}
     assert pruned == {(d, m) for d in ("ETTh1", "ETTh2") for m in ("iTransformer", "PatchTST")}
-    widths = {p.run.path: runs.hyper_of(config, p.run) for p in planned if p.prune}
+    widths = {p.run.path: runs.setup_of(config, p.run).settings for p in planned if p.prune}
     assert [(h.d_model, h.e_layers) for h in widths.values()] == [
         (256, 4),
         (16, 4),
@@ -88,7 +88,9 @@ def test_reproduction_is_dense_and_published() -> None:
     assert {p.run.variant for p in planned} == {"published"}
     assert {p.run.model for p in planned} == {"iTransformer", "PatchTST", "DLinear"}
     assert (
-        runs.hyper_of(config, runs.Run.parse("ETTh1/PatchTST-published/l96-h96/seed0")).d_model
+        runs.setup_of(
+            config, runs.Run.parse("ETTh1/PatchTST-published/l96-h96/seed0")
+        ).settings.d_model
         == 512
     )
 
@@ -114,4 +116,4 @@ def test_ablation_asks_for_every_criterion_every_mask_and_ten_seeds() -> None:
         assert [p.orders for p in cell] == [3] + 9 * [1]
     assert config.pruning.scratch
     pruned = [p.run for p in planned if p.prune and p.run.model == "iTransformer"]
-    assert {runs.hyper_of(config, run).d_model for run in pruned} == {128}
+    assert {runs.setup_of(config, run).settings.d_model for run in pruned} == {128}

@@ -5,29 +5,24 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from importlib import resources
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import HYPER, SHAPE
+from small_models import SHAPE, sized
 from torch import Tensor, nn
 
 from spat.data.registry import DATASETS
+from spat.models import registry
 from spat.models.base import Forecaster
 from spat.models.layers.blocks import StepEmbedding, normalise, sinusoids
-from spat.models.registry import (
-    MODELS,
-    VARIANTS,
-    Hyperparameters,
-    Shape,
-    build,
-    hyperparameters,
-)
+from spat.models.registry import MODELS, VARIANTS, Setup, Shape, build, setup
 
-ATTENTION = [name for name, row in MODELS.items() if row.attention]
-TRAINED = [name for name, row in MODELS.items() if row.trains]
+ATTENTION = [name for name, row in MODELS.items() if row.role == "attention"]
+TRAINED = [name for name, row in MODELS.items() if row.role != "naive"]
 MARKED = ["iTransformer", "Transformer"]
 # The sites of the small models; a model that is not listed is held to what all must fulfil.
 SITES = {
@@ -55,7 +50,7 @@ def _seeded() -> Iterator[None]:
 
 
 def small(name: str, shape: Shape = SHAPE, **changes: float | bool) -> Forecaster:
-    return build(name, replace(HYPER, **changes), shape)
+    return build(name, sized(name, **changes), shape)
 
 
 def inputs(shape: Shape = SHAPE, windows: int = 3) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,10 +68,12 @@ def counted(model: nn.Module) -> int:
 # The table.
 
 
+def flat(found: Setup) -> dict[str, object]:
+    return {**vars(found.settings), **vars(found.recipe)}
+
+
 def test_the_registry_needs_no_torch() -> None:
-    code = (
-        "import sys, spat.models.registry as r; r.hyperparameters('DLinear', 'deep', 'ETTh1', 96)"
-    )
+    code = "import sys, spat.models.registry as r; r.setup('DLinear', 'deep', 'ETTh1', 96)"
     subprocess.run([sys.executable, "-c", f"{code}; assert 'torch' not in sys.modules"], check=True)
 
 
@@ -89,32 +86,56 @@ def test_the_registry_needs_no_torch() -> None:
         ("PatchTST", "published", "Solar", 96, {"batch_size": 16, "e_layers": 2}),
         ("PatchTST", "deep", "ETTm2", 720, {"d_model": 16, "d_ff": 128, "e_layers": 4}),
         ("iTransformer", "published", "ETTh1", 96, {"d_model": 256, "time_features": True}),
-        ("iTransformer", "published", "ETTh1", 720, {"d_model": 512, "season": 24}),
+        ("iTransformer", "published", "ETTh1", 720, {"d_model": 512}),
         ("iTransformer", "published", "Electricity", 96, {"learning_rate": 5e-4, "e_layers": 3}),
         ("iTransformer", "published", "PEMS07", 48, {"instance_norm": False, "batch_size": 16}),
         ("iTransformer", "deep", "ETTh2", 96, {"d_model": 128, "time_features": False}),
         ("Transformer", "published", "ILI", 24, {"label_len": 18, "d_ff": 2048}),
         ("DLinear", "deep", "ETTh2", 96, {"learning_rate": 0.05, "moving_average": 25}),
-        ("SeasonalNaive", "published", "Weather", 96, {"season": 144, "d_model": 0}),
+        ("SeasonalNaive", "published", "Weather", 96, {"season": 144, "epochs": 0}),
     ],
 )
 def test_the_most_specific_row_wins(
     model: str, variant: str, dataset: str, horizon: int, expected: dict[str, object]
 ) -> None:
-    found = hyperparameters(model, variant, dataset, horizon)
-    assert {name: getattr(found, name) for name in expected} == expected
+    found = flat(setup(model, variant, dataset, horizon))
+    assert {name: found[name] for name in expected} == expected
 
 
-def test_every_row_of_the_table_can_be_reached_and_says_where_it_is_from() -> None:
-    text = resources.files("spat.models").joinpath("hyperparameters.csv").read_text()
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_row_of_a_table_can_be_reached_and_says_where_it_is_from(name: str) -> None:
+    text = resources.files("spat.models").joinpath(f"{name.lower()}.csv").read_text()
     for row in csv.DictReader(text.splitlines()):
         if row["dataset"] == "*":  # also for datasets that are yet to come
             continue
         variant = "deep" if row["variant"] == "*" else row["variant"]
         horizon = 1 if row["horizon"] == "*" else int(row["horizon"])
-        found = hyperparameters(row["model"], variant, row["dataset"], horizon)
+        found = setup(name, variant, row["dataset"], horizon)
         assert found.source == row["source"], row
-        assert found.epochs == int(row["epochs"]), row
+        assert found.recipe.epochs == int(row["epochs"]), row
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ("*,*,*,wide,0.1,32,1,3,me", "line 2: moving_average: 'wide' is not a valid int"),
+        ("*,*,*,-1,0.1,32,1,3,me", "line 2: moving_average: '-1' is not a valid int"),
+        ("*,*,*,25,,32,1,3,me", "line 2: no value for learning_rate"),
+        ("*,*,*,25,0.1,32,1,3,", "line 2: no value for source"),
+        ("*,*,*,25,0.1,32,1,3,me\n*,*,*,25,0.1,32,1,3,me", "line 3: second row for"),
+        ("deep,*,*,25,0.1,32,1,3,me", "no row for variant published, ETTh1, horizon 96"),
+    ],
+)
+def test_a_faulty_table_is_named_with_its_line(
+    cells: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = "variant,dataset,horizon,moving_average,learning_rate,batch_size,epochs,patience"
+    (tmp_path / "dlinear.csv").write_text(f"{columns},source\n{cells}\n")
+    monkeypatch.setattr(registry.resources, "files", lambda _package: tmp_path)
+    for cached in (registry._table, registry._row):
+        monkeypatch.setattr(registry, cached.__name__, cached.__wrapped__)
+    with pytest.raises(ValueError, match=rf"dlinear\.csv.*{message}"):
+        setup("DLinear", "published", "ETTh1", 96)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -122,18 +143,18 @@ def test_every_run_of_the_registries_can_be_built(name: str) -> None:
     built = set()
     for variant, dataset in itertools.product(VARIANTS, DATASETS.values()):
         for horizon in dataset.horizons:
-            hyper = hyperparameters(name, variant, dataset.name, horizon)
+            settings = setup(name, variant, dataset.name, horizon).settings
             shape = Shape(dataset.lookback, horizon, dataset.channels, 4 if dataset.mark else 0)
-            key = (replace(hyper, source="", season=1), shape)
+            key = (settings, shape)
             if key in built:
                 continue
             built.add(key)
             with torch.device("meta"):
-                model = build(name, hyper, shape)
+                model = build(name, settings, shape)
                 y = model(*(inputs(shape, 2) if shape.marks else inputs(shape, 2)[:1]))
             assert y.shape == (2, horizon, dataset.channels)
-            assert bool(model.sites()) == MODELS[name].attention
-            assert bool(counted(model)) == MODELS[name].trains
+            assert bool(model.sites()) == (MODELS[name].role == "attention")
+            assert bool(counted(model)) == (MODELS[name].role != "naive")
             if variant == "deep" and model.sites():
                 assert len(model.sites()) == 4
 
@@ -144,13 +165,30 @@ def test_every_run_of_the_registries_can_be_built(name: str) -> None:
         (("LSTM", "deep", "ETTh1", 96), "model 'LSTM' is not one of iTransformer, PatchTST"),
         (("DLinear", "wide", "ETTh1", 96), "variant 'wide' is not one of published, deep"),
         (("DLinear", "deep", "ETTh9", 96), "dataset 'ETTh9' is not one of ETTh1"),
-        (("DLinear", "deep", "ETTh1", 96, {"width": 3}), "'width' is not one of d_model"),
+        (
+            ("DLinear", "deep", "ETTh1", 96, {"d_model": 3}),
+            r"'d_model' is not one of moving_average \(settings of DLinear\) or learning_rate, bat",
+        ),
         (("DLinear", "deep", "ETTh1", 96, {"source": "x"}), "'source' is not one of"),
-        (("PatchTST", "deep", "ETTh1", 96, {"d_model": 3.5}), "d_model: 3.5 is no int"),
-        (("PatchTST", "deep", "ETTh1", 96, {"d_model": True}), "d_model: True is no int"),
-        (("PatchTST", "deep", "ETTh1", 96, {"dropout": True}), "dropout: True is no float"),
-        (("PatchTST", "deep", "ETTh1", 96, {"dropout": "a"}), "dropout: 'a' is no float"),
-        (("PatchTST", "deep", "ETTh1", 96, {"time_features": 1}), "time_features: 1 is no bool"),
+        (
+            ("DLinear", "deep", "ETTh1", 96, {"schedule": "type2"}),
+            "schedule 'type2' is not one of constant, type1",
+        ),
+        (
+            ("DLinear", "deep", "ETTh1", 96, {"weight_decay": -1}),
+            "weight_decay: -1.0 is negative",
+        ),
+        (("PatchTST", "deep", "ETTh1", 96, {"d_model": 3.5}), "d_model: 3.5 is not of type int"),
+        (("PatchTST", "deep", "ETTh1", 96, {"d_model": True}), "d_model: True is not of type int"),
+        (
+            ("PatchTST", "deep", "ETTh1", 96, {"dropout": True}),
+            "dropout: True is not of type float",
+        ),
+        (("PatchTST", "deep", "ETTh1", 96, {"dropout": "a"}), "dropout: 'a' is not of type float"),
+        (
+            ("iTransformer", "deep", "ETTh1", 96, {"time_features": 1}),
+            "time_features: 1 is not of type bool",
+        ),
         (("PatchTST", "deep", "ETTh1", 96, {"e_layers": 0}), "e_layers: 0 is not positive"),
         (("PatchTST", "deep", "ETTh1", 96, {"dropout": 1.0}), r"dropout: 1.0 is not in \[0, 1\)"),
         (
@@ -161,22 +199,18 @@ def test_every_run_of_the_registries_can_be_built(name: str) -> None:
 )
 def test_what_is_not_in_the_table_is_named(arguments: tuple, message: str) -> None:  # type: ignore[type-arg]
     with pytest.raises(ValueError, match=message):
-        hyperparameters(*arguments)
+        setup(*arguments)
 
 
 def test_overrides_change_a_row_and_its_source() -> None:
-    row = hyperparameters("PatchTST", "deep", "ETTh1", 96)
-    changed = hyperparameters("PatchTST", "deep", "ETTh1", 96, {"dropout": 0, "e_layers": 3})
-    assert changed == replace(row, dropout=0.0, e_layers=3, source=changed.source)
-    assert changed.source == f"{row.source}; changed: dropout 0.0, e_layers 3"
-    assert isinstance(changed.dropout, float)
-    assert hyperparameters("PatchTST", "deep", "ETTh1", 96, {}) == row
-
-
-def test_the_table_has_a_column_for_every_setting() -> None:
-    text = resources.files("spat.models").joinpath("hyperparameters.csv").read_text()
-    columns = set(text.splitlines()[0].split(",")) - {"model", "variant", "dataset", "horizon"}
-    assert columns == {field.name for field in fields(Hyperparameters)} - {"season"}
+    row = setup("PatchTST", "deep", "ETTh1", 96)
+    changes = {"dropout": 0, "e_layers": 3, "epochs": 2}
+    changed = setup("PatchTST", "deep", "ETTh1", 96, changes)
+    assert changed.settings == replace(row.settings, dropout=0.0, e_layers=3)
+    assert changed.recipe == replace(row.recipe, epochs=2)
+    assert changed.source == f"{row.source}; changed: dropout 0.0, e_layers 3, epochs 2"
+    assert isinstance(changed.settings.dropout, float)
+    assert setup("PatchTST", "deep", "ETTh1", 96, {}) == row
 
 
 @pytest.mark.parametrize(
@@ -190,7 +224,7 @@ def test_the_table_has_a_column_for_every_setting() -> None:
 )
 def test_parameters_are_as_many_as_published(name: str, dataset: str, parameters: int) -> None:
     with torch.device("meta"):
-        model = build(name, hyperparameters(name, "published", dataset, 96), Shape(96, 96, 7, 4))
+        model = build(name, setup(name, "published", dataset, 96).settings, Shape(96, 96, 7, 4))
     assert counted(model) == parameters
 
 

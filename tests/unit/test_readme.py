@@ -10,7 +10,7 @@ import pytest
 
 from spat.data import series
 from spat.data.registry import Borders
-from spat.models.registry import Shape, build, hyperparameters
+from spat.models.registry import Shape, build, setup
 from spat.surgery import cut
 
 ROOT = Path(__file__).parents[2]
@@ -51,8 +51,8 @@ def test_the_snippet_prunes_fine_tunes_and_saves(
     borders = Borders((0, 220), (220, 420), (420, 620))
     moments = np.zeros(3), np.ones(3)
     series.save(series.Prepared("ETTh2", values, *moments, borders, None, ""), data)
-    hyper = hyperparameters("iTransformer", "deep", "ETTh2", 96, {"d_model": 8, "d_ff": 8})
-    cut.save(build("iTransformer", hyper, Shape(96, 96, 3)), dense)
+    settings = setup("iTransformer", "deep", "ETTh2", 96, {"d_model": 8, "d_ff": 8}).settings
+    cut.save(build("iTransformer", settings, Shape(96, 96, 3)), dense)
     monkeypatch.chdir(tmp_path)
     exec(compile(snippet, "README.md", "exec"), {})
     pruned, before = cut.load(tmp_path / "my-pruned-model"), cut.load(dense)

@@ -20,7 +20,7 @@ from spat.evaluation import robustness as evaluation
 from spat.evaluation.summary import summarise
 from spat.files import read_json
 from spat.models.base import Forecaster
-from spat.models.registry import MODELS, Shape, build, hyperparameters
+from spat.models.registry import MODELS, Shape, build, setup
 from spat.pipeline import frames, runs, scores_frame
 from spat.pipeline.config import Config, ConfigError, load
 from spat.pipeline.frames import RUN
@@ -35,7 +35,7 @@ from spat.surgery import cut
 from spat.training.metrics import evaluate
 
 LOOKBACK, HORIZON, CHANNELS = 24, 12, 5
-ATTENTION = [name for name, row in MODELS.items() if row.attention]
+ATTENTION = [name for name, row in MODELS.items() if row.role == "attention"]
 ATTENTIONS = ("uniform", "identity", "pattern")
 GATES = ("gate:0", "gate:0.25", "gate:0.5", "gate:1")
 NOISES = ("noise:0.5", "noise:1", "noise:2")
@@ -48,8 +48,8 @@ def dense(name: str, dtype: torch.dtype = torch.float64) -> Forecaster:
     own = {"PatchTST": {"patch_len": 8, "stride": 4}, "Transformer": {"d_layers": 2}}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        hyper = hyperparameters(name, "deep", "synthetic", 96, {**sizes, **own.get(name, {})})
-        model = build(name, hyper, Shape(LOOKBACK, HORIZON, CHANNELS)).to(dtype)
+        found = setup(name, "deep", "synthetic", 96, {**sizes, **own.get(name, {})})
+        model = build(name, found.settings, Shape(LOOKBACK, HORIZON, CHANNELS)).to(dtype)
         for parameter in model.parameters():
             parameter.data.add_(0.3 * torch.randn_like(parameter))
     return model.eval()

@@ -82,7 +82,7 @@ def test_a_variant_changes_the_registrys_row() -> None:
     block = {"datasets": ["ETTh1"], "models": ["iTransformer"], "variants": ["deep", "narrow"]}
     narrow = {"narrow": {"base": "deep", "model": {"d_model": 32}}}
     mine = config({**block, "horizons": [96]}, variants=narrow)
-    deep, changed = (runs.hyper_of(mine, p.run) for p in runs.plan(mine))
+    deep, changed = (runs.setup_of(mine, p.run).settings for p in runs.plan(mine))
     assert changed.d_model == 32
     assert (changed.e_layers, changed.n_heads) == (deep.e_layers, deep.n_heads)
 
@@ -91,4 +91,31 @@ def test_a_variant_that_changes_nothing_known_is_named() -> None:
     block = {"datasets": ["ETTh1"], "models": ["iTransformer"], "variants": ["odd"]}
     mine = config({**block, "horizons": [96]}, variants={"odd": {"model": {"depth": 3}}})
     with pytest.raises(ConfigError, match=r"variants\.odd .*'depth' is not one of d_model"):
-        runs.hyper_of(mine, runs.plan(mine)[0].run)
+        runs.plan(mine)
+
+
+@pytest.mark.parametrize(
+    ("model", "lookback", "changes", "problem"),
+    [
+        ("PatchTST", 1, {}, "lookback 1 with stride 8 holds no patch of 16 steps"),
+        ("PatchTST", 96, {"patch_len": 200}, "holds no patch of 200 steps"),
+        ("iTransformer", 96, {"d_model": 4, "n_heads": 8}, "n_heads 8 exceeds d_model 4"),
+        ("Transformer", 96, {"d_model": 4}, "n_heads 8 exceeds d_model 4"),
+        ("DLinear", 96, {"moving_average": 24}, "moving_average 24: choose an odd width"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_before_the_first_job(
+    model: str, lookback: int, changes: dict[str, int], problem: str
+) -> None:
+    block = {"datasets": ["ETTh1"], "models": [model], "variants": ["odd"], "horizons": [96]}
+    mine = config({**block, "lookback": lookback}, variants={"odd": {"model": changes}})
+    with pytest.raises(ConfigError, match=rf"grid\.0: ETTh1/{model}-odd/.*{problem}"):
+        runs.plan(mine)
+
+
+def test_time_features_need_timestamps() -> None:
+    block = {"datasets": ["Solar"], "models": ["Transformer"], "variants": ["marked"]}
+    marked = {"marked": {"base": "published", "model": {"time_features": True}}}
+    mine = config({**block, "horizons": [96]}, variants=marked)
+    with pytest.raises(ConfigError, match="the dataset has no timestamps"):
+        runs.plan(mine)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
-from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -14,7 +13,7 @@ import pytest
 import torch
 from scoring_cases import ATTENTIVE, batches, small, windows
 
-from spat.models.registry import MODELS, Shape, build, hyperparameters
+from spat.models.registry import MODELS, Shape, build, setup
 from spat.pipeline.frames import RUN, checked
 from spat.pipeline.scores_frame import aggregate, send_train
 from spat.scoring.names import CRITERIA, HEAD_CRITERIA, STATISTICS
@@ -87,8 +86,7 @@ def test_scores_do_not_depend_on_the_batch_size(name: str, size: int) -> None:
 @pytest.mark.parametrize("name", ATTENTIVE)
 def test_nor_on_the_size_of_a_pass(name: str, size: int) -> None:
     model = small(name)
-    model.hyper = replace(model.hyper, batch_size=size)
-    found = by_place(aggregate(score(model, windows(), batches(32))))
+    found = by_place(aggregate(score(model, windows(), batches(32), size=size)))
     expected = by_place(aggregate(scored(name, 32)))[found.index]
     np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-15)
 
@@ -133,10 +131,10 @@ def test_send_train_is_the_mean_over_epochs() -> None:
         send_train(trajectory("Transformer").assign(criterion="michel"))
 
 
-@pytest.mark.parametrize("name", [n for n, m in MODELS.items() if not m.attention])
+@pytest.mark.parametrize("name", [n for n, m in MODELS.items() if m.role != "attention"])
 def test_a_model_without_attention_has_no_scores(name: str) -> None:
-    hyper = hyperparameters(name, "published", "synthetic", 96)
-    model = build(name, hyper, Shape(24, 12, 3))
+    settings = setup(name, "published", "synthetic", 96).settings
+    model = build(name, settings, Shape(24, 12, 3))
     assert score(model, windows(torch.float32), batches(32)).empty
     assert score_send(model, windows(torch.float32), batches(32)).empty
 
@@ -164,7 +162,7 @@ def test_what_cannot_be_scored_is_an_error(criterion: str, message: str) -> None
 @pytest.mark.parametrize("criterion", ["send", "loss_drop"])
 def test_a_plain_module_is_told_what_it_lacks(criterion: str) -> None:
     plain = torch.nn.Linear(3, 3)
-    with pytest.raises(TypeError, match="Linear is no Forecaster"):
+    with pytest.raises(TypeError, match="Linear is not a Forecaster"):
         score(plain, windows(), batches(8), [criterion])  # type: ignore[arg-type]
 
 

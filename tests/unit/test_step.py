@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from small_models import HYPER, SHAPE
+from small_models import SHAPE, sized
 from torch import Tensor
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,7 +25,7 @@ RHO = (None, 0.05)
 
 
 def small(name: str, dropout: float = 0.1) -> Forecaster:
-    return build(name, replace(HYPER, dropout=dropout), SHAPE, seed=0).train()
+    return build(name, sized(name, dropout=dropout), SHAPE, seed=0).train()
 
 
 class KeepsTo(TorchDispatchMode):

@@ -5,30 +5,29 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from small_models import HYPER, SHAPE
+from small_models import SHAPE, SIZES, sized
 from torch import Tensor, nn
 
 from spat.attention.mask import Mask, all_site_masks
 from spat.attention.site import Site
 from spat.models.base import Forecaster
 from spat.models.layers.attention import MultiHeadAttention
-from spat.models.registry import MODELS, Hyperparameters, Shape, build
+from spat.models.registry import MODELS, Settings, Shape, build
 from spat.surgery import cut
 from spat.training.device import costs
 
-ATTENTION = [name for name, row in MODELS.items() if row.attention]
+ATTENTION = [name for name, row in MODELS.items() if row.role == "attention"]
 
 
-def dense(name: str, hyper: Hyperparameters = HYPER) -> Forecaster:
+def dense(name: str, **changes: bool) -> Forecaster:
     """A model in which no bias, gain or running statistic is at its neutral start."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        model = build(name, hyper, SHAPE)
+        model = build(name, sized(name, **changes), SHAPE)
         for tensor in itertools.chain(model.parameters(), model.buffers()):
             if tensor.is_floating_point():
                 tensor.data.add_(0.2 * torch.rand_like(tensor))
@@ -57,7 +56,7 @@ def pruned(model: Forecaster, mask: Mask) -> tuple[Forecaster, cut.Surgery]:
 @pytest.mark.parametrize("name", ATTENTION)
 @torch.no_grad()
 def test_pruned_is_masked_dense(name: str, time_features: bool) -> None:
-    model = dense(name, replace(HYPER, time_features=time_features))
+    model = dense(name, time_features=time_features)
     inputs = costs.example_inputs(model, 3)
     before = model(*inputs)
     for mask in masks_of(model):
@@ -73,7 +72,7 @@ def test_pruned_is_masked_dense(name: str, time_features: bool) -> None:
 
 @pytest.mark.parametrize("name", ATTENTION)
 def test_gradients_are_those_of_the_masked_dense_network(name: str) -> None:
-    model = dense(name).train()  # HYPER has no dropout; PatchTST normalises by the batch
+    model = dense(name).train()  # without dropout; PatchTST normalises by the batch
     mask = Mask.full(cut.heads_of(model)).without_sites([0]).without_heads([(1, 1), (1, 2)])
     smaller, _ = pruned(model, mask)
     inputs = costs.example_inputs(model, 4)
@@ -108,7 +107,8 @@ def test_every_parameter_left_is_reached_and_can_be_trained(name: str) -> None:
 @pytest.mark.parametrize("name", ATTENTION)
 def test_parameters_and_flops_fall_by_what_is_removed(name: str) -> None:
     model = dense(name)
-    width, head_size, sites = HYPER.d_model, HYPER.d_model // HYPER.n_heads, model.sites()
+    width, sites = SIZES["d_model"], model.sites()
+    head_size = width // SIZES["n_heads"]
     per_head = head_size * (4 * width + 3)  # rows of q, k, v with bias, columns of the output
     total, flops = costs.parameters(model), costs.flops(model)
     for mask in masks_of(model)[::4]:
@@ -124,7 +124,7 @@ def test_parameters_and_flops_fall_by_what_is_removed(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_full_mask_changes_nothing(name: str) -> None:
-    model = build(name, HYPER, SHAPE).train()
+    model = build(name, sized(name), SHAPE).train()
     before = dict(model.named_parameters())
     operation = cut.prune(model, Mask.full(cut.heads_of(model)))
     assert operation.params_before == operation.params_after == costs.parameters(model)
@@ -161,8 +161,8 @@ def test_surgery_wants_the_dense_model_and_its_mask() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_files_give_the_same_network_back(name: str, tmp_path: Path) -> None:
-    model = build(name, HYPER, SHAPE).eval()
-    for index, mask in enumerate(masks_of(model)[-3:] if MODELS[name].attention else [Mask(())]):
+    model = build(name, sized(name), SHAPE).eval()
+    for index, mask in enumerate(masks_of(model)[-3:] if name in ATTENTION else [Mask(())]):
         smaller, _ = pruned(model, mask)
         folder = tmp_path / str(index)
         random = torch.get_rng_state()
@@ -178,7 +178,7 @@ def test_files_give_the_same_network_back(name: str, tmp_path: Path) -> None:
         assert written["model"] == name
         assert type(again) is type(smaller)
         assert not again.training
-        assert (again.hyper, again.shape) == (HYPER, SHAPE)
+        assert (again.settings, again.shape) == (sized(name), SHAPE)
         inputs = costs.example_inputs(model, 2)
         assert torch.equal(again(*inputs), smaller(*inputs))
 
@@ -240,7 +240,7 @@ class Memory(Forecaster):
     """A forecaster of one's own, whose encoder is of use to one attention alone."""
 
     def __init__(self, lazy: bool) -> None:
-        super().__init__(Hyperparameters(), Shape(6, 6, 8))
+        super().__init__(Settings(), Shape(6, 6, 8))
         self.lazy = lazy
         self.encoder = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(6))
         self.encoder_attention: MultiHeadAttention | None = MultiHeadAttention(8, 2, dropout=0.0)

@@ -58,7 +58,8 @@ def write_stage(
         metrics |= {
             "status": "ok",
             "data_sha256": "ab" * 32,
-            "hyperparameters": {"d_model": 256, "dropout": 0.1},
+            "settings": {"d_model": 256, "dropout": 0.1},
+            "recipe": {"learning_rate": 0.001},
             "sites": list(SITES),
             "heads": [8, 8],
             "params": 1000,
@@ -328,7 +329,7 @@ def test_a_rerun_replaces_its_run_and_keeps_the_others(config: Config) -> None:
     write_all(config)
     log_all(config)
     before = live(config)
-    write_stage(config, RUN, "pretrain", digest="d1", hyperparameters={"d_model": 128})
+    write_stage(config, RUN, "pretrain", digest="d1", settings={"d_model": 128})
     tracking.log(config, RUN, "pretrain")
     after = live(config)
     assert set(after) == set(before)
@@ -423,7 +424,7 @@ def test_a_model_that_does_not_train_has_no_epochs(config: Config) -> None:
 
 
 def test_more_values_than_a_call_takes_all_arrive(config: Config) -> None:
-    write_stage(config, RUN, "pretrain", hyperparameters={f"h{i}": i for i in range(150)})
+    write_stage(config, RUN, "pretrain", settings={f"h{i}": i for i in range(150)})
     path = runs.folder(config, RUN, "pretrain") / "history.csv"
     row = pd.read_csv(path).iloc[[0]]
     pd.concat([row.assign(epoch=i + 1) for i in range(500)]).to_csv(path, index=False)

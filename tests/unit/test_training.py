@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from spat.data import series, synthetic
 from spat.data.registry import DATASETS
 from spat.data.windows import Splits, split
 from spat.models.base import Forecaster
-from spat.models.registry import Shape, build, hyperparameters
+from spat.models.registry import Shape, build, setup
+from spat.models.settings import Schedule
 from spat.training import loop
 from spat.training.loop import (
     Fit,
@@ -39,14 +41,14 @@ def splits() -> Splits:
 
 
 def small(seed: int = 0, **changes: int | float) -> Forecaster:
-    hyper = hyperparameters(
+    found = setup(
         "iTransformer",
         "deep",
         "synthetic",
         HORIZON,
         {"d_model": 16, "d_ff": 16, "e_layers": 2, "n_heads": 2, "dropout": 0.1, **changes},
     )
-    return build("iTransformer", hyper, Shape(LOOKBACK, HORIZON, CHANNELS, 0), seed)
+    return build("iTransformer", found.settings, Shape(LOOKBACK, HORIZON, CHANNELS, 0), seed)
 
 
 def settings(**changes: object) -> Settings:
@@ -58,8 +60,36 @@ def weights(model: Forecaster) -> np.ndarray:
     return np.concatenate([p.detach().numpy().ravel() for p in model.parameters()])
 
 
-def test_schedule_is_full_for_two_epochs_then_halves() -> None:
-    assert [rate_at(e, 0.8) for e in (1, 2, 3, 4)] == [0.8, 0.8, 0.4, 0.2]
+@pytest.mark.parametrize(
+    ("schedule", "epochs", "shares"),
+    [
+        ("constant", (1, 2, 30), (1, 1, 1)),
+        ("type1", (1, 2, 3, 4), (1, 1, 0.5, 0.25)),
+        ("type3", (1, 4, 5, 7), (1, 1, 0.9, 0.729)),
+        ("sparsetsf", (1, 4, 5, 7), (1, 1, 0.8, 0.512)),
+        ("fits", (1, 2, 3, 5), (1, 1, 0.95, 0.857375)),
+        ("cosine", (1, 11, 21), (1, 0.5, 0)),
+    ],
+)
+def test_schedules_are_those_of_the_published_code(
+    schedule: Schedule, epochs: tuple[int, ...], shares: tuple[float, ...]
+) -> None:
+    rates = [rate_at(epoch, 0.8, schedule) for epoch in epochs]
+    assert rates == pytest.approx([0.8 * share for share in shares], abs=1e-8)
+
+
+def test_every_schedule_of_a_recipe_has_its_rates() -> None:
+    assert all(rate_at(1, 0.8, schedule) == 0.8 for schedule in get_args(Schedule))
+
+
+def test_training_follows_a_named_schedule_and_its_weight_decay(splits: Splits) -> None:
+    plain, decayed = small(), small()
+    fitted = fit(plain, splits, settings(schedule="fits"), SEEDS)
+    assert [row["learning_rate"] for row in fitted.history] == [
+        rate_at(epoch, 1e-3, "fits") for epoch in (1, 2, 3, 4)
+    ]
+    fit(decayed, splits, settings(schedule="fits", weight_decay=1.0), SEEDS)
+    assert np.linalg.norm(weights(decayed)) < 0.95 * np.linalg.norm(weights(plain))
 
 
 def test_a_restarted_schedule_is_that_of_fine_tuning_after_that_of_pretraining() -> None:

@@ -27,8 +27,6 @@ try:
     CONFIG = load(config, " + ".join(map(str, [base, *overlays])))
     PLAN = {planned.run.path: planned for planned in runs.plan(CONFIG)}
     STUDIED = [run.path for run in runs.studied(CONFIG)]
-    for planned in PLAN.values():
-        runs.hyper_of(CONFIG, planned.run)
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 

@@ -7,22 +7,25 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from spat.attention.site import Site
-from spat.models.registry import Hyperparameters, Shape
+from spat.models.settings import Settings, Shape
 
 
 class Forecaster(nn.Module, ABC):
     """Maps past windows to forecasts; knows its shape, its settings and its attention sites."""
 
-    def __init__(self, hyper: Hyperparameters, shape: Shape) -> None:
+    settings: Settings
+    shape: Shape
+
+    def __init__(self, settings: Settings, shape: Shape) -> None:
         """Keep the settings.
 
         Raises:
-            ValueError: if time features are asked for and the data have no timestamps.
+            ValueError: if the settings do not fit the shape.
         """
         super().__init__()
-        if hyper.time_features and not shape.marks:
-            raise ValueError("time_features is on, but the dataset has no timestamps: turn it off")
-        self.hyper = hyper
+        if (problem := settings.problem(shape)) is not None:
+            raise ValueError(problem)
+        self.settings = settings
         self.shape = shape
 
     def sites(self) -> tuple[Site, ...]:
@@ -35,7 +38,7 @@ class Forecaster(nn.Module, ABC):
     ) -> Tensor:
         """x [B, L, C], past_marks [B, L, F], future_marks [B, H, F] -> forecast [B, H, C].
 
-        Marks are read by models with `hyper.time_features` alone.
+        Marks are read only where `settings.uses_marks`.
         """
 
 

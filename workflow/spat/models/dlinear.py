@@ -1,4 +1,7 @@
-"""DLinear (Zeng et al., AAAI 2023, arXiv 2205.13504): the lightweight reference."""
+"""DLinear (Zeng et al., AAAI 2023, arXiv 2205.13504), as the Time-Series-Library publishes it.
+
+LTSF-Linear, the code of the paper, leaves torch's initialisation of both maps instead.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spat.models.base import Forecaster
-from spat.models.registry import Hyperparameters, Shape
+from spat.models.settings import DLinearSettings as Settings
+from spat.models.settings import Shape
 from spat.training.device.kernels import Linear
 
 
 class DLinear(Forecaster):
     """Trend (moving average) and remainder, each with one linear map shared by all channels."""
 
-    def __init__(self, hyper: Hyperparameters, shape: Shape) -> None:
-        """Both maps start as the mean of the window, as published.
+    settings: Settings
 
-        Raises:
-            ValueError: if the moving average has no centre.
-        """
-        super().__init__(hyper, shape)
-        if hyper.moving_average % 2 == 0:
-            raise ValueError(f"moving_average {hyper.moving_average}: choose an odd width")
+    def __init__(self, settings: Settings, shape: Shape) -> None:
+        """Both maps start as the mean of the window, as in the Time-Series-Library."""
+        super().__init__(settings, shape)
         self.trend = Linear(shape.lookback, shape.horizon)
         self.remainder = Linear(shape.lookback, shape.horizon)
         for linear in (self.trend, self.remainder):
@@ -32,7 +32,7 @@ class DLinear(Forecaster):
     ) -> Tensor:
         """x [B, L, C] -> [B, H, C]."""
         series = x.transpose(1, 2)  # [B, C, L]
-        width = self.hyper.moving_average
+        width = self.settings.moving_average
         padded = F.pad(series, (width // 2, width // 2), mode="replicate")
         trend = F.avg_pool1d(padded, width, stride=1)
         y = self.trend(trend) + self.remainder(series - trend)

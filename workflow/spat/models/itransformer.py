@@ -11,28 +11,31 @@ from torch import Tensor, nn
 from spat.attention.site import Site
 from spat.models.base import Forecaster, required
 from spat.models.layers.blocks import EncoderLayer, normalise
-from spat.models.registry import Hyperparameters, Shape
+from spat.models.settings import ITransformerSettings as Settings
+from spat.models.settings import Shape
 from spat.training.device.kernels import Dropout, Linear
 
 
 class ITransformer(Forecaster):
     """Encoder over channels; the weights depend neither on their number nor on their order."""
 
-    def __init__(self, hyper: Hyperparameters, shape: Shape) -> None:
-        super().__init__(hyper, shape)
-        self.embedding = Linear(shape.lookback, hyper.d_model)
-        self.dropout = Dropout(hyper.dropout)
+    settings: Settings
+
+    def __init__(self, settings: Settings, shape: Shape) -> None:
+        super().__init__(settings, shape)
+        self.embedding = Linear(shape.lookback, settings.d_model)
+        self.dropout = Dropout(settings.dropout)
         self.layers = nn.ModuleList(
-            EncoderLayer(hyper.d_model, hyper.d_ff, hyper.n_heads, hyper.dropout)
-            for _ in range(hyper.e_layers)
+            EncoderLayer(settings.d_model, settings.d_ff, settings.n_heads, settings.dropout)
+            for _ in range(settings.e_layers)
         )
-        self.norm = nn.LayerNorm(hyper.d_model)
-        self.head = Linear(hyper.d_model, shape.horizon)
+        self.norm = nn.LayerNorm(settings.d_model)
+        self.head = Linear(settings.d_model, shape.horizon)
 
     def sites(self) -> tuple[Site, ...]:
         """One self-attention a layer."""
         return tuple(
-            Site(f"encoder.{i}.self", layer, "attention", self.hyper.n_heads)
+            Site(f"encoder.{i}.self", layer, "attention", self.settings.n_heads)
             for i, layer in enumerate(self.layers)
         )
 
@@ -42,11 +45,11 @@ class ITransformer(Forecaster):
         """x [B, L, C] -> [B, H, C]."""
         channels = x.shape[-1]
         scale = None
-        if self.hyper.instance_norm:
+        if self.settings.instance_norm:
             x, scale = normalise(x)
         # Marks reach the forecast through attention alone: their tokens end with the last one.
         last = max((i for i, site in enumerate(self.sites()) if site.attention), default=None)
-        if self.hyper.time_features and last is not None:
+        if self.settings.time_features and last is not None:
             x = torch.cat([x, required(past_marks, "past_marks")], dim=-1)
         tokens = self.dropout(self.embedding(x.transpose(1, 2)))  # [B, C (+ F), width]
         for i, layer in enumerate(self.layers):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from spat.models.base import Forecaster
+from spat.models.settings import SeasonalNaiveSettings
 
 
 class RepeatLast(Forecaster):
@@ -19,13 +20,15 @@ class RepeatLast(Forecaster):
 
 
 class SeasonalNaive(Forecaster):
-    """The last season (`hyper.season` steps), repeated; the last step if no season fits in."""
+    """The last season (`settings.season` steps), repeated; the last step if no season fits in."""
+
+    settings: SeasonalNaiveSettings
 
     def forward(
         self, x: Tensor, past_marks: Tensor | None = None, future_marks: Tensor | None = None
     ) -> Tensor:
         """x [B, L, C] -> [B, H, C]."""
         lookback = x.shape[1]
-        season = self.hyper.season if self.hyper.season <= lookback else 1
+        season = self.settings.season if self.settings.season <= lookback else 1
         steps = torch.arange(self.shape.horizon, device=x.device) % season
         return x[:, lookback - season + steps]

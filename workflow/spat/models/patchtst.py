@@ -12,40 +12,34 @@ from torch import Tensor, nn
 from spat.attention.site import Site
 from spat.models.base import Forecaster
 from spat.models.layers.blocks import EncoderLayer, normalise, sinusoids
-from spat.models.registry import Hyperparameters, Shape
+from spat.models.settings import PatchTSTSettings as Settings
+from spat.models.settings import Shape
 from spat.training.device.kernels import Dropout, Linear
 
 
 class PatchTST(Forecaster):
     """Overlapping patches, an encoder, batch normalisation and one linear head for all patches."""
 
-    def __init__(self, hyper: Hyperparameters, shape: Shape) -> None:
-        """Lay out the patches; the end of a window is padded by one stride.
+    settings: Settings
 
-        Raises:
-            ValueError: if the padded lookback is shorter than a patch.
-        """
-        super().__init__(hyper, shape)
-        if shape.lookback + hyper.stride < hyper.patch_len:
-            raise ValueError(
-                f"lookback {shape.lookback} with stride {hyper.stride} holds no patch of "
-                f"{hyper.patch_len} steps: choose a smaller patch_len"
-            )
-        patches = (shape.lookback + hyper.stride - hyper.patch_len) // hyper.stride + 1
-        self.embedding = Linear(hyper.patch_len, hyper.d_model, bias=False)
-        self.register_buffer("position", sinusoids(patches, hyper.d_model), persistent=False)
-        self.dropout = Dropout(hyper.dropout)
+    def __init__(self, settings: Settings, shape: Shape) -> None:
+        """Lay out the patches; the end of a window is padded by one stride."""
+        super().__init__(settings, shape)
+        patches = (shape.lookback + settings.stride - settings.patch_len) // settings.stride + 1
+        self.embedding = Linear(settings.patch_len, settings.d_model, bias=False)
+        self.register_buffer("position", sinusoids(patches, settings.d_model), persistent=False)
+        self.dropout = Dropout(settings.dropout)
         self.layers = nn.ModuleList(
-            EncoderLayer(hyper.d_model, hyper.d_ff, hyper.n_heads, hyper.dropout)
-            for _ in range(hyper.e_layers)
+            EncoderLayer(settings.d_model, settings.d_ff, settings.n_heads, settings.dropout)
+            for _ in range(settings.e_layers)
         )
-        self.norm = nn.BatchNorm1d(hyper.d_model)
-        self.head = Linear(patches * hyper.d_model, shape.horizon)
+        self.norm = nn.BatchNorm1d(settings.d_model)
+        self.head = Linear(patches * settings.d_model, shape.horizon)
 
     def sites(self) -> tuple[Site, ...]:
         """One self-attention a layer."""
         return tuple(
-            Site(f"encoder.{i}.self", layer, "attention", self.hyper.n_heads)
+            Site(f"encoder.{i}.self", layer, "attention", self.settings.n_heads)
             for i, layer in enumerate(self.layers)
         )
 
@@ -54,11 +48,11 @@ class PatchTST(Forecaster):
     ) -> Tensor:
         """x [B, L, C] -> [B, H, C]."""
         scale = None
-        if self.hyper.instance_norm:
+        if self.settings.instance_norm:
             x, scale = normalise(x)
         channels = x.transpose(1, 2)  # [B, C, L]
-        padded = F.pad(channels, (0, self.hyper.stride), mode="replicate")
-        patches = padded.unfold(-1, self.hyper.patch_len, self.hyper.stride).flatten(0, 1)
+        padded = F.pad(channels, (0, self.settings.stride), mode="replicate")
+        patches = padded.unfold(-1, self.settings.patch_len, self.settings.stride).flatten(0, 1)
         tokens = self.dropout(self.embedding(patches) + self.position)  # [B * C, patches, width]
         for layer in self.layers:
             tokens = layer(tokens)

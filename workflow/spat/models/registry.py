@@ -1,6 +1,7 @@
-"""The table of forecasters and of their hyper-parameters; no torch, since names are all it needs.
+"""The table of models, and of the settings and recipes that they are trained with.
 
-A new model is a row of `MODELS`, a module with its class, and rows in `hyperparameters.csv`.
+To add a model, add a row to `MODELS`, its settings to `settings.py`, a module with its class, and a
+CSV with its published rows, named after the model in lower case. Torch is not imported.
 """
 
 from __future__ import annotations
@@ -9,135 +10,140 @@ import csv
 import importlib
 import math
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import cache
 from importlib import resources
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from spat.data.registry import DATASETS
+from spat.models import settings as own
+from spat.models.settings import Recipe as Recipe
+from spat.models.settings import Settings as Settings
+from spat.models.settings import Shape as Shape
 
 if TYPE_CHECKING:
     from spat.models.base import Forecaster
 
-VARIANTS = ("published", "deep")
+Role = Literal["attention", "baseline", "naive"]
+View = Literal["Output", "Heads", "Mixing"]
+
+VARIANTS: Final = ("published", "deep")
+
+# A naive model has nothing to train.
+_UNTRAINED: Final = Recipe(learning_rate=0.0, batch_size=32, epochs=0, patience=0)
+
+# Settings that are the dataset's own, by the same name: steps of its main season.
+_DERIVED: Final = ("season",)
 
 _INITIALISING = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Model:
-    """A forecaster: where it is implemented and what it is like.
+    """A row of the table.
 
-    `attention`: it has sites to prune. `trains`: it has parameters. `fixed_channels`: its weights
-    depend on the number of channels, so that it transfers only to data of the same width.
+    Attributes:
+        name: Name in configurations and results.
+        module: Where the class is implemented.
+        class_name: Name of the class; it takes (settings, shape).
+        settings: Its settings.
+        role: `attention` has sites to prune, `baseline` is trained and has none, `naive` has no
+            parameters.
+        task: What it is for.
+        view: The widest view that all its sites offer (role `attention`).
+        fixed_channels: Its weights depend on the number of channels, so that it transfers only to
+            data of the same width.
     """
 
     name: str
     module: str
     class_name: str
-    attention: bool = False
-    trains: bool = True
+    settings: type[Settings]
+    role: Role = "attention"
+    task: str = "forecasting"
+    view: View = "Mixing"
     fixed_channels: bool = False
 
 
-MODELS = {
+MODELS: Final = {
     model.name: model
     for model in (
-        Model("iTransformer", "spat.models.itransformer", "ITransformer", attention=True),
-        Model("PatchTST", "spat.models.patchtst", "PatchTST", attention=True),
+        Model("iTransformer", "spat.models.itransformer", "ITransformer", own.ITransformerSettings),
+        Model("PatchTST", "spat.models.patchtst", "PatchTST", own.PatchTSTSettings),
         Model(
             "Transformer",
             "spat.models.transformer",
             "Transformer",
-            attention=True,
+            own.TransformerSettings,
             fixed_channels=True,
         ),
-        Model("DLinear", "spat.models.dlinear", "DLinear"),
-        Model("RepeatLast", "spat.models.naive", "RepeatLast", trains=False),
-        Model("SeasonalNaive", "spat.models.naive", "SeasonalNaive", trains=False),
+        Model("DLinear", "spat.models.dlinear", "DLinear", own.DLinearSettings, role="baseline"),
+        Model("RepeatLast", "spat.models.naive", "RepeatLast", Settings, role="naive"),
+        Model(
+            "SeasonalNaive",
+            "spat.models.naive",
+            "SeasonalNaive",
+            own.SeasonalNaiveSettings,
+            role="naive",
+        ),
     )
 }
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What a forecaster maps: [B, lookback, channels] -> [B, horizon, channels].
+class Setup:
+    """What a run trains and how; `source` says where the settings come from."""
 
-    `marks` is the number of time features of a step, 0 where the data have no timestamps.
-    """
-
-    lookback: int
-    horizon: int
-    channels: int
-    marks: int = 0
+    settings: Settings
+    recipe: Recipe
+    source: str
 
 
-@dataclass(frozen=True)
-class Hyperparameters:
-    """A resolved row of the table; 0 or False where the model has no such setting.
-
-    `season` is the main season of the dataset in steps, `source` where the row comes from.
-    """
-
-    d_model: int = 0
-    d_ff: int = 0
-    e_layers: int = 0
-    d_layers: int = 0
-    n_heads: int = 0
-    dropout: float = 0.0
-    patch_len: int = 0
-    stride: int = 0
-    label_len: int = 0
-    moving_average: int = 0
-    time_features: bool = False
-    instance_norm: bool = False
-    learning_rate: float = 0.0
-    batch_size: int = 32
-    epochs: int = 0
-    patience: int = 0
-    season: int = 1
-    source: str = ""
-
-
-_KEYS = ("model", "variant", "dataset", "horizon")
-_KINDS: dict[str, type] = {
-    field.name: {"int": int, "float": float, "bool": bool, "str": str}[str(field.type)]
-    for field in fields(Hyperparameters)
-}
-_CHANGEABLE = tuple(name for name in _KINDS if name != "source")
-
-
-def hyperparameters(
+def setup(
     model: str,
     variant: str,
     dataset: str,
     horizon: int,
     overrides: Mapping[str, int | float | str | bool] | None = None,
-) -> Hyperparameters:
+) -> Setup:
     """The most specific row for a run (first by variant, then dataset, then horizon).
 
-    `overrides` are the changes of a variant of one's own.
+    `overrides` are changes of the model's settings and of the recipe, by name.
 
     Raises:
         ValueError: on an unknown model, variant, dataset or field, or a value of the wrong type or
             range; naming the valid ones.
     """
-    _known("model", model, MODELS)
-    _known("variant", variant, VARIANTS)
-    _known("dataset", dataset, DATASETS)
-    for key in product((variant, "*"), (dataset, "*"), (str(horizon), "*")):
-        if (row := _table().get((model, *key))) is not None:
-            found = replace(row, season=DATASETS[dataset].season)
-            return _changed(found, overrides) if overrides else found
-    raise ValueError(
-        f"hyperparameters.csv has no row for {model}, {variant}, {dataset}, horizon {horizon}: "
-        "add one (`*` stands for any)"
-    )
+    _require("model", model, MODELS)
+    _require("variant", variant, VARIANTS)
+    _require("dataset", dataset, DATASETS)
+    found = _row(model, variant, dataset, horizon)
+    return _changed(model, found, overrides) if overrides else found
 
 
-def build(name: str, hyper: Hyperparameters, shape: Shape, seed: int = 0) -> Forecaster:
+def registered(name: str) -> Model:
+    """The row of a model.
+
+    Raises:
+        ValueError: on an unknown name; the message lists the known ones.
+    """
+    _require("model", name, MODELS)
+    return MODELS[name]
+
+
+def build(name: str, settings: Settings, shape: Shape, seed: int = 0) -> Forecaster:
     """A freshly initialised forecaster, on the CPU; its weights depend on the seed alone.
 
     Torch's generator is left as it was.
@@ -147,65 +153,145 @@ def build(name: str, hyper: Hyperparameters, shape: Shape, seed: int = 0) -> For
     """
     import torch
 
-    _known("model", name, MODELS)
-    row = MODELS[name]
+    row = registered(name)
     implementation = getattr(importlib.import_module(row.module), row.class_name)
     # Initialisation draws from the one generator of the process: one thread at a time.
     with _INITIALISING, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return implementation(hyper, shape)  # type: ignore[no-any-return]
+        return implementation(settings, shape)  # type: ignore[no-any-return]
 
 
 @cache
-def _table() -> dict[tuple[str, ...], Hyperparameters]:
-    table: dict[tuple[str, ...], Hyperparameters] = {}
-    text = resources.files("spat.models").joinpath("hyperparameters.csv").read_text()
+def _row(model: str, variant: str, dataset: str, horizon: int) -> Setup:
+    row = MODELS[model]
+    derived = {
+        name: getattr(DATASETS[dataset], name) for name in _kinds(row.settings) if name in _DERIVED
+    }
+    if row.role == "naive":
+        return Setup(row.settings(**derived), _UNTRAINED, "no parameters")
+    for key in product((variant, "*"), (dataset, "*"), (str(horizon), "*")):
+        if (values := _table(model).get(key)) is not None:
+            chosen = {**values, **derived}
+            return Setup(
+                row.settings(**{n: chosen[n] for n in _kinds(row.settings) if n in chosen}),
+                Recipe(**{n: chosen[n] for n in _kinds(Recipe) if n in chosen}),
+                chosen["source"],
+            )
+    raise ValueError(
+        f"{_file(model)} has no row for variant {variant}, {dataset}, horizon {horizon}: add one "
+        "(`*` stands for any)"
+    )
+
+
+def _file(model: str) -> str:
+    return f"{model.lower()}.csv"
+
+
+@cache
+def _table(model: str) -> dict[tuple[str, ...], dict[str, Any]]:
+    """The rows of a model's CSV by variant, dataset and horizon, each as field -> value.
+
+    An empty cell takes the default of its field.
+    """
+    file, keys = _file(model), ("variant", "dataset", "horizon")
+    settings = MODELS[model].settings
+    kinds = {**_kinds(settings), **_kinds(Recipe), "source": str}
+    required = [f.name for of in (settings, Recipe) for f in fields(of) if f.default is MISSING]
+    required = [*(name for name in required if name not in _DERIVED), "source"]
+    text = resources.files("spat.models").joinpath(file).read_text(encoding="utf-8")
+    table: dict[tuple[str, ...], dict[str, Any]] = {}
     for line, row in enumerate(csv.DictReader(text.splitlines()), start=2):
-        key = tuple(row.pop(name) for name in _KEYS)
+        key = tuple(row.pop(name) for name in keys)
         if key in table:
-            raise ValueError(f"hyperparameters.csv, line {line}: second row for {key}")
-        table[key] = Hyperparameters(
-            **{name: _parsed(name, cell, line) for name, cell in row.items() if cell}
-        )
+            raise ValueError(f"{file}, line {line}: second row for {', '.join(key)}")
+        try:
+            values = {name: _parsed(name, cell, kinds) for name, cell in row.items() if cell}
+        except ValueError as error:
+            raise ValueError(f"{file}, line {line}: {error}") from None
+        if missing := [name for name in required if name not in values]:
+            raise ValueError(f"{file}, line {line}: no value for {', '.join(missing)}")
+        table[key] = values
     return table
 
 
-def _parsed(name: str, text: str, line: int) -> Any:
-    if _KINDS[name] is bool:
+def _kinds(of: type[Any]) -> dict[str, Any]:
+    """The type of each field, by name and in order."""
+    hints = get_type_hints(of, include_extras=True)
+    return {field.name: hints[field.name] for field in fields(of)}
+
+
+def _changed(model: str, found: Setup, overrides: Mapping[str, Any]) -> Setup:
+    ours, shared = _kinds(MODELS[model].settings), _kinds(Recipe)
+    for name in overrides:
+        if name not in ours and name not in shared:
+            raise ValueError(
+                f"{name!r} is not one of {', '.join(ours) or '(none)'} (settings of {model}) or "
+                f"{', '.join(shared)} (its recipe)"
+            )
+    made = {name: _checked(name, value, {**ours, **shared}) for name, value in overrides.items()}
+    shown = ", ".join(f"{name} {value}" for name, value in made.items())
+    return Setup(
+        replace(found.settings, **{name: value for name, value in made.items() if name in ours}),
+        replace(found.recipe, **{name: value for name, value in made.items() if name in shared}),
+        f"{found.source}; changed: {shown}",
+    )
+
+
+def _parsed(name: str, text: str, kinds: Mapping[str, Any]) -> Any:
+    """The value of a cell.
+
+    Raises:
+        ValueError: naming column and text.
+    """
+    _require("column", name, kinds)
+    kind = _plain(kinds[name])
+    if kind is bool:
         if text not in ("yes", "no"):
-            raise ValueError(f"hyperparameters.csv, line {line}, {name}: {text!r} is not yes or no")
+            raise ValueError(f"{name}: {text!r} is neither yes nor no")
         return text == "yes"
-    try:
-        return _KINDS[name](text)
-    except ValueError:
-        raise ValueError(
-            f"hyperparameters.csv, line {line}, {name}: {text!r} is no {_KINDS[name].__name__}"
-        ) from None
+    if kind in (int, float):
+        try:
+            return _checked(name, kind(text), kinds)
+        except ValueError:
+            raise ValueError(f"{name}: {text!r} is not a valid {kind.__name__}") from None
+    return _checked(name, text, kinds)
 
 
-def _changed(found: Hyperparameters, overrides: Mapping[str, Any]) -> Hyperparameters:
-    changes = {}
-    for name, value in overrides.items():
-        _known("hyper-parameter", name, _CHANGEABLE)
-        changes[name] = _checked(name, value)
-    shown = ", ".join(f"{name} {value}" for name, value in changes.items())
-    return replace(found, **changes, source=f"{found.source}; changed: {shown}")
+def _plain(kind: Any) -> Any:
+    """A field's type without what is said of its range, and without None."""
+    if get_origin(kind) is Annotated:
+        return get_args(kind)[0]
+    if isinstance(kind, UnionType):
+        return next(part for part in get_args(kind) if part is not type(None))
+    return kind
 
 
-def _checked(name: str, value: Any) -> Any:
-    kind = _KINDS[name]
+def _checked(name: str, value: Any, kinds: Mapping[str, Any]) -> Any:
+    """The value, if its type and range are right.
+
+    Raises:
+        ValueError: naming field and value.
+    """
+    kind = _plain(kinds[name])
+    if get_origin(kind) is Literal:
+        _require(name, value, get_args(kind))
+        return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    given = type(value)
-    if given is not kind:
-        raise ValueError(f"{name}: {value!r} is no {kind.__name__}")
-    if name == "dropout" and not 0 <= value < 1:
-        raise ValueError(f"dropout: {value!r} is not in [0, 1)")
-    if name != "dropout" and kind is not bool and not 0 < value < math.inf:
+    if type(value) is not kind:
+        raise ValueError(f"{name}: {value!r} is not of type {kind.__name__}")
+    said = get_args(kinds[name])[1:]
+    if "share" in said:
+        if not 0 <= value < 1:
+            raise ValueError(f"{name}: {value!r} is not in [0, 1)")
+    elif "not negative" in said:
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name}: {value!r} is negative or not finite")
+    elif kind in (int, float) and not 0 < value < math.inf:
         raise ValueError(f"{name}: {value!r} is not positive")
     return value
 
 
-def _known(what: str, name: str, valid: Any) -> None:
+def _require(what: str, name: Any, valid: Iterable[Any]) -> None:
     if name not in valid:
-        raise ValueError(f"{what} {name!r} is not one of {', '.join(valid)}")
+        raise ValueError(f"{what} {name!r} is not one of {', '.join(map(str, valid))}")

@@ -13,28 +13,36 @@ from torch import Tensor, nn
 from spat.attention.site import Site
 from spat.models.base import Forecaster, required
 from spat.models.layers.blocks import DecoderLayer, EncoderLayer, StepEmbedding
-from spat.models.registry import Hyperparameters, Shape
+from spat.models.settings import Shape
+from spat.models.settings import TransformerSettings as Settings
 from spat.training.device.kernels import Linear
 
 
 class Transformer(Forecaster):
     """Self-attention in the encoder; masked self- and cross-attention in the decoder."""
 
-    def __init__(self, hyper: Hyperparameters, shape: Shape) -> None:
+    settings: Settings
+
+    def __init__(self, settings: Settings, shape: Shape) -> None:
         """A `label_len` longer than the lookback is cut to it."""
-        super().__init__(hyper, shape)
-        width, inner, heads, dropout = hyper.d_model, hyper.d_ff, hyper.n_heads, hyper.dropout
-        marks = shape.marks if hyper.time_features else 0
-        self.label = min(hyper.label_len, shape.lookback)
+        super().__init__(settings, shape)
+        width, inner, heads, dropout = (
+            settings.d_model,
+            settings.d_ff,
+            settings.n_heads,
+            settings.dropout,
+        )
+        marks = shape.marks if settings.time_features else 0
+        self.label = min(settings.label_len, shape.lookback)
         steps = self.label + shape.horizon
         self.source = StepEmbedding(shape.channels, width, shape.lookback, marks, dropout)
         self.target = StepEmbedding(shape.channels, width, steps, marks, dropout)
         self.encoder = nn.ModuleList(
-            EncoderLayer(width, inner, heads, dropout) for _ in range(hyper.e_layers)
+            EncoderLayer(width, inner, heads, dropout) for _ in range(settings.e_layers)
         )
         self.encoder_norm = nn.LayerNorm(width)
         self.decoder = nn.ModuleList(
-            DecoderLayer(width, inner, heads, dropout) for _ in range(hyper.d_layers)
+            DecoderLayer(width, inner, heads, dropout) for _ in range(settings.d_layers)
         )
         self.decoder_norm = nn.LayerNorm(width)
         self.head = Linear(width, shape.channels)
@@ -44,7 +52,7 @@ class Transformer(Forecaster):
 
         Without that one, nothing but the label steps would join the output to the input.
         """
-        heads = self.hyper.n_heads
+        heads = self.settings.n_heads
         found = [
             Site(f"encoder.{i}.self", layer, "attention", heads)
             for i, layer in enumerate(self.encoder)
@@ -60,7 +68,7 @@ class Transformer(Forecaster):
         """x [B, L, C], past_marks [B, L, F], future_marks [B, H, F] -> [B, H, C]."""
         begun = x.shape[1] - self.label
         marks = None
-        if self.hyper.time_features:
+        if self.settings.time_features:
             past_marks = required(past_marks, "past_marks")
             future_marks = required(future_marks, "future_marks")
             marks = torch.cat([past_marks[:, begun:], future_marks], dim=1)

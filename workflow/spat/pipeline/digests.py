@@ -42,6 +42,7 @@ EXCLUDED: Final = frozenset(
         "spat.files",
         "spat.data.registry",
         "spat.models.registry",
+        "spat.models.settings",
         "spat.scoring.names",
     }
 )
@@ -142,7 +143,7 @@ def _pretrain(config: Config, run: Run) -> dict[str, Any]:
         "data": _data(config, "prepare", run.dataset),
         **_training(config, run),
     }
-    if MODELS[run.model].attention:
+    if MODELS[run.model].role == "attention":
         found["scoring"] = config.scoring.model_dump(mode="json")
     return found
 
@@ -170,7 +171,7 @@ def _finetune(config: Config, run: Run) -> dict[str, Any]:
     training = _training(config, run)
     # A mask is trained for its own number of epochs, without early stopping.
     for name in ("epochs", "patience"):
-        del training["hyperparameters"][name]
+        del training["recipe"][name]
     return {**training, "finetune": config.finetune.model_dump(mode="json")}
 
 
@@ -226,15 +227,11 @@ def _machine(config: Config) -> dict[str, Any]:
 
 
 def _training(config: Config, run: Run) -> dict[str, Any]:
-    hyper = asdict(runs.hyper_of(config, run))
-    del hyper["source"]  # says where the row comes from
-    hyper["epochs"] = config.training.epochs or hyper["epochs"]
-    hyper["patience"] = config.training.patience or hyper["patience"]
-    section = config.variants.get(run.variant)
+    found = runs.setup_of(config, run)
     return {
         **_machine(config),
-        "hyperparameters": hyper,
-        "sam_rho": section.sam_rho if section else None,
+        "settings": asdict(found.settings),
+        "recipe": asdict(found.recipe),
     }
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spat.data.registry import DATASETS, borders
+from spat.data.timefeatures import FEATURES
+from spat.models.settings import Shape
 from spat.pipeline.config import Config, ConfigError, GridBlock
 
 if TYPE_CHECKING:
-    from spat.models.registry import Hyperparameters
+    from spat.models.registry import Setup
 
 
 @dataclass(frozen=True, order=True)
@@ -78,13 +80,13 @@ def plan(config: Config) -> tuple[Planned, ...]:
     """All runs of the grid, in its order, each once.
 
     Raises:
-        ConfigError: if two blocks ask different things of one run, or a dataset is too short for
-            one.
+        ConfigError: if two blocks ask different things of one run, a dataset is too short for one,
+            or the settings of a model do not fit it.
     """
     found: dict[Run, Planned] = {}
     for index, block in enumerate(config.grid):
         for run in _expand(block):
-            if problem := _too_short(config, run):
+            if problem := _too_short(config, run) or _does_not_fit(config, run):
                 raise ConfigError(f"grid.{index}: {run.path}: {problem}")
             planned = Planned(run, block.orders, block.prune and _has_sites(run.model))
             if found.setdefault(run, planned) != planned:
@@ -110,6 +112,14 @@ def _too_short(config: Config, run: Run) -> str | None:
                 "window; take a shorter horizon or lookback, or more rows"
             )
     return None
+
+
+def _does_not_fit(config: Config, run: Run) -> str | None:
+    """Why the run's model cannot be built for its dataset."""
+    row = DATASETS[run.dataset]
+    channels = config.data.synthetic.channels if row.format == "synthetic" else row.channels
+    shape = Shape(run.lookback, run.horizon, channels, len(FEATURES) if row.mark else 0)
+    return setup_of(config, run).settings.problem(shape)
 
 
 def studied(config: Config) -> tuple[Run, ...]:
@@ -140,20 +150,27 @@ def prepared_file(config: Config, dataset: str) -> Path:
     return config.folder / "prepared" / f"{dataset}.npz"
 
 
-def hyper_of(config: Config, run: Run) -> Hyperparameters:
-    """The run's hyper-parameters: the registry's row with the changes of the variant.
+def setup_of(config: Config, run: Run) -> Setup:
+    """The run's settings and recipe: the registry's row with the changes of variant and training.
 
     Raises:
-        ConfigError: naming the variant, if it changes what the registry does not know.
+        ConfigError: naming the variant, if it changes a setting that the model does not have.
     """
-    from spat.models.registry import hyperparameters
+    from spat.models.registry import setup
 
     section = config.variants.get(run.variant)
     base, changes = (section.base, section.model) if section else (run.variant, {})
     try:
-        return hyperparameters(run.model, base, run.dataset, run.horizon, changes)
+        found = setup(run.model, base, run.dataset, run.horizon, changes)
     except ValueError as error:
         raise ConfigError(f"variants.{run.variant} ({run.path}): {error}") from None
+    recipe = replace(
+        found.recipe,
+        epochs=config.training.epochs or found.recipe.epochs,
+        patience=config.training.patience or found.recipe.patience,
+        sam_rho=section.sam_rho if section and section.sam_rho else found.recipe.sam_rho,
+    )
+    return replace(found, recipe=recipe)
 
 
 def targets(config: Config, run: Run) -> tuple[str, ...]:
@@ -184,4 +201,4 @@ def _expand(block: GridBlock) -> list[Run]:
 def _has_sites(model: str) -> bool:
     from spat.models.registry import MODELS
 
-    return MODELS[model].attention
+    return MODELS[model].role == "attention"

@@ -19,7 +19,7 @@ from torch import Tensor
 from spat.attention.views import SiteRecord
 from spat.data.synthetic import generate
 from spat.data.windows import Windows
-from spat.models.registry import Shape, build, hyperparameters
+from spat.models.registry import Shape, build, setup
 from spat.pipeline.config import SyntheticSection
 from spat.scoring.probe import observe
 from spat.scoring.reductions import dispersion
@@ -59,8 +59,8 @@ def case(keys: int) -> list[dict[str, float | str]]:
     float32 turns to 0.
     """
     model, lookback, channels = CASES[keys]
-    hyper = hyperparameters(model, "deep", "ETTh2", HORIZON)
-    network = build(model, hyper, Shape(lookback, HORIZON, channels), seed=0)
+    settings = setup(model, "deep", "ETTh2", HORIZON).settings
+    network = build(model, settings, Shape(lookback, HORIZON, channels), seed=0)
     windows = _windows(lookback, channels)
     index = torch.linspace(0, len(windows) - 1, WINDOWS).long()
     records = observe(network, windows.batch(index))

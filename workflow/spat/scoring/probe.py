@@ -52,13 +52,15 @@ def window_means(
     batches: Sequence[Tensor],
     functions: Mapping[str, WindowFunction],
     shared: Mapping[str, GroupFunction] = MappingProxyType({}),
+    *,
+    size: int = GROUP,
 ) -> list[SiteMeans]:
     """Average over the windows of all batches, int64 [B] each, what functions say of each site.
 
     `functions` map a record to [W, ...], `shared` ones the mask of a group to [1, ...], which then
     stands for each window of the group. The batches only label the windows: the passes are the same
     whatever their size, so the means over all windows are too, to the last bit. Memory does not
-    grow with the number of batches, but for the means themselves.
+    grow with the number of batches, but for the means themselves. `size` is that of `probe`.
     """
     counts = torch.tensor([sum(map(len, batches)), *map(len, batches)])
     labels = torch.arange(1, len(counts)).repeat_interleave(counts[1:])
@@ -75,7 +77,7 @@ def window_means(
     groups = zip(grouped(batches), torch.split(labels, GROUP), strict=True)
     for group, label in groups:
         masks: dict[int, SharedMask] = {}
-        for record, rows in probe(model, windows, group):
+        for record, rows in probe(model, windows, group, size):
             for name, function in functions.items():
                 add(record, name, function(record), label[rows])
             if shared:
@@ -90,16 +92,18 @@ def window_means(
     return list(found.values())
 
 
-def probe(model: Forecaster, windows: Windows, index: Tensor) -> Iterator[tuple[SiteRecord, slice]]:
+def probe(
+    model: Forecaster, windows: Windows, index: Tensor, size: int = GROUP
+) -> Iterator[tuple[SiteRecord, slice]]:
     """Records of all sites for the windows `index` [B], each with the positions it covers.
 
-    No pass is larger than a training batch of the model, so what could be trained can be scored.
+    No pass takes more than `size` windows: with the batch size of training, a model that could be
+    trained can be scored.
 
     Raises:
         TypeError: if the model is no `Forecaster`.
     """
     _require_forecaster(model)
-    size = model.hyper.batch_size
     for start in range(0, len(index), size):
         for whole in observe(model, windows.batch(index[start : start + size])):
             first = start
@@ -193,7 +197,7 @@ def window_losses(model: Forecaster, batch: Batch) -> Tensor:
 def _require_forecaster(model: nn.Module) -> None:
     if not isinstance(model, Forecaster):
         raise TypeError(
-            f"{type(model).__name__} is no Forecaster: scoring needs its `hyper` and "
+            f"{type(model).__name__} is not a Forecaster: scoring needs its `settings` and "
             "`sites()`; derive it from spat.models.base.Forecaster"
         )
 

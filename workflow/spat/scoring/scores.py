@@ -13,7 +13,7 @@ from torch import Tensor
 from spat.pipeline import scores_frame
 from spat.scoring import criteria as competitors
 from spat.scoring.names import CRITERIA, STATISTICS, Criterion
-from spat.scoring.probe import loss_drops, window_means
+from spat.scoring.probe import GROUP, loss_drops, window_means
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,6 +30,7 @@ def score(
     *,
     validation: NDArray[np.float64] | None = None,
     trajectory: pd.DataFrame | None = None,
+    size: int = GROUP,
 ) -> pd.DataFrame:
     """Scores: columns batch, site, name, head, criterion, value (float64; a high one means keep).
 
@@ -44,6 +45,7 @@ def score(
         criteria: names of the registry; all that can be had when absent. `random` has no value.
         validation: `loss_drops` of validation windows, [sites, windows], for `loss_drop_val`.
         trajectory: SEND over pre-training, for `send_train`: see `scores_frame.send_train`.
+        size: the most windows that one pass of the probe takes.
 
     Raises:
         TypeError: if the model is no `Forecaster`.
@@ -62,7 +64,7 @@ def score(
             frames += _dropped(model, row.name, validation, [])
         elif trajectory is not None and row.needs == "trajectory":
             frames.append(scores_frame.send_train(trajectory))
-    return scores_frame.joined([*_probed(model, windows, batches, wanted), *frames])
+    return scores_frame.joined([*_probed(model, windows, batches, wanted, size), *frames])
 
 
 def _wanted(criteria: Iterable[str] | None, given: set[str]) -> list[Criterion]:
@@ -79,7 +81,11 @@ def _wanted(criteria: Iterable[str] | None, given: set[str]) -> list[Criterion]:
 
 
 def _probed(
-    model: Forecaster, windows: Windows, batches: Sequence[Tensor], wanted: list[Criterion]
+    model: Forecaster,
+    windows: Windows,
+    batches: Sequence[Tensor],
+    wanted: list[Criterion],
+    size: int,
 ) -> list[pd.DataFrame]:
     """The criteria of the probe, and the statistics of the maps."""
     single = [row for row in wanted if row.needs == "probe"] + list(STATISTICS.values())
@@ -90,6 +96,7 @@ def _probed(
         batches,
         {row.function: _imported(row.function) for row in single},
         {row.function: _imported(row.function) for row in shared},
+        size=size,
     )
     return [
         scores_frame.rows(site.site, site.name, row.name, _finished(row, site.means[row.function]))

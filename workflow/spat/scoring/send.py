@@ -18,7 +18,7 @@ from torch import Tensor
 
 from spat.attention.views import SharedMask, SiteRecord
 from spat.pipeline.scores_frame import aggregate, joined, rows
-from spat.scoring.probe import window_means
+from spat.scoring.probe import GROUP, window_means
 from spat.scoring.reductions import dispersion, over_rows, several_keys, with_mean
 
 if TYPE_CHECKING:
@@ -28,12 +28,15 @@ if TYPE_CHECKING:
     from spat.models.base import Forecaster
 
 
-def score_send(model: Forecaster, windows: Windows, batches: Sequence[Tensor]) -> pd.DataFrame:
+def score_send(
+    model: Forecaster, windows: Windows, batches: Sequence[Tensor], *, size: int = GROUP
+) -> pd.DataFrame:
     """SEND alone: columns site, name, head (-1 is the site), criterion, value.
 
     Pre-training records it at the end of every epoch. Empty for a model without attention.
+    `size` is the most windows that one pass takes.
     """
-    sites = window_means(model, windows, batches, {"send": send})
+    sites = window_means(model, windows, batches, {"send": send}, size=size)
     return aggregate(
         joined([rows(s.site, s.name, "send", s.means["send"].cpu().numpy()) for s in sites])
     )

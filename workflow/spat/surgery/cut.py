@@ -21,7 +21,7 @@ from spat.attention.mask import Mask
 from spat.attention.modes import evaluating
 from spat.files import read_json, replacing, write_json
 from spat.models.base import Forecaster
-from spat.models.registry import MODELS, Hyperparameters, Shape, build
+from spat.models.registry import MODELS, Shape, build, registered
 from spat.training.device.costs import example_inputs, parameters
 
 WEIGHTS = "model.safetensors"
@@ -122,7 +122,7 @@ def architecture(model: Forecaster, mask: Mask | None = None) -> dict[str, Any]:
     _require_same(model, mask)
     return {
         "model": _registered(model),
-        "hyperparameters": asdict(model.hyper),
+        "settings": asdict(model.settings),
         "shape": asdict(model.shape),
         "mask": mask.name,
     }
@@ -137,11 +137,11 @@ def rebuild(values: Mapping[str, Any]) -> Forecaster:
     """
     try:
         name, mask = values["model"], values["mask"]
-        hyper = Hyperparameters(**values["hyperparameters"])
+        settings = registered(name).settings(**values["settings"])
         shape = Shape(**values["shape"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"architecture of another version of this package: {error}") from None
-    model = build(name, hyper, shape, seed=0)
+    model = build(name, settings, shape, seed=0)
     prune(model, Mask.parse(mask, heads_of(model)))
     return model
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from spat.data.windows import Splits, Windows
 from spat.models.base import Forecaster
+from spat.models.settings import Schedule
 from spat.training.device.kernels import keep_freed_memory
 from spat.training.metrics import evaluate
 from spat.training.optimisation import adam, rate_at, set_rate
@@ -36,21 +37,27 @@ class Restart:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a model is trained. `patience` None trains all epochs."""
+    """How a model is trained: a `Recipe` and what the machine adds to it.
+
+    `patience` None trains all epochs.
+    """
 
     learning_rate: float
     batch_size: int
     epochs: int
     patience: int | None = None
-    precision: Precision = "float32"
+    schedule: Schedule = "type1"
+    weight_decay: float = 0.0
     sam_rho: float | None = None
+    precision: Precision = "float32"
     restart: Restart | None = None
 
     def rate(self, epoch: int) -> float:
         """The learning rate of an epoch (1, 2, ...)."""
         if self.restart is not None and epoch > self.restart.after:
-            return rate_at(epoch - self.restart.after, self.restart.learning_rate)
-        return rate_at(epoch, self.learning_rate)
+            after = epoch - self.restart.after
+            return rate_at(after, self.restart.learning_rate, self.schedule)
+        return rate_at(epoch, self.learning_rate, self.schedule)
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,7 @@ def fit(
 
     With `state`, progress is kept in that file after an epoch (`SAVE_EVERY`) and taken up from it.
     """
-    optimiser = adam(model, settings.learning_rate)
+    optimiser = adam(model, settings.learning_rate, settings.weight_decay)
     order = torch.Generator().manual_seed(seeds.order)
     dropout = torch.Generator(splits.train.device).manual_seed(seeds.dropout)
     drawn = {"order": order, "dropout": dropout}

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from spat.models.settings import Schedule
 
 
 class Adam(torch.optim.Adam):
@@ -25,8 +29,8 @@ class Adam(torch.optim.Adam):
     step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
 
 
-def adam(model: nn.Module, learning_rate: float) -> Adam:
-    """Adam without weight decay, as every published forecaster here is trained.
+def adam(model: nn.Module, learning_rate: float, weight_decay: float = 0.0) -> Adam:
+    """Adam; `weight_decay` adds that multiple of each weight to its gradient.
 
     On CUDA the learning rate is a tensor and the state lives on the device, so that a captured
     step follows the schedule.
@@ -34,16 +38,34 @@ def adam(model: nn.Module, learning_rate: float) -> Adam:
     parameters = [p for p in model.parameters() if p.requires_grad]
     on_cuda = parameters[0].is_cuda
     rate = torch.tensor(learning_rate, device=parameters[0].device) if on_cuda else learning_rate
-    return Adam(parameters, lr=rate, fused=True, capturable=on_cuda)
+    return Adam(parameters, lr=rate, weight_decay=weight_decay, fused=True, capturable=on_cuda)
 
 
-def rate_at(epoch: int, learning_rate: float) -> float:
-    """The learning rate of an epoch (1, 2, ...): full for two epochs, then halved at each.
+# Schedules that multiply the rate by a factor in each epoch after some full ones.
+_DECAYS: Final = {
+    "constant": (1.0, 1),
+    # Time-Series-Library: after epoch e it sets rate x 0.5^(e - 1), hence the second full epoch.
+    "type1": (0.5, 2),
+    # Time-Series-Library, TimeMachine, Time-LLM; One-Fits-All calls it type1. After epoch e it sets
+    # the full rate while e < 3, then rate x 0.9^(e - 3).
+    "type3": (0.9, 4),
+    # What SparseTSF calls type3.
+    "sparsetsf": (0.8, 4),
+    # What FITS calls type3: after epoch e it sets rate x 0.95^(e - 1).
+    "fits": (0.95, 2),
+}
+# One-Fits-All: CosineAnnealingLR with T_max 20 and eta_min 1e-8, stepped after each epoch.
+_COSINE_EPOCHS: Final = 20
+_COSINE_LEAST: Final = 1e-8
 
-    This is the schedule `type1` that the published results of Time-Series-Library use: after epoch
-    e it sets rate x 0.5^(e - 1), hence the second full epoch.
-    """
-    return learning_rate * 0.5 ** max(0, epoch - 2)
+
+def rate_at(epoch: int, learning_rate: float, schedule: Schedule = "type1") -> float:
+    """The learning rate of an epoch (1, 2, ...) under a published schedule."""
+    if schedule == "cosine":
+        share = (1 + math.cos(math.pi * (epoch - 1) / _COSINE_EPOCHS)) / 2
+        return _COSINE_LEAST + (learning_rate - _COSINE_LEAST) * share
+    factor, full = _DECAYS[schedule]
+    return learning_rate * factor ** max(0, epoch - full)
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:

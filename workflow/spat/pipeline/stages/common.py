@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +39,8 @@ def open_data(config: Config, dataset: str, run: Run) -> tuple[Prepared, Splits]
 
 def shape_of(config: Config, run: Run, prepared: Prepared) -> Shape:
     """The model's outer shape for a prepared dataset."""
-    hyper = runs.hyper_of(config, run)
     marks = 0
-    if hyper.time_features:
+    if runs.setup_of(config, run).settings.uses_marks:
         if prepared.marks is None:
             raise ValueError(
                 f"{run.path}: variant {run.variant!r} uses time features, but {prepared.name} has "
@@ -53,16 +52,8 @@ def shape_of(config: Config, run: Run, prepared: Prepared) -> Shape:
 
 def settings_of(config: Config, run: Run) -> Settings:
     """How the run's dense model is pre-trained."""
-    hyper = runs.hyper_of(config, run)
-    section = config.variants.get(run.variant)
-    return Settings(
-        learning_rate=hyper.learning_rate,
-        batch_size=hyper.batch_size,
-        epochs=config.training.epochs or hyper.epochs,
-        patience=config.training.patience or hyper.patience,
-        precision=config.training.precision,
-        sam_rho=section.sam_rho if section else None,
-    )
+    recipe = runs.setup_of(config, run).recipe
+    return Settings(**asdict(recipe), precision=config.training.precision)
 
 
 def finetuning_of(config: Config, run: Run) -> Settings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -46,9 +47,9 @@ def pretrain(config: Config, run: Run) -> None:
         )
         kept = Kept(folder / "kept", digest)
         if not kept.done:
-            hyper = runs.hyper_of(config, run)
+            settings = runs.setup_of(config, run).settings
             shape = common.shape_of(config, run, prepared)
-            model = build(run.model, hyper, shape, run.seed_for("weights"))
+            model = build(run.model, settings, shape, run.seed_for("weights"))
             model.to(splits.train.device)
             fitted = _train(config, run, model, splits, kept)
             _write(config, run, model, fitted, splits, prepared.sha256, kept)
@@ -59,11 +60,13 @@ def _train(config: Config, run: Run, model: Forecaster, splits: Splits, kept: Ke
     if not any(True for _ in model.parameters()):
         return Fit("ok", 0, 0, [], [], 0.0)
     batches = common.scoring_batches(config, run, splits.train)
+    settings = common.settings_of(config, run)
 
     def record(epoch: int, trained: Forecaster) -> list[dict[str, Any]]:
         if not trained.sites():
             return []
-        frame = score_send(trained, splits.train, batches).assign(epoch=epoch)
+        sent = score_send(trained, splits.train, batches, size=settings.batch_size)
+        frame = sent.assign(epoch=epoch)
         return [
             dict(zip(TRAJECTORY, row, strict=True))
             for row in frame[list(TRAJECTORY)].itertuples(index=False)
@@ -72,7 +75,7 @@ def _train(config: Config, run: Run, model: Forecaster, splits: Splits, kept: Ke
     return fit(
         model,
         splits,
-        common.settings_of(config, run),
+        settings,
         Seeds(order=run.seed_for("order", 0), dropout=run.seed_for("dropout")),
         state=kept.state,
         after_epoch=record,
@@ -104,7 +107,8 @@ def _write(
             **records.header(config, "pretrain", run, common.device_name(splits.train.device)),
             "status": fitted.status,
             "data_sha256": data_sha256,
-            "hyperparameters": digests.settings(config, "pretrain", run)["hyperparameters"],
+            "settings": asdict(model.settings),
+            "recipe": asdict(runs.setup_of(config, run).recipe),
             "sites": [site.name for site in model.sites()],
             "heads": [site.heads for site in model.sites()],
             "mask": common.full_mask(cut.heads_of(model)),

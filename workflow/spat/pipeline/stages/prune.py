@@ -106,8 +106,8 @@ def train_mask(config: Config, run: Run, job: Job) -> None:
         model = cut.load(source, device)
     else:
         shape = common.shape_of(config, run, prepared)
-        hyper = runs.hyper_of(config, run)
-        model = build(run.model, hyper, shape, run.seed_for("weights")).to(device)
+        settings = runs.setup_of(config, run).settings
+        model = build(run.model, settings, shape, run.seed_for("weights")).to(device)
     removed = cut.prune(model, mask)
     untuned = evaluate(model, splits.validation), evaluate(model, splits.test)
     fitted = fit(

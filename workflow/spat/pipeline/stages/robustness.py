@@ -223,7 +223,8 @@ def _scored(bench: Bench, model: Forecaster, case: Case) -> dict[str, dict[str, 
     """Scores over all windows by site and criterion: of the site of the case, or of all sites."""
     names, train = wanted(bench.config), bench.splits.train
     batches = common.scoring_batches(bench.config, bench.run, train)
-    frame = scores.score(model, train, batches, names)
+    size = common.settings_of(bench.config, bench.run).batch_size
+    frame = scores.score(model, train, batches, names, size=size)
     whole = frame["batch"].eq(scores_frame.ALL) & frame["head"].eq(scores_frame.SITE)
     asked = frame["criterion"].isin(names) & (frame["site"].eq(case.site) | (case.site < 0))
     return {

@@ -83,6 +83,7 @@ def _scored(
         wanted(config),
         validation=drops,
         trajectory=pd.read_parquet(source / "scores.parquet"),
+        size=common.settings_of(config, run).batch_size,
     )
     return frame, probe.attention_maps(model, splits.train, batches[:1]), len(batches)
 

@@ -127,7 +127,12 @@ def report(config: Config) -> Entry:
 def _pretrain(config: Config, run: Run, folder: Path) -> Entry:
     metrics = read_json(folder / "metrics.json")
     entry = _child(config, run, folder, metrics, name="pretrain", stage="pretrain")
-    settings = {**metrics["hyperparameters"], "sites": metrics["sites"], "heads": metrics["heads"]}
+    settings = {
+        **metrics["settings"],
+        **metrics["recipe"],
+        "sites": metrics["sites"],
+        "heads": metrics["heads"],
+    }
     trajectory = _scores(folder / "scores.parquet", entry.end)
     return replace(
         entry,
