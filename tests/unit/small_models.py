@@ -20,6 +20,11 @@ SIZES: dict[str, Any] = {
     "label_len": 12,
     "moving_average": 5,
     "season": 6,
+    "period": 4,
+    "base_period": 6,
+    "order": 1,
+    "step_width": 3,
+    "marks_width": 3,
     "time_features": False,
     "instance_norm": True,
 }

@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 import torch
 from scoring_cases import ATTENTIVE, batches, small, windows
+from small_models import sized
 
-from spat.models.registry import MODELS, Shape, build, setup
+from spat.models.registry import MODELS, Shape, build
 from spat.pipeline.frames import RUN, checked
 from spat.pipeline.scores_frame import aggregate, send_train
 from spat.scoring.names import CRITERIA, HEAD_CRITERIA, STATISTICS
@@ -133,8 +134,7 @@ def test_send_train_is_the_mean_over_epochs() -> None:
 
 @pytest.mark.parametrize("name", [n for n, m in MODELS.items() if m.role != "attention"])
 def test_a_model_without_attention_has_no_scores(name: str) -> None:
-    settings = setup(name, "published", "synthetic", 96).settings
-    model = build(name, settings, Shape(24, 12, 3))
+    model = build(name, sized(name), Shape(24, 12, 3))
     assert score(model, windows(torch.float32), batches(32)).empty
     assert score_send(model, windows(torch.float32), batches(32)).empty
 

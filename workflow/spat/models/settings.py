@@ -131,6 +131,94 @@ class DLinearSettings(Settings):
 
 
 @dataclass(frozen=True)
+class RLinearSettings(Settings):
+    """Settings of `spat.models.rlinear`."""
+
+    dropout: Share
+
+
+@dataclass(frozen=True)
+class SparseTSFSettings(Settings):
+    """Settings of `spat.models.sparsetsf.SparseTSF`; `period` is in steps."""
+
+    period: int
+
+    def problem(self, shape: Shape) -> str | None:
+        """As `Settings`; whole periods must fill lookback and horizon."""
+        if shape.lookback % self.period or shape.horizon % self.period:
+            return (
+                f"period {self.period} does not divide lookback {shape.lookback} and horizon "
+                f"{shape.horizon}: choose one that does"
+            )
+        return super().problem(shape)
+
+
+@dataclass(frozen=True)
+class SparseTSFMLPSettings(SparseTSFSettings):
+    """Settings of `spat.models.sparsetsf.SparseTSFMLP`; `d_model` is its hidden width."""
+
+    d_model: int
+
+
+@dataclass(frozen=True)
+class FITSSettings(Settings):
+    """Settings of `spat.models.fits`: `order` harmonics of a period of `base_period` steps."""
+
+    base_period: int
+    order: int
+
+    def frequencies(self, shape: Shape) -> tuple[int, int]:
+        """How many frequencies of the window are read, and how many are written.
+
+        The window of L steps is continued to L + H: its frequencies are stretched by (L + H) / L.
+        """
+        length = shape.lookback
+        kept = min((length // self.base_period + 1) * self.order + 10, length // 2 + 1)
+        return kept, kept * (length + shape.horizon) // length
+
+    def problem(self, shape: Shape) -> str | None:
+        """As `Settings`; lookback and horizon together must hold the frequencies written."""
+        if shape.lookback < 2:
+            return "lookback 1 has no sample variance: choose at least 2"
+        kept, written = self.frequencies(shape)
+        most = (shape.lookback + shape.horizon) // 2 + 1
+        if written > most:
+            return (
+                f"order {self.order} keeps {kept} frequencies of lookback {shape.lookback}, which "
+                f"become {written} of {most} with horizon {shape.horizon}: choose a smaller order"
+            )
+        return super().problem(shape)
+
+
+@dataclass(frozen=True)
+class TSMixerSettings(Settings):
+    """Settings of `spat.models.tsmixer`."""
+
+    d_ff: int
+    e_layers: int
+    dropout: Share
+
+
+@dataclass(frozen=True)
+class TiDESettings(Settings):
+    """Settings of `spat.models.tide`.
+
+    `d_model` and `d_ff` are the hidden widths of the dense blocks and of the last block,
+    `step_width` is what the decoder gives each step of the horizon, `marks_width` what the time
+    features of a step are reduced to.
+    """
+
+    d_model: int
+    d_ff: int
+    e_layers: int
+    d_layers: int
+    dropout: Share
+    step_width: int
+    marks_width: int
+    time_features: bool
+
+
+@dataclass(frozen=True)
 class SeasonalNaiveSettings(Settings):
     """Settings of `spat.models.naive.SeasonalNaive`; `season` (steps) is the dataset's."""
 

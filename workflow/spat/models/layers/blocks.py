@@ -100,6 +100,27 @@ def normalise(x: Tensor) -> tuple[Tensor, Scale]:
     return x / deviation, Scale(mean, deviation)
 
 
+class RevIN(nn.Module):
+    """Reversible instance normalisation (Kim et al., ICLR 2022) with a gain and a bias per channel.
+
+    The forecast is undone as (y - bias) / (gain + 1e-10), as published.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Scale]:
+        """x [B, L, C] -> normalised x of the same shape, and what `undo` needs."""
+        x, scale = normalise(x)
+        return x * self.weight + self.bias, scale
+
+    def undo(self, y: Tensor, scale: Scale) -> Tensor:
+        """Forecast [B, H, C] back to the scale of the input."""
+        return scale.undo((y - self.bias) / (self.weight + 1e-10))
+
+
 def sinusoids(length: int, width: int) -> Tensor:
     """Fixed positions [length, width] of Vaswani et al. (2017): sine and cosine interleaved."""
     angles = torch.arange(length).unsqueeze(1) * torch.exp(
