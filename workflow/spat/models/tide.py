@@ -3,7 +3,7 @@
 The published code ends in a layer normalisation over one number, which returns its bias: encoder,
 decoder and marks then get no gradient, and TiDE is one linear map. That normalisation is left out
 here, so there are two parameters fewer than in the Time-Series-Library. The normalisation over the
-two numbers that the time features of a step are reduced to is kept: it leaves little but their order.
+two numbers that the time features of a step are reduced to is kept: it leaves their order alone.
 """
 
 from __future__ import annotations

@@ -63,6 +63,11 @@ class VariantSection(Section):
         None, gt=0.0, description="Radius of sharpness-aware minimisation; none when absent."
     )
 
+    learning_rates: tuple[Annotated[float, Field(gt=0.0)], ...] = Field(
+        (),
+        description="Rates tried in pre-training: the one with the best validation MSE is kept.",
+    )
+
     @field_validator("model", mode="before")
     @classmethod
     def _single_values(cls, model: Any) -> Any:

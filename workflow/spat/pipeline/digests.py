@@ -232,6 +232,7 @@ def _training(config: Config, run: Run) -> dict[str, Any]:
         **_machine(config),
         "settings": asdict(found.settings),
         "recipe": asdict(found.recipe),
+        "learning_rates": runs.learning_rates(config, run),
     }
 
 

@@ -173,6 +173,13 @@ def setup_of(config: Config, run: Run) -> Setup:
     return replace(found, recipe=recipe)
 
 
+def learning_rates(config: Config, run: Run) -> tuple[float, ...]:
+    """The learning rates that pre-training tries; it keeps the one that validates best."""
+    section = config.variants.get(run.variant)
+    tried = section.learning_rates if section else ()
+    return tried or (setup_of(config, run).recipe.learning_rate,)
+
+
 def targets(config: Config, run: Run) -> tuple[str, ...]:
     """The datasets on which a run is evaluated zero-shot (its model must allow their shape)."""
     from spat.models.registry import MODELS

@@ -14,7 +14,7 @@ from spat.attention.mask import Mask
 from spat.data import series
 from spat.data.series import Prepared
 from spat.data.windows import Splits, Windows, split
-from spat.files import replacing
+from spat.files import read_json, replacing
 from spat.models.registry import Shape
 from spat.pipeline import runs
 from spat.pipeline.config import Config
@@ -50,9 +50,17 @@ def shape_of(config: Config, run: Run, prepared: Prepared) -> Shape:
     return Shape(run.lookback, run.horizon, prepared.values.shape[1], marks)
 
 
-def settings_of(config: Config, run: Run) -> Settings:
-    """How the run's dense model is pre-trained."""
+def settings_of(config: Config, run: Run, learning_rate: float | None = None) -> Settings:
+    """How the run's dense model is pre-trained.
+
+    Where a variant tries several learning rates and none is given, the one that pre-training kept.
+    """
     recipe = runs.setup_of(config, run).recipe
+    if learning_rate is None and len(runs.learning_rates(config, run)) > 1:
+        trained = read_json(runs.folder(config, run, "pretrain") / "metrics.json")
+        learning_rate = trained["recipe"]["learning_rate"]
+    if learning_rate is not None:
+        recipe = replace(recipe, learning_rate=learning_rate)
     return Settings(**asdict(recipe), precision=config.training.precision)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,7 @@ import pandas as pd
 
 from spat.data.windows import Splits
 from spat.models.base import Forecaster
-from spat.models.registry import build
+from spat.models.registry import Shape, build
 from spat.pipeline import digests, records, runs
 from spat.pipeline.cache import Kept, stage_lock
 from spat.pipeline.config import Config
@@ -47,20 +50,49 @@ def pretrain(config: Config, run: Run) -> None:
         )
         kept = Kept(folder / "kept", digest)
         if not kept.done:
-            settings = runs.setup_of(config, run).settings
             shape = common.shape_of(config, run, prepared)
-            model = build(run.model, settings, shape, run.seed_for("weights"))
-            model.to(splits.train.device)
-            fitted = _train(config, run, model, splits, kept)
-            _write(config, run, model, fitted, splits, prepared.sha256, kept)
+            tried = [
+                _train(config, run, shape, rate, splits, _state(config, run, kept, rate))
+                for rate in runs.learning_rates(config, run)
+            ]
+            _write(config, run, tried, splits, prepared.sha256, kept)
+        for rate in runs.learning_rates(config, run):
+            _state(config, run, kept, rate).unlink(missing_ok=True)
         kept.publish(folder, OUTPUTS)
 
 
-def _train(config: Config, run: Run, model: Forecaster, splits: Splits, kept: Kept) -> Fit:
+@dataclass(frozen=True)
+class Trained:
+    """A dense model, trained with one learning rate."""
+
+    learning_rate: float
+    model: Forecaster
+    fitted: Fit
+
+    @property
+    def validation(self) -> float:
+        """The validation MSE of the kept epoch; infinite if training diverged before the first."""
+        if not self.fitted.best_epoch:
+            return math.inf
+        return self.fitted.history[self.fitted.best_epoch - 1]["val_mse"]
+
+
+def _state(config: Config, run: Run, kept: Kept, rate: float) -> Path:
+    """Where training with a learning rate keeps the state that it resumes from."""
+    alone = len(runs.learning_rates(config, run)) == 1
+    return kept.state if alone else kept.state.with_stem(f"state-{rate:g}")
+
+
+def _train(
+    config: Config, run: Run, shape: Shape, rate: float, splits: Splits, state: Path
+) -> Trained:
+    model = build(
+        run.model, runs.setup_of(config, run).settings, shape, run.seed_for("weights")
+    ).to(splits.train.device)
     if not any(True for _ in model.parameters()):
-        return Fit("ok", 0, 0, [], [], 0.0)
+        return Trained(rate, model, Fit("ok", 0, 0, [], [], 0.0))
     batches = common.scoring_batches(config, run, splits.train)
-    settings = common.settings_of(config, run)
+    settings = common.settings_of(config, run, rate)
 
     def record(epoch: int, trained: Forecaster) -> list[dict[str, Any]]:
         if not trained.sites():
@@ -72,26 +104,30 @@ def _train(config: Config, run: Run, model: Forecaster, splits: Splits, kept: Ke
             for row in frame[list(TRAJECTORY)].itertuples(index=False)
         ]
 
-    return fit(
+    fitted = fit(
         model,
         splits,
         settings,
         Seeds(order=run.seed_for("order", 0), dropout=run.seed_for("dropout")),
-        state=kept.state,
+        state=state,
         after_epoch=record,
         label=run.path,
     )
+    return Trained(rate, model, fitted)
 
 
 def _write(
     config: Config,
     run: Run,
-    model: Forecaster,
-    fitted: Fit,
+    tried: Sequence[Trained],
     splits: Splits,
     data_sha256: str,
     kept: Kept,
 ) -> None:
+    """Write what is kept of the learning rate with the best validation MSE."""
+    best = min(tried, key=lambda trained: (trained.fitted.status != "ok", trained.validation))
+    model, fitted = best.model, best.fitted
+    recipe = runs.setup_of(config, run).recipe
     cut.save(model, kept.folder)
     pd.DataFrame(fitted.history, columns=list(HISTORY)).to_csv(
         kept.folder / "history.csv", index=False
@@ -108,7 +144,16 @@ def _write(
             "status": fitted.status,
             "data_sha256": data_sha256,
             "settings": asdict(model.settings),
-            "recipe": asdict(runs.setup_of(config, run).recipe),
+            "recipe": asdict(replace(recipe, learning_rate=best.learning_rate)),
+            "learning_rates": [
+                {
+                    "learning_rate": t.learning_rate,
+                    "validation": t.validation if math.isfinite(t.validation) else None,
+                    "epochs": t.fitted.epochs,
+                    "status": t.fitted.status,
+                }
+                for t in tried
+            ],
             "sites": [site.name for site in model.sites()],
             "heads": [site.heads for site in model.sites()],
             "mask": common.full_mask(cut.heads_of(model)),
