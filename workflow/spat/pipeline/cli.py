@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import gc
 import json
 import sys
@@ -27,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.command is _schema:
         return _schema() or 0
+    if options.stage == "models":
+        return _models(options)
     from spat.pipeline import resources
     from spat.pipeline.config import ConfigError, load_files
 
@@ -184,6 +187,20 @@ def _schema() -> None:
     print(json.dumps(Config.model_json_schema(), indent=1))
 
 
+def _models(options: argparse.Namespace) -> int:
+    from spat.models.overview import COLUMNS, overview
+
+    writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
+    try:
+        rows = list(overview(options.dataset, options.horizon, options.lookback))
+    except ValueError as error:
+        print(f"spat models: {error}", file=sys.stderr)
+        return 1
+    writer.writeheader()
+    writer.writerows(rows)
+    return 0
+
+
 def _track(config: Config, stage: str, run: Run) -> None:
     """Tracking comes after the work and never fails it."""
     if config.tracking.enabled:
@@ -234,6 +251,11 @@ def _parser() -> argparse.ArgumentParser:
             _add(stage, option)
     schema = stages.add_parser("schema", help="print the JSON schema of the configuration")
     schema.set_defaults(command=_schema)
+    models = stages.add_parser("models", help="print the models, their settings and costs as CSV")
+    models.add_argument("--dataset", required=True)
+    models.add_argument("--horizon", type=int, required=True)
+    models.add_argument("--lookback", type=int, help="default: the dataset's own")
+    models.set_defaults(command=_models)
     return parser
 
 

@@ -1,0 +1,60 @@
+"""What each model is at its published setting for a dataset: a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Final, get_args
+
+from spat.data.registry import DATASETS
+from spat.data.timefeatures import FEATURES
+from spat.models.registry import MODELS, Model, Setup, Shape, View, build, setup
+from spat.training.device import costs
+
+COLUMNS: Final = (
+    "name", "role", "task", "settings", "recipe", "source", "parameters", "flops", "sites", "views",
+    "note",
+)  # fmt: skip
+
+
+def overview(dataset: str, horizon: int, lookback: int | None = None) -> Iterator[dict[str, str]]:
+    """A row of `COLUMNS` for each model of the registry; the dataset's lookback when absent.
+
+    `flops` are those of one window. A model that cannot be built says why in `note`.
+
+    Raises:
+        ValueError: on an unknown dataset.
+    """
+    for model in MODELS.values():
+        found = setup(model.name, "published", dataset, horizon)
+        row = DATASETS[dataset]
+        shape = Shape(
+            lookback or row.lookback, horizon, row.channels, len(FEATURES) if row.mark else 0
+        )
+        described = {
+            "name": model.name,
+            "role": model.role,
+            "task": model.task,
+            "settings": _shown(asdict(found.settings)),
+            "recipe": _shown(asdict(found.recipe)) if model.role != "naive" else "",
+            "source": found.source,
+        }
+        yield dict.fromkeys(COLUMNS, "") | described | _built(model, found, shape)
+
+
+def _built(model: Model, found: Setup, shape: Shape) -> dict[str, str]:
+    try:
+        network = build(model.name, found.settings, shape)
+    except (ValueError, ImportError, OSError) as error:
+        return {"note": str(error)}
+    views = get_args(View)
+    return {
+        "parameters": str(costs.parameters(network)),
+        "flops": str(costs.flops(network)),
+        "sites": " ".join(site.name for site in network.sites()),
+        "views": " ".join(views[: views.index(model.view) + 1]) if network.sites() else "",
+    }
+
+
+def _shown(values: dict[str, object]) -> str:
+    return "; ".join(f"{name}={value}" for name, value in values.items() if value is not None)
