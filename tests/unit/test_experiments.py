@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from spat.data.registry import DATASETS
+from spat.models.registry import MODELS
 from spat.pipeline import digests, runs
 from spat.pipeline.config import Config, load_files
 from spat.pipeline.runs import Planned
@@ -24,7 +25,7 @@ def experiment(name: str) -> tuple[Config, tuple[Planned, ...]]:
 
 def test_all_are_there() -> None:
     generated = ["offline", "planted", "smoke", "unplanted"]
-    assert sorted([*generated, "ablation", "paper", "reproduction", "scratch"]) == NAMES
+    assert sorted([*generated, "ablation", "paper", "reproduction", "rivals", "scratch"]) == NAMES
 
 
 @pytest.mark.parametrize("name", ["default", *NAMES])
@@ -93,6 +94,18 @@ def test_reproduction_is_dense_and_published() -> None:
         ).settings.d_model
         == 512
     )
+
+
+def test_rivals_are_dense_on_one_cell_and_tuned_with_five_seeds() -> None:
+    config, planned = experiment("rivals")
+    assert not any(p.prune for p in planned)
+    assert {(p.run.dataset, p.run.lookback, p.run.horizon) for p in planned} == {("ETTh1", 96, 96)}
+    without_sites = {name for name, model in MODELS.items() if model.role != "attention"}
+    assert without_sites <= {p.run.model for p in planned}
+    seeds = {p.run.seed for p in planned if p.run.path.startswith("ETTh1/DLinear-tuned")}
+    assert seeds == {0, 1, 2, 3, 4}
+    recipe = runs.setup_of(config, runs.Run.parse("ETTh1/FITS-published/l96-h96/seed0")).recipe
+    assert (recipe.epochs, recipe.patience) == (50, 20)
 
 
 def test_paper_is_nine_datasets_four_horizons_two_variants_three_seeds() -> None:
