@@ -16,16 +16,16 @@ from machine import Rates, has_onednn
 from products import Step, bare, step_of
 from torch import Tensor
 
-from spat.scoring.names import CRITERIA
+from spat.scoring.names import CRITERIA, PASS
 from spat.scoring.scores import score
 from spat.training.loop import prepare_torch
-from spat.training.metrics import evaluate
+from spat.training.metrics import evaluate, window_losses
 from spat.training.optimisation import adam
 from spat.training.step import training_step
 
 # All that one pass gives: what needs a forward pass per site, another split, or pre-training stands
 # apart, and random draws need nothing.
-SCORED = tuple(name for name, row in CRITERIA.items() if row.needs in ("probe", "group"))
+SCORED = tuple(name for name, row in CRITERIA.items() if row.origin in PASS)
 
 
 def measure(size: Size, machine: Rates) -> Part:
@@ -112,7 +112,7 @@ def _scoring(case: Case, batches: int, batch_size: int) -> Contestant:
 
     def lap() -> float:
         prepare_torch("float32")
-        score(model, train, chosen, SCORED)
+        score(model, train, chosen, window_losses, SCORED, batch_size=batch_size)
         return float(batches * batch_size)
 
     return lap

@@ -14,6 +14,7 @@ from figure import Figure, Part, Series, Target
 
 from spat.scoring.scores import score
 from spat.training.loop import prepare_torch
+from spat.training.metrics import window_losses
 
 STATUS = Path("/proc/self/status")
 MEGABYTE = 1e6
@@ -52,7 +53,8 @@ def _peak(case: Case, batches: int, batch_size: int) -> float:
     prepare_torch("float32")
     model, train = case.build(), case.splits.train
     held: int = psutil.Process().memory_info().rss
-    score(model, train, scoring_batches(len(train), batches, batch_size), SCORED)
+    chosen = scoring_batches(len(train), batches, batch_size)
+    score(model, train, chosen, window_losses, SCORED, batch_size=batch_size)
     # Not what getrusage says: that remembers the process which started this one.
     found = re.search(r"^VmHWM:\s+(\d+) kB$", STATUS.read_text(), flags=re.MULTILINE)
     assert found is not None

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pandas as pd
 import torch
 from torch import Tensor
 
-from spat.data.windows import Windows
+from spat.attention.views import Mixing, Trace
+from spat.data.windows import Batch, Windows
 from spat.models.base import Forecaster
 from spat.models.registry import MODELS, Shape, build, setup
+from spat.pipeline import scores_frame
+from spat.scoring.probe import SiteMeans, observe, window_means
+from spat.scoring.scores import score
+from spat.training.metrics import window_losses
 
 torch.set_num_threads(1)  # small arrays: a second thread costs more than it gives
 
@@ -45,3 +53,34 @@ def batches(size: int, count: int = 40) -> list[Tensor]:
     """`count` windows in a fixed random order, cut into batches: a group of 32, and a rest."""
     order = torch.randperm(len(windows()), generator=torch.Generator().manual_seed(2))
     return list(torch.split(order[:count], size))
+
+
+def score_frame(
+    model: Forecaster,
+    cases: Windows,
+    cut: list[Tensor],
+    criteria: Any = None,
+    *,
+    batch_size: int = 32,
+    **options: Any,
+) -> pd.DataFrame:
+    """The frame of `score`."""
+    found = score(model, cases, cut, window_losses, criteria, batch_size=batch_size, **options)
+    return scores_frame.frame(found)
+
+
+def traces(model: Forecaster, batch: Batch) -> list[Trace]:
+    """What the sites of a model show of a batch."""
+    return observe(model, batch, window_losses)
+
+
+def averaged(
+    model: Forecaster, cases: Windows, cut: list[Tensor], functions: dict[str, Any]
+) -> list[SiteMeans]:
+    """`window_means` of functions of the traces of a model."""
+    return window_means(lambda b: traces(model, b), cases, cut, functions, batch_size=32)
+
+
+def mixed(trace: Trace) -> Mixing:
+    """The view `Mixing` of a trace."""
+    return trace.mixing

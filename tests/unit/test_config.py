@@ -1,11 +1,14 @@
 """The configuration refuses what cannot run, and says which key, which value and what is valid."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from spat.models.registry import MODELS
 from spat.pipeline.cli import main
 from spat.pipeline.config import Config, ConfigError, dump, load, load_files
 
@@ -108,3 +111,18 @@ def test_the_committed_schema_is_that_of_the_models(capsys: pytest.CaptureFixtur
     assert json.loads(committed) == json.loads(capsys.readouterr().out), (
         "the schema drifted: python -m spat schema > workflow/config.schema.json"
     )
+
+
+def test_criteria_are_asked_only_of_models_that_show_what_they_need(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    narrow = replace(MODELS["PatchTST"], view="Output")
+    monkeypatch.setitem(MODELS, "PatchTST", narrow)
+    with pytest.raises(ConfigError, match="'send' cannot rank the sites of PatchTST") as error:
+        load(SMALL)
+    assert "those that work with it: random, michel, taylor" in str(error.value)
+    pruning: dict[str, Any] = {"site": {"criteria": ["michel", "cosine"], "ratios": [0.5]}}
+    load({**SMALL, "pruning": pruning})
+    pruning["head"] = {"criteria": ["magnitude"], "ratios": [0.5]}
+    with pytest.raises(ConfigError, match=r"pruning\.head\.criteria: 'magnitude'"):
+        load({**SMALL, "pruning": pruning})

@@ -6,11 +6,10 @@ import math
 
 import pytest
 import torch
-from scoring_cases import ATTENTIVE, batches, small, windows
+from scoring_cases import ATTENTIVE, batches, small, traces, windows
 
+from spat.evaluation import precision
 from spat.reporting.tables.precision import errors_of_float32
-from spat.scoring import precision
-from spat.scoring.probe import observe
 
 
 def test_the_table_has_every_case() -> None:
@@ -40,7 +39,7 @@ def test_the_case_has_as_many_keys_as_it_says() -> None:
 
 @pytest.mark.parametrize("name", ATTENTIVE)
 def test_errors_vanish_in_the_limit_and_grow_as_the_sensitivities_shrink(name: str) -> None:
-    for record in observe(small(name), windows().batch(torch.cat(batches(8, 8)))):
+    for record in traces(small(name), windows().batch(torch.cat(batches(8, 8)))):
         near, far = (precision.errors(record, scale) for scale in (1.0, 1e4))
         assert near.shape == (2, 8)
         assert float(near[0].abs().max()) < 1e-2

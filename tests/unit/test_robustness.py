@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spat.attention.manipulation import manipulated, obstacle
 from spat.attention.mask import Mask
+from spat.attention.site import Site
 from spat.data.windows import Windows
 from spat.evaluation import robustness as evaluation
 from spat.evaluation.summary import summarise
@@ -32,7 +33,7 @@ from spat.reporting.tables import robustness as robustness_table
 from spat.scoring import probe
 from spat.scoring.scores import score
 from spat.surgery import cut
-from spat.training.metrics import evaluate
+from spat.training.metrics import evaluate, window_losses
 
 LOOKBACK, HORIZON, CHANNELS = 24, 12, 5
 ATTENTION = [name for name, row in MODELS.items() if row.role == "attention"]
@@ -63,8 +64,9 @@ def windows(dtype: torch.dtype = torch.float64) -> Windows:
 
 def records_of(model: Forecaster) -> dict[str, Any]:
     """What the probe sees; A is computed when it is first asked for, so that is here."""
-    batch = windows().batch(torch.arange(6))
-    return {record.name: record for record in probe.observe(model, batch) if record.A is not None}
+    traces = probe.observe(model, windows().batch(torch.arange(6)), window_losses)
+    assert all(trace.mixing for trace in traces)
+    return {trace.name: trace for trace in traces}
 
 
 def forecast(model: Forecaster, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -88,19 +90,20 @@ def test_the_probe_sees_the_attention_that_was_put_there(name: str, kind: str) -
         site = model.sites()[index]
         with manipulated(site, kind, seed=3):
             seen = records_of(model)[site.name]
-        Q, K = seen.A.shape[-2:]
-        allowed = seen.allowed.double()
+        A = seen.mixing.A
+        Q, K = A.shape[-2:]
+        allowed = seen.mixing.allowed.double()
         if kind == "uniform":
-            expected = (allowed / allowed.sum(-1, keepdim=True)).expand_as(seen.A)
+            expected = (allowed / allowed.sum(-1, keepdim=True)).expand_as(A)
         elif kind == "identity":
-            expected = torch.eye(Q, K).double().expand_as(seen.A)
+            expected = torch.eye(Q, K).double().expand_as(A)
         else:
-            expected = seen.A[:1, :1].expand_as(seen.A)  # the same in all windows and channels
+            expected = A[:1, :1].expand_as(A)  # the same in all windows and channels
             assert not torch.allclose(expected[0, 0, 0], expected[0, 0, 1]), "heads differ"
-        torch.testing.assert_close(seen.A, expected, rtol=0, atol=0)
-        torch.testing.assert_close(seen.A.sum(-1), torch.ones(seen.A.shape[:-1]).double())
-        assert (seen.A * (1 - allowed) == 0).all()
-        torch.testing.assert_close(seen.O, seen.A @ seen.v)
+        torch.testing.assert_close(A, expected, rtol=0, atol=0)
+        torch.testing.assert_close(A.sum(-1), torch.ones(A.shape[:-1]).double())
+        assert (A * (1 - allowed) == 0).all()
+        torch.testing.assert_close(seen.heads.O, A @ seen.source.v)
 
 
 @pytest.mark.parametrize("name", ATTENTION)
@@ -139,8 +142,8 @@ def test_a_gate_scales_the_output_of_the_attention(name: str) -> None:
         plain = records_of(model)[site.name]
         with manipulated(site, "gate:0.25", seed=0):
             gated = records_of(model)[site.name]
-        torch.testing.assert_close(gated.y, 0.25 * plain.y)
-        torch.testing.assert_close(gated.A, plain.A, rtol=0, atol=0)
+        torch.testing.assert_close(gated.output.y, 0.25 * plain.output.y)
+        torch.testing.assert_close(gated.mixing.A, plain.mixing.A, rtol=0, atol=0)
         with manipulated(site, "gate:0", seed=0):
             closed = forecast(model)
         mask = Mask.full(cut.heads_of(model)).without_sites([index])
@@ -164,12 +167,14 @@ def test_noise_moves_q_and_k_alone_and_grows_along_one_direction(name: str) -> N
                 noisy = records_of(model)[site.name]
                 seen[size] = (q.weight - trained).detach()
             # The probe computes A from the q and k that the forward pass had.
-            logits = noisy.q @ noisy.k.mT / attention.head_size**0.5
-            hidden = ~noisy.allowed
-            torch.testing.assert_close(noisy.A, logits.masked_fill(hidden, -torch.inf).softmax(-1))
-            torch.testing.assert_close(noisy.v, plain.v, rtol=0, atol=0)
-            assert not torch.allclose(noisy.q, plain.q)
-            assert not torch.allclose(noisy.k, plain.k)
+            logits = noisy.source.q @ noisy.source.k.mT / attention.head_size**0.5
+            hidden = ~noisy.mixing.allowed
+            torch.testing.assert_close(
+                noisy.mixing.A, logits.masked_fill(hidden, -torch.inf).softmax(-1)
+            )
+            torch.testing.assert_close(noisy.source.v, plain.source.v, rtol=0, atol=0)
+            assert not torch.allclose(noisy.source.q, plain.source.q)
+            assert not torch.allclose(noisy.source.k, plain.source.k)
         torch.testing.assert_close(seen[1.0], 2 * seen[0.5])
         # 8 x 8 draws of variance 1, in units of the weights' own deviation.
         ratio = seen[1.0][:inner].std() / trained[:inner].std(correction=0)
@@ -191,7 +196,7 @@ def test_patterns_and_noise_follow_the_seed() -> None:
 def test_what_cannot_be_done_is_refused_with_the_reason() -> None:
     model = dense("Transformer")
     (cross,) = (site for site in model.sites() if site.name == "decoder.0.cross")
-    assert "no own key" in obstacle(cross, "identity")
+    assert "no key is its own" in obstacle(cross, "identity")
     with pytest.raises(ValueError, match=r"identity at site decoder\.0\.cross: queries and keys"):
         manipulated(cross, "identity", 0).__enter__()
     with pytest.raises(ValueError, match="'shuffle': expected one of uniform, identity, pattern"):
@@ -208,7 +213,9 @@ def test_a_closed_gate_scores_zero_and_leaving_it_out_changes_nothing(name: str)
     gradient = ["send_keys", "michel", "taylor", "fisher", "snip", "cosine", "magnitude", "wanda"]
     for number, site in enumerate(model.sites()):
         with manipulated(site, "gate:0", seed=0):
-            frame = score(model, data, index, ["send", *gradient, "loss_drop"])
+            names = ["send", *gradient, "loss_drop"]
+            found = score(model, data, index, window_losses, names, batch_size=32)
+            frame = scores_frame.frame(found)
             with_it = evaluate(model, data).mse
         found = frame[(frame["site"] == number) & (frame["batch"] == scores_frame.ALL)]
         assert set(found["criterion"]) > set(gradient)
@@ -234,12 +241,32 @@ def test_a_manipulation_stays_in_place_while_the_model_is_trained(manipulation: 
             optimiser.step()
         weight = attention.out.weight.detach().clone()
         model.eval()
-        A = probe.observe(model, batch)[0].A
+        A = probe.observe(model, batch, window_losses)[0].mixing.A
     trained = attention.out.weight.detach()
     if manipulation == "pattern":
         assert torch.equal(A, A[:1].expand_as(A))
     else:
         torch.testing.assert_close(weight, float(manipulation[5:]) * trained)
+
+
+def test_a_pattern_that_was_made_for_inference_can_be_trained() -> None:
+    model = dense("iTransformer")
+    # Of one window in double precision, without dropout, A itself is saved for backward, not a copy.
+    batch = windows().batch(torch.arange(1))
+    model.sites()[0].attention.core.dropout = 0.0
+    with manipulated(model.sites()[0], "pattern", seed=0):
+        with torch.inference_mode():
+            model(batch.x)
+        model.train()(batch.x).square().mean().backward()
+    assert all(p.grad is not None for p in model.layers[1].parameters())
+
+
+def test_a_site_that_is_no_softmax_attention_is_left_alone() -> None:
+    layer = torch.nn.Module()
+    layer.inner = torch.nn.Linear(3, 3)
+    site = Site("encoder.0.scan", layer, "inner", 1, "scan")
+    for manipulation in ("uniform", "noise:1", "gate:0"):
+        assert "a site of kind scan is not one softmax attention" in obstacle(site, manipulation)
 
 
 # Configuration

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import subprocess
 import sys
 from functools import cache
@@ -11,31 +10,34 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scoring_cases import ATTENTIVE, batches, small, windows
+from scoring_cases import ATTENTIVE, batches, score_frame, small, windows
 from small_models import sized
 
+from spat.attention.views import Mixing
 from spat.models.registry import MODELS, Shape, build
 from spat.pipeline.frames import RUN, checked
-from spat.pipeline.scores_frame import aggregate, send_train
-from spat.scoring.names import CRITERIA, HEAD_CRITERIA, STATISTICS
+from spat.pipeline.scores_frame import aggregate, joined, send_train
+from spat.scoring import criterion as registration
+from spat.scoring.criterion import RULES
+from spat.scoring.names import CRITERIA, HEAD_CRITERIA, PASS, STATISTICS, VIEWS, offered
 from spat.scoring.probe import loss_drops
-from spat.scoring.scores import score
-from spat.scoring.send import score_send
+from spat.training.metrics import window_losses
 
-COMPUTED = tuple(name for name, row in CRITERIA.items() if row.needs != "draws")
+COMPUTED = tuple(name for name, row in CRITERIA.items() if row.origin != "draws")
 
 
 @cache
 def trajectory(name: str) -> pd.DataFrame:
-    one = score_send(small(name), windows(), batches(32))
+    one = aggregate(score_frame(small(name), windows(), batches(32), ["send"], statistics=False))
     return pd.concat([one.assign(epoch=1), one.assign(epoch=2, value=3 * one["value"])])
 
 
 @cache
 def scored(name: str, size: int) -> pd.DataFrame:
     model = small(name)
-    drops = loss_drops(model, windows(), [torch.arange(30)])
-    return score(model, windows(), batches(size), validation=drops, trajectory=trajectory(name))
+    drops = loss_drops(model, windows(), [torch.arange(30)], window_losses)
+    found = score_frame(model, windows(), batches(size), validation=drops)
+    return joined([found, send_train(trajectory(name))])
 
 
 def by_place(frame: pd.DataFrame) -> pd.Series:
@@ -68,11 +70,11 @@ def test_the_frame_has_its_schema_and_a_value_per_batch(name: str) -> None:
     assert len(checked("scores", frame.assign(**keys))) == len(frame)
     assert set(frame["criterion"]) == {*COMPUTED, *STATISTICS}
     of = frame.groupby("criterion")["batch"].unique()
-    for criterion, row in (CRITERIA | STATISTICS).items():
-        if row.needs in ("probe", "group", "ablation"):
-            assert sorted(of[criterion]) == [-1, 0, 1]
-        elif row.needs != "draws":
-            assert list(of[criterion]) == [-1]
+    for key, row in (CRITERIA | STATISTICS).items():
+        if row.origin in (*PASS, "ablation"):
+            assert sorted(of[key]) == [-1, 0, 1]
+        elif row.origin != "draws":
+            assert list(of[key]) == [-1]
 
 
 @pytest.mark.parametrize("size", [1, 7, 64])
@@ -87,7 +89,10 @@ def test_scores_do_not_depend_on_the_batch_size(name: str, size: int) -> None:
 @pytest.mark.parametrize("name", ATTENTIVE)
 def test_nor_on_the_size_of_a_pass(name: str, size: int) -> None:
     model = small(name)
-    found = by_place(aggregate(score(model, windows(), batches(32), size=size)))
+    found = by_place(aggregate(score_frame(model, windows(), batches(32), batch_size=size)))
+    # The windows of a training batch share a mask in `send`: its value depends on their number.
+    batch = {name for name, row in CRITERIA.items() if row.origin == "batch"}
+    found = found[~found.index.get_level_values("criterion").isin(batch)]
     expected = by_place(aggregate(scored(name, 32)))[found.index]
     np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-15)
 
@@ -110,7 +115,7 @@ def test_scores_of_single_windows_average_to_the_whole(name: str) -> None:
 
 @pytest.mark.parametrize("name", ATTENTIVE)
 def test_float32_models_score_alike(name: str) -> None:
-    single = score(small(name, torch.float32), windows(torch.float32), batches(32))
+    single = score_frame(small(name, torch.float32), windows(torch.float32), batches(32))
     found = by_place(aggregate(single))
     expected = by_place(aggregate(scored(name, 32)))[found.index]
     scale = expected.abs().groupby(level=0).transform("max")
@@ -118,7 +123,8 @@ def test_float32_models_score_alike(name: str) -> None:
 
 
 def test_send_alone_is_the_send_of_the_pass() -> None:
-    alone = score_send(small("PatchTST"), windows(), batches(7))
+    alone = score_frame(small("PatchTST"), windows(), batches(7), ["send"], statistics=False)
+    alone = aggregate(alone)
     whole = aggregate(scored("PatchTST", 32))
     whole = whole[whole["criterion"] == "send"].reset_index(drop=True)
     pd.testing.assert_frame_equal(alone, whole, check_exact=True)
@@ -135,35 +141,34 @@ def test_send_train_is_the_mean_over_epochs() -> None:
 @pytest.mark.parametrize("name", [n for n, m in MODELS.items() if m.role != "attention"])
 def test_a_model_without_attention_has_no_scores(name: str) -> None:
     model = build(name, sized(name), Shape(24, 12, 3))
-    assert score(model, windows(torch.float32), batches(32)).empty
-    assert score_send(model, windows(torch.float32), batches(32)).empty
+    assert score_frame(model, windows(torch.float32), batches(32)).empty
 
 
 def test_only_what_was_asked_for() -> None:
-    frame = score(small("iTransformer"), windows(), batches(32), ["michel", "random"])
+    frame = score_frame(small("iTransformer"), windows(), batches(32), ["michel", "random"])
     assert set(frame["criterion"]) == {"michel", "uniformity"}
 
 
 @pytest.mark.parametrize(
     ("criterion", "message"),
     [
-        ("sned", "'sned' is not one of send, send_abs"),
-        ("loss_drop_val", "'loss_drop_val' needs `validation`"),
-        ("send_train", "'send_train' needs `trajectory`"),
+        ("sned", "'sned' is not one of send, send_float32"),
+        ("loss_drop_val", "'loss_drop_val': give `validation`"),
+        ("send_train", "'send_train': it is the mean over the record of pre-training"),
     ],
 )
 def test_what_cannot_be_scored_is_an_error(criterion: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        score(small("iTransformer"), windows(), batches(32), [criterion])
+        score_frame(small("iTransformer"), windows(), batches(32), [criterion])
     with pytest.raises(ValueError, match="at least one batch"):
-        score(small("iTransformer"), windows(), [])
+        score_frame(small("iTransformer"), windows(), [])
 
 
 @pytest.mark.parametrize("criterion", ["send", "loss_drop"])
 def test_a_plain_module_is_told_what_it_lacks(criterion: str) -> None:
     plain = torch.nn.Linear(3, 3)
-    with pytest.raises(TypeError, match="Linear is not a Forecaster"):
-        score(plain, windows(), batches(8), [criterion])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"Linear has no method `sites\(\)`: give the sites"):
+        score_frame(plain, windows(), batches(8), [criterion])  # type: ignore[arg-type]
 
 
 def test_aggregation_refuses_duplicates_and_gaps() -> None:
@@ -175,22 +180,33 @@ def test_aggregation_refuses_duplicates_and_gaps() -> None:
         aggregate(lost)
 
 
-def test_each_row_names_what_computes_it() -> None:
-    for name, row in (CRITERIA | STATISTICS).items():
-        assert row.name == name and row.source and row.description
-        if row.needs == "draws":
-            assert not row.function
-            continue
-        module, function = row.function.split(".")
-        assert getattr(importlib.import_module(f"spat.scoring.{module}"), function).__doc__
-        criteria = importlib.import_module("spat.scoring.criteria")
-        assert getattr(criteria, row.finish).__doc__
+def test_names_and_functions_agree() -> None:
+    computed = {n: r for n, r in (CRITERIA | STATISTICS).items() if r.origin in PASS}
+    assert computed.keys() == RULES.keys()
+    for name, row in computed.items():
+        rule = RULES[name]
+        assert (row.name, rule.name) == (name, name)
+        assert (row.origin, row.needs) == (rule.over, rule.needs.__name__)
+        assert (row.heads, row.source) == (rule.heads, rule.source)
+        assert row.finish == rule.finish.__name__
+        assert rule.function.__doc__ and rule.finish.__doc__
+    assert all(row.source and row.description for row in CRITERIA.values())
     assert {"send", "random", "michel", "magnitude"} <= set(HEAD_CRITERIA) < set(CRITERIA)
+    with pytest.raises(ValueError, match="'send' is registered twice"):
+        registration.criterion("send", needs=Mixing, source="")
 
 
-@pytest.mark.parametrize("module", ["registry", "tidy"])
+def test_a_wider_view_allows_more_criteria() -> None:
+    output, heads, mixing = (offered(view) for view in VIEWS)
+    assert {"michel", "cosine", "loss_drop", "random", "depth_last"} <= set(output)
+    assert set(heads) - set(output) == {"magnitude", "wanda", "flap"}
+    assert "send" not in heads
+    assert mixing == tuple(CRITERIA)
+
+
+@pytest.mark.parametrize("module", ["scoring.names", "pipeline.scores_frame"])
 def test_names_and_frames_need_no_torch(module: str) -> None:
-    code = f"import sys, spat.scoring.{module}; sys.exit('torch' in sys.modules)"
+    code = f"import sys, spat.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -201,7 +217,7 @@ def test_scores_on_a_gpu_are_those_on_the_cpu(name: str) -> None:
     model = small(name).cuda()
     there = windows(device="cuda")
     cut = [batch.cuda() for batch in batches(32)]
-    found = by_place(aggregate(score(model, there, cut)))
+    found = by_place(aggregate(score_frame(model, there, cut)))
     expected = by_place(aggregate(scored(name, 32)))[found.index]
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-12)
-    assert loss_drops(model, there, cut).shape == (len(model.sites()), 40)
+    assert loss_drops(model, there, cut, window_losses).shape == (len(model.sites()), 40)

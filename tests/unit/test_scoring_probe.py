@@ -7,14 +7,24 @@ from typing import Any
 
 import pytest
 import torch
-from scoring_cases import ATTENTIVE, CHANNELS, batches, small, windows
+from scoring_cases import (
+    ATTENTIVE,
+    CHANNELS,
+    averaged,
+    batches,
+    mixed,
+    score_frame,
+    small,
+    traces,
+    windows,
+)
 from torch import Tensor, nn
 
 from spat.attention import views
 from spat.models.base import Forecaster
 from spat.models.layers.attention import AttentionCore
-from spat.scoring import probe
-from spat.scoring.probe import attention_maps, loss_drops, observe, window_means
+from spat.scoring.probe import attention_maps, loss_drops
+from spat.training.metrics import window_losses
 
 FEW = torch.tensor([3, 50, 51, 120])
 
@@ -44,7 +54,7 @@ def summed_loss(model: Forecaster, index: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", ATTENTIVE)
 def test_sensitivity_is_the_gradient_by_a_mask_of_ones_on_the_attention(name: str) -> None:
     model = small(name)
-    records = observe(model, windows().batch(FEW))
+    records = traces(model, windows().batch(FEW))
     assert [r.name for r in records] == [site.name for site in model.sites()]
     for found in records:
         reference = copy.deepcopy(model).eval()
@@ -54,14 +64,15 @@ def test_sensitivity_is_the_gradient_by_a_mask_of_ones_on_the_attention(name: st
         summed_loss(reference, FEW).backward()
         M = attention.core.M
         assert M.grad is not None and M.grad.abs().max() > 1e-6
-        torch.testing.assert_close(found.S.flatten(0, 1), M.grad, atol=1e-9, rtol=0)
+        torch.testing.assert_close(mixed(found).S.flatten(0, 1), M.grad, atol=1e-9, rtol=0)
 
 
 def test_the_cases_hold_self_causal_and_cross_attention_and_independent_channels() -> None:
     kinds = {
-        (r.attention.cross, r.attention.core.causal, r.S.shape[1])
+        (site.attention.cross, site.attention.core.causal, mixed(trace).S.shape[1])
         for name in ATTENTIVE
-        for r in observe(small(name), windows().batch(FEW))
+        for model in [small(name)]
+        for site, trace in zip(model.sites(), traces(model, windows().batch(FEW)), strict=True)
     }
     assert {(False, False, 1), (False, True, 1), (True, False, 1)} < kinds
     assert (False, False, CHANNELS) in kinds
@@ -70,8 +81,9 @@ def test_the_cases_hold_self_causal_and_cross_attention_and_independent_channels
 @pytest.mark.parametrize("name", ATTENTIVE)
 def test_its_sum_is_the_gradient_by_gates_on_heads_and_site(name: str) -> None:
     model = small(name)
-    for found in observe(model, windows().batch(FEW)):
-        gates = torch.ones(len(FEW), 1 + found.S.shape[2], dtype=torch.float64, requires_grad=True)
+    for found in traces(model, windows().batch(FEW)):
+        heads = mixed(found).S.shape[2]
+        gates = torch.ones(len(FEW), 1 + heads, dtype=torch.float64, requires_grad=True)
 
         def gated(_: nn.Module, __: Any, O: Tensor, gates: Tensor = gates) -> Tensor:  # noqa: E741
             each = (gates[:, :1] * gates[:, 1:]).repeat_interleave(len(O) // len(FEW), 0)
@@ -83,16 +95,72 @@ def test_its_sum_is_the_gradient_by_gates_on_heads_and_site(name: str) -> None:
         with attention.core.register_forward_hook(gated):
             (expected,) = torch.autograd.grad(summed_loss(model, FEW), gates)
         torch.testing.assert_close(found.gate, expected, atol=1e-9, rtol=0)
-        torch.testing.assert_close(found.S.sum((1, 3, 4)), expected[:, 1:], atol=1e-9, rtol=0)
+        assert found.heads is not None
+        for by_head in (mixed(found).S.sum((1, 3, 4)), found.heads.gate):
+            torch.testing.assert_close(by_head, expected[:, 1:], atol=1e-9, rtol=0)
+        # A gate on the output also scales its bias.
+        bias = found.output.dy @ attention.out.bias.detach()
+        whole = expected[:, :1] + bias.flatten(1).sum(1, keepdim=True)
+        torch.testing.assert_close(found.output.gate, whole, atol=1e-9, rtol=0)
+
+
+class SharedReference(MaskedReference):
+    """The same with one mask for all windows and independent channels."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        A = self.weights(q, k)
+        self.M = torch.ones_like(A[0], requires_grad=True)
+        return torch.einsum("bhqk,bhkd->bhqd", A * self.M, v)
+
+
+@pytest.mark.parametrize("size", [16, 64])
+@pytest.mark.parametrize("name", ATTENTIVE)
+def test_send_is_the_printed_formula_of_one_mask_a_batch(name: str, size: int) -> None:
+    model, cut = small(name), batches(40)
+    found = score_frame(model, windows(), cut, ["send"], batch_size=size)
+    found = found[found["criterion"].eq("send") & found["batch"].eq(-1)]
+    value = found.set_index(["site", "head"])["value"]
+    expected = dict.fromkeys(value.index, 0.0)
+    for index in torch.split(cut[0], size):
+        reference = copy.deepcopy(model).eval()
+        cores = []
+        for site in reference.sites():
+            cores.append(SharedReference(site.attention.core.causal))
+            site.attention.core = cores[-1]
+        (summed_loss(reference, index) / len(index)).backward()  # type: ignore[no-untyped-call]
+        for number, core in enumerate(cores):
+            S = core.M.grad
+            assert S is not None
+            rows = []
+            for query in range(S.shape[1]):
+                keys = slice(0, query + 1 if core.causal else None)
+                if S[:, query, keys].shape[1] > 1:
+                    P = S[:, query, keys].abs().softmax(-1)
+                    rows.append([P.mean(0).std(correction=0), *P.std(-1, correction=0)])
+            for head, of_rows in enumerate(zip(*rows, strict=True), start=-1):
+                share = len(index) / len(cut[0])
+                expected[number, head] += share * float(torch.stack(of_rows).mean())
+    assert value.to_dict() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ATTENTIVE)
+def test_send_in_float32_is_what_the_default_precision_gives(name: str) -> None:
+    """Rounding aside, the same; S here is large enough for float32 to resolve it."""
+    names = ["send", "send_float32"]
+    model = small(name, torch.float32)
+    found = score_frame(model, windows(torch.float32), batches(32), names, statistics=False)
+    value = found.pivot_table("value", ["batch", "site", "head"], "criterion")
+    relative = (value["send_float32"] / value["send"] - 1).abs()
+    assert 0 < relative.max() < 2e-2
 
 
 @pytest.mark.parametrize("name", ATTENTIVE)
 def test_sensitivity_of_a_window_does_not_depend_on_the_others(name: str) -> None:
     model = small(name)
-    together = observe(model, windows().batch(FEW))
-    alone = observe(model, windows().batch(FEW[2:3]))
+    together = traces(model, windows().batch(FEW))
+    alone = traces(model, windows().batch(FEW[2:3]))
     for one, all_ in zip(alone, together, strict=True):
-        torch.testing.assert_close(one.S[0], all_.S[2], atol=1e-12, rtol=1e-9)
+        torch.testing.assert_close(mixed(one).S[0], mixed(all_).S[2], atol=1e-12, rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", ATTENTIVE)
@@ -105,9 +173,11 @@ def test_probing_leaves_no_trace(name: str) -> None:
     probed: list[Tensor] = []
     before = copy.deepcopy(model).eval()(batch.x)
     with model.register_forward_hook(lambda _module, _args, y: probed.append(y)):
-        observe(model, batch)
-    window_means(model, windows(torch.float32), batches(7), {"S": lambda r: r.S.sum((1, 2, 3, 4))})
-    loss_drops(model, windows(torch.float32), batches(7))
+        traces(model, batch)
+    averaged(
+        model, windows(torch.float32), batches(7), {"S": lambda r: mixed(r).S.sum((1, 2, 3, 4))}
+    )
+    loss_drops(model, windows(torch.float32), batches(7), window_losses)
     assert torch.equal(probed[0], before)
     assert {n: m.training for n, m in model.named_modules()} == flags
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
@@ -119,26 +189,26 @@ def test_a_forward_pass_that_fails_leaves_no_trace_either() -> None:
     model = small("iTransformer")
     batch = windows().batch(FEW)
     with pytest.raises(RuntimeError):
-        observe(model, batch._replace(x=batch.x[:, 1:]))
+        traces(model, batch._replace(x=batch.x[:, 1:]))
     assert model.training
     assert not any(m._forward_hooks for m in model.modules())
 
 
 def test_it_works_without_gradients_and_on_a_frozen_model() -> None:
     model = small("iTransformer")
-    expected = observe(model, windows().batch(FEW))
+    expected = traces(model, windows().batch(FEW))
     with torch.no_grad():
-        inside = observe(model, windows().batch(FEW))
-    frozen = observe(model.requires_grad_(False), windows().batch(FEW))
+        inside = traces(model, windows().batch(FEW))
+    frozen = traces(model.requires_grad_(False), windows().batch(FEW))
     for one, two, three in zip(expected, inside, frozen, strict=True):
-        assert torch.equal(one.S, two.S)
-        torch.testing.assert_close(one.S, three.S, atol=1e-15, rtol=0)
+        assert torch.equal(mixed(one).S, mixed(two).S)
+        torch.testing.assert_close(mixed(one).S, mixed(three).S, atol=1e-15, rtol=0)
 
 
 def test_a_removed_site_is_left_out_and_the_others_keep_their_places() -> None:
     model = small("iTransformer")
     model.sites()[1].remove()
-    assert [r.index for r in observe(model, windows().batch(FEW))] == [0, 2]
+    assert [r.index for r in traces(model, windows().batch(FEW))] == [0, 2]
 
 
 def test_a_listed_site_that_does_not_run_is_an_error() -> None:
@@ -146,13 +216,13 @@ def test_a_listed_site_that_does_not_run_is_an_error() -> None:
     stray = copy.deepcopy(model).sites()[0]
     model.sites = lambda: (stray,)  # type: ignore[method-assign]
     with pytest.raises(ValueError, match=r"encoder\.0\.self.*did not run"):
-        observe(model, windows().batch(FEW))
+        traces(model, windows().batch(FEW))
 
 
 @pytest.mark.parametrize("name", ATTENTIVE)
 def test_the_loss_without_a_site_is_that_of_the_model_that_lost_it(name: str) -> None:
     model = small(name)
-    drops = loss_drops(model, windows(), batches(7))
+    drops = loss_drops(model, windows(), batches(7), window_losses)
     batch = windows().batch(torch.cat(batches(7)))
 
     def losses(of: Forecaster) -> Tensor:
@@ -166,26 +236,26 @@ def test_the_loss_without_a_site_is_that_of_the_model_that_lost_it(name: str) ->
         expected = losses(pruned) - losses(model)
         torch.testing.assert_close(torch.from_numpy(drops[index]), expected, atol=1e-9, rtol=0)
     model.sites()[0].remove()
-    assert not loss_drops(model, windows(), batches(7))[0].any()
+    assert not loss_drops(model, windows(), batches(7), window_losses)[0].any()
 
 
 def test_means_are_those_of_the_windows_of_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     model, cut = small("PatchTST"), batches(15)
-    size = {"S": lambda r: r.S.abs().sum((1, 2, 3, 4))}
-    (site, *_), whole = window_means(model, windows(), cut, size), torch.cat(cut)
-    expected = size["S"](observe(model, windows().batch(whole))[0])
+    size = {"S": lambda r: mixed(r).S.abs().sum((1, 2, 3, 4))}
+    (site, *_), whole = averaged(model, windows(), cut, size), torch.cat(cut)
+    expected = size["S"](traces(model, windows().batch(whole))[0])
     assert (site.site, site.name) == (0, "encoder.0.self")
     means = [expected.mean(), *(part.mean() for part in torch.split(expected, 15))]
     torch.testing.assert_close(site.means["S"], torch.stack(means), rtol=1e-9, atol=0)
     # Windows pass in parts where the arrays would be large.
     monkeypatch.setitem(views.ELEMENTS, "cpu", 1)
-    (again, *_) = window_means(model, windows(), cut, size)
+    (again, *_) = averaged(model, windows(), cut, size)
     torch.testing.assert_close(again.means["S"], site.means["S"], rtol=1e-12, atol=0)
 
 
 def test_attention_maps_are_mean_distributions() -> None:
     model = small("Transformer")
-    maps = attention_maps(model, windows(), batches(16))
+    maps = attention_maps(model, windows(), batches(16), window_losses, batch_size=32)
     assert list(maps) == [site.name for site in model.sites()]
     for site in model.sites():
         assert site.attention is not None
@@ -199,4 +269,4 @@ def test_attention_maps_are_mean_distributions() -> None:
 @pytest.mark.parametrize("cut", [[], [torch.arange(3), torch.arange(0)]])
 def test_a_batch_without_windows_is_an_error(cut: list[Tensor]) -> None:
     with pytest.raises(ValueError, match="at least one batch"):
-        probe.window_means(small("iTransformer"), windows(), cut, {})
+        averaged(small("iTransformer"), windows(), cut, {})

@@ -6,40 +6,50 @@ What a site computes is changed in a known way, so that one can ask whether a cr
     gate:FACTOR                  the output of the site times FACTOR; 1 leaves it intact
     noise:SIZE                   SIZE standard deviations of noise on the weights of q and of k
 
-The probe sees a manipulated site as it sees any other: the core that computes another O also says
-its A, and changed weights stand in the place of the trained ones.
+The probe reads a manipulated site as it reads any other: the core that computes another O also
+returns its own A, and the changed weights are the weights of the module within the block.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from spat.attention.site import Site
-from spat.models.layers.attention import AttentionCore, MultiHeadAttention
-from spat.training.device.kernels import dropout
 
 # allowed bool [Q, K], heads, generator -> A, float64 [heads or 1, Q, K].
 Shares = Callable[[Tensor, int, torch.Generator], Tensor]
+
+
+class Core(Protocol):
+    """A core whose attention can be replaced: it sums values under any weights."""
+
+    training: bool
+
+    def mix(self, A: Tensor, v: Tensor) -> Tensor:
+        """O from A [..., Q, K] and v [..., K, D], with the dropout of the core."""
+
+    def allowed(self, queries: int, keys: int) -> Tensor:
+        """Which keys a query may attend to, bool [Q, K]."""
 
 
 @contextlib.contextmanager
 def manipulated(site: Site, manipulation: str, seed: int) -> Iterator[None]:
     """The site manipulated within the block, in evaluation and in training alike.
 
-    A manipulation stays in place while the model is trained: a pattern is not learnt away, and a
-    gate multiplies whatever the weights become. Noise is a fixed shift of the weights, which
+    A manipulation stays in place while the model is trained: training cannot change a pattern, and
+    a gate multiplies whatever the weights become. Noise is a fixed shift of the weights, which
     training may undo. `seed` fixes patterns and noise; the noise of a seed has the same direction
-    at every size. Leaving the block gives the trained tensors back, to the bit.
+    at every size. After the block the module has its trained tensors again, to the bit.
 
     Raises:
-        ValueError: if the site was removed, or cannot be manipulated so (`obstacle`), or there is
-            no such manipulation.
+        ValueError: if the site was removed or cannot be manipulated so (see `obstacle`), or if
+            there is no such manipulation.
     """
     attention = site.attention
     if attention is None:
@@ -52,49 +62,64 @@ def manipulated(site: Site, manipulation: str, seed: int) -> Iterator[None]:
             for tensor in ("weight", "bias"):
                 stack.enter_context(_changed(attention.out, tensor, _Times(float(size))))
         elif kind == "noise":
-            for linear, noise in _noise(attention, seed):
+            for linear, noise in _noise(attention.query_key_rows(), seed):
                 stack.enter_context(_changed(linear, "weight", _Plus(float(size) * noise)))
-        elif kind in _SHARES:
+        else:
             core = FixedCore(attention.core, _SHARES[kind], seed)
             stack.enter_context(_replaced(attention, core))
-        else:
-            raise ValueError(f"manipulation {manipulation!r}: expected one of {', '.join(KINDS)}")
         yield
 
 
 def obstacle(site: Site, manipulation: str) -> str:
-    """Why a site cannot be manipulated so; empty where it can."""
-    crosses = site.attention is not None and site.attention.cross
-    if manipulation == "identity" and crosses:
-        return "queries and keys of a cross-attention are different tokens: there is no own key"
+    """Why a site cannot be manipulated so, as a clause; empty where it can.
+
+    Raises:
+        ValueError: if there is no such manipulation.
+    """
+    kind = manipulation.partition(":")[0]
+    needed = {"gate": "out", "noise": "query_key_rows", **dict.fromkeys(_SHARES, "core")}
+    if kind not in needed:
+        raise ValueError(f"manipulation {manipulation!r}: expected one of {', '.join(KINDS)}")
+    if site.attention is None:
+        return ""
+    part = getattr(site.attention, needed[kind], None)
+    if len(site.modules) > 1 or part is None or (kind in _SHARES and not hasattr(part, "mix")):
+        return f"a site of kind {site.kind} is not one softmax attention of queries and keys"
+    if kind == "identity" and site.kind == "cross":
+        return "queries and keys of a cross-attention are different tokens, so no key is its own"
     return ""
 
 
-class FixedCore(AttentionCore):
-    """Attention that looks at neither q nor k: the same A for all windows, O = A v."""
+class FixedCore(nn.Module):
+    """Attention that depends on neither q nor k: the same A for all windows, O = A v."""
 
-    def __init__(self, core: AttentionCore, shares: Shares, seed: int) -> None:
-        """In place of `core`, with its dropout and the keys it allows."""
-        super().__init__(core.dropout, core.causal)
-        self.train(core.training)
+    def __init__(self, core: Core, shares: Shares, seed: int) -> None:
+        """Takes the place of `core`, with its dropout and the keys that it allows."""
+        super().__init__()
+        self.core = core
+        self.training = core.training
         self._shares = shares
         self._seed = seed
         self._made: dict[tuple[int, int, int], Tensor] = {}
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [B, H, Q, D]; k, v [B, H, K, D] -> O [B, H, Q, D]."""
-        p = self.dropout if self.training else 0.0
-        A = self.weights(q, k).to(v.dtype)
-        return dropout(A, p, self.generator) @ v
+        return self.core.mix(self.weights(q, k).to(v.dtype), v)
 
-    def weights(self, q: Tensor, k: Tensor) -> Tensor:
-        """A, float64 [..., H, Q, K]."""
+    def allowed(self, queries: int, keys: int) -> Tensor:
+        """Which keys a query may attend to, bool [Q, K]."""
+        return self.core.allowed(queries, keys)
+
+    def weights(self, q: Tensor, k: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        """A, [..., H, Q, K], made in float64 and rounded to `dtype`."""
         shape = heads, queries, keys = q.shape[-3], q.shape[-2], k.shape[-2]
         if shape not in self._made:  # kept: a captured step cannot copy from the host again
-            generator = torch.Generator().manual_seed(self._seed)
-            A = self._shares(self.allowed(queries, keys), heads, generator)
-            self._made[shape] = A.to(q.device)
-        return self._made[shape].expand(*q.shape[:-1], keys)
+            # The first call may run under inference mode, whose tensors cannot serve training.
+            with torch.inference_mode(False):
+                generator = torch.Generator().manual_seed(self._seed)
+                A = self._shares(self.allowed(queries, keys), heads, generator)
+                self._made[shape] = A.to(q.device)
+        return self._made[shape].to(dtype).expand(*q.shape[:-1], keys)
 
 
 def _uniform(allowed: Tensor, _heads: int, _generator: torch.Generator) -> Tensor:
@@ -139,18 +164,16 @@ class _Plus(nn.Module):
         return weight + self.shift
 
 
-def _noise(attention: MultiHeadAttention, seed: int) -> Iterator[tuple[nn.Linear, Tensor]]:
+def _noise(
+    projections: list[tuple[nn.Linear, list[slice]]], seed: int
+) -> Iterator[tuple[nn.Linear, Tensor]]:
     """Noise on the rows that make q and those that make k, each in units of their own deviation."""
     generator = torch.Generator().manual_seed(seed)
-    inner = attention.heads * attention.head_size
-    # q, k and v are fused in this order: the parts of each matrix that are not v.
-    linears = [(attention.q, 1), (attention.kv, 1)] if attention.cross else [(attention.qkv, 2)]
-    for linear, parts in linears:
+    for linear, parts in projections:
         weight = linear.weight.detach()
         noise = torch.zeros_like(weight)
-        for start in range(0, parts * inner, inner):
-            rows = slice(start, start + inner)
-            drawn = torch.randn(inner, weight.shape[1], generator=generator).to(weight)
+        for rows in parts:
+            drawn = torch.randn(weight[rows].shape, generator=generator).to(weight)
             noise[rows] = weight[rows].std(correction=0) * drawn
         yield linear, noise
 
@@ -165,7 +188,7 @@ def _changed(module: nn.Module, tensor: str, change: nn.Module) -> Iterator[None
 
 
 @contextlib.contextmanager
-def _replaced(attention: MultiHeadAttention, core: AttentionCore) -> Iterator[None]:
+def _replaced(attention: Any, core: FixedCore) -> Iterator[None]:
     intact, attention.core = attention.core, core
     try:
         yield

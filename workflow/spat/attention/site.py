@@ -1,38 +1,69 @@
-"""Sites: the attention sub-layers of a model that can be removed whole.
+"""Sites: the sub-layers of a model that can be removed whole.
 
-A *site* is one multi-head-attention sub-layer with its residual branch. Its owner (an encoder or
-decoder layer) holds the attention in an attribute. None in that attribute means that the site was
-removed and that the sub-layer is ``x -> norm(x)``.
+A *site* is one sub-layer with its residual branch, for example a multi-head attention. Its owner
+(an encoder or decoder layer) holds the module in an attribute. None in that attribute means that
+the site was removed and that the sub-layer is ``x -> norm(x)``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
-if TYPE_CHECKING:
-    from spat.models.layers.attention import MultiHeadAttention
+# self, cross: attention of queries to keys. router: two attentions through a few routers.
+# correlation: sums over delays. fourier: products of frequencies. scan: a recurrence.
+Kind = Literal["self", "cross", "router", "correlation", "fourier", "scan"]
+
+
+class Place(NamedTuple):
+    """An attribute of a module that holds another module."""
+
+    owner: nn.Module
+    attribute: str
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where an attention stands: `owner.<attribute>` is a `MultiHeadAttention`, or None if removed.
+    """A sub-layer that can be removed whole: the module in `owner.<attribute>`, None if removed.
 
-    `heads` is the number of heads of the dense model.
+    `heads` is the number of heads of the dense model that can be removed one by one; a site with
+    `heads` 1 can only be removed whole. `others` are the further places of a site that has several:
+    the same module under another name (a shared block), or a second module that is removed with the
+    first (the router pair of Crossformer).
     """
 
     name: str
     owner: nn.Module
     attribute: str
     heads: int
+    kind: Kind = "self"
+    others: tuple[Place, ...] = ()
 
     @property
-    def attention(self) -> MultiHeadAttention | None:
-        """The attention, or None where it was removed."""
-        return getattr(self.owner, self.attribute)  # type: ignore[no-any-return]
+    def places(self) -> tuple[Place, ...]:
+        """Every place of the site, in forward order."""
+        return (Place(self.owner, self.attribute), *self.others)
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The distinct modules in the places of the site; none where it was removed."""
+        held = (getattr(place.owner, place.attribute) for place in self.places)
+        return tuple(dict.fromkeys(module for module in held if module is not None))
+
+    @property
+    def owners(self) -> tuple[nn.Module, ...]:
+        """The distinct modules that hold the site."""
+        return tuple(dict.fromkeys(place.owner for place in self.places))
+
+    @property
+    def attention(self) -> Any:
+        """The module of the site (of several, the last), or None where the site was removed."""
+        modules = self.modules
+        return modules[-1] if modules else None
 
     def remove(self) -> None:
-        """Take the whole attention out of its owner."""
-        setattr(self.owner, self.attribute, None)
+        """Take the site out of its owners."""
+        for owner, attribute in self.places:
+            setattr(owner, attribute, None)

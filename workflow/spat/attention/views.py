@@ -1,16 +1,21 @@
-"""What the probe collects of one site, and the sensitivities S that follow from it."""
+"""Views: what a site shows of itself while a model computes.
+
+    Output   any sub-layer: its input, its output and the gradient of the loss by its output
+    Heads    there is an axis of heads before an output projection
+    Mixing   the output sums values under weights A, which a mask M of ones could multiply
+
+A criterion names the view that it needs. A `Trace` holds the views of one site in W windows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Final
+from typing import Any, Final, Protocol, TypeAlias
 
-from torch import Tensor, split
-
-from spat.models.layers.attention import MultiHeadAttention
-from spat.scoring.reductions import dispersion, with_sum
+import torch
+from torch import Tensor, nn
 
 # Elements of an array of attention size, if one window does not have more: half a megabyte stays in
 # the cache of a CPU, and a GPU wants long arrays. At once, the windows of a pass would take up to
@@ -19,66 +24,277 @@ ELEMENTS: Final = {"cpu": 2**16, "cuda": 2**24}
 
 
 @dataclass(frozen=True, eq=False)
-class SiteRecord:
-    """What one site did in W windows.
+class Output:
+    """What any sub-layer shows. Each tensor is [W, R, tokens, width].
 
-    Attention sees windows x R sequences: R is the number of channels where channels are independent
-    (PatchTST), else 1. H heads of size D, Q queries, K keys.
+    R is the number of sequences of a window: the number of channels where channels are independent
+    (PatchTST), else 1.
     """
 
-    index: int  # position in forward order
-    name: str
-    attention: MultiHeadAttention
+    x: Tensor  # input of the site
+    y: Tensor  # its output, before the residual sum
+    dy: Tensor  # gradient of each window's loss by y
+    before: Tensor  # input of the layer that owns the site
+    after: Tensor  # output of that layer
+
+    @property
+    def gate(self) -> Tensor:
+        """Gradient of each window's loss by a factor on y, float64 [W, 1]: <dy, y>."""
+        return (self.dy.double() * self.y.double()).flatten(1).sum(1, keepdim=True)
+
+    def cut(self, windows: slice) -> Output:
+        """The view of some of the windows."""
+        parts = (t[windows] for t in (self.x, self.y, self.dy, self.before, self.after))
+        return Output(*parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Heads:
+    """The output of H heads of size D before the projection to the width of the model.
+
+    The projection y = sum over heads of W_o O + b; `W_v` maps the input of the site to the values.
+    """
+
+    O: Tensor  # noqa: E741  [W, R, H, Q, D]
+    dO: Tensor  # noqa: N815  gradient of each window's loss by O
+    W_o: Tensor  # float64 [H, width, D]
+    W_v: Tensor  # float64 [H, D, width]
+
+    @property
+    def gate(self) -> Tensor:
+        """Gradient of each window's loss by a factor on each head, float64 [W, H]: <dO, O>."""
+        return (self.dO.double() * self.O.double()).sum((1, 3, 4))
+
+    def cut(self, windows: slice) -> Heads:
+        """The view of some of the windows."""
+        return replace(self, O=self.O[windows], dO=self.dO[windows])
+
+
+@dataclass(frozen=True, eq=False)
+class Mixing:
+    """Weights A over keys, and the sensitivity S of each window's loss to a mask on them.
+
+    S = dL/dM at M = 1, where A * M takes the place of A. Its sum is the gradient by a gate on the
+    values that are summed, so that it equals `Heads.gate`.
+    """
+
+    A: Tensor  # [W, R, H, rows, keys]
+    S: Tensor  # the same shape
+    # Which keys a row may use, bool: [rows, keys] on the CPU, or with the leading axes of A (size 1
+    # where they do not matter) where that differs by window. Rows with less than two keys are left
+    # out of every statistic of rows.
+    allowed: Tensor
+    _known: dict[Callable[[Mixing], Tensor], Tensor] = field(default_factory=dict, repr=False)
+
+    def once(self, function: Callable[[Mixing], Tensor]) -> Tensor:
+        """`function` of this view, computed at the first call and kept."""
+        if function not in self._known:
+            self._known[function] = function(self)
+        return self._known[function]
+
+
+class Source(Protocol):
+    """From what a site noted to its `Mixing`, for some of the windows."""
+
+    @property
+    def elements(self) -> int:
+        """The number of elements of A in one window."""
+
+    def mixing(self, dtype: torch.dtype) -> Mixing:
+        """A and S, computed in this precision."""
+
+    def cut(self, windows: slice) -> Source:
+        """The source of some of the windows."""
+
+
+class MixingCore(nn.Module):
+    """A module without parameters that sums values under weights: called as core(weights, values).
+
+    A site whose attribute `core` is one has the view `Mixing`, with S = weights * dL/dweights. Its
+    weights are [B, H, rows, keys]; B counts windows x R sequences, those of a window side by side.
+    H may be 1 where heads share the weights.
+    """
+
+    def allowed(self, weights: Tensor) -> Tensor:
+        """Which keys a row may use, bool [rows, keys], or [B, H or 1, rows, keys]: here all."""
+        return torch.ones(weights.shape[-2:], dtype=torch.bool)
+
+
+class QueryKeyCore(Protocol):
+    """What `QueryKey` asks of a core that is called as core(q, k, v)."""
+
+    def weights(self, q: Tensor, k: Tensor, dtype: torch.dtype = ...) -> Tensor:
+        """A, [..., H, Q, K], computed in `dtype`."""
+
+    def allowed(self, queries: int, keys: int) -> Tensor:
+        """Which keys a query may attend to, bool [Q, K]."""
+
+
+@dataclass(frozen=True, eq=False)
+class QueryKey:
+    """S = A * (dL/dO V^T) from q, k, v and dL/dO, with A recomputed from q and k.
+
+    Nothing is inserted into the forward pass, so that the fused kernel stays.
+    """
+
     q: Tensor  # [W, R, H, Q, D]
     k: Tensor  # [W, R, H, K, D]
     v: Tensor  # [W, R, H, K, D]
-    O: Tensor  # noqa: E741  [W, R, H, Q, D]
-    grad: Tensor  # dL/dO, as O
-    x: Tensor  # input of the attention, [W, R, Q, width]
-    y: Tensor  # its output, before the residual sum
-    before: Tensor  # input of the encoder or decoder layer round it, [W, R, Q, width]
-    after: Tensor  # output of that layer
+    dO: Tensor  # noqa: N815  [W, R, H, Q, D]
+    core: QueryKeyCore
+
+    @property
+    def elements(self) -> int:
+        """The number of elements of A in one window."""
+        return self.q[0, ..., 0].numel() * self.k.shape[-2]
+
+    def mixing(self, dtype: torch.dtype) -> Mixing:
+        """A and S, computed in this precision."""
+        A = self.core.weights(self.q, self.k, dtype)
+        S = A * (self.dO.to(dtype) @ self.v.to(dtype).transpose(-1, -2))
+        return Mixing(A, S, self.core.allowed(self.q.shape[-2], self.k.shape[-2]))
+
+    def cut(self, windows: slice) -> QueryKey:
+        """The source of some of the windows."""
+        q, k, v, dO = (t[windows] for t in (self.q, self.k, self.v, self.dO))
+        return QueryKey(q, k, v, dO, self.core)
+
+
+@dataclass(frozen=True, eq=False)
+class Weighted:
+    """S = W * dL/dW from the weights of a `MixingCore` and their gradient.
+
+    Of complex weights, S is the derivative by a real mask, and A the absolute value.
+    """
+
+    weights: Tensor  # [W, R, H, rows, keys]
+    gradient: Tensor  # the same shape
+    allowed: Tensor  # as in `Mixing`
+
+    @property
+    def elements(self) -> int:
+        """The number of elements of A in one window."""
+        return self.weights[0].numel()
+
+    def mixing(self, dtype: torch.dtype) -> Mixing:
+        """A and S, computed in this precision."""
+        W, dW = self.weights, self.gradient
+        if W.is_complex():
+            wide = torch.complex128 if dtype == torch.float64 else torch.complex64
+            W, dW = W.to(wide), dW.to(wide)
+            return Mixing(W.abs(), (W * dW.conj()).real, self.allowed)
+        return Mixing(W.to(dtype), W.to(dtype) * dW.to(dtype), self.allowed)
+
+    def cut(self, windows: slice) -> Weighted:
+        """The source of some of the windows."""
+        allowed = self.allowed
+        if allowed.ndim > 2 and len(allowed) > 1:
+            allowed = allowed[windows]
+        return Weighted(self.weights[windows], self.gradient[windows], allowed)
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """Several mixings of one site as one: their rows follow each other.
+
+    A shared block is called several times in a forward pass, and a router pair has two modules.
+    Keys that only another part has are not allowed.
+    """
+
+    parts: tuple[Source, ...]
+
+    @property
+    def elements(self) -> int:
+        """The number of elements of A in one window."""
+        return sum(part.elements for part in self.parts)
+
+    def mixing(self, dtype: torch.dtype) -> Mixing:
+        """A and S, computed in this precision."""
+        found = [part.mixing(dtype) for part in self.parts]
+        keys = max(part.A.shape[-1] for part in found)
+        axes = max(part.allowed.ndim for part in found)
+        lead = (*found[0].A.shape[:3],) if axes > 2 else ()
+        return Mixing(
+            torch.cat([_padded(part.A, keys) for part in found], dim=-2),
+            torch.cat([_padded(part.S, keys) for part in found], dim=-2),
+            torch.cat([_padded(_led(part.allowed, part.A, lead), keys) for part in found], dim=-2),
+        )
+
+    def cut(self, windows: slice) -> Joined:
+        """The source of some of the windows."""
+        return Joined(tuple(part.cut(windows) for part in self.parts))
+
+
+View: TypeAlias = type[Output] | type[Heads] | type[Mixing]
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """What one site showed in W windows: its views, each None where the site does not offer it."""
+
+    index: int  # position in forward order
+    name: str
+    output: Output
+    heads: Heads | None = None
+    source: Source | None = None
+    # Whether the heads of the site can be removed one by one, so that they have scores.
+    by_head: bool = True
+    # Whether several modules make up the site (a router pair): the gate is then that of the output.
+    several: bool = False
 
     @property
     def windows(self) -> int:
         """W."""
-        return len(self.q)
+        return len(self.output.x)
 
     @cached_property
-    def allowed(self) -> Tensor:
-        """Which keys a query may attend to, bool [Q, K], on the CPU."""
-        return self.attention.core.allowed(self.q.shape[-2], self.k.shape[-2])
+    def mixing(self) -> Mixing:
+        """The view `Mixing` in float64.
 
-    @cached_property
-    def A(self) -> Tensor:  # noqa: N802
-        """Post-softmax attention, float64 [W, R, H, Q, K]."""
-        return self.attention.core.weights(self.q, self.k)
-
-    @cached_property
-    def S(self) -> Tensor:  # noqa: N802
-        """Sensitivity of each window's loss to each attention weight, float64 [W, R, H, Q, K]."""
-        return self.A * (self.grad.double() @ self.v.double().transpose(-1, -2))
-
-    @cached_property
-    def dispersion(self) -> Tensor:
-        """Dispersion of S over keys, [W, R, H, rows]: see `reductions.dispersion`."""
-        return dispersion(self.S, self.allowed)
+        Raises:
+            ValueError: if the site does not offer it.
+        """
+        if self.source is None:
+            raise ValueError(f"site {self.name!r} does not offer the view Mixing")
+        return self.source.mixing(torch.float64)
 
     @cached_property
     def gate(self) -> Tensor:
         """Gradient g of each window's loss by a gate on the site, then on each head: [W, 1 + H].
 
-        It is the sum of S over queries, keys and independent channels.
+        It is the sum of S over rows, keys and independent channels where the site offers `Mixing`,
+        else <dO, O>, and else <dy, y>, which is [W, 1].
         """
-        return with_sum(self.S.sum((1, 3, 4)))
+        if self.several:
+            return self.output.gate
+        if self.source is not None:
+            heads = self.mixing.S.sum((1, 3, 4))
+        elif self.heads is not None:
+            heads = self.heads.gate
+        else:
+            return self.output.gate
+        return torch.cat([heads.sum(-1, keepdim=True), heads], dim=-1)
 
-    def parts(self) -> Iterator[SiteRecord]:
-        """The record cut by windows, so that an array of attention size has few `ELEMENTS`."""
-        elements = self.q[0, ..., 0].numel() * self.k.shape[-2]
-        size = max(1, ELEMENTS.get(self.q.device.type, 2**16) // elements)
-        tensors = ("q", "k", "v", "O", "grad", "x", "y", "before", "after")
-        for part in zip(*(split(getattr(self, t), size) for t in tensors), strict=True):
-            yield replace(self, **dict(zip(tensors, part, strict=True)))
+    def offers(self, view: View) -> bool:
+        """Whether the site has this view."""
+        if view is Mixing:
+            return self.source is not None
+        return view is Output or self.heads is not None
+
+    def parts(self) -> Iterator[Trace]:
+        """The trace cut by windows, so that an array of attention size has few `ELEMENTS`."""
+        size = self.windows
+        if self.source is not None:
+            few = ELEMENTS.get(self.output.x.device.type, ELEMENTS["cpu"])
+            size = max(1, few // self.source.elements)
+        for start in range(0, self.windows, size):
+            windows = slice(start, start + size)
+            yield replace(
+                self,
+                output=self.output.cut(windows),
+                heads=self.heads.cut(windows) if self.heads is not None else None,
+                source=self.source.cut(windows) if self.source is not None else None,
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,5 +303,14 @@ class SharedMask:
 
     index: int
     name: str
-    S: Tensor  # [1, R, H, Q, K]; independent channels keep masks of their own
-    allowed: Tensor
+    S: Tensor  # [1, R, H, rows, keys]; independent channels keep masks of their own
+    allowed: Tensor  # as in `Mixing`: what any window of the group allows
+
+
+def _padded(values: Tensor, keys: int) -> Tensor:
+    missing = keys - values.shape[-1]
+    return nn.functional.pad(values, (0, missing)) if missing else values
+
+
+def _led(allowed: Tensor, like: Any, lead: tuple[int, ...]) -> Tensor:
+    return allowed.to(like.device).expand(*lead, *allowed.shape[-2:]) if lead else allowed

@@ -59,7 +59,7 @@ class Transformer(Forecaster):
         ]
         for i, layer in enumerate(self.decoder):
             found.append(Site(f"decoder.{i}.self", layer, "self_attention", heads))
-            found.append(Site(f"decoder.{i}.cross", layer, "cross_attention", heads))
+            found.append(Site(f"decoder.{i}.cross", layer, "cross_attention", heads, kind="cross"))
         return tuple(found[:-1])
 
     def forward(

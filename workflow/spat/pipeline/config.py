@@ -266,7 +266,7 @@ class Config(Section):
         # Late: the registries import this module's neighbours, never the other way round.
         from spat.data.registry import DATASETS
         from spat.models.registry import MODELS
-        from spat.scoring.names import CRITERIA, HEAD_CRITERIA
+        from spat.scoring.names import CRITERIA, HEAD_CRITERIA, offered
 
         def check(key: str, names: tuple[str, ...], valid: tuple[str, ...]) -> None:
             for name in names:
@@ -284,6 +284,18 @@ class Config(Section):
                 raise ValueError(f"transfer.pairs.{i}: source and target are both {pair[0]!r}")
         check("pruning.site.criteria", self.pruning.site.criteria, tuple(CRITERIA))
         check("pruning.head.criteria", self.pruning.head.criteria, tuple(HEAD_CRITERIA))
+        for model in dict.fromkeys(name for block in self.grid for name in block.models):
+            if MODELS[model].role == "attention":
+                possible = offered(MODELS[model].view)
+                for level in ("site", "head"):
+                    section = getattr(self.pruning, level)
+                    for name in section.criteria:
+                        if name not in possible:
+                            raise ValueError(
+                                f"pruning.{level}.criteria: {name!r} cannot rank the sites of "
+                                f"{model}, which do not show what it needs; those that work with "
+                                f"it: {', '.join(possible)}"
+                            )
         if self.pruning.head.rules:
             raise ValueError("pruning.head.ratios: adaptive rules work on whole sites only")
         if self.pruning.site.rules and "send" not in self.pruning.site.criteria:

@@ -21,7 +21,7 @@ from spat.models.registry import MODELS
 from spat.pipeline import records, runs
 from spat.pipeline.config import Config, dump
 from spat.pipeline.runs import Run
-from spat.scoring.names import CRITERIA, STATISTICS
+from spat.scoring.names import CRITERIA
 
 _PACKAGE: Final = Path(__file__).parents[1]
 _EMPTY: Final = ast.dump(ast.Module([], []))
@@ -238,7 +238,7 @@ def _training(config: Config, run: Run) -> dict[str, Any]:
 
 def _criterion(name: str) -> list[Any]:
     row = CRITERIA[name]
-    return [row.function, row.needs, row.heads, row.finish]
+    return [row.origin, row.needs, row.heads, row.finish]
 
 
 @cache
@@ -263,10 +263,6 @@ def _by_name(stage: str, model: str | None) -> Iterator[str]:
     """Implementations that registries name and nobody imports."""
     if model is not None and stage in _WITH_NETWORKS:
         yield MODELS[model].module
-    if stage in ("score", "robustness"):
-        for row in (*CRITERIA.values(), *STATISTICS.values()):
-            if row.function:
-                yield f"spat.scoring.{row.function.rpartition('.')[0]}"
 
 
 @cache

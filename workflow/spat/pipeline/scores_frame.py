@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -11,7 +11,7 @@ import pandas as pd
 from spat.pipeline.frames import empty
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from spat.scoring.probe import SiteScores
 
 # The `batch` of a value over all scored windows, and the `head` of a whole site.
 ALL: Final = -1
@@ -20,27 +20,28 @@ SITE: Final = -1
 COLUMNS: Final = ("batch", "site", "name", "head", "criterion", "value")
 
 
-def rows(site: int, name: str, criterion: str, values: NDArray[np.float64]) -> pd.DataFrame:
-    """Scores of one site as rows.
-
-    values [1 + batches, 1] for a score of sites alone, else [1 + batches, 1 + heads]: the first row
-    is the value over all windows, the first column that of the whole site.
-    """
-    batches, columns = values.shape
-    return pd.DataFrame(
-        {
-            "batch": np.repeat(np.arange(batches) + ALL, columns),
-            "site": site,
-            "name": name,
-            "head": np.tile(np.arange(columns) + SITE, batches),
-            "criterion": criterion,
-            "value": values.ravel(),
-        }
-    )
+def frame(scores: Iterable[SiteScores]) -> pd.DataFrame:
+    """Scores as rows, with the `COLUMNS`; of none, an empty frame with the same columns."""
+    parts = []
+    for score in scores:
+        batches, columns = score.value.shape
+        parts.append(
+            pd.DataFrame(
+                {
+                    "batch": np.repeat(np.arange(batches) + ALL, columns),
+                    "site": score.site,
+                    "name": score.name,
+                    "head": np.tile(np.arange(columns) + SITE, batches),
+                    "criterion": score.criterion,
+                    "value": score.value.ravel(),
+                }
+            )
+        )
+    return joined(parts)
 
 
 def joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """The frames of `rows` below each other; of none, an empty one with the same columns."""
+    """Frames of scores below each other; of none, an empty one with the same columns."""
     return pd.concat([empty("scores")[list(COLUMNS)], *frames], ignore_index=True)
 
 

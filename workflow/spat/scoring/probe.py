@@ -1,40 +1,67 @@
 """The probe: one forward and one backward pass, from which every criterion is computed.
 
 With A [queries, keys] the attention of a head in one window, O = A V, M a mask of ones on A, and L
-the mean squared error of the window, the sensitivity is
+the loss of the window, the sensitivity is
 
     S = dL/dM at M = 1 = A * (dL/dO V^T).
 
-Hooks see q, k, v and O; A is computed from q and k afterwards. Nothing is inserted into the forward
-pass, the fused kernel stays, and parameters receive no gradient.
+Hooks note what passes through each site. Nothing is inserted into the forward pass, and parameters
+receive no gradient.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from spat.attention.modes import evaluating
 from spat.attention.site import Site
-from spat.attention.views import SharedMask, SiteRecord
-from spat.models.base import Forecaster
+from spat.attention.views import (
+    Heads,
+    Joined,
+    MixingCore,
+    Output,
+    QueryKey,
+    SharedMask,
+    Source,
+    Trace,
+    Weighted,
+)
+from spat.scoring.criterion import Function
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from spat.data.windows import Batch, Windows
-
 # Windows that share one mask in `send_shared`, whatever the batches are.
 GROUP: Final = 32
 
-WindowFunction: TypeAlias = Callable[[SiteRecord], Tensor]
-GroupFunction: TypeAlias = Callable[[SharedMask], Tensor]
+# model, batch -> the loss of each window (of each case), float64 [B].
+Losses: TypeAlias = Callable[[Any, Any], Tensor]
+# A batch -> what each site shows of itself, in forward order.
+Observe: TypeAlias = Callable[[Any], Sequence[Trace]]
+
+
+class Cases(Protocol):
+    """What the probe needs of data."""
+
+    def batch(self, index: Tensor) -> Any:
+        """The windows (cases) numbered `index`, int64 [B], in that order."""
+
+
+class Shared(NamedTuple):
+    """A function of the mask that `size` windows share, with S computed in `dtype`."""
+
+    function: Function
+    size: int
+    dtype: torch.dtype
 
 
 class SiteMeans(NamedTuple):
@@ -42,109 +69,141 @@ class SiteMeans(NamedTuple):
 
     site: int  # index in forward order
     name: str
+    by_head: bool
     means: dict[str, Tensor]
+
+
+class SiteScores(NamedTuple):
+    """The scores of one site by one criterion; a high one means keep.
+
+    `value` is [1 + batches, 1], or [1 + batches, 1 + heads] where heads are scored. The first row
+    is the value over all windows, the one to rank by, and the first column that of the whole site.
+    """
+
+    site: int  # index in forward order
+    name: str
+    criterion: str
+    value: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, site: SiteMeans, criterion: str, value: Tensor) -> SiteScores:
+        """The finished means of a site, without columns for heads that cannot be removed."""
+        columns = slice(None) if site.by_head else slice(0, 1)
+        return cls(site.site, site.name, criterion, value[:, columns].cpu().numpy())
 
 
 @torch.no_grad()
 def window_means(
-    model: Forecaster,
-    windows: Windows,
+    observe: Observe,
+    cases: Cases,
     batches: Sequence[Tensor],
-    functions: Mapping[str, WindowFunction],
-    shared: Mapping[str, GroupFunction] = MappingProxyType({}),
+    functions: Mapping[str, Callable[[Trace], Tensor | None]],
+    shared: Mapping[str, Shared] = MappingProxyType({}),
     *,
-    size: int = GROUP,
+    batch_size: int,
 ) -> list[SiteMeans]:
-    """Average over the windows of all batches, int64 [B] each, what functions say of each site.
+    """Average functions of each site over the windows of all batches, int64 [B] each.
 
-    `functions` map a record to [W, ...], `shared` ones the mask of a group to [1, ...], which then
-    stands for each window of the group. The batches only label the windows: the passes are the same
-    whatever their size, so the means over all windows are too, to the last bit. Memory does not
-    grow with the number of batches, but for the means themselves. `size` is that of `probe`.
+    `functions` map a trace to [W, ...], or to None where they do not apply to the site. `shared`
+    ones map the mask of a group to [1, ...], which then stands for each window of the group; they
+    apply to sites with the view `Mixing`. The batches only label the windows: the passes are the
+    same whatever their size, so the means over all windows are too, to the last bit. No pass has
+    more than `batch_size` windows, so what could be trained can be scored. Memory does not grow
+    with the number of batches, except for the means themselves.
+
+    Raises:
+        ValueError: if there is no batch, or one without windows.
     """
-    counts = torch.tensor([sum(map(len, batches)), *map(len, batches)])
+    index = _joined_batches(batches)
+    counts = torch.tensor([len(index), *map(len, batches)])
     labels = torch.arange(1, len(counts)).repeat_interleave(counts[1:])
     found: dict[int, SiteMeans] = {}
+    masks: dict[tuple[int, torch.dtype], dict[int, SharedMask]] = {
+        (one.size, one.dtype): {} for one in shared.values()
+    }
 
-    def add(at: SiteRecord | SharedMask, name: str, values: Tensor, label: Tensor) -> None:
-        sums = found.setdefault(at.index, SiteMeans(at.index, at.name, {})).means
+    def add(at: Trace | SharedMask, name: str, values: Tensor, label: Tensor) -> None:
+        sums = found[at.index].means
         values = values.double()
         if name not in sums:
             sums[name] = values.new_zeros(len(counts), *values.shape[1:])
         sums[name][0] += values.sum(0)
         sums[name].index_add_(0, label.to(values.device), values)
 
-    groups = zip(grouped(batches), torch.split(labels, GROUP), strict=True)
-    for group, label in groups:
-        masks: dict[int, SharedMask] = {}
-        for record, rows in probe(model, windows, group, size):
-            for name, function in functions.items():
-                add(record, name, function(record), label[rows])
-            if shared:
-                masks[record.index] = _joined(masks.get(record.index), record, len(group))
-        for mask in masks.values():
-            for name, group_function in shared.items():
-                values = group_function(mask)
-                add(mask, name, values.expand(len(group), *values.shape[1:]), label)
+    sizes = {GROUP, batch_size, *(size for size, _ in masks)}
+    stops = {stop for size in sizes for stop in range(0, len(index), size)} | {len(index)}
+    for start, stop in pairwise(sorted(stops)):
+        for whole in observe(cases.batch(index[start:stop])):
+            found.setdefault(whole.index, SiteMeans(whole.index, whole.name, whole.by_head, {}))
+            first = start
+            for trace in whole.parts():
+                label = labels[first : first + trace.windows]
+                first += trace.windows
+                for name, function in functions.items():
+                    if (values := function(trace)) is not None:
+                        add(trace, name, values, label)
+                for (size, dtype), of in masks.items() if trace.source is not None else ():
+                    group = min(size, len(index) - start // size * size)
+                    of[trace.index] = _together(of.get(trace.index), trace, group, dtype)
+        for (size, dtype), of in masks.items():
+            if stop % size and stop < len(index):
+                continue
+            label = labels[start // size * size : stop]
+            for mask in of.values():
+                for name, one in shared.items():
+                    if (one.size, one.dtype) == (size, dtype):
+                        values = one.function(mask)
+                        add(mask, name, values.expand(len(label), *values.shape[1:]), label)
+            of.clear()
     for site in found.values():
         for name, sums in site.means.items():
             site.means[name] = sums / counts.to(sums).view(-1, *[1] * (sums.ndim - 1))
     return list(found.values())
 
 
-def probe(
-    model: Forecaster, windows: Windows, index: Tensor, size: int = GROUP
-) -> Iterator[tuple[SiteRecord, slice]]:
-    """Records of all sites for the windows `index` [B], each with the positions it covers.
+def observe(
+    model: nn.Module, batch: Any, losses: Losses, sites: Sequence[Site] | None = None
+) -> list[Trace]:
+    """One trace for each site that was not removed, in forward order.
 
-    No pass takes more than `size` windows: with the batch size of training, a model that could be
-    trained can be scored.
-
-    Raises:
-        TypeError: if the model is no `Forecaster`.
-    """
-    _require_forecaster(model)
-    for start in range(0, len(index), size):
-        for whole in observe(model, windows.batch(index[start : start + size])):
-            first = start
-            for record in whole.parts():
-                yield record, slice(first, first + record.windows)
-                first += record.windows
-
-
-def observe(model: Forecaster, batch: Batch) -> list[SiteRecord]:
-    """One record for each site that still has its attention, in forward order.
-
-    The model is in eval() meanwhile (dropout and batch statistics would couple windows), and is
-    left as it was found.
+    The model is in eval() meanwhile (dropout and batch statistics would couple windows), and its
+    modes are restored. `sites` are those of the model where they are not given.
 
     Raises:
-        ValueError: if the forward pass does not run the attention of a listed site.
+        TypeError: if the model has no `sites()` and none were given.
+        ValueError: if the forward pass does not run a listed site.
     """
-    sites = [(index, s) for index, s in enumerate(model.sites()) if s.attention is not None]
-    if not sites:
+    noted = [
+        _Noted(index, site, site.modules)
+        for index, site in enumerate(sites_of(model, sites))
+        if site.modules
+    ]
+    if not noted:
         return []
-    seen: list[dict[str, Tensor]] = [{} for _ in sites]
     with contextlib.ExitStack() as stack, torch.enable_grad():
         stack.enter_context(evaluating(model))
-        for (_, site), found in zip(sites, seen, strict=True):
-            _watch(stack, site, found)
+        for one in noted:
+            one.watch(stack)
         # Windows are independent in eval(): the gradient of the sum is that of each one's loss.
-        loss = window_losses(model, batch).sum()
-    for (_, site), found in zip(sites, seen, strict=True):
-        if "O" not in found or "after" not in found:
-            raise ValueError(f"site {site.name!r}: the forward pass did not run its attention")
-    outputs = [found["O"] for found in seen]
-    gradients = torch.autograd.grad(loss, outputs, materialize_grads=True)
-    return [
-        _record(index, site, {**found, "grad": gradient}, len(batch.x))
-        for (index, site), found, gradient in zip(sites, seen, gradients, strict=True)
-    ]
+        each = losses(model, batch)
+        total = each.sum()
+    targets: list[Tensor] = []
+    for one in noted:
+        if not one.y or not one.after:
+            raise ValueError(f"site {one.site.name!r}: the forward pass did not run it")
+        targets += one.targets()
+    gradients = torch.autograd.grad(total, targets, materialize_grads=True)
+    remaining = iter(gradients)
+    return [one.trace(remaining, len(each)) for one in noted]
 
 
 @torch.no_grad()
 def loss_drops(
-    model: Forecaster, windows: Windows, batches: Sequence[Tensor]
+    model: nn.Module,
+    cases: Cases,
+    batches: Sequence[Tensor],
+    losses: Losses,
+    sites: Sequence[Site] | None = None,
 ) -> NDArray[np.float64]:
     """Each window's loss without a site minus its loss with it, [sites, windows].
 
@@ -152,93 +211,202 @@ def loss_drops(
     site contributes nothing, its output bias included. 0 for a site that was removed before.
 
     Raises:
-        TypeError: if the model is no `Forecaster`.
+        TypeError: if the model has no `sites()` and none were given.
         ValueError: if there are no windows.
     """
-    _require_forecaster(model)
-    sites = model.sites()
+    sites = sites_of(model, sites)
     found = []
     with evaluating(model):
-        for index in grouped(batches):
-            batch = windows.batch(index)
-            losses = window_losses(model, batch)
-            without = [losses, *(_losses_without(model, site, batch, losses) for site in sites)]
-            found.append(torch.stack(without)[1:] - losses)
+        for index in torch.split(_joined_batches(batches), GROUP):
+            batch = cases.batch(index)
+            whole = losses(model, batch)
+            without = [whole, *(_losses_without(model, site, batch, losses) for site in sites)]
+            found.append(torch.stack(without)[1:] - whole)
     drops: NDArray[np.float64] = torch.cat(found, dim=1).cpu().numpy()
     return drops
 
 
 def attention_maps(
-    model: Forecaster, windows: Windows, batches: Sequence[Tensor]
+    model: nn.Module,
+    cases: Cases,
+    batches: Sequence[Tensor],
+    losses: Losses,
+    *,
+    batch_size: int,
 ) -> dict[str, NDArray[np.float64]]:
-    """Mean attention of each site over windows (and independent channels), [heads, Q, K]."""
-    together = [torch.cat(list(batches))]
-    sites = window_means(model, windows, together, {"A": lambda record: record.A.mean(1)})
-    return {site.name: site.means["A"][0].cpu().numpy() for site in sites}
+    """Mean attention of each site over windows (and independent channels), [heads, Q, K].
+
+    Sites without the view `Mixing` have no map.
+    """
+    shown = [torch.cat(list(batches))]
+    means = window_means(
+        lambda batch: [t for t in observe(model, batch, losses) if t.source is not None],
+        cases,
+        shown,
+        {"A": lambda trace: trace.mixing.A.mean(1)},
+        batch_size=batch_size,
+    )
+    return {site.name: site.means["A"][0].cpu().numpy() for site in means}
 
 
-def grouped(batches: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The windows of all batches, in groups of `GROUP`.
+def sites_of(model: nn.Module, sites: Sequence[Site] | None = None) -> Sequence[Site]:
+    """The sites that were given, else those of the model.
 
     Raises:
-        ValueError: if there is no batch, or one without windows.
+        TypeError: if there are neither.
     """
+    if sites is not None:
+        return sites
+    if not hasattr(model, "sites"):
+        raise TypeError(
+            f"{type(model).__name__} has no method `sites()`: give the sites to score as `sites=`"
+        )
+    found: tuple[Site, ...] = model.sites()  # type: ignore[operator]
+    return found
+
+
+def _joined_batches(batches: Sequence[Tensor]) -> Tensor:
     if not batches or not all(map(len, batches)):
         raise ValueError("scoring: give at least one batch, and none without windows")
-    return torch.split(torch.cat(list(batches)), GROUP)
+    return torch.cat(list(batches))
 
 
-def window_losses(model: Forecaster, batch: Batch) -> Tensor:
-    """Mean squared error of each window, float64 [B]."""
-    error = model(batch.x, batch.past_marks, batch.future_marks) - batch.y
-    return error.double().square().mean((1, 2))  # type: ignore[no-any-return]
+def _together(mask: SharedMask | None, trace: Trace, group: int, dtype: torch.dtype) -> SharedMask:
+    """The mask of a group after the windows of a trace, which are some of its `group` windows."""
+    assert trace.source is not None
+    mixing = trace.mixing if dtype == torch.float64 else trace.source.mixing(dtype)
+    S = mixing.S.sum(0, keepdim=True) / group
+    allowed = mixing.allowed
+    if allowed.ndim > 2:
+        allowed = allowed.any(0, keepdim=True)
+        allowed = allowed | mask.allowed if mask else allowed
+    return SharedMask(trace.index, trace.name, S + mask.S if mask else S, allowed)
 
 
-def _require_forecaster(model: nn.Module) -> None:
-    if not isinstance(model, Forecaster):
-        raise TypeError(
-            f"{type(model).__name__} is not a Forecaster: scoring needs its `settings` and "
-            "`sites()`; derive it from spat.models.base.Forecaster"
+def _losses_without(model: nn.Module, site: Site, batch: Any, losses: Losses) -> Tensor:
+    with contextlib.ExitStack() as hooks:
+        for module in site.modules:
+            hooks.enter_context(module.register_forward_hook(_nothing))
+        return losses(model, batch)
+
+
+def _nothing(_module: nn.Module, _args: Any, y: Tensor) -> Tensor:
+    return torch.zeros_like(y)
+
+
+class _Projected(NamedTuple):
+    """A call of a core with q, k and v."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    O: Tensor  # noqa: E741
+    core: Any
+
+
+class _Mixed(NamedTuple):
+    """A call of a `MixingCore`."""
+
+    weights: Tensor
+    allowed: Tensor
+    O: Tensor  # noqa: E741
+
+
+@dataclass
+class _Noted:
+    """What hooks note of one site, one entry a call, and the trace that follows."""
+
+    index: int
+    site: Site
+    modules: tuple[nn.Module, ...]
+    cores: list[_Projected | _Mixed] = field(default_factory=list)
+    x: list[Tensor] = field(default_factory=list)
+    y: list[Tensor] = field(default_factory=list)
+    before: list[Tensor] = field(default_factory=list)
+    after: list[Tensor] = field(default_factory=list)
+
+    def watch(self, stack: contextlib.ExitStack) -> None:
+        """Add hooks, which go with the stack. The last of several modules gives the output."""
+        for module in self.modules:
+            core = getattr(module, "core", None)
+            if isinstance(core, MixingCore):
+                stack.enter_context(core.register_forward_pre_hook(_differentiable))
+                stack.enter_context(core.register_forward_hook(self._at_mixing))
+            elif core is not None:
+                stack.enter_context(core.register_forward_hook(self._at_core))
+        stack.enter_context(self.modules[-1].register_forward_hook(self._at_module))
+        for owner in self.site.owners:
+            stack.enter_context(owner.register_forward_hook(self._at_owner))
+
+    def targets(self) -> list[Tensor]:
+        """The tensors whose gradients `trace` consumes, in this order."""
+        found = []
+        for call in self.cores:
+            if isinstance(call, _Mixed):
+                found.append(call.weights)
+            found.append(call.O)
+        return [*found, *self.y]
+
+    def trace(self, gradients: Iterator[Tensor], windows: int) -> Trace:
+        """The views of the site, from the gradients of its targets."""
+
+        def fold(t: Tensor) -> Tensor:
+            # [W * R, ...] -> [W, R, ...]: the sequences of a window stand next to each other.
+            return t.detach().reshape(windows, -1, *t.shape[1:])
+
+        def rows(tensors: list[Tensor]) -> Tensor:
+            folded = [fold(t) for t in tensors]
+            return folded[0] if len(folded) == 1 else torch.cat(folded, dim=-2)
+
+        sources: list[Source] = []
+        slopes: list[Tensor] = []
+        for call in self.cores:
+            if isinstance(call, _Mixed):
+                allowed = fold(call.allowed) if call.allowed.ndim > 2 else call.allowed
+                sources.append(Weighted(fold(call.weights), fold(next(gradients)), allowed))
+                slopes.append(next(gradients))
+            else:
+                slopes.append(next(gradients))
+                q, k, v = (fold(t) for t in (call.q, call.k, call.v))
+                sources.append(QueryKey(q, k, v, fold(slopes[-1]), call.core))
+        dy = rows([next(gradients) for _ in self.y])
+        before, after = rows(self.before), rows(self.after)
+        heads, several = None, len(self.modules) > 1
+        if self.cores and not several and hasattr(self.modules[0], "head_weights"):
+            W_o, W_v = self.site.attention.head_weights()
+            heads = Heads(rows([call.O for call in self.cores]), rows(slopes), W_o, W_v)
+        alike = bool(self.cores) and all(isinstance(call, _Projected) for call in self.cores)
+        return Trace(
+            self.index,
+            self.site.name,
+            Output(rows(self.x), rows(self.y), dy, before, after),
+            heads,
+            sources[0] if len(sources) == 1 else Joined(tuple(sources)) if sources else None,
+            by_head=self.site.heads > 1 or (alike and not several),
+            several=several,
         )
 
-
-def _joined(mask: SharedMask | None, record: SiteRecord, group: int) -> SharedMask:
-    S = record.S.sum(0, keepdim=True) / group
-    return SharedMask(record.index, record.name, S + mask.S if mask else S, record.allowed)
-
-
-def _losses_without(model: Forecaster, site: Site, batch: Batch, losses: Tensor) -> Tensor:
-    if site.attention is None:
-        return losses
-    with site.attention.register_forward_hook(lambda _module, _args, y: torch.zeros_like(y)):
-        return window_losses(model, batch)
-
-
-def _watch(stack: contextlib.ExitStack, site: Site, found: dict[str, Tensor]) -> None:
-    """Hooks, removed with the stack, that note what passes through a site."""
-
-    def at_core(_module: nn.Module, args: tuple[Tensor, ...], O: Tensor) -> None:  # noqa: E741
+    def _at_core(self, core: nn.Module, args: tuple[Tensor, ...], O: Tensor) -> None:  # noqa: E741
+        q, k, v = args
         # In a frozen model the output of the attention is where gradients start.
-        found["O"] = O if O.requires_grad else O.requires_grad_()
-        found["q"], found["k"], found["v"] = args
+        self.cores.append(_Projected(q, k, v, _started(O), core))
 
-    def at_attention(_module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
-        found["x"], found["y"] = args[0], y
+    def _at_mixing(self, core: nn.Module, args: tuple[Tensor, ...], O: Tensor) -> None:  # noqa: E741
+        assert isinstance(core, MixingCore)
+        self.cores.append(_Mixed(args[0], core.allowed(args[0]), O))
 
-    def at_owner(_module: nn.Module, args: tuple[Tensor, ...], after: Tensor) -> None:
-        found["before"], found["after"] = args[0], after
+    def _at_module(self, _module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
+        self.x.append(args[0])
+        self.y.append(_started(y))
 
-    attention = site.attention
-    assert attention is not None
-    stack.enter_context(attention.core.register_forward_hook(at_core))
-    stack.enter_context(attention.register_forward_hook(at_attention))
-    stack.enter_context(site.owner.register_forward_hook(at_owner))
+    def _at_owner(self, _module: nn.Module, args: tuple[Tensor, ...], after: Tensor) -> None:
+        self.before.append(args[0])
+        self.after.append(after)
 
 
-def _record(index: int, site: Site, found: dict[str, Tensor], windows: int) -> SiteRecord:
-    # [W * R, ...] -> [W, R, ...]: a window's channels stand next to each other.
-    tensors: dict[str, Any] = {
-        name: t.detach().reshape(windows, -1, *t.shape[1:]) for name, t in found.items()
-    }
-    assert site.attention is not None
-    return SiteRecord(index, site.name, site.attention, **tensors)
+def _started(t: Tensor) -> Tensor:
+    return t if t.requires_grad else t.requires_grad_()
+
+
+def _differentiable(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    _started(args[0])

@@ -1,4 +1,9 @@
-"""From arrays of attention shape, [..., Q, K], to values per row, head and site."""
+"""From arrays of attention shape, [..., Q, K], to values per row, head and site.
+
+`allowed` says which keys a row may use: bool [Q, K], or with leading axes that broadcast with those
+of the values ([W, 1, 1, Q, K]) where that differs by window. Rows with less than two keys count
+nowhere: they are dropped where `allowed` is [Q, K], and are 0 and not counted otherwise.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +13,25 @@ import torch
 from torch import Tensor
 
 
-def dispersion(values: Tensor, allowed: Tensor) -> Tensor:
-    """Population standard deviation over keys of the softmax over keys.
-
-    values [..., Q, K], allowed bool [Q, K] -> [..., rows]. Softmax and deviation run over the
-    allowed keys of each row; rows with a single one are left out. In the precision of `values`.
-    """
+def shares(values: Tensor, allowed: Tensor) -> Tensor:
+    """Softmax over the allowed keys, [..., Q, K], in the precision of `values`."""
     if not allowed.all():
         values = values.masked_fill(~allowed.to(values.device), -math.inf)
-    return deviation(values.softmax(-1), allowed)
+    return values.softmax(-1)
+
+
+def dispersion(values: Tensor, allowed: Tensor) -> Tensor:
+    """Population standard deviation over the allowed keys of the softmax over them: [..., rows]."""
+    return deviation(shares(values, allowed), allowed)
 
 
 def deviation(shares: Tensor, allowed: Tensor) -> Tensor:
     """Population standard deviation over the allowed keys of shares that sum to one in each row.
 
-    shares [..., Q, K], allowed bool [Q, K] -> [..., rows], without the rows of a single key.
+    shares [..., Q, K] -> [..., rows].
     """
     shares, several = several_keys(shares, allowed)
-    n = several.sum(-1).to(shares)
+    n = several.sum(-1).clamp(min=1).to(shares)
     # The shares of n keys have the mean 1/n.
     offset = shares - 1 / n.unsqueeze(-1)
     if not several.all():
@@ -35,16 +41,24 @@ def deviation(shares: Tensor, allowed: Tensor) -> Tensor:
 
 
 def several_keys(values: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows [..., rows, K] and their allowed keys [rows, K] where there is more than one."""
+    """The rows [..., rows, K] that have more than one key, and their allowed keys [rows, K].
+
+    Where `allowed` has leading axes all rows stay, and those with less than two keys allow none.
+    """
     several = allowed.sum(-1) > 1
     if several.all():
         return values, allowed
+    if allowed.ndim > 2:
+        return values, allowed & several.unsqueeze(-1)
     return values[..., several.to(values.device), :], allowed[several]
 
 
-def over_rows(values: Tensor) -> Tensor:
-    """Mean over sequences and queries, [W, R, H, rows] -> [W, H]; 0 without rows."""
-    return values.sum((1, 3)) / max(1, values.shape[1] * values.shape[3])
+def over_rows(values: Tensor, allowed: Tensor) -> Tensor:
+    """Mean over sequences and the rows of `several_keys`, [W, R, H, rows] -> [W, H]; 0 without."""
+    if allowed.ndim == 2:
+        return values.sum((1, 3)) / max(1, values.shape[1] * values.shape[3])
+    counted = (allowed.sum(-1) > 1).to(values.device).expand_as(values)
+    return (values * counted).sum((1, 3)) / counted.sum((1, 3)).clamp(min=1)
 
 
 def with_sum(heads: Tensor) -> Tensor:

@@ -1,127 +1,182 @@
-"""All criteria of a model from one pass, as a tidy frame."""
+"""All criteria of a model from one pass."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import pandas as pd
 from torch import Tensor
 
-from spat.pipeline import scores_frame
-from spat.scoring import criteria as competitors
-from spat.scoring.names import CRITERIA, STATISTICS, Criterion
-from spat.scoring.probe import GROUP, loss_drops, window_means
+# Both modules register their criteria.
+from spat.scoring import criteria as _criteria  # noqa: F401
+from spat.scoring import send as _send  # noqa: F401
+from spat.scoring.criterion import RULES, Rule
+from spat.scoring.names import CRITERIA, PASS, STATISTICS, Criterion
+from spat.scoring.probe import (
+    GROUP,
+    Cases,
+    Losses,
+    Observe,
+    Shared,
+    SiteScores,
+    loss_drops,
+    observe,
+    sites_of,
+    window_means,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import nn
 
-    from spat.data.windows import Windows
-    from spat.models.base import Forecaster
+    from spat.attention.site import Site
+    from spat.attention.views import Trace
+
+# What a criterion needs that only its caller has.
+_GIVEN: Final = {
+    "ablation": "it runs the model without each site: give `sites` and no `observer`",
+    "validation": "give `validation`, the loss drops of validation windows",
+    "pretraining": "it is the mean over the record of pre-training, which the caller keeps",
+}
 
 
 def score(
-    model: Forecaster,
-    windows: Windows,
+    model: nn.Module,
+    cases: Cases,
     batches: Sequence[Tensor],
+    losses: Losses,
     criteria: Iterable[str] | None = None,
     *,
+    batch_size: int,
     validation: NDArray[np.float64] | None = None,
-    trajectory: pd.DataFrame | None = None,
-    size: int = GROUP,
-) -> pd.DataFrame:
-    """Scores: columns batch, site, name, head, criterion, value (float64; a high one means keep).
-
-    `batch` counts the batches from 0, and is -1 for the value over all their windows, the one to
-    rank by (`scores_frame.aggregate`); `head` is -1 for the whole site. The uniformity of the
-    attention maps is always included.
+    sites: Sequence[Site] | None = None,
+    observer: Observe | None = None,
+    statistics: bool = True,
+) -> list[SiteScores]:
+    """Scores of each site by each criterion.
 
     Args:
-        model: probed in eval(), and left as it was found.
-        windows: training windows.
-        batches: indices of windows, each batch [B].
-        criteria: names of the registry; all that can be had when absent. `random` has no value.
+        model: probed in eval(); its modes, weights and gradients stay as they are.
+        cases: training windows.
+        batches: indices of windows, each batch int64 [B].
+        losses: model, batch -> the loss of each window, float64 [B].
+        criteria: names of `names.CRITERIA`. By default all that can be had, and of sites that show
+            little of themselves only those that their views allow. `random` has no value.
+        batch_size: the windows of a training batch. They share one mask in `send`, and no pass has
+            more.
         validation: `loss_drops` of validation windows, [sites, windows], for `loss_drop_val`.
-        trajectory: SEND over pre-training, for `send_train`: see `scores_frame.send_train`.
-        size: the most windows that one pass of the probe takes.
+        sites: the sites to score, in forward order; by default those of the model.
+        observer: reads what the sites show from a batch; by default `probe.observe`.
+        statistics: whether the uniformity of the attention maps comes along.
 
     Raises:
-        TypeError: if the model is no `Forecaster`.
-        ValueError: on an unknown criterion, one whose input was not given, or no windows.
+        TypeError: if the model has no `sites()`, and neither `sites` nor `observer` was given.
+        ValueError: on an unknown criterion, one whose input was not given, one that needs a view
+            that a site does not offer, or no windows.
     """
-    given = {"probe", "group", "ablation", "draws"}
+    given = {"ablation"} if observer is None else set()
     given |= {"validation"} if validation is not None else set()
-    given |= {"trajectory"} if trajectory is not None else set()
-    frames = []
     wanted = _wanted(criteria, given)
+    rules = [RULES[row.name] for row in wanted if row.origin in PASS]
+    look = observer or (lambda batch: observe(model, batch, losses, sites))
+    if observer is None:
+        sites_of(model, sites)  # refused here, even where no criterion needs a pass
+    if criteria is not None:
+        look = _insisting(look, rules)
+    if statistics:
+        rules += [RULES[name] for name in STATISTICS]
+    found = _passed(look, cases, batches, rules, batch_size) if rules else []
     for row in wanted:
-        if row.needs == "ablation":
-            drops = loss_drops(model, windows, batches)
-            frames += _dropped(model, row.name, drops, [len(batch) for batch in batches])
-        elif validation is not None and row.needs == "validation":
-            frames += _dropped(model, row.name, validation, [])
-        elif trajectory is not None and row.needs == "trajectory":
-            frames.append(scores_frame.send_train(trajectory))
-    return scores_frame.joined([*_probed(model, windows, batches, wanted, size), *frames])
+        if row.origin == "ablation":
+            drops = loss_drops(model, cases, batches, losses, sites)
+            found += _dropped(sites_of(model, sites), row.name, drops, [len(b) for b in batches])
+        elif row.origin == "validation" and validation is not None:
+            found += _dropped(sites_of(model, sites), row.name, validation, [])
+    return found
 
 
 def _wanted(criteria: Iterable[str] | None, given: set[str]) -> list[Criterion]:
+    missing = set(_GIVEN) - given
     if criteria is None:
-        return [row for row in CRITERIA.values() if row.needs in given]
+        return [row for row in CRITERIA.values() if row.origin not in missing]
     wanted = []
     for name in criteria:
         if name not in CRITERIA:
             raise ValueError(f"criterion {name!r} is not one of {', '.join(CRITERIA)}")
-        if CRITERIA[name].needs not in given:
-            raise ValueError(f"criterion {name!r} needs `{CRITERIA[name].needs}`: pass it to score")
+        if CRITERIA[name].origin in missing:
+            raise ValueError(f"criterion {name!r}: {_GIVEN[CRITERIA[name].origin]}")
         wanted.append(CRITERIA[name])
     return wanted
 
 
-def _probed(
-    model: Forecaster,
-    windows: Windows,
+def _insisting(look: Observe, rules: Sequence[Rule]) -> Observe:
+    """The observer, which refuses a site that does not offer what a rule needs."""
+
+    def insisting(batch: Any) -> Sequence[Trace]:
+        traces = look(batch)
+        for trace in traces:
+            for rule in rules:
+                if not trace.offers(rule.needs):
+                    works = [
+                        name
+                        for name, other in RULES.items()
+                        if name in CRITERIA and all(t.offers(other.needs) for t in traces)
+                    ]
+                    raise ValueError(
+                        f"criterion {rule.name!r} needs the view {rule.needs.__name__}, which site "
+                        f"{trace.name!r} does not offer: choose from {', '.join(sorted(works))}"
+                    )
+        return traces
+
+    return insisting
+
+
+def _passed(
+    look: Observe,
+    cases: Cases,
     batches: Sequence[Tensor],
-    wanted: list[Criterion],
-    size: int,
-) -> list[pd.DataFrame]:
-    """The criteria of the probe, and the statistics of the maps."""
-    single = [row for row in wanted if row.needs == "probe"] + list(STATISTICS.values())
-    shared = [row for row in wanted if row.needs == "group"]
-    sites = window_means(
-        model,
-        windows,
+    rules: Sequence[Rule],
+    batch_size: int,
+) -> list[SiteScores]:
+    """The criteria of the pass, and the statistics of the maps, where a site offers their view."""
+    # A function that serves two criteria is computed once.
+    single = {_key(rule): rule for rule in rules if rule.over == "window"}
+    masked = {_key(rule): rule for rule in rules if rule.over != "window"}
+    sizes = {"group": GROUP, "batch": batch_size}
+    means = window_means(
+        look,
+        cases,
         batches,
-        {row.function: _imported(row.function) for row in single},
-        {row.function: _imported(row.function) for row in shared},
-        size=size,
+        {key: partial(_where_offered, rule) for key, rule in single.items()},
+        {k: Shared(rule.function, sizes[rule.over], rule.dtype) for k, rule in masked.items()},
+        batch_size=batch_size,
     )
     return [
-        scores_frame.rows(site.site, site.name, row.name, _finished(row, site.means[row.function]))
-        for site in sites
-        for row in [*single, *shared]
+        SiteScores.of(site, rule.name, rule.finish(site.means[_key(rule)]))
+        for site in means
+        for rule in rules
+        if _key(rule) in site.means
     ]
 
 
-def _imported(function: str) -> Callable[[Any], Tensor]:
-    module, name = function.split(".")
-    return getattr(importlib.import_module(f"spat.scoring.{module}"), name)  # type: ignore[no-any-return]
+def _where_offered(rule: Rule, trace: Trace) -> Tensor | None:
+    return rule.function(trace) if trace.offers(rule.needs) else None
 
 
-def _finished(row: Criterion, means: Tensor) -> NDArray[np.float64]:
-    return getattr(competitors, row.finish)(means).cpu().numpy()  # type: ignore[no-any-return]
+def _key(rule: Rule) -> str:
+    return f"{rule.function.__module__}.{rule.function.__qualname__}"
 
 
 def _dropped(
-    model: Forecaster, name: str, drops: NDArray[np.float64], sizes: list[int]
-) -> list[pd.DataFrame]:
-    """Rows of loss drops [sites, windows]: over all windows, and over batches of these sizes."""
+    sites: Sequence[Site], name: str, drops: NDArray[np.float64], sizes: list[int]
+) -> list[SiteScores]:
+    """Scores from loss drops [sites, windows]: over all, and over batches of these sizes."""
     batches = np.split(drops, np.cumsum(sizes)[:-1], axis=1) if sizes else []
     means = np.stack([part.mean(1) for part in (drops, *batches)], axis=1)
     return [
-        scores_frame.rows(index, site.name, name, means[index, :, None])
-        for index, site in enumerate(model.sites())
-        if site.attention is not None
+        SiteScores(index, site.name, name, means[index, :, None])
+        for index, site in enumerate(sites)
+        if site.modules
     ]

@@ -1,76 +1,156 @@
-"""SEND, the score of SPAT (arXiv 2505.08768), and its readings.
+"""SEND, the score of SPAT (arXiv 2505.08768), as a published review prints it, and its readings.
 
-    SEND(head) = mean over windows and queries of std over keys of softmax over keys of S
-    SEND(site) = mean over its heads
+    S[h, i, j] = dL/dM at M = 1     one mask M on the attention A, L the mean loss of a batch
+    P[h, i, j] = softmax over the keys j of |S[h, i, j]|
+    SEND(site) = mean over batches and queries i of the standard deviation over j of
+                 the mean over heads of P[h, i, j]
+    SEND(head) = the same without the mean over heads
 
-This is our reading of the paper's description. The loss of a window is small, so the softmax is
-linear here: SEND = std(S) / keys, whose unit depends on the scale of the loss and on the number of
-keys. That is why it is computed in float64: in float32 the differences between the softmax's values
-drown in rounding where there are hundreds of keys.
+All windows of a training batch share the mask, and so do independent channels. |S| is small, so the
+softmax is linear: SEND is std(mean over heads of |S|) / keys to first order. Its unit depends on
+the scale of the loss and on the number of keys. Float64 is used because in float32 the differences
+between the values of the softmax drown in rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from spat.attention.views import SharedMask, SiteRecord
-from spat.pipeline.scores_frame import aggregate, joined, rows
-from spat.scoring.probe import GROUP, window_means
-from spat.scoring.reductions import dispersion, over_rows, several_keys, with_mean
+from spat.attention.views import Mixing, SharedMask, Trace
+from spat.scoring.criterion import criterion, negative
+from spat.scoring.probe import (
+    Cases,
+    Losses,
+    Shared,
+    SiteScores,
+    observe,
+    window_means,
+)
+from spat.scoring.reductions import (
+    deviation,
+    dispersion,
+    over_rows,
+    several_keys,
+    shares,
+    with_mean,
+)
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from spat.data.windows import Windows
-    from spat.models.base import Forecaster
+_SPAT = "SPAT, arXiv 2505.08768"
+_PRINTED = f"{_SPAT}, as printed in a review"
+_OURS = f"{_SPAT} (our reading)"
 
 
 def score_send(
-    model: Forecaster, windows: Windows, batches: Sequence[Tensor], *, size: int = GROUP
-) -> pd.DataFrame:
-    """SEND alone: columns site, name, head (-1 is the site), criterion, value.
-
-    Pre-training records it at the end of every epoch. Empty for a model without attention.
-    `size` is the most windows that one pass takes.
-    """
-    sites = window_means(model, windows, batches, {"send": send}, size=size)
-    return aggregate(
-        joined([rows(s.site, s.name, "send", s.means["send"].cpu().numpy()) for s in sites])
+    model: nn.Module,
+    cases: Cases,
+    batches: Sequence[Tensor],
+    losses: Losses,
+    *,
+    batch_size: int,
+) -> list[SiteScores]:
+    """SEND alone, as `scores.score` computes it: pre-training records it after each epoch."""
+    means = window_means(
+        lambda batch: observe(model, batch, losses),
+        cases,
+        batches,
+        {},
+        {"send": Shared(send, batch_size, torch.float64)},
+        batch_size=batch_size,
     )
+    return [SiteScores.of(site, "send", site.means["send"]) for site in means if site.means]
 
 
-def send(record: SiteRecord) -> Tensor:
-    """SEND per window, [W, 1 + H]."""
-    return with_mean(over_rows(record.dispersion))
+@criterion("send", needs=Mixing, heads=True, source=_PRINTED, over="batch")
+@criterion("send_reverse", needs=Mixing, heads=True, source=_PRINTED, over="batch", finish=negative)
+def send(mask: SharedMask) -> Tensor:
+    """SEND of one batch, [1, 1 + H]."""
+    return _printed(mask, deviation)
 
 
-def send_abs(record: SiteRecord) -> Tensor:
-    """SEND of |S|, [W, 1 + H]: the size of a sensitivity, whichever way it points."""
-    return with_mean(over_rows(dispersion(record.S.abs(), record.allowed)))
+@criterion(
+    "send_float32", needs=Mixing, heads=True, source=_PRINTED, over="batch", dtype=torch.float32
+)
+def send_float32(mask: SharedMask) -> Tensor:
+    """SEND of one batch in float32 throughout, which is what PyTorch computes by default."""
+    return _printed(mask, _spread)
 
 
+@criterion("send_window", needs=Mixing, heads=True, source=_OURS)
+def send_window(trace: Trace) -> Tensor:
+    """A mask for each window, the signed S, and the mean over heads last: [W, 1 + H]."""
+    mixing = trace.mixing
+    return with_mean(over_rows(mixing.once(_dispersion), mixing.allowed))
+
+
+@criterion("send_abs", needs=Mixing, heads=True, source=_OURS)
+def send_abs(trace: Trace) -> Tensor:
+    """`send_window` of |S|, [W, 1 + H]: the size of a sensitivity without its sign."""
+    mixing = trace.mixing
+    return with_mean(over_rows(dispersion(mixing.S.abs(), mixing.allowed), mixing.allowed))
+
+
+@criterion("send_shared", needs=Mixing, heads=True, source=_OURS, over="group")
 def send_shared(mask: SharedMask) -> Tensor:
-    """SEND where the windows of a group share one mask, under their mean loss, [1, 1 + H]."""
-    return with_mean(over_rows(dispersion(mask.S, mask.allowed)))
+    """`send_window` where 32 windows share one mask, under their mean loss: [1, 1 + H]."""
+    return with_mean(over_rows(dispersion(mask.S, mask.allowed), mask.allowed))
 
 
-def send_layer(record: SiteRecord) -> Tensor:
-    """SEND of S summed over heads, [W, 1]: one mask for all heads of the site."""
-    return over_rows(dispersion(record.S.sum(2, keepdim=True), record.allowed))
+@criterion("send_layer", needs=Mixing, source=_OURS)
+def send_layer(trace: Trace) -> Tensor:
+    """`send_window` of S summed over heads, [W, 1]: one mask for all heads of the site."""
+    mixing = trace.mixing
+    allowed = _any(mixing.allowed, 2)
+    return over_rows(dispersion(mixing.S.sum(2, keepdim=True), allowed), allowed)
 
 
-def send_keys(record: SiteRecord) -> Tensor:
-    """SEND with each row times its number of keys, [W, 1 + H]: std(S), for a small S."""
-    _, allowed = several_keys(record.S, record.allowed)
-    return with_mean(over_rows(record.dispersion * allowed.sum(-1).to(record.dispersion)))
+@criterion("send_keys", needs=Mixing, heads=True, source=_OURS)
+def send_keys(trace: Trace) -> Tensor:
+    """`send_window` with each row times its number of keys, [W, 1 + H]: std(S), for a small S."""
+    mixing = trace.mixing
+    rows = mixing.once(_dispersion)
+    _, allowed = several_keys(mixing.S, mixing.allowed)
+    return with_mean(over_rows(rows * allowed.sum(-1).to(rows), mixing.allowed))
 
 
-def send_unit(record: SiteRecord) -> Tensor:
-    """SEND of S over its mean absolute value in the window and site, [W, 1 + H]; 0 where S is 0."""
-    _, R, H, *_ = record.S.shape
-    pairs = R * H * int(record.allowed.sum())
-    size = record.S.abs().sum((1, 2, 3, 4), keepdim=True) / pairs
-    return with_mean(over_rows(dispersion(record.S / size.where(size > 0, 1.0), record.allowed)))
+@criterion("send_unit", needs=Mixing, heads=True, source=_OURS)
+def send_unit(trace: Trace) -> Tensor:
+    """`send_window` of S over its mean absolute value in the window and site; 0 where S is 0."""
+    mixing = trace.mixing
+    S, allowed = mixing.S, mixing.allowed
+    W, R, H, *_ = S.shape
+    pairs = allowed.sum() * R * H if allowed.ndim == 2 else allowed.expand_as(S).flatten(1).sum(1)
+    size = S.abs().sum((1, 2, 3, 4)) / pairs.to(S)
+    scale = size.where(size > 0, 1.0).view(W, 1, 1, 1, 1)
+    return with_mean(over_rows(dispersion(S / scale, allowed), allowed))
+
+
+def _printed(mask: SharedMask, measure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The printed formula; `measure` is the standard deviation over the allowed keys."""
+    allowed = _any(mask.allowed, 1)  # independent channels share the mask
+    P = shares(mask.S.sum(1, keepdim=True).abs(), allowed)
+    together = _any(allowed, 2)
+    site = over_rows(measure(P.mean(2, keepdim=True), together), together)
+    return torch.cat([site, over_rows(measure(P, allowed), allowed)], dim=-1)
+
+
+def _spread(values: Tensor, allowed: Tensor) -> Tensor:
+    """Population standard deviation over the allowed keys about their own mean, [..., rows]."""
+    values, several = several_keys(values, allowed)
+    if several.all():
+        return values.std(-1, correction=0)
+    kept = several.to(values.device)
+    n = kept.sum(-1, keepdim=True).clamp(min=1)
+    offset = (values - (values * kept).sum(-1, keepdim=True) / n) * kept
+    return (offset.square().sum(-1) / n.squeeze(-1)).sqrt()
+
+
+def _dispersion(mixing: Mixing) -> Tensor:
+    return dispersion(mixing.S, mixing.allowed)
+
+
+def _any(allowed: Tensor, axis: int) -> Tensor:
+    """The keys that any part along an axis allows; no axis leads where all parts allow the same."""
+    return allowed if allowed.ndim == 2 else allowed.any(axis, keepdim=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from spat.training.device.kernels import Linear, Stochastic, attend
+from spat.training.device.kernels import Linear, Stochastic, attend, dropout
 
 
 class AttentionCore(Stochastic):
@@ -28,17 +28,21 @@ class AttentionCore(Stochastic):
         p = self.dropout if self.training else 0.0
         return attend(q, k, v, p, self.causal, self.generator)
 
+    def mix(self, A: Tensor, v: Tensor) -> Tensor:
+        """O = dropout(A) v for other weights A [..., Q, K]; v [B, H, K, D] -> O [B, H, Q, D]."""
+        return dropout(A, self.dropout if self.training else 0.0, self.generator) @ v
+
     def allowed(self, queries: int, keys: int) -> Tensor:
         """Which keys a query may attend to, bool [Q, K]."""
         full = torch.ones(queries, keys, dtype=torch.bool)
         return full.tril() if self.causal else full
 
-    def weights(self, q: Tensor, k: Tensor) -> Tensor:
-        """A = softmax(q k^T / sqrt(d)) over the allowed keys, in float64: [..., Q, K].
+    def weights(self, q: Tensor, k: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        """A = softmax(q k^T / sqrt(d)) over the allowed keys, computed in `dtype`: [..., Q, K].
 
-        What the scores see of the attention: a core that computes another O also says its A here.
+        The scores read A here, so a core that computes another O has to return its own A.
         """
-        q, k = q.double(), k.double()
+        q, k = q.to(dtype), k.to(dtype)
         logits = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
         if self.causal:
             hidden = ~self.allowed(q.shape[-2], k.shape[-2]).to(q.device)
@@ -83,6 +87,24 @@ class MultiHeadAttention(nn.Module):
             projected = list(self.qkv(x).chunk(3, dim=-1))
         q, k, v = (p.unflatten(-1, (self.heads, self.head_size)).transpose(1, 2) for p in projected)
         return self.out(self.core(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def head_weights(self) -> tuple[Tensor, Tensor]:
+        """W_o [H, width, D] and W_v [H, D, width] by head, float64, without gradients.
+
+        A site whose module has this method offers the view `Heads`.
+        """
+        out = self.out.weight.detach().double()
+        fused = self._inputs()[-1][0].weight.detach()
+        values = fused[-self.heads * self.head_size :].double()
+        W_o = out.view(-1, self.heads, self.head_size).transpose(0, 1)
+        return W_o, values.view(self.heads, self.head_size, -1)
+
+    def query_key_rows(self) -> list[tuple[nn.Linear, list[slice]]]:
+        """The projections that make q and k, each with the rows of q, of k, or of both."""
+        inner = self.heads * self.head_size
+        q, k = slice(0, inner), slice(inner, 2 * inner)
+        # q, k and v are fused in this order.
+        return [(self.q, [q]), (self.kv, [q])] if self.cross else [(self.qkv, [q, k])]
 
     @torch.no_grad()
     def keep_heads(self, kept: Sequence[int]) -> None:

@@ -13,17 +13,18 @@ import pandas as pd
 
 from spat.data.windows import Splits
 from spat.models.base import Forecaster
-from spat.models.registry import Shape, build
-from spat.pipeline import digests, records, runs
+from spat.models.registry import MODELS, Shape, build
+from spat.pipeline import digests, records, runs, scores_frame
 from spat.pipeline.cache import Kept, stage_lock
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
 from spat.pipeline.stages import common
+from spat.scoring.names import offered
 from spat.scoring.send import score_send
 from spat.surgery import cut
 from spat.training.device import costs
 from spat.training.loop import Fit, Seeds, fit
-from spat.training.metrics import evaluate
+from spat.training.metrics import evaluate, window_losses
 
 OUTPUTS = (
     "model.safetensors",
@@ -93,12 +94,15 @@ def _train(
         return Trained(rate, model, Fit("ok", 0, 0, [], [], 0.0))
     batches = common.scoring_batches(config, run, splits.train)
     settings = common.settings_of(config, run, rate)
+    recorded = "send" in offered(MODELS[run.model].view)
 
     def record(epoch: int, trained: Forecaster) -> list[dict[str, Any]]:
-        if not trained.sites():
+        if not recorded or not trained.sites():
             return []
-        sent = score_send(trained, splits.train, batches, size=settings.batch_size)
-        frame = sent.assign(epoch=epoch)
+        scored = score_send(
+            trained, splits.train, batches, window_losses, batch_size=settings.batch_size
+        )
+        frame = scores_frame.aggregate(scores_frame.frame(scored)).assign(epoch=epoch)
         return [
             dict(zip(TRAJECTORY, row, strict=True))
             for row in frame[list(TRAJECTORY)].itertuples(index=False)

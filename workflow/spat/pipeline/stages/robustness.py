@@ -22,6 +22,7 @@ from spat.data.series import Prepared
 from spat.data.windows import Splits
 from spat.files import read_json, replacing, sha256, write_json
 from spat.models.base import Forecaster
+from spat.models.registry import MODELS
 from spat.pipeline import digests, records, runs, scores_frame
 from spat.pipeline.cache import Kept, stage_lock
 from spat.pipeline.config import Config
@@ -29,10 +30,10 @@ from spat.pipeline.runs import Run
 from spat.pipeline.stages import common, select
 from spat.pipeline.stages.prune import mask_folder
 from spat.scoring import scores
-from spat.scoring.names import CRITERIA
+from spat.scoring.names import CRITERIA, PASS, offered
 from spat.surgery import cut
 from spat.training.loop import Seeds, fit
-from spat.training.metrics import evaluate
+from spat.training.metrics import evaluate, window_losses
 
 INTACT: Final = "intact"
 REMOVED: Final = "removed"
@@ -182,14 +183,15 @@ def finetune(bench: Bench, case: Case) -> dict[str, Any]:
     return kept.metrics
 
 
-def wanted(config: Config) -> tuple[str, ...]:
+def wanted(config: Config, run: Run) -> tuple[str, ...]:
     """The site criteria whose score follows from the manipulated network itself.
 
     Not `random`, and not `send_train`, whose record of pre-training no manipulation changes;
     `loss_drop_val` is the measured change on the validation split and needs no second pass.
     """
     asked = dict.fromkeys(("send", *config.pruning.site.criteria))
-    return tuple(n for n in asked if CRITERIA[n].needs in ("probe", "group", "ablation"))
+    possible = offered(MODELS[run.model].view)
+    return tuple(n for n in asked if n in possible and CRITERIA[n].origin in (*PASS, "ablation"))
 
 
 def _cases(config: Config, model: Forecaster) -> tuple[list[Case], list[dict[str, Any]]]:
@@ -221,10 +223,18 @@ def _errors(bench: Bench, model: Forecaster) -> dict[str, float]:
 
 def _scored(bench: Bench, model: Forecaster, case: Case) -> dict[str, dict[str, float]]:
     """Scores over all windows by site and criterion: of the site of the case, or of all sites."""
-    names, train = wanted(bench.config), bench.splits.train
+    names, train = wanted(bench.config, bench.run), bench.splits.train
     batches = common.scoring_batches(bench.config, bench.run, train)
-    size = common.settings_of(bench.config, bench.run).batch_size
-    frame = scores.score(model, train, batches, names, size=size)
+    scored = scores.score(
+        model,
+        train,
+        batches,
+        window_losses,
+        names,
+        batch_size=common.settings_of(bench.config, bench.run).batch_size,
+        statistics=False,
+    )
+    frame = scores_frame.frame(scored)
     whole = frame["batch"].eq(scores_frame.ALL) & frame["head"].eq(scores_frame.SITE)
     asked = frame["criterion"].isin(names) & (frame["site"].eq(case.site) | (case.site < 0))
     return {

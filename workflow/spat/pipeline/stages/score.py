@@ -14,23 +14,30 @@ from numpy.typing import NDArray
 from spat.data.windows import Windows
 from spat.files import read_json, write_json
 from spat.models.base import Forecaster
-from spat.pipeline import digests, records, runs
+from spat.models.registry import MODELS
+from spat.pipeline import digests, records, runs, scores_frame
 from spat.pipeline.cache import stage_lock
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
 from spat.pipeline.stages import common
 from spat.pipeline.stages.select import LOSS_DROPS, scorable
 from spat.scoring import probe, scores
-from spat.scoring.names import CRITERIA
+from spat.scoring.names import CRITERIA, offered
 from spat.surgery import cut
+from spat.training.metrics import window_losses
 
 COLUMNS = ("epoch", "batch", "site", "name", "head", "criterion", "value")
 
 
-def wanted(config: Config) -> tuple[str, ...]:
-    """The criteria of both levels, `send` always among them (the figures show it)."""
+def wanted(config: Config, run: Run) -> tuple[str, ...]:
+    """The criteria of both levels, and `send`, which the figures show, where the model has it."""
     asked = ("send", *config.pruning.site.criteria, *config.pruning.head.criteria)
-    return tuple(name for name in dict.fromkeys(asked) if CRITERIA[name].needs != "draws")
+    possible = offered(MODELS[run.model].view)
+    return tuple(
+        name
+        for name in dict.fromkeys(asked)
+        if name in possible and CRITERIA[name].origin != "draws"
+    )
 
 
 def score(config: Config, run: Run) -> None:
@@ -76,16 +83,24 @@ def _scored(
     drops = _loss_drops(config, model, splits.validation)
     if drops is not None:
         np.save(folder / LOSS_DROPS, drops)
-    frame = scores.score(
+    batch_size = common.settings_of(config, run).batch_size
+    names = wanted(config, run)
+    scored = scores.score(
         model,
         splits.train,
         batches,
-        wanted(config),
+        window_losses,
+        [name for name in names if CRITERIA[name].origin != "pretraining"],
+        batch_size=batch_size,
         validation=drops,
-        trajectory=pd.read_parquet(source / "scores.parquet"),
-        size=common.settings_of(config, run).batch_size,
     )
-    return frame, probe.attention_maps(model, splits.train, batches[:1]), len(batches)
+    frames = [scores_frame.frame(scored)]
+    if "send_train" in names:
+        frames.append(scores_frame.send_train(pd.read_parquet(source / "scores.parquet")))
+    maps = probe.attention_maps(
+        model, splits.train, batches[:1], window_losses, batch_size=batch_size
+    )
+    return scores_frame.joined(frames), maps, len(batches)
 
 
 def _loss_drops(
@@ -96,4 +111,4 @@ def _loss_drops(
     if "loss_drop_val" not in site.criteria and "loss_drop_bound" not in site.rules:
         return None
     index = torch.arange(len(validation), device=validation.device)
-    return probe.loss_drops(model, validation, list(torch.split(index, 256)))
+    return probe.loss_drops(model, validation, [index], window_losses)

@@ -1,6 +1,6 @@
 """Why SEND is computed in float64: its error in float32, by the number of keys.
 
-    python -m spat.scoring.precision > workflow/spat/reporting/precision.csv
+    python -m spat.evaluation.precision > workflow/spat/reporting/precision.csv
 
 The sensitivities S come from untrained networks on generated data, whose attention has 7, 42 and
 321 keys: channels of ETT and of Electricity (iTransformer), patches at lookback 336 (PatchTST). The
@@ -16,13 +16,14 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from spat.attention.views import SiteRecord
+from spat.attention.views import Trace
 from spat.data.synthetic import generate
 from spat.data.windows import Windows
 from spat.models.registry import Shape, build, setup
 from spat.pipeline.config import SyntheticSection
 from spat.scoring.probe import observe
 from spat.scoring.reductions import dispersion
+from spat.training.metrics import window_losses
 
 # keys -> (model, lookback, channels)
 CASES: Final = {
@@ -37,14 +38,14 @@ ROWS: Final = 800
 LOSSES: Final = {"of each window": 1, "mean of 32 windows": 32}
 
 
-def errors(record: SiteRecord, scale: float = 1.0) -> Tensor:
+def errors(trace: Trace, scale: float = 1.0) -> Tensor:
     """What float32 does to SEND of S / scale, per window: its relative error and what it erases.
 
     S is the float64 one, rounded. Returns [2, W]; erased is the share of rows that come out as 0.
     """
-    S = record.S / scale
-    exact = dispersion(S, record.allowed)
-    single = dispersion(S.float(), record.allowed).double()
+    S, allowed = trace.mixing.S / scale, trace.mixing.allowed
+    exact = dispersion(S, allowed)
+    single = dispersion(S.float(), allowed).double()
     inner = (1, 2, 3)
     return torch.stack(
         [single.mean(inner) / exact.mean(inner) - 1, (single == 0).double().mean(inner)]
@@ -63,7 +64,7 @@ def case(keys: int) -> list[dict[str, float | str]]:
     network = build(model, settings, Shape(lookback, HORIZON, channels), seed=0)
     windows = _windows(lookback, channels)
     index = torch.linspace(0, len(windows) - 1, WINDOWS).long()
-    records = observe(network, windows.batch(index))
+    records = observe(network, windows.batch(index), window_losses)
     rows: list[dict[str, float | str]] = []
     for loss, scale in LOSSES.items():
         found = [torch.cat([errors(part, scale) for part in r.parts()], dim=1) for r in records]
