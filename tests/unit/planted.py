@@ -46,9 +46,7 @@ def runs(
 
 def additive(worth: Sequence[float], base: float = 1.0) -> Callable[[str], float]:
     """Error of a mask: every removed site costs its worth (a negative one is spared)."""
-    return lambda mask: (
-        base + sum(w for w, field in zip(worth, mask.split("."), strict=True) if field == "0")
-    )
+    return lambda mask: base + sum(worth[i] for i in Mask.parse(mask, HEADS).sites_removed)
 
 
 def results(
@@ -112,7 +110,7 @@ def decision(keys: Keys, criterion: str, mask: str, **changes: Any) -> Keys:
     """One row of `selections`."""
     row = {
         **keys, "criterion": criterion, "draw": 0, "level": "site", "ratio": math.nan, "rule": "",
-        "removed": mask.split(".").count("0"), "mask": mask, "finetunings": 0,
+        "removed": len(Mask.parse(mask, HEADS).sites_removed), "mask": mask, "finetunings": 0,
     }  # fmt: skip
     return {**row, **changes}
 

@@ -41,7 +41,6 @@ def test_a_mask_that_empties_a_site_head_by_head_is_the_site_mask() -> None:
 
 def test_what_is_kept_and_removed() -> None:
     mask = Mask.parse("1.0.101", (2, 2, 3))
-    assert mask.sites_kept == (0, 2)
     assert mask.sites_removed == (1,)
     assert mask.removed_heads == ((1, 0), (1, 1), (2, 1))
     assert not mask.whole_sites

@@ -11,7 +11,7 @@ import pytest
 from spat.data import series
 from spat.data.registry import Borders
 from spat.models.registry import Shape, build, setup
-from spat.surgery import cut
+from spat.surgery import storage
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -52,10 +52,10 @@ def test_the_snippet_prunes_fine_tunes_and_saves(
     moments = np.zeros(3), np.ones(3)
     series.save(series.Prepared("ETTh2", values, *moments, borders, None, ""), data)
     settings = setup("iTransformer", "deep", "ETTh2", 96, {"d_model": 8, "d_ff": 8}).settings
-    cut.save(build("iTransformer", settings, Shape(96, 96, 3)), dense)
+    storage.save(build("iTransformer", settings, Shape(96, 96, 3)), dense)
     monkeypatch.chdir(tmp_path)
     exec(compile(snippet, "README.md", "exec"), {})
-    pruned, before = cut.load(tmp_path / "my-pruned-model"), cut.load(dense)
+    pruned, before = storage.load(tmp_path / "my-pruned-model"), storage.load(dense)
     assert [site.attention is None for site in pruned.sites()].count(True) == 2
     name, tuned = next(iter(pruned.named_parameters()))
     assert not tuned.equal(before.get_parameter(name)), "not fine-tuned"

@@ -251,7 +251,7 @@ def test_a_manipulation_stays_in_place_while_the_model_is_trained(manipulation: 
 
 def test_a_pattern_that_was_made_for_inference_can_be_trained() -> None:
     model = dense("iTransformer")
-    # Of one window in double precision, without dropout, A itself is saved for backward, not a copy.
+    # Of one window in double precision, without dropout, A itself is saved for backward.
     batch = windows().batch(torch.arange(1))
     model.sites()[0].attention.core.dropout = 0.0
     with manipulated(model.sites()[0], "pattern", seed=0):

@@ -12,6 +12,7 @@ import pytest
 from spat.attention.mask import Mask, all_site_masks
 from spat.pipeline import frames
 from spat.pipeline.config import LevelSection, PruningSection
+from spat.pipeline.stages import select
 from spat.surgery import choose
 
 HEADS = (2, 2, 2, 2)
@@ -104,7 +105,7 @@ def test_requested_rows_are_valid_selections() -> None:
         draws=5,
         exhaustive=True,
     )
-    found = choose.requested(table([0.4, 0.1, 0.2, 0.3]), HEADS, section, seed=1)
+    found = select.requested(table([0.4, 0.1, 0.2, 0.3]), HEADS, section, seed=1)
     run = dict(zip(frames.RUN, ("e", "d", "m", "v", 96, 96, 0), strict=True))
     assert len(frames.checked("selections", found.assign(**run))) == len(found)
     for name, level, removed in found[["mask", "level", "removed"]].itertuples(index=False):
@@ -114,7 +115,7 @@ def test_requested_rows_are_valid_selections() -> None:
 
 
 def test_sites_are_removed_by_score() -> None:
-    found = choose.requested(
+    found = select.requested(
         table([0.4, 0.1, 0.2, 0.3]), HEADS, site_level(0.25, 0.5, 0.75, 1.0), seed=1
     )
     assert found["mask"].tolist() == ["1.0.1.1", "1.0.0.1", "1.0.0.0", "0.0.0.0"]
@@ -127,7 +128,7 @@ def test_heads_are_ranked_across_sites() -> None:
         site=LevelSection(), head=LevelSection(criteria=("send",), ratios=(0.25, 0.375, 1.0))
     )
     scores = table([0.4, 0.1, 0.105, 0.3])
-    found = choose.requested(scores, HEADS, section, seed=1)
+    found = select.requested(scores, HEADS, section, seed=1)
     # Scores of the heads: .40 .41 | .10 .11 | .105 .115 | .30 .31
     assert found["mask"].tolist() == ["1.01.01.1", "1.0.01.1", "0.0.0.0"]
     assert found["removed"].tolist() == [2, 3, 8]
@@ -136,7 +137,7 @@ def test_heads_are_ranked_across_sites() -> None:
 def test_a_new_ratio_changes_no_draw() -> None:
     scores = table([1.0] * 4)
     few, more = (
-        choose.requested(scores, (8,) * 4, head_draws(ratios), seed=9)
+        select.requested(scores, (8,) * 4, head_draws(ratios), seed=9)
         for ratios in ((0.5,), (0.25, 0.5))
     )
     pd.testing.assert_series_equal(
@@ -154,7 +155,7 @@ def head_draws(ratios: tuple[float, ...]) -> PruningSection:
 def test_rules_leave_their_masks() -> None:
     scores = table([0.4, 0.1, 0.11, 0.3])
     section = site_level("auto:gap", "auto:loss_drop_bound", "auto:one_se")
-    found = choose.requested(scores, HEADS, section, seed=1, bounded=[3])
+    found = select.requested(scores, HEADS, section, seed=1, bounded=[3])
     masks = found.groupby("rule")["mask"].apply(list)
     assert masks["gap"] == ["1.0.0.1"]
     assert masks["loss_drop_bound"] == ["1.1.1.0"]
@@ -164,30 +165,30 @@ def test_rules_leave_their_masks() -> None:
 
 
 def test_an_undefined_gap_leaves_no_row() -> None:
-    found = choose.requested(table([0.4, -0.1, 0.2, 0.3]), HEADS, site_level("auto:gap"), seed=1)
+    found = select.requested(table([0.4, -0.1, 0.2, 0.3]), HEADS, site_level("auto:gap"), seed=1)
     assert found.empty
 
 
 def test_exhaustive_is_every_site_mask() -> None:
     section = NONE.model_copy(update={"exhaustive": True})
-    found = choose.requested(table([1.0] * 4), HEADS, section, seed=1)
+    found = select.requested(table([1.0] * 4), HEADS, section, seed=1)
     assert found["mask"].tolist() == [mask.name for mask in all_site_masks(HEADS)]
 
 
 def test_a_model_without_sites_has_nothing_to_decide() -> None:
-    assert choose.requested(table([]), (), site_level(0.5, "auto:gap"), seed=1).empty
+    assert select.requested(table([]), (), site_level(0.5, "auto:gap"), seed=1).empty
 
 
 def test_scores_that_are_missing_are_named() -> None:
     scores = table([0.4, 0.1, 0.2])
     with pytest.raises(ValueError, match=r"'send' has no score, or NaN, for site 3"):
-        choose.requested(scores, HEADS, site_level(0.5), seed=1)
+        select.requested(scores, HEADS, site_level(0.5), seed=1)
     with pytest.raises(ValueError, match=r"'michel' has no score, or NaN, for site 0"):
-        choose.requested(scores, HEADS, site_level(0.5, criteria=("michel",)), seed=1)
+        select.requested(scores, HEADS, site_level(0.5, criteria=("michel",)), seed=1)
     with pytest.raises(ValueError, match="several scores"):
-        choose.requested(pd.concat([scores, scores]), HEADS, site_level(0.5), seed=1)
+        select.requested(pd.concat([scores, scores]), HEADS, site_level(0.5), seed=1)
     with pytest.raises(ValueError, match="loss_drop_bound"):
-        choose.requested(table([1.0] * 4), HEADS, site_level("auto:loss_drop_bound"), seed=1)
+        select.requested(table([1.0] * 4), HEADS, site_level("auto:loss_drop_bound"), seed=1)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from spat.attention.site import Site
 from spat.models.base import Forecaster
 from spat.models.layers.attention import MultiHeadAttention
 from spat.models.registry import MODELS, Settings, Shape, build
-from spat.surgery import cut
+from spat.surgery import cut, storage, sweep
 from spat.training.device import costs
 
 ATTENTION = [name for name, row in MODELS.items() if row.role == "attention"]
@@ -32,6 +33,11 @@ def dense(name: str, **changes: bool) -> Forecaster:
             if tensor.is_floating_point():
                 tensor.data.add_(0.2 * torch.rand_like(tensor))
     return model.eval()
+
+
+def called(model: Forecaster) -> Tensor:
+    """The output of a model on any input."""
+    return model(*costs.example_inputs(model))  # type: ignore[no-any-return]
 
 
 def masks_of(model: Forecaster) -> list[Mask]:
@@ -91,10 +97,10 @@ def test_gradients_are_those_of_the_masked_dense_network(name: str) -> None:
 @pytest.mark.parametrize("name", ATTENTION)
 def test_every_parameter_left_is_reached_and_can_be_trained(name: str) -> None:
     model = dense(name)
-    assert cut.unreached(model)[0] == {}
+    assert sweep.unreached(model, partial(called, model))[0] == {}
     for mask in masks_of(model)[::3]:
         smaller, operation = pruned(model, mask)
-        assert cut.unreached(smaller)[0] == {}, mask.name
+        assert sweep.unreached(smaller, partial(called, smaller))[0] == {}, mask.name
         assert operation.swept == operation.dead == 0
     before = [p.detach().clone() for p in smaller.parameters()]
     optimiser = torch.optim.Adam(smaller.parameters())
@@ -166,14 +172,14 @@ def test_files_give_the_same_network_back(name: str, tmp_path: Path) -> None:
         smaller, _ = pruned(model, mask)
         folder = tmp_path / str(index)
         random = torch.get_rng_state()
-        cut.save(smaller, folder, mask)
-        again = cut.load(folder)
+        storage.save(smaller, folder, mask)
+        again = storage.load(folder)
         assert torch.equal(random, torch.get_rng_state())
         assert {path.name for path in folder.iterdir()} == {
-            cut.WEIGHTS,
-            cut.ARCHITECTURE,
+            storage.WEIGHTS,
+            storage.ARCHITECTURE,
         }
-        written = json.loads((folder / cut.ARCHITECTURE).read_text())
+        written = json.loads((folder / storage.ARCHITECTURE).read_text())
         assert written["mask"] == mask.name
         assert written["model"] == name
         assert type(again) is type(smaller)
@@ -185,8 +191,8 @@ def test_files_give_the_same_network_back(name: str, tmp_path: Path) -> None:
 
 def test_the_dense_model_needs_no_mask(tmp_path: Path) -> None:
     model = dense("iTransformer")
-    cut.save(model, tmp_path)
-    assert cut.architecture(cut.load(tmp_path))["mask"] == "1.1.1"
+    storage.save(model, tmp_path)
+    assert storage.architecture(storage.load(tmp_path))["mask"] == "1.1.1"
 
 
 def test_a_file_that_could_not_be_loaded_is_not_written(tmp_path: Path) -> None:
@@ -195,34 +201,34 @@ def test_a_file_that_could_not_be_loaded_is_not_written(tmp_path: Path) -> None:
     cut.prune(model, Mask.parse("1.0.1", heads))
     for wrong in (None, Mask.parse("1.1.0", heads), Mask.parse("1.0.0110", heads)):
         with pytest.raises(ValueError, match="give the mask that it was pruned to"):
-            cut.save(model, tmp_path, wrong)
+            storage.save(model, tmp_path, wrong)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     model = dense("iTransformer")
-    with pytest.raises(FileNotFoundError, match=cut.ARCHITECTURE):
-        cut.load(tmp_path)
-    cut.save(model, tmp_path)
-    weights = tmp_path / cut.WEIGHTS
+    with pytest.raises(FileNotFoundError, match=storage.ARCHITECTURE):
+        storage.load(tmp_path)
+    storage.save(model, tmp_path)
+    weights = tmp_path / storage.WEIGHTS
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=str(tmp_path)):
-        cut.load(tmp_path)
+        storage.load(tmp_path)
     weights.unlink()
-    with pytest.raises(FileNotFoundError, match=cut.WEIGHTS):
-        cut.load(tmp_path)
-    cut.save(model, tmp_path)
-    values = cut.architecture(model)
+    with pytest.raises(FileNotFoundError, match=storage.WEIGHTS):
+        storage.load(tmp_path)
+    storage.save(model, tmp_path)
+    values = storage.architecture(model)
     for change, message in (
         ({"mask": "1.0.1"}, r"layers\.1\.attention.*network none"),
         ({"model": "Nonsense"}, "Nonsense"),
         ({"shape": {"lookback": 96}}, "horizon"),
         ({"mask": "1.1"}, "2 sites, the model 3"),
     ):
-        (tmp_path / cut.ARCHITECTURE).write_text(json.dumps({**values, **change}))
+        (tmp_path / storage.ARCHITECTURE).write_text(json.dumps({**values, **change}))
         with pytest.raises(ValueError, match=message):
-            cut.load(tmp_path)
+            storage.load(tmp_path)
 
 
 class Reader(nn.Module):
@@ -282,7 +288,7 @@ def test_what_is_neither_reached_nor_called_is_swept() -> None:
     assert operation.params_after == costs.parameters(model) == 2 * 8
     assert all(site.attention is None for site in model.sites())
     assert torch.equal(model(*inputs), expected)
-    assert cut.unreached(model)[0] == {}
+    assert sweep.unreached(model, partial(called, model))[0] == {}
 
 
 def test_what_is_called_in_vain_is_counted_and_stays() -> None:
@@ -296,4 +302,4 @@ def test_what_is_called_in_vain_is_counted_and_stays() -> None:
 
 def test_a_model_of_ones_own_is_pruned_but_not_saved(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"Memory is no row of the model registry"):
-        cut.save(Memory(lazy=True), tmp_path)
+        storage.save(Memory(lazy=True), tmp_path)

@@ -61,11 +61,6 @@ class Mask:
         return tuple(len(site) for site in self.bits)
 
     @property
-    def sites_kept(self) -> tuple[int, ...]:
-        """The indices of the sites that keep at least one head."""
-        return tuple(i for i, site in enumerate(self.bits) if any(site))
-
-    @property
     def sites_removed(self) -> tuple[int, ...]:
         """The indices of the sites that are removed."""
         return tuple(i for i, site in enumerate(self.bits) if not any(site))

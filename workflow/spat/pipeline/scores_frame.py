@@ -66,6 +66,21 @@ def aggregate(scores: pd.DataFrame) -> pd.DataFrame:
     return chosen[["site", "name", "head", "criterion", "value"]].reset_index(drop=True)
 
 
+def by_place(scores: pd.DataFrame) -> dict[tuple[str, int, int], float]:
+    """(criterion, site, head) -> score, from a frame with one row each.
+
+    Raises:
+        ValueError: if a criterion has several scores of one place.
+    """
+    found: dict[tuple[str, int, int], float] = {}
+    columns = (scores[name].tolist() for name in ("criterion", "site", "head", "value"))
+    for criterion, site, head, value in zip(*columns, strict=True):
+        if (criterion, site, head) in found:
+            raise ValueError(f"criterion {criterion!r}: several scores of one place; average them")
+        found[criterion, site, head] = value
+    return found
+
+
 def send_train(trajectory: pd.DataFrame) -> pd.DataFrame:
     """The mean of SEND over the epochs of pre-training, as rows of criterion `send_train`.
 

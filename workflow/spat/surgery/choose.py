@@ -7,16 +7,15 @@ in forward order. The adaptive rules choose the number themselves.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from spat.attention.mask import Mask, all_site_masks
 from spat.blocks import Array, block_means
-from spat.pipeline.config import PruningSection
 
 RANDOM = "random"
 # The adaptive rules follow the criterion of the paper.
@@ -27,6 +26,15 @@ SITE, HEAD = "site", "head"
 # In the place of a head: the whole site.
 WHOLE = -1
 Place = tuple[int, int]
+# criterion, site, head (`WHOLE` for the whole site) -> score.
+Scores = Mapping[tuple[str, int, int], float]
+
+
+class Level(NamedTuple):
+    """What is removed at one level (whole sites, or heads): by which criteria, which shares."""
+
+    criteria: Sequence[str] = ()
+    ratios: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -96,35 +104,40 @@ def nested_path(scores: Sequence[float] | Array, heads: Sequence[int]) -> tuple[
 
 
 def requested(
-    scores: pd.DataFrame,
+    scores: Scores,
     heads: Sequence[int],
-    section: PruningSection,
+    *,
+    site: Level,
+    head: Level,
+    rules: Sequence[str] = (),
+    draws: int,
+    exhaustive: bool = False,
     seed: int,
     bounded: Sequence[int] | None = None,
-) -> pd.DataFrame:
-    """Every decision that `section` asks for, one row each with the columns of `Decision`.
+) -> list[Decision]:
+    """Every decision that is asked for.
 
-    `scores` has one row per (site, head, criterion) with its value, head -1 for the whole site.
-    `heads` is the number of heads per site. `bounded` are the sites that `loss_drop_bound` found.
+    `heads` is the number of heads per site. `rules` are adaptive rules for whole sites, `draws` the
+    random masks of each ratio, and `exhaustive` asks for all site masks. `bounded` are the sites
+    that `loss_drop_bound` found.
 
-    Rows with the rule `path` are SEND's nested path, `draw` sites removed: the rules that look at
-    fine-tuned errors choose among them later. Rows with the rule `exhaustive` are all site masks.
-    `gap` has no row where it is undefined. The control is the caller's.
+    Decisions of the rule `path` are SEND's nested path, `draw` sites removed: the rules that look
+    at fine-tuned errors choose among them later. Decisions of the rule `exhaustive` are all site
+    masks. `gap` has no decision where it is undefined. The control is the caller's.
 
     Raises:
         ValueError: if a criterion was not scored for each site (or head), or the rule
             `loss_drop_bound` is asked for without `bounded`.
     """
-    decisions: list[Decision] = []
-    if heads:
-        decisions += _by_ratio(SITE, scores, heads, section, seed)
-        decisions += _by_rule(scores, heads, section.site.rules, bounded)
-        decisions += _by_ratio(HEAD, scores, heads, section, seed)
-        if section.exhaustive:
-            masks = all_site_masks(heads)
-            decisions += [_ruled("exhaustive", m, i, "exhaustive") for i, m in enumerate(masks)]
-    frame = pd.DataFrame(decisions, columns=[field.name for field in fields(Decision)])
-    return frame.astype({"ratio": "float64", "draw": "int64", "removed": "int64"})
+    if not heads:
+        return []
+    decisions = [*_by_ratio(SITE, scores, heads, site, draws, seed)]
+    decisions += _by_rule(scores, heads, rules, bounded)
+    decisions += _by_ratio(HEAD, scores, heads, head, draws, seed)
+    if exhaustive:
+        masks = all_site_masks(heads)
+        decisions += [_ruled("exhaustive", m, i, "exhaustive") for i, m in enumerate(masks)]
+    return decisions
 
 
 def gap(scores: Sequence[float] | Array) -> int | None:
@@ -199,26 +212,22 @@ def _bootstrap(series: Array, block: int, draws: int, seed: int) -> Array:
 
 
 def _by_ratio(
-    level: str, scores: pd.DataFrame, heads: Sequence[int], section: PruningSection, seed: int
+    level: str, scores: Scores, heads: Sequence[int], asked: Level, draws: int, seed: int
 ) -> Iterator[Decision]:
-    places, asked = _sites(heads), section.site
-    if level == HEAD:
-        places, asked = Mask.empty(heads).removed_heads, section.head
+    places = _sites(heads) if level == SITE else Mask.empty(heads).removed_heads
     n = len(places)
     for criterion in asked.criteria:
         values = None if criterion == RANDOM else _values(scores, criterion, places)
-        for ratio in distinct_ratios(asked.fixed, n):
+        for ratio in distinct_ratios(asked.ratios, n):
             k = count(ratio, n)
-            chosen = (
-                random_draws(n, k, section.draws, seed) if values is None else (lowest(values, k),)
-            )
+            chosen = random_draws(n, k, draws, seed) if values is None else (lowest(values, k),)
             for draw, indices in enumerate(chosen):
                 mask = _without(heads, [places[i] for i in indices])
                 yield Decision(criterion, draw, level, ratio, "", k, mask.name)
 
 
 def _by_rule(
-    scores: pd.DataFrame,
+    scores: Scores,
     heads: Sequence[int],
     rules: Sequence[str],
     bounded: Sequence[int] | None,
@@ -252,12 +261,9 @@ def _without(heads: Sequence[int], places: Iterable[Place]) -> Mask:
     return mask
 
 
-def _values(scores: pd.DataFrame, criterion: str, places: Sequence[Place]) -> Array:
+def _values(scores: Scores, criterion: str, places: Sequence[Place]) -> Array:
     """The scores of a criterion at `places`."""
-    own = scores[scores["criterion"] == criterion].set_index(["site", "head"])["value"]
-    if own.index.has_duplicates:
-        raise ValueError(f"criterion {criterion!r}: several scores of one place; average them")
-    values = own.reindex(pd.MultiIndex.from_tuples(places)).to_numpy(np.float64)
+    values = [scores.get((criterion, *place), math.nan) for place in places]
     for (site, head), value in zip(places, values, strict=True):
         if math.isnan(value):
             where = f"site {site}" if head == WHOLE else f"site {site}, head {head}"
@@ -265,4 +271,4 @@ def _values(scores: pd.DataFrame, criterion: str, places: Sequence[Place]) -> Ar
                 f"criterion {criterion!r} has no score, or NaN, for {where}: score it, or take it "
                 f"off pruning.{SITE if head == WHOLE else HEAD}.criteria"
             )
-    return np.asarray(values)
+    return np.asarray(values, np.float64)

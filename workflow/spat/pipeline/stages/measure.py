@@ -11,7 +11,7 @@ from spat.pipeline.cache import stage_lock
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
 from spat.pipeline.stages import common
-from spat.surgery import cut
+from spat.surgery import storage
 from spat.training.device import costs
 from spat.training.loop import choose_device, prepare_torch
 
@@ -23,7 +23,9 @@ def measure(config: Config, run: Run) -> None:
         folder = common.stage_folder(config, run, "measure")
         prepare_torch(config.training.precision)
         device = choose_device(config.training.device)
-        models = {mask: cut.load(source, device) for mask, source in _networks(config, run).items()}
+        models = {
+            mask: storage.load(source, device) for mask, source in _networks(config, run).items()
+        }
         latency: dict[str, dict[str, float]] = {mask: {} for mask in models}
         memory: dict[str, dict[str, float]] = {mask: {} for mask in models}
         for batch_size in config.measure.batch_sizes:

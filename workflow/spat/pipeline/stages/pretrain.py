@@ -21,7 +21,7 @@ from spat.pipeline.runs import Run
 from spat.pipeline.stages import common
 from spat.scoring.names import offered
 from spat.scoring.send import score_send
-from spat.surgery import cut
+from spat.surgery import cut, storage
 from spat.training.device import costs
 from spat.training.loop import Fit, Seeds, fit
 from spat.training.metrics import evaluate, window_losses
@@ -132,7 +132,7 @@ def _write(
     best = min(tried, key=lambda trained: (trained.fitted.status != "ok", trained.validation))
     model, fitted = best.model, best.fitted
     recipe = runs.setup_of(config, run).recipe
-    cut.save(model, kept.folder)
+    storage.save(model, kept.folder)
     pd.DataFrame(fitted.history, columns=list(HISTORY)).to_csv(
         kept.folder / "history.csv", index=False
     )

@@ -20,7 +20,7 @@ from spat.pipeline.cache import Kept, stage_lock
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
 from spat.pipeline.stages import common, select
-from spat.surgery import cut
+from spat.surgery import cut, storage
 from spat.training.device import costs
 from spat.training.device.concurrency import Execute, in_turn
 from spat.training.loop import Fit, Restart, Seeds, Settings, fit
@@ -103,7 +103,7 @@ def train_mask(config: Config, run: Run, job: Job) -> None:
     dense_metrics = read_json(source / "metrics.json")
     mask = Mask.parse(job.mask, tuple(dense_metrics["heads"]))
     if job.phase == "finetuned":
-        model = cut.load(source, device)
+        model = storage.load(source, device)
     else:
         shape = common.shape_of(config, run, prepared)
         settings = runs.setup_of(config, run).settings
@@ -132,7 +132,8 @@ def train_mask(config: Config, run: Run, job: Job) -> None:
             "status": fitted.status,
             "params": costs.parameters(model),
             "flops": costs.flops(model),
-            "dead_params": removed.swept,
+            "swept_params": removed.swept,
+            "dead_params": removed.dead,
             "wall_s": fitted.seconds,
             "epochs": fitted.epochs,
             "best_epoch": fitted.best_epoch,
@@ -164,7 +165,7 @@ def _write(
     tuned: tuple[Errors, Errors],
     untuned: tuple[Errors, Errors],
 ) -> None:
-    cut.save(model, folder, mask)
+    storage.save(model, folder, mask)
     pd.DataFrame(fitted.history).to_csv(folder / "history.csv", index=False)
     np.save(folder / "validation_losses.npy", tuned[0].window_mse)
     np.save(folder / "losses.npy", tuned[1].window_mse)

@@ -31,7 +31,7 @@ from spat.pipeline.stages import common, select
 from spat.pipeline.stages.prune import mask_folder
 from spat.scoring import scores
 from spat.scoring.names import CRITERIA, PASS, offered
-from spat.surgery import cut
+from spat.surgery import cut, storage
 from spat.training.loop import Seeds, fit
 from spat.training.metrics import evaluate, window_losses
 
@@ -67,7 +67,7 @@ class Bench:
 
     def model(self) -> Forecaster:
         """The dense model as it was trained."""
-        return cut.load(self.trained, self.splits.train.device)
+        return storage.load(self.trained, self.splits.train.device)
 
     @property
     def scorable(self) -> bool:
@@ -81,7 +81,7 @@ class Bench:
             digests.code_digest("robustness", self.run.model),
             settings[part],
             self.prepared.sha256,
-            sha256(self.trained / cut.WEIGHTS),
+            sha256(self.trained / storage.WEIGHTS),
             case.manipulation,
             case.site,
         )

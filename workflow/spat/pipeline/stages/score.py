@@ -23,7 +23,7 @@ from spat.pipeline.stages import common
 from spat.pipeline.stages.select import LOSS_DROPS, scorable
 from spat.scoring import probe, scores
 from spat.scoring.names import CRITERIA, offered
-from spat.surgery import cut
+from spat.surgery import storage
 from spat.training.metrics import window_losses
 
 COLUMNS = ("epoch", "batch", "site", "name", "head", "criterion", "value")
@@ -78,7 +78,7 @@ def _scored(
     The loss drops go to their file.
     """
     _, splits = common.open_data(config, run.dataset, run)
-    model = cut.load(source, splits.train.device)
+    model = storage.load(source, splits.train.device)
     batches = common.scoring_batches(config, run, splits.train)
     drops = _loss_drops(config, model, splits.validation)
     if drops is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ import pandas as pd
 
 from spat.attention.mask import Mask
 from spat.files import read_json, replacing, write_json
-from spat.pipeline import digests, records, runs
-from spat.pipeline.config import Config
+from spat.pipeline import digests, records, runs, scores_frame
+from spat.pipeline.config import Config, PruningSection
 from spat.pipeline.runs import Run
 from spat.surgery import choose
-from spat.surgery.choose import Decision
+from spat.surgery.choose import Decision, Level
 
 LOSS_DROPS = "loss_drops.npy"
 
@@ -49,7 +49,7 @@ def select(config: Config, run: Run) -> None:
 
 def _selected(config: Config, run: Run, heads: tuple[int, ...]) -> pd.DataFrame:
     scores = pd.read_parquet(runs.folder(config, run, "score") / "scores.parquet")
-    requested = choose.requested(
+    decisions = requested(
         scores[scores["batch"] == -1],
         heads,
         config.pruning,
@@ -57,7 +57,33 @@ def _selected(config: Config, run: Run, heads: tuple[int, ...]) -> pd.DataFrame:
         bounded=_bounded(config, run),
     )
     control = table([ruled("control", Mask.full(heads))])
-    return pd.concat([control, requested], ignore_index=True)
+    return pd.concat([control, decisions], ignore_index=True)
+
+
+def requested(
+    scores: pd.DataFrame,
+    heads: Sequence[int],
+    section: PruningSection,
+    seed: int,
+    bounded: Sequence[int] | None = None,
+) -> pd.DataFrame:
+    """What a section of the configuration asks for: see `choose.requested`.
+
+    `scores` has one row per (site, head, criterion) with its value, head -1 for the whole site.
+    """
+    return table(
+        choose.requested(
+            scores_frame.by_place(scores),
+            heads,
+            site=Level(section.site.criteria, section.site.fixed),
+            head=Level(section.head.criteria, section.head.fixed),
+            rules=section.site.rules,
+            draws=section.draws,
+            exhaustive=section.exhaustive,
+            seed=seed,
+            bounded=bounded,
+        )
+    )
 
 
 def ruled(criterion: str, mask: Mask, rule: str = "", finetunings: int = 0) -> Decision:
@@ -68,7 +94,8 @@ def ruled(criterion: str, mask: Mask, rule: str = "", finetunings: int = 0) -> D
 
 def table(decisions: Iterable[Decision]) -> pd.DataFrame:
     """One row a decision, with all columns even where there is none."""
-    return pd.DataFrame(list(decisions), columns=[field.name for field in fields(Decision)])
+    frame = pd.DataFrame(list(decisions), columns=[field.name for field in fields(Decision)])
+    return frame.astype({"ratio": "float64", "draw": "int64", "removed": "int64"})
 
 
 def write(path: Path, decisions: pd.DataFrame) -> None:

@@ -18,7 +18,7 @@ from spat.pipeline.config import Config
 from spat.pipeline.runs import Planned
 from spat.pipeline.stages import common, select
 from spat.pipeline.stages.prune import mask_folder
-from spat.surgery import cut
+from spat.surgery import storage
 from spat.training.metrics import evaluate
 
 
@@ -34,7 +34,7 @@ def transfer(config: Config, planned: Planned, target: str) -> None:
         dense = runs.folder(config, run, "pretrain")
         rows: list[dict[str, Any]] = []
         for mask, phase, source in _networks(config, planned, dense):
-            errors = evaluate(cut.load(source, device), splits.test)
+            errors = evaluate(storage.load(source, device), splits.test)
             rows.append({"mask": mask, "phase": phase, "order": 0, **common.errors_row(errors)})
         write_json(
             folder / "metrics.json",

@@ -18,7 +18,17 @@ from spat.pipeline.runs import Run
 from spat.pipeline.scores_frame import SITE, aggregate
 
 REPORT = "report"
-RESOURCES = ("params", "flops", "dead_params", "wall_s", "epochs", "best_epoch", "epoch", "batches")
+RESOURCES = (
+    "params",
+    "flops",
+    "swept_params",
+    "dead_params",
+    "wall_s",
+    "epochs",
+    "best_epoch",
+    "epoch",
+    "batches",
+)
 
 
 class Point(NamedTuple):

@@ -1,0 +1,118 @@
+"""Files of a network, dense or pruned: what rebuilds it, and its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from spat.attention.mask import Mask
+from spat.files import read_json, replacing, write_json
+from spat.models.base import Forecaster
+from spat.models.registry import MODELS, Shape, build, registered
+from spat.surgery.cut import heads_of, prune, require_same
+
+WEIGHTS = "model.safetensors"
+ARCHITECTURE = "architecture.json"
+
+
+def architecture(model: Forecaster, mask: Mask | None = None) -> dict[str, Any]:
+    """What `rebuild` needs, as plain JSON values; without a mask the model is the dense one.
+
+    Raises:
+        ValueError: if the mask is of another model, or the model's class is no row of the registry.
+    """
+    mask = mask or Mask.full(heads_of(model))
+    require_same(model, mask)
+    return {
+        "model": _registered(model),
+        "settings": asdict(model.settings),
+        "shape": asdict(model.shape),
+        "mask": mask.name,
+    }
+
+
+def rebuild(values: Mapping[str, Any]) -> Forecaster:
+    """The network of an `architecture`, on the CPU, with fresh weights.
+
+    Raises:
+        ValueError: naming the key that is missing or unknown, the model that is not registered, or
+            the mask that is of another model.
+    """
+    try:
+        name, mask = values["model"], values["mask"]
+        settings = registered(name).settings(**values["settings"])
+        shape = Shape(**values["shape"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"architecture of another version of this package: {error}") from None
+    model = build(name, settings, shape, seed=0)
+    prune(model, Mask.parse(mask, heads_of(model)))
+    return model
+
+
+def save(model: Forecaster, folder: Path, mask: Mask | None = None) -> None:
+    """Write `architecture.json` and `model.safetensors`, each atomically, the weights last.
+
+    Without a mask the model is the dense one.
+
+    Raises:
+        ValueError: as `architecture`, or if the model is not what the mask leaves.
+    """
+    values = architecture(model, mask)
+    weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+    if problem := _mismatch(weights, rebuild(values)):
+        raise ValueError(
+            f"mask {values['mask']!r} does not leave this model ({problem}): give the mask that it "
+            "was pruned to"
+        )
+    write_json(folder / ARCHITECTURE, values)
+    with replacing(folder / WEIGHTS) as temporary:
+        save_file(weights, temporary)
+
+
+def load(folder: Path, device: str | torch.device = "cpu") -> Forecaster:
+    """The network that `save` wrote, pruned or dense, in `eval()`; its weights load strictly.
+
+    Raises:
+        FileNotFoundError: naming the file that is missing.
+        ValueError: naming the folder, if a file is damaged or the two do not belong together.
+    """
+    try:
+        model = rebuild(read_json(folder / ARCHITECTURE))
+        weights = load_file(folder / WEIGHTS)
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{folder}: {error}; delete it and run its job again") from None
+    if problem := _mismatch(weights, model):
+        raise ValueError(f"{folder}: {problem}; delete it and run its job again")
+    model.load_state_dict(weights, strict=True)
+    return model.to(device).eval()
+
+
+def _mismatch(weights: Mapping[str, Tensor], model: nn.Module) -> str | None:
+    """The first weight that the model has not, lacks, or has in another shape.
+
+    `load_state_dict` alone is not strict enough: it passes over weights of a removed module.
+    """
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            shapes = (found.get(name, "missing"), wanted.get(name, "none"))
+            return "{}: weights {}, network {}".format(name, *shapes)
+    return None
+
+
+def _registered(model: Forecaster) -> str:
+    kind = type(model)
+    for row in MODELS.values():
+        if (row.module, row.class_name) == (kind.__module__, kind.__qualname__):
+            return row.name
+    raise ValueError(
+        f"{kind.__module__}.{kind.__qualname__} is no row of the model registry: add it to save it"
+    )

@@ -1,0 +1,58 @@
+"""Parameters that no gradient reaches: found, and removed where their module is not called."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from spat.attention.modes import evaluating
+from spat.attention.site import Site
+
+# Calls the model on inputs of any values, always the same, and returns its output.
+Example = Callable[[], Tensor]
+
+
+def unreached(model: nn.Module, example: Example) -> tuple[dict[str, nn.Parameter], set[nn.Module]]:
+    """The trainable parameters that no gradient of the output reaches, and the called modules.
+
+    From one forward and backward pass of `example` in `eval()`, which leaves no trace.
+    """
+    called: set[nn.Module] = set()
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    with contextlib.ExitStack() as hooks, evaluating(model), torch.enable_grad():
+        for module in model.modules():
+            hooks.callback(module.register_forward_pre_hook(lambda m, _: called.add(m)).remove)
+        output = example()
+        reached: set[str] = set()
+        if trainable and output.requires_grad:
+            weights = list(trainable.values())
+            gradients = torch.autograd.grad(output.sum(), weights, allow_unused=True)
+            reached = {n for n, g in zip(trainable, gradients, strict=True) if g is not None}
+    return {name: p for name, p in trainable.items() if name not in reached}, called
+
+
+def sweep(model: nn.Module, sites: Sequence[Site], example: Example) -> int:
+    """Remove the parameters that no gradient reaches, of modules that are not called.
+
+    A site whose modules are not called is removed whole. Returns how many parameters stay that no
+    gradient reaches, because their module is called.
+    """
+    lost, called = unreached(model, example)
+    for site in sites:
+        if site.modules and not called.intersection(site.modules):
+            site.remove()
+    dead = 0
+    for name, parameter in lost.items():
+        path, _, leaf = name.rpartition(".")
+        try:
+            parent = model.get_submodule(path)
+        except AttributeError:  # removed with its site
+            continue
+        if parent in called:
+            dead += parameter.numel()
+        else:
+            setattr(parent, leaf, None)
+    return dead
