@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from spat.attention.site import Place, Site
-from spat.attention.views import Mixing, MixingCore, Output, QueryKey, Trace, Weighted
-from spat.models.layers.attention import MultiHeadAttention
+from spat.attention.views import Mixing, MixingCore, Output, QueryKey, SharedMask, Trace, Weighted
+from spat.models.layers.attention import AttentionCore, MultiHeadAttention
 from spat.scoring import criteria, send
 from spat.scoring.names import offered
 from spat.scoring.probe import loss_drops, observe
@@ -248,6 +248,89 @@ def test_a_shared_module_is_one_site_that_is_called_twice() -> None:
     assert [layer.inner for layer in model.layers] == [None, None]
 
 
+class Sparse(AttentionCore):
+    """The first query attends in some windows and heads; the others get the mean of the values."""
+
+    def allowed(self, q: Tensor, k: Tensor) -> Tensor:
+        attends = q[..., 0].sum(-1) > 0  # [..., H]
+        rows = torch.arange(q.shape[-2]) == 0
+        found = attends[..., None, None] & rows.unsqueeze(-1)
+        return found.expand(*q.shape[:-1], k.shape[-2])
+
+    def weights(self, q: Tensor, k: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        return super().weights(q, k, dtype) * self.allowed(q, k)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        none = ~self.allowed(q, k)[..., :1]
+        return self.weights(q, k).to(v) @ v + none * v.mean(-2, keepdim=True)
+
+
+def test_queries_that_do_not_attend_are_rows_without_keys() -> None:
+    attention = MultiHeadAttention(WIDTH, 2, core=Sparse(0.0))
+    model = built(Layer(attention))
+    site = inner_site(model, 0, "self", 2)
+    (trace,) = observe(model, Cases().x, losses, [site])
+    allowed = trace.mixing.allowed
+    assert allowed.shape == (12, 1, 2, TOKENS, TOKENS)
+    assert not allowed[..., 1:, :].any()
+    assert 0 < int(allowed[..., 0, 0].sum()) < 24
+    assert not trace.mixing.S[~allowed].any()
+    rows = trace.mixing.S[..., 0, :].softmax(-1).std(-1, correction=0) * allowed[..., 0, 0]
+    torch.testing.assert_close(send.send_window(trace)[:, 1:], rows.squeeze(1))
+    found = scored(model, [site], "send", "send_window", "entropy", "send_unit", "send_float32")
+    assert all(np.isfinite(one.value).all() for scores in found.values() for one in scores)
+
+
+class Whole(Correlation):
+    """A correlation whose values and output are projected without an axis of heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value, self.out = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def head_weights(self) -> tuple[Tensor, Tensor]:
+        return self.out.weight.detach().unsqueeze(0), self.value.weight.detach().unsqueeze(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.score(x).softmax(1).transpose(1, 2).unsqueeze(1)[..., :3]
+        return self.out(self.core(weights, self.value(x)))  # type: ignore[no-any-return]
+
+
+def test_a_site_of_one_head_offers_its_projection() -> None:
+    model = built(Layer(Whole()))
+    site = inner_site(model, 0, "correlation")
+    (trace,) = observe(model, Cases().x, losses, [site])
+    assert trace.heads is not None
+    assert trace.heads.O.shape == (12, 1, 1, TOKENS, WIDTH)
+    torch.testing.assert_close(trace.heads.gate, trace.mixing.S.sum((1, 3, 4)))
+    found = scored(model, [site])
+    assert found.keys() >= set(offered("Mixing")) - {"random", "loss_drop_val", "send_train"}
+    W_o, W_v = (linear.weight.detach() for linear in (site.attention.out, site.attention.value))
+    expected = (W_o @ W_v).norm()
+    assert found["magnitude"][0].value[0, 0] == pytest.approx(float(expected))
+
+
+class Bare(nn.Module):
+    """A model that holds its only site itself, with another number of tokens at its end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner: nn.Module | None = MultiHeadAttention(WIDTH, 2)
+        self.head = nn.Linear(TOKENS, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.inner is None else x + self.inner(x)
+        return self.head(x.transpose(1, 2))  # type: ignore[no-any-return]
+
+
+def test_without_a_layer_round_it_a_site_is_its_own_block() -> None:
+    torch.manual_seed(0)
+    model = Bare().double()
+    site = Site("encoder.0.self", model, "inner", 2)
+    found = scored(model, [site], "cosine", "block_influence")
+    np.testing.assert_array_equal(found["cosine"][0].value, found["block_influence"][0].value)
+
+
 # Cases that are padded: the keys that a row may use differ by window.
 
 
@@ -296,6 +379,16 @@ def test_a_leading_axis_of_equal_masks_changes_nothing(name: str) -> None:
     plain, led = random_mixing(causal), random_mixing(causal.expand(4, 1, 1, 5, 5))
     expected = PER_WINDOW[name](trace_of(plain))
     torch.testing.assert_close(PER_WINDOW[name](trace_of(led)), expected)
+
+
+@pytest.mark.parametrize("function", [send.send, send.send_float32, send.send_shared])
+def test_a_shared_mask_allows_what_any_window_allows(function: Any) -> None:
+    causal = torch.ones(5, 5, dtype=torch.bool).tril()
+    S = torch.randn(1, 3, 2, 5, 5, dtype=torch.float64)
+    expected = function(SharedMask(0, "site", S, causal))
+    for lead in ((1, 1, 1), (1, 3, 1), (1, 3, 2)):
+        led = causal.expand(*lead, 5, 5)
+        torch.testing.assert_close(function(SharedMask(0, "site", S, led)), expected)
 
 
 @pytest.mark.parametrize("name", PER_WINDOW)

@@ -34,7 +34,7 @@ class Core(Protocol):
     def mix(self, A: Tensor, v: Tensor) -> Tensor:
         """O from A [..., Q, K] and v [..., K, D], with the dropout of the core."""
 
-    def allowed(self, queries: int, keys: int) -> Tensor:
+    def allowed(self, q: Tensor, k: Tensor) -> Tensor:
         """Which keys a query may attend to, bool [Q, K]."""
 
 
@@ -106,18 +106,19 @@ class FixedCore(nn.Module):
         """q [B, H, Q, D]; k, v [B, H, K, D] -> O [B, H, Q, D]."""
         return self.core.mix(self.weights(q, k).to(v.dtype), v)
 
-    def allowed(self, queries: int, keys: int) -> Tensor:
+    def allowed(self, q: Tensor, k: Tensor) -> Tensor:
         """Which keys a query may attend to, bool [Q, K]."""
-        return self.core.allowed(queries, keys)
+        return self.core.allowed(q, k)
 
     def weights(self, q: Tensor, k: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
         """A, [..., H, Q, K], made in float64 and rounded to `dtype`."""
-        shape = heads, queries, keys = q.shape[-3], q.shape[-2], k.shape[-2]
+        heads, keys = q.shape[-3], k.shape[-2]
+        shape = heads, q.shape[-2], keys
         if shape not in self._made:  # kept: a captured step cannot copy from the host again
             # The first call may run under inference mode, whose tensors cannot serve training.
             with torch.inference_mode(False):
                 generator = torch.Generator().manual_seed(self._seed)
-                A = self._shares(self.allowed(queries, keys), heads, generator)
+                A = self._shares(self.allowed(q, k), heads, generator)
                 self._made[shape] = A.to(q.device)
         return self._made[shape].to(dtype).expand(*q.shape[:-1], keys)
 

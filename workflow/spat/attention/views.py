@@ -112,7 +112,7 @@ class MixingCore(nn.Module):
 
     A site whose attribute `core` is one has the view `Mixing`, with S = weights * dL/dweights. Its
     weights are [B, H, rows, keys]; B counts windows x R sequences, those of a window side by side.
-    H may be 1 where heads share the weights.
+    H may be 1 where heads share the weights. O is [B, H, Q, D], or [B, Q, D] without heads.
     """
 
     def allowed(self, weights: Tensor) -> Tensor:
@@ -126,8 +126,8 @@ class QueryKeyCore(Protocol):
     def weights(self, q: Tensor, k: Tensor, dtype: torch.dtype = ...) -> Tensor:
         """A, [..., H, Q, K], computed in `dtype`."""
 
-    def allowed(self, queries: int, keys: int) -> Tensor:
-        """Which keys a query may attend to, bool [Q, K]."""
+    def allowed(self, q: Tensor, k: Tensor) -> Tensor:
+        """Which keys a query may attend to, bool [Q, K], or with the leading axes of q."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +152,7 @@ class QueryKey:
         """A and S, computed in this precision."""
         A = self.core.weights(self.q, self.k, dtype)
         S = A * (self.dO.to(dtype) @ self.v.to(dtype).transpose(-1, -2))
-        return Mixing(A, S, self.core.allowed(self.q.shape[-2], self.k.shape[-2]))
+        return Mixing(A, S, self.core.allowed(self.q, self.k))
 
     def cut(self, windows: slice) -> QueryKey:
         """The source of some of the windows."""

@@ -194,7 +194,7 @@ def observe(
         targets += one.targets()
     gradients = torch.autograd.grad(total, targets, materialize_grads=True)
     remaining = iter(gradients)
-    return [one.trace(remaining, len(each)) for one in noted]
+    return [one.trace(remaining, len(each), model) for one in noted]
 
 
 @torch.no_grad()
@@ -347,7 +347,7 @@ class _Noted:
             found.append(call.O)
         return [*found, *self.y]
 
-    def trace(self, gradients: Iterator[Tensor], windows: int) -> Trace:
+    def trace(self, gradients: Iterator[Tensor], windows: int, model: nn.Module) -> Trace:
         """The views of the site, from the gradients of its targets."""
 
         def fold(t: Tensor) -> Tensor:
@@ -370,16 +370,22 @@ class _Noted:
                 q, k, v = (fold(t) for t in (call.q, call.k, call.v))
                 sources.append(QueryKey(q, k, v, fold(slopes[-1]), call.core))
         dy = rows([next(gradients) for _ in self.y])
-        before, after = rows(self.before), rows(self.after)
+        x, y = rows(self.x), rows(self.y)
+        if model in self.site.owners:  # no layer round the site
+            before, after = x, x + y
+        else:
+            before, after = rows(self.before), rows(self.after)
         heads, several = None, len(self.modules) > 1
         if self.cores and not several and hasattr(self.modules[0], "head_weights"):
             W_o, W_v = self.site.attention.head_weights()
-            heads = Heads(rows([call.O for call in self.cores]), rows(slopes), W_o, W_v)
+            O = rows([_by_head(call.O) for call in self.cores])  # noqa: E741
+            dO = rows([_by_head(slope) for slope in slopes])
+            heads = Heads(O, dO, W_o, W_v)
         alike = bool(self.cores) and all(isinstance(call, _Projected) for call in self.cores)
         return Trace(
             self.index,
             self.site.name,
-            Output(rows(self.x), rows(self.y), dy, before, after),
+            Output(x, y, dy, before, after),
             heads,
             sources[0] if len(sources) == 1 else Joined(tuple(sources)) if sources else None,
             by_head=self.site.heads > 1 or (alike and not several),
@@ -399,9 +405,14 @@ class _Noted:
         self.x.append(args[0])
         self.y.append(_started(y))
 
-    def _at_owner(self, _module: nn.Module, args: tuple[Tensor, ...], after: Tensor) -> None:
+    def _at_owner(self, _module: nn.Module, args: tuple[Tensor, ...], after: Any) -> None:
         self.before.append(args[0])
-        self.after.append(after)
+        # A decoder layer may also return a prediction.
+        self.after.append(after[0] if isinstance(after, tuple) else after)
+
+
+def _by_head(O: Tensor) -> Tensor:  # noqa: E741
+    return O.unsqueeze(1) if O.ndim == 3 else O
 
 
 def _started(t: Tensor) -> Tensor:

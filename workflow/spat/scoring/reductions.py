@@ -14,10 +14,15 @@ from torch import Tensor
 
 
 def shares(values: Tensor, allowed: Tensor) -> Tensor:
-    """Softmax over the allowed keys, [..., Q, K], in the precision of `values`."""
-    if not allowed.all():
-        values = values.masked_fill(~allowed.to(values.device), -math.inf)
-    return values.softmax(-1)
+    """Softmax over the allowed keys, [..., Q, K], in the precision of `values`.
+
+    A row without keys has no shares: it is 0.
+    """
+    if allowed.all():
+        return values.softmax(-1)
+    hidden = ~allowed.to(values.device)
+    found = values.masked_fill(hidden, -math.inf).softmax(-1)
+    return found if allowed.ndim == 2 else found.masked_fill(hidden, 0.0)
 
 
 def dispersion(values: Tensor, allowed: Tensor) -> Tensor:

@@ -132,7 +132,11 @@ def _printed(mask: SharedMask, measure: Callable[[Tensor, Tensor], Tensor]) -> T
     allowed = _any(mask.allowed, 1)  # independent channels share the mask
     P = shares(mask.S.sum(1, keepdim=True).abs(), allowed)
     together = _any(allowed, 2)
-    site = over_rows(measure(P.mean(2, keepdim=True), together), together)
+    mean = P.mean(2, keepdim=True)
+    if allowed.ndim > 2:  # over the heads that have the row
+        heads = allowed.any(-1, keepdim=True).to(P).expand(*P.shape[:-1], 1)
+        mean = P.sum(2, keepdim=True) / heads.sum(2, keepdim=True).clamp(min=1)
+    site = over_rows(measure(mean, together), together)
     return torch.cat([site, over_rows(measure(P, allowed), allowed)], dim=-1)
 
 

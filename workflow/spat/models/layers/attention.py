@@ -32,9 +32,12 @@ class AttentionCore(Stochastic):
         """O = dropout(A) v for other weights A [..., Q, K]; v [B, H, K, D] -> O [B, H, Q, D]."""
         return dropout(A, self.dropout if self.training else 0.0, self.generator) @ v
 
-    def allowed(self, queries: int, keys: int) -> Tensor:
-        """Which keys a query may attend to, bool [Q, K]."""
-        full = torch.ones(queries, keys, dtype=torch.bool)
+    def allowed(self, q: Tensor, k: Tensor) -> Tensor:
+        """Which keys a query may attend to: bool [Q, K], or with leading axes where that differs.
+
+        A query without keys, or with one, counts nowhere.
+        """
+        full = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool)
         return full.tril() if self.causal else full
 
     def weights(self, q: Tensor, k: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -45,7 +48,7 @@ class AttentionCore(Stochastic):
         q, k = q.to(dtype), k.to(dtype)
         logits = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
         if self.causal:
-            hidden = ~self.allowed(q.shape[-2], k.shape[-2]).to(q.device)
+            hidden = ~self.allowed(q, k).to(q.device)
             logits = logits.masked_fill(hidden, -math.inf)
         return logits.softmax(-1)
 
@@ -54,9 +57,18 @@ class MultiHeadAttention(nn.Module):
     """Projections round an `AttentionCore`; one fused matrix for q, k, v where they share x."""
 
     def __init__(
-        self, width: int, heads: int, *, dropout: float, causal: bool = False, cross: bool = False
+        self,
+        width: int,
+        heads: int,
+        *,
+        dropout: float = 0.0,
+        causal: bool = False,
+        cross: bool = False,
+        core: AttentionCore | None = None,
     ) -> None:
         """Heads of size `width // heads`, as published.
+
+        A `core` of one's own takes the place of the usual one, with `dropout` and `causal`.
 
         Raises:
             ValueError: if `heads` is larger than `width`.
@@ -74,11 +86,20 @@ class MultiHeadAttention(nn.Module):
             self.kv = Linear(width, 2 * inner)
         else:
             self.qkv = Linear(width, 3 * inner)
-        self.core = AttentionCore(dropout, causal)
+        self.core = core or AttentionCore(dropout, causal)
         self.out = Linear(inner, width)
 
     def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
         """x [B, Q, width], memory [B, K, width] (cross-attention) -> [B, Q, width]."""
+        q, k, v = self.project(x, memory)
+        return self.merge(self.core(q, k, v))
+
+    def project(self, x: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """q [B, H, Q, D], and k and v [B, H, K, D] of x, or of the memory in cross-attention.
+
+        Raises:
+            ValueError: if a cross-attention gets no memory.
+        """
         if self.cross:
             if memory is None:
                 raise ValueError("cross-attention needs a memory to attend to")
@@ -86,7 +107,11 @@ class MultiHeadAttention(nn.Module):
         else:
             projected = list(self.qkv(x).chunk(3, dim=-1))
         q, k, v = (p.unflatten(-1, (self.heads, self.head_size)).transpose(1, 2) for p in projected)
-        return self.out(self.core(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return q, k, v
+
+    def merge(self, O: Tensor) -> Tensor:  # noqa: E741
+        """O [B, H, Q, D] through the output projection -> [B, Q, width]."""
+        return self.out(O.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def head_weights(self) -> tuple[Tensor, Tensor]:
         """W_o [H, width, D] and W_v [H, D, width] by head, float64, without gradients.
