@@ -8,23 +8,23 @@ import pytest
 import torch
 from scoring_cases import ATTENTIVE, batches, small, traces, windows
 
-from spat.evaluation import precision
+from spat.evaluation import float32
 from spat.reporting.tables.precision import errors_of_float32
 
 
 def test_the_table_has_every_case() -> None:
     table = errors_of_float32()
     assert list(zip(table["keys"], table["loss"], strict=True)) == [
-        (keys, loss) for keys in (7, 42, 321) for loss in precision.LOSSES
+        (keys, loss) for keys in (7, 42, 321) for loss in float32.LOSSES
     ]
-    assert set(precision.CASES) == {7, 42, 321}
+    assert set(float32.CASES) == {7, 42, 321}
 
 
-@pytest.mark.parametrize("keys", precision.CASES)
+@pytest.mark.parametrize("keys", float32.CASES)
 def test_the_table_is_what_the_command_prints(keys: int) -> None:
     table = errors_of_float32()
     committed = table[table["keys"] == keys].to_dict("records")
-    for row, expected in zip(precision.case(keys), committed, strict=True):
+    for row, expected in zip(float32.case(keys), committed, strict=True):
         assert row["model"] == expected["model"]
         # Rounding in another order (another processor) moves the errors a little.
         for name in ("bias", "sd", "worst", "erased"):
@@ -32,7 +32,7 @@ def test_the_table_is_what_the_command_prints(keys: int) -> None:
 
 
 def test_the_case_has_as_many_keys_as_it_says() -> None:
-    assert precision.CASES[42] == ("PatchTST", 336, 7)
+    assert float32.CASES[42] == ("PatchTST", 336, 7)
     patches = (336 - 16) // 8 + 2  # the end is padded by one stride
     assert patches == 42
 
@@ -40,11 +40,11 @@ def test_the_case_has_as_many_keys_as_it_says() -> None:
 @pytest.mark.parametrize("name", ATTENTIVE)
 def test_errors_vanish_in_the_limit_and_grow_as_the_sensitivities_shrink(name: str) -> None:
     for record in traces(small(name), windows().batch(torch.cat(batches(8, 8)))):
-        near, far = (precision.errors(record, scale) for scale in (1.0, 1e4))
+        near, far = (float32.errors(record, scale) for scale in (1.0, 1e4))
         assert near.shape == (2, 8)
         assert float(near[0].abs().max()) < 1e-2
         assert float(near[0].abs().mean()) < float(far[0].abs().mean())
         # Nothing is left where S is far below the resolution of float32.
-        gone = precision.errors(record, 1e12)
+        gone = float32.errors(record, 1e12)
         assert float(gone[1].min()) > 0.2
         assert math.isfinite(float(gone[0].sum()))

@@ -11,7 +11,7 @@ import pandas as pd
 from spat.reporting.frames_io import Absent, Frames
 from spat.reporting.methods import ordered
 
-COMMAND: Final = "python -m spat.evaluation.precision"
+COMMAND: Final = "python -m spat.evaluation.float32"
 MEASURES: Final = {
     "bias": "relative error",
     "worst": "largest of a window",

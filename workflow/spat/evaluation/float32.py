@@ -1,6 +1,6 @@
 """Why SEND is computed in float64: its error in float32, by the number of keys.
 
-    python -m spat.evaluation.precision > workflow/spat/reporting/precision.csv
+    python -m spat.evaluation.float32 > workflow/spat/reporting/precision.csv
 
 The sensitivities S come from untrained networks on generated data, whose attention has 7, 42 and
 321 keys: channels of ETT and of Electricity (iTransformer), patches at lookback 336 (PatchTST). The
