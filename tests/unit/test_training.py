@@ -28,6 +28,7 @@ from spat.training.loop import (
 )
 from spat.training.metrics import evaluate
 from spat.training.optimisation import SharpnessAware, adam, rate_at, set_rate
+from spat.training.state import Progress, restore, save
 
 LOOKBACK, HORIZON, CHANNELS = 24, 12, 3
 SEEDS = Seeds(order=1, dropout=2)
@@ -203,17 +204,17 @@ def test_a_full_disk_names_the_file_and_keeps_the_old_state(
 ) -> None:
     model = small()
     optimiser, drawn = adam(model, 1e-3), {"order": torch.Generator()}
-    state = tmp_path / "state.pt"
-    state.save(state, state.Progress(epoch=1), model, optimiser, drawn)
+    path = tmp_path / "state.pt"
+    save(path, Progress(epoch=1), model, optimiser, drawn)
 
     def full(*_: object, **__: object) -> None:
         raise RuntimeError("No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="state.pt"):
-        state.save(state, state.Progress(epoch=2), model, optimiser, drawn)
+        save(path, Progress(epoch=2), model, optimiser, drawn)
     monkeypatch.undo()
-    assert state.restore(state, model, optimiser, drawn).epoch == 1
+    assert restore(path, model, optimiser, drawn).epoch == 1
     assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
 
 

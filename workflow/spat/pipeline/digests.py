@@ -32,6 +32,7 @@ EXCLUDED: Final = frozenset(
     {
         "spat",
         "spat.pipeline.config",
+        "spat.training.options",
         "spat.pipeline.runs",
         "spat.pipeline.records",
         "spat.pipeline.cache",
