@@ -103,7 +103,7 @@ def _csv(whole: Json) -> str:
 
 def _plot(whole: Json, stem: Path) -> None:
     """Each figure as a multiple of its target; and the pruned networks against their FLOPs."""
-    from spat.reporting.style import canvas, drawing, save
+    from spat.study.pages.style import canvas, drawing, save
 
     figures = [figure for _, figure in _figures(whole)]
     judged = [figure for figure in figures if figure["target"]]

@@ -14,7 +14,7 @@ import pandas as pd
 
 from spat.attention.mask import Mask, all_site_masks
 from spat.pipeline import frames
-from spat.reporting.frames_io import Frames
+from spat.study.pages.reader import Frames
 
 HEADS = (4, 4, 4, 4)
 FULL, EMPTY = Mask.full(HEADS).name, Mask.empty(HEADS).name
@@ -310,5 +310,5 @@ def build(
 
 
 def frames_of(**changes: Any) -> Frames:
-    """The built frames as the reporting functions take them; keywords as for `build`."""
+    """The built frames as the study functions take them; keywords as for `build`."""
     return Frames.of(**build(**changes))

@@ -1,4 +1,4 @@
-"""Frames of four-site runs in which the truth is planted, for the tests of the evaluation."""
+"""Frames of four-site runs whose outcome is planted, for the tests of the study."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import pandas as pd
 from scipy.signal import lfilter
 
 from spat.attention.mask import Mask, all_site_masks
+from spat.data.registry import DATASETS
 from spat.pipeline import frames
+from spat.study.pages.reader import with_source
 
 HEADS = (2, 2, 2, 2)
 FULL, EMPTY = Mask.full(HEADS).name, Mask.empty(HEADS).name
@@ -34,6 +36,7 @@ def runs(
         {
             "experiment": "planted",
             "dataset": dataset,
+            "source": DATASETS[dataset].station,
             "model": model,
             "variant": "deep",
             "lookback": 96,
@@ -88,7 +91,7 @@ def results(
         for target, shift in {keys["dataset"]: 0.0, **(targets or {})}.items()
         for split in (("validation", "test") if target == keys["dataset"] else ("test",))
     ]
-    return frames.checked("results", pd.DataFrame(rows))
+    return _read("results", rows)
 
 
 def selections(
@@ -103,7 +106,7 @@ def selections(
             for k, ratio in enumerate(RATIOS, start=1):
                 mask = Mask.full(HEADS).without_sites([int(i) for i in order[:k]]).name
                 rows.append(decision(keys, criterion, mask, ratio=ratio))
-    return frames.checked("selections", pd.DataFrame(rows))
+    return _read("selections", rows)
 
 
 def decision(keys: Keys, criterion: str, mask: str, **changes: Any) -> Keys:
@@ -148,7 +151,12 @@ def scores(
                         if epoch != kept:
                             value = -mean if epoch == 1 else mean
                             rows.append({**at, "epoch": epoch, "batch": -1, "value": value})
-    return frames.checked("scores", pd.DataFrame(rows))
+    return _read("scores", rows)
+
+
+def _read(name: str, rows: list[Keys]) -> pd.DataFrame:
+    """The rows as the study reads them, checked against the schema of the frame."""
+    return with_source(frames.checked(name, pd.DataFrame(rows).drop(columns="source")))
 
 
 def overlapping(n: int, seed: int, horizon: int = 96, memory: float = 0.0) -> np.ndarray:

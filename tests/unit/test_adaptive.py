@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from planted import EMPTY, FULL, Keys, additive, decision, results, runs, scores, selections
 
-from spat.evaluation import adaptive, headmodule, transfer
+from spat.study import adaptive, heads_vs_modules, transfer
 
 PATH = (FULL, "0.1.1.1", "0.0.1.1", "0.0.0.1", EMPTY)
 SEND = {"send": lambda keys: (1, 2, 3, 4)}
@@ -41,10 +41,10 @@ def ruled(of: list[Keys]) -> pd.DataFrame:
     return pd.concat([selections(of, SEND), pd.DataFrame(rules)], ignore_index=True)
 
 
-def test_the_opponent_is_chosen_on_the_validation_of_other_stations() -> None:
+def test_the_opponent_is_chosen_on_the_validation_of_other_sources() -> None:
     of = runs(ERRORS, seeds=2)
     table = adaptive.comparison(path_results(of, ERRORS), ruled(of))
-    assert set(table["rule"]) == {"validation", "gap", "fixed"}
+    assert set(table["rule"]) == {"validation", "gap", "fixed ratio"}
     fixed = table.groupby("dataset")["fixed_ratio"].first()
     # Mean changes on the two others: h1 (h2, ex): 25 % +22.5, 50 % +12.5, so none (0).
     # Exchange (h1, h2): 25 % -7.5, 50 % -10.
@@ -53,14 +53,14 @@ def test_the_opponent_is_chosen_on_the_validation_of_other_stations() -> None:
     assert rows.loc[("ETTh1", "validation"), "change"] == pytest.approx(-0.1)
     assert rows.loc[("ETTh1", "validation"), "difference"] == pytest.approx(-0.1)
     assert rows.loc[("Exchange", "gap"), "difference"] == pytest.approx(0)
-    assert rows.loc[("Exchange", "fixed"), "mse"] == 1.4
-    assert rows.loc[("Exchange", "fixed"), "difference"] == 0
+    assert rows.loc[("Exchange", "fixed ratio"), "mse"] == 1.4
+    assert rows.loc[("Exchange", "fixed ratio"), "difference"] == 0
 
 
 def test_the_cost_of_a_rule_is_what_it_fine_tunes() -> None:
     of = runs(ERRORS, seeds=1)
     spent = adaptive.comparison(path_results(of, ERRORS), ruled(of)).groupby("rule")["finetunings"]
-    assert spent.first().to_dict() == {"fixed": 1, "gap": 1, "validation": 5}
+    assert spent.first().to_dict() == {"fixed ratio": 1, "gap": 1, "validation": 5}
 
 
 def test_test_errors_do_not_choose_the_opponent() -> None:
@@ -72,7 +72,7 @@ def test_test_errors_do_not_choose_the_opponent() -> None:
     assert set(table["fixed_ratio"]) == {0.0, 0.5}
 
 
-def test_files_of_one_station_do_not_advise_each_other() -> None:
+def test_datasets_of_one_source_do_not_choose_for_each_other() -> None:
     of = runs(["ETTh1", "ETTm1"], seeds=1)
     errors = {"ETTh1": ERRORS["ETTh1"], "ETTm1": ERRORS["ETTh1"]}
     table = adaptive.comparison(path_results(of, errors), ruled(of))
@@ -113,7 +113,7 @@ def head_frames(head_flops: int = 900) -> tuple[pd.DataFrame, pd.DataFrame, pd.D
 
 
 def test_heads_are_paired_with_modules_of_the_same_share() -> None:
-    table = headmodule.pairs(*head_frames())
+    table = heads_vs_modules.pairs(*head_frames())
     send = table[(table["criterion"] == "send") & (table["match"] == "fraction")]
     assert len(send) == 2, "one pair a seed; removing everything is no comparison"
     assert (send["site_fraction"] == 0.25).all() and (send["head_fraction"] == 0.25).all()
@@ -127,16 +127,16 @@ def test_heads_are_paired_with_modules_of_the_same_share() -> None:
 
 
 def test_equal_flops_are_a_pairing_of_their_own() -> None:
-    equal = headmodule.pairs(*head_frames(head_flops=905))
+    equal = heads_vs_modules.pairs(*head_frames(head_flops=905))
     assert set(equal["match"]) == {"fraction", "flops"}
-    unequal = headmodule.pairs(*head_frames(head_flops=950))
+    unequal = heads_vs_modules.pairs(*head_frames(head_flops=950))
     assert set(unequal["match"]) == {"fraction"}
     assert (unequal["head_latency_ms"] == 0.95).all()
 
 
 def test_levels_that_were_not_both_asked_for_have_no_pairs() -> None:
     frame, asked, values = head_frames()
-    assert headmodule.pairs(frame, asked[asked["level"] == "site"], values).empty
+    assert heads_vs_modules.pairs(frame, asked[asked["level"] == "site"], values).empty
 
 
 # --- transfer ------------------------------------------------------------------------------------
@@ -174,32 +174,39 @@ def test_everything_that_is_compared_on_the_target_stands_in_the_table() -> None
     errors = first[first["rule"] == ""].groupby("method")["mse"].first().to_dict()
     assert errors == pytest.approx(
         {
-            "RepeatLast": 9.0, "SeasonalNaive": 7.0, "on_target": 1.5, "dense": 2.25,
-            "control": 2.0, "send": 1.9, "empty": 2.5, "DLinear": 4.0,
+            "repeat last": 9.0, "seasonal naive": 7.0, "trained on target": 1.5, "dense": 2.25,
+            "control": 2.0, "send": 1.9, "none left": 2.5, "DLinear": 4.0,
         }
     )  # fmt: skip
     send = first[first["method"] == "send"]
     assert send["ratio"].tolist() == [0.25, 0.5, 0.75, 1.0]
-    assert table.loc[(table["seed"] == 1) & (table["method"] == "on_target"), "mse"].item() == 2.5
+    assert (
+        table.loc[(table["seed"] == 1) & (table["method"] == "trained on target"), "mse"].item()
+        == 2.5
+    )
     assert not table.duplicated(["seed", "method", "ratio", "rule"]).any()
 
 
 def test_the_gain_at_home_is_taken_from_the_gain_on_the_target() -> None:
     table = transfer.gains(*transfer_frames())
-    assert set(table["direction"]) == {"ETT1 -> ETT2"}
     row = table[(table["seed"] == 0) & (table["ratio"] == 0.25)].iloc[0]
     assert row["gain"] == pytest.approx(1 - 1.9 / 2.0)
     assert row["dense_gain"] == pytest.approx(1 - 1.9 / 2.25)
     assert row["home_gain"] == pytest.approx(1 - 0.9 / 1.0)
     assert row["excess"] == pytest.approx(row["gain"] - row["home_gain"])
-    assert set(table["method"]) == {"send", "empty"}
+    assert set(table["method"]) == {"send", "none left"}
 
 
 def test_references_that_were_not_run_are_absent() -> None:
     frame, asked = transfer_frames()
     only = frame[frame["model"] == "iTransformer"]
     only = only[only["dataset"] == "ETTh1"]
-    assert set(transfer.zero_shot(only, asked)["method"]) == {"dense", "control", "send", "empty"}
+    assert set(transfer.zero_shot(only, asked)["method"]) == {
+        "dense",
+        "control",
+        "send",
+        "none left",
+    }
     home = only[only["target"] == "ETTh1"]
     assert transfer.zero_shot(home, asked).empty and transfer.gains(home, asked).empty
 

@@ -6,36 +6,38 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from planted import FULL, runs
 from planted import results as planted_results
 
 from spat.attention.mask import Mask
 from spat.data.registry import DATASETS
-from spat.evaluation.controls import is_control, tuned
 from spat.models.registry import Shape, build
 from spat.pipeline.config import load_files
 from spat.pipeline.runs import Run, plan, setup_of
+from spat.study import controls
+from spat.study.pages.reader import Frames, control_of
 from spat.surgery import cut
 from spat.training.device import costs
 
 ROOT = Path(__file__).parents[2]
 CONFIG = load_files(ROOT / "config.yaml", ROOT / "workflow" / "experiments" / "ablation.yaml")
-CONTROLS = sorted({p.run for p in plan(CONFIG) if is_control(p.run.variant)})
+CONTROLS = sorted({p.run for p in plan(CONFIG) if control_of(p.run.variant)})
 
 
 @pytest.mark.parametrize(
     ("variant", "expected"),
     [
-        ("deep", False),
-        ("deep128", False),
-        ("deep128+narrow", True),
-        ("a+b0.1", True),
-        ("a+", False),
+        ("deep", None),
+        ("deep128", None),
+        ("deep128+narrow", "deep128"),
+        ("a+b0.1", "a"),
+        ("a+", None),
     ],
 )
-def test_a_plus_makes_a_control(variant: str, expected: bool) -> None:
-    assert is_control(variant) == expected
+def test_a_plus_makes_a_control(variant: str, expected: str | None) -> None:
+    assert control_of(variant) == expected
 
 
 def frame(validation: dict[str, float], test: dict[str, float], seeds: int = 1):  # type: ignore[no-untyped-def]
@@ -49,6 +51,11 @@ def frame(validation: dict[str, float], test: dict[str, float], seeds: int = 1):
     ours = rows["split"] == "validation"
     rows.loc[ours, "mse"] = rows.loc[ours, "variant"].map(validation)
     return rows
+
+
+def tuned(rows: pd.DataFrame) -> pd.DataFrame:
+    frames = Frames.of(results=rows)
+    return controls.tuned(frames.results, frames.controls)
 
 
 def test_validation_chooses_the_value_and_not_test() -> None:

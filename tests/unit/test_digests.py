@@ -104,7 +104,7 @@ def test_training_depends_on_the_loop_and_not_on_plots_criteria_or_registries() 
     found = modules("pretrain", "iTransformer")
     assert {"training/loop.py", "models/layers/attention.py", "data/windows.py"} <= found
     assert "scoring/criteria.py" not in found
-    assert not any(path.startswith("reporting/") for path in found)
+    assert not any(path.startswith("study/") for path in found)
     assert not any(path.endswith("registry.py") for path in found)
 
 

@@ -16,11 +16,11 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from spat.attention.mask import Mask
-from spat.reporting import style
-from spat.reporting.curves import run_history
-from spat.reporting.figures import FIGURES, draw, write_figure
-from spat.reporting.figures.scores import short
-from spat.reporting.frames_io import Frames
+from spat.study.history import run_history
+from spat.study.pages import style
+from spat.study.pages.reader import Frames
+from spat.study.pages.registry import FIGURES, draw, write_figure
+from spat.study.send_sites import short
 
 ETT = ("ETTh1", "ETTh2", "ETTm1", "ETTm2")
 KINDS: dict[str, dict[str, object]] = {
@@ -169,9 +169,9 @@ def test_png_has_print_resolution(tmp_path: Path) -> None:
 
 
 def test_series_differ_without_colour() -> None:
-    looks = list(style.looks(f"s{i}" for i in range(12)).values())
-    assert len({(look.marker, look.colour) for look in looks}) == 12
-    for one, other in combinations(looks[:7], 2):
+    marks = list(style.marks(f"s{i}" for i in range(12)).values())
+    assert len({(mark.marker, mark.colour) for mark in marks}) == 12
+    for one, other in combinations(marks[:7], 2):
         assert one.colour != other.colour
         assert one.marker != other.marker
         assert one.line != other.line
@@ -287,8 +287,8 @@ def test_stability_ends_in_full_agreement() -> None:
     assert send.get_ydata()[0] < 1.0
 
 
-def test_head_module_shows_both_levels_and_the_control() -> None:
-    axis = panels(drawn("head_module"))["ETTh1 iTransformer"]
+def test_heads_vs_modules_shows_both_levels_and_the_control() -> None:
+    axis = panels(drawn("heads_vs_modules"))["ETTh1 iTransformer"]
     handles, labels = axis.get_legend_handles_labels()
     assert {"control", "send modules", "send heads", "random heads"} <= set(labels)
     shown = dict(zip(labels, handles, strict=True))

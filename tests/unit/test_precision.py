@@ -8,8 +8,8 @@ import pytest
 import torch
 from scoring_cases import ATTENTIVE, batches, small, traces, windows
 
-from spat.evaluation import float32
-from spat.reporting.tables.precision import errors_of_float32
+from spat.study import float32
+from spat.study.precision import errors_of_float32
 
 
 def test_the_table_has_every_case() -> None:

@@ -14,10 +14,11 @@ import pandas as pd
 import pytest
 from frame_builder import build, frames_of
 
-from spat.reporting import render
-from spat.reporting.frames_io import Absent, Frames
-from spat.reporting.methods import in_order
-from spat.reporting.tables import TABLES, plain, rendered, write_table
+from spat.study.methods import in_order
+from spat.study.pages import render
+from spat.study.pages.page import Absent, Layout, Note
+from spat.study.pages.reader import Frames
+from spat.study.pages.registry import TABLES, plain, rendered, tables, write_table
 
 
 @cache
@@ -25,13 +26,13 @@ def default() -> Frames:
     return frames_of()
 
 
-def page_of(values: dict[str, float], unit: str = "", **layout: object) -> render.Page:
+def page_of(values: dict[str, float], unit: str = "", **layout: object) -> render.Sheet:
     frame = pd.DataFrame({"row": "r", "method": list(values), "mean": list(values.values())})
     frame = frame.assign(sd=np.nan, n=1, missing=0, unit=unit)
-    return render.page(frame, render.Layout(("row",), "method", **layout))  # type: ignore[arg-type]
+    return render.sheet(frame, Layout(("row",), "method", **layout))  # type: ignore[arg-type]
 
 
-def styles(page: render.Page) -> dict[str, str]:
+def styles(page: render.Sheet) -> dict[str, str]:
     ((_, cells),) = page.body
     return {name: cell.style for name, cell in zip(page.columns, cells, strict=True)}
 
@@ -75,24 +76,24 @@ def test_a_page_states_n_and_its_constant_keys() -> None:
 
 def test_notes_are_about_what_the_page_shows() -> None:
     made = build(pairs=())
-    full = {name: rendered(name, Frames.of(**made))["md"] for name in ("main", "heads")}
-    assert "SPAT (val.): " in full["main"] and "Random: " in full["heads"]
+    full = {name: rendered(name, Frames.of(**made))["md"] for name in ("main", "heads_vs_modules")}
+    assert "SPAT (val.): " in full["main"] and "Random: " in full["heads_vs_modules"]
     chosen = made["selections"]
     made["selections"] = chosen.query("rule != 'validation' and criterion != 'random'")
-    bare = {name: rendered(name, Frames.of(**made))["md"] for name in ("main", "heads")}
-    assert "SPAT (val.)" not in bare["main"] and "andom" not in bare["heads"]
+    bare = {name: rendered(name, Frames.of(**made))["md"] for name in ("main", "heads_vs_modules")}
+    assert "SPAT (val.)" not in bare["main"] and "andom" not in bare["heads_vs_modules"]
 
 
 def test_a_spread_is_named_only_where_one_is_shown() -> None:
     frame = pd.DataFrame({"row": "r", "method": ["a", "b"], "mean": 1.0, "unit": "%", "missing": 0})
-    layout = render.Layout(("row",), "method", best=False)
-    note = render.Note(render.INTERVAL, "About intervals.")
+    layout = Layout(("row",), "method", best=False)
+    note = Note(render.INTERVAL, "About intervals.")
     for spread, said in (
         ({"sd": np.nan}, "Values: mean over n = 2 seeds."),
         ({"sd": 0.1}, "Values: mean ± standard deviation over n = 2 seeds."),
         ({"sd": np.nan, "low": 0.9, "high": 1.1}, "Values: mean [95 % interval] over n = 2 seeds."),
     ):
-        notes = render.page(frame.assign(n=2, **spread), layout, [note]).notes
+        notes = render.sheet(frame.assign(n=2, **spread), layout, [note]).notes
         assert said in notes
         assert (note.text in notes) == ("low" in spread)
 
@@ -182,7 +183,7 @@ def test_all_tables_compile_with_booktabs_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", TABLES)
 def test_a_table_without_input_says_why(name: str, tmp_path: Path) -> None:
     with pytest.raises(Absent) as absent:
-        TABLES[name].function(Frames.of())
+        tables()[name].function(Frames.of())
     for path in write_table(name, Frames.of(), tmp_path):
         assert str(absent.value)[:40] in path.read_text().replace("\\_", "_")
     assert str(absent.value) in plain(name, Frames.of())
@@ -192,7 +193,7 @@ def test_csv_holds_plain_numbers(tmp_path: Path) -> None:
     paths = write_table("main", default(), tmp_path)
     assert [path.name for path in paths] == ["main.csv", "main.md", "main.tex"]
     read = pd.read_csv(paths[0], keep_default_na=False, na_values={"sd": ""})
-    table = TABLES["main"].function(default())
+    table = tables()["main"].function(default())
     assert read["mean"].dtype == "float64"
     np.testing.assert_allclose(read["mean"], table["mean"], rtol=1e-9)
     assert list(read["method"]) == list(table["method"])

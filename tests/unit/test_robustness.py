@@ -17,21 +17,19 @@ from spat.attention.manipulation import manipulated, obstacle
 from spat.attention.mask import Mask
 from spat.attention.site import Site
 from spat.data.windows import Windows
-from spat.evaluation import robustness as evaluation
-from spat.evaluation.summary import summarise
 from spat.files import read_json
 from spat.models.base import Forecaster
 from spat.models.registry import MODELS, Shape, build, setup
 from spat.pipeline import frames, runs, scores_frame
 from spat.pipeline.config import Config, ConfigError, load
-from spat.pipeline.frames import RUN
 from spat.pipeline.stages import robustness as stage
-from spat.reporting.figures import draw
-from spat.reporting.frames_io import Frames
-from spat.reporting.tables import rendered
-from spat.reporting.tables import robustness as robustness_table
 from spat.scoring import probe
 from spat.scoring.scores import score
+from spat.study import robustness as study
+from spat.study.pages.reader import Frames, with_source
+from spat.study.pages.registry import draw, rendered
+from spat.study.statistics.averages import summarise
+from spat.study.statistics.cells import RUN
 from spat.surgery import cut
 from spat.training.metrics import evaluate, window_losses
 
@@ -466,7 +464,7 @@ def planted(values: dict[str, Value], seeds: int = 3, dataset: str = "ETTh1") ->
         }
         for quantity, value in values.items():
             name, _, phase = quantity.partition("/")
-            measured = name in evaluation.NO_CRITERIA
+            measured = name in study.NO_CRITERIA
             rows.append(
                 {
                     **keys,
@@ -479,7 +477,7 @@ def planted(values: dict[str, Value], seeds: int = 3, dataset: str = "ETTh1") ->
                     "value": value(seed, site, kind),
                 }
             )
-    return frames.checked("robustness", pd.DataFrame(rows))
+    return with_source(frames.checked("robustness", pd.DataFrame(rows)))
 
 
 def lower(seed: int, site: int, kind: str) -> float:
@@ -488,7 +486,7 @@ def lower(seed: int, site: int, kind: str) -> float:
 
 
 def means(frame: pd.DataFrame, **options: Any) -> pd.Series:
-    rows = evaluation.auroc(frame, **options)
+    rows = study.auroc(frame, **options)
     return summarise(rows, "auroc", ["criterion", "manipulation"]).set_index(
         ["criterion", "manipulation"]
     )["auroc"]
@@ -527,7 +525,7 @@ def test_one_checkpoint_gives_the_share_of_its_sites_and_no_interval() -> None:
     def half(seed: int, site: int, kind: str) -> float:
         return -1.0 if kind == "bad" and site == 0 else 1.0 if kind == "bad" else 0.0
 
-    rows = evaluation.auroc(planted({"send": half}, seeds=1))
+    rows = study.auroc(planted({"send": half}, seeds=1))
     table = summarise(rows, "auroc", ["manipulation"]).set_index("manipulation")
     assert table.loc["bad", "auroc"] == 0.5
     assert np.isnan(table.loc["bad", "low"])
@@ -549,7 +547,7 @@ def test_the_interval_covers_the_value_and_shrinks_with_checkpoints() -> None:
 
     widths = []
     for seeds in (5, 30):
-        rows = evaluation.auroc(planted({"send": noisy}, seeds=seeds))
+        rows = study.auroc(planted({"send": noisy}, seeds=seeds))
         row = summarise(rows, "auroc", ["manipulation"]).set_index("manipulation").loc["bad"]
         assert row["low"] <= row["auroc"] <= row["high"]
         widths.append(row["high"] - row["low"])
@@ -570,8 +568,8 @@ def test_the_measured_change_decides_what_is_right() -> None:
     assert means(frame, phase="untuned")["send", "bad"] == 1.0
     assert means(frame, phase="untuned")["send", "odd"] == 1.0
     assert means(frame, phase="finetuned")["send", "bad"] == 0.0
-    untuned = evaluation.measured(frame, "untuned").set_index("manipulation")
-    tuned = evaluation.measured(frame, "finetuned").set_index("manipulation")
+    untuned = study.measured(frame, "untuned").set_index("manipulation")
+    tuned = study.measured(frame, "finetuned").set_index("manipulation")
     assert set(untuned.loc["bad", "smaller"]) == set(tuned.loc["odd", "smaller"]) == {1.0}
     assert set(untuned.loc["odd", "smaller"]) == set(tuned.loc["bad", "smaller"]) == {0.0}
     assert set(untuned.loc["intact", "smaller"]) == {0.5}
@@ -583,9 +581,9 @@ def test_the_measured_change_decides_what_is_right() -> None:
 
 def test_no_measured_change_decides_nothing() -> None:
     frame = planted({"send": lower})
-    assert evaluation.auroc(frame, phase="finetuned").empty
-    assert evaluation.measured(frame, "untuned").empty
-    assert evaluation.auroc(frames.empty("robustness")).empty
+    assert study.auroc(frame, phase="finetuned").empty
+    assert study.measured(frame, "untuned").empty
+    assert study.auroc(with_source(frames.empty("robustness"))).empty
 
 
 def test_a_site_that_was_not_manipulated_so_counts_for_nothing() -> None:
@@ -604,7 +602,7 @@ def test_runs_that_diverged_are_left_out() -> None:
     def sometimes(seed: int, site: int, kind: str) -> float:
         return float("nan") if seed == 1 and kind == "bad" else lower(seed, site, kind)
 
-    rows = evaluation.auroc(planted({"send": sometimes}))
+    rows = study.auroc(planted({"send": sometimes}))
     assert set(rows.loc[rows["manipulation"] == "bad", "seed"]) == {0, 2}
     assert set(rows.loc[rows["manipulation"] == "odd", "seed"]) == {0, 1, 2}
     assert not rows.duplicated([*RUN, "criterion", "manipulation"]).any()
@@ -625,7 +623,7 @@ def shown() -> Frames:
 
 
 def test_the_table_tells_who_sees_and_what_is_true(shown: Frames) -> None:
-    table = robustness_table.robustness(shown)
+    table = study.robustness(shown)
     assert table["mean"].notna().all()
     found = table.set_index(["measure", "criterion", "manipulation"])["mean"]
     assert found["AUROC", "send", "bad"] == pytest.approx(1.0)
@@ -641,7 +639,7 @@ def test_the_table_tells_who_sees_and_what_is_true(shown: Frames) -> None:
 
 
 def test_the_measured_changes_are_told_by_site(shown: Frames) -> None:
-    table = robustness_table.leave_one_out(shown).set_index(["site", "manipulation"])
+    table = study.leave_one_out(shown).set_index(["site", "manipulation"])
     # 10 site + 0.1 seed, of an MSE of 2, in percent.
     assert table.loc[("encoder.1.self", "intact"), "mean"] == pytest.approx(505.0)
     assert table.loc[("encoder.1.self", "bad"), "mean"] == pytest.approx(455.0)

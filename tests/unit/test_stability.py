@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from planted import runs, scores
 
-from spat.evaluation import stability
+from spat.study import stability
 
 WORTH = (1.0, 2.0, 3.0, 4.0)
 SEND = {"send": lambda keys: WORTH}

@@ -12,13 +12,16 @@ import pytest
 from frame_builder import EMPTY, FULL, build, frames_of, nested
 
 from spat.data.registry import DATASETS
-from spat.evaluation.statistics import detectable
 from spat.models.registry import MODELS
-from spat.reporting.frames_io import Frames
-from spat.reporting.methods import at_ratio
-from spat.reporting.tables import TABLES, accuracy, rendered
-from spat.reporting.tables.efficiency import PAPER_AVERAGES
+from spat.study import accuracy
+from spat.study.efficiency import PAPER_AVERAGES
+from spat.study.methods import at_ratio
+from spat.study.pages.reader import Frames
+from spat.study.pages.registry import rendered, tables
+from spat.study.reproduction import published
+from spat.study.statistics.tests import detectable
 
+TABLES = tables()
 CELL = {"dataset": "ETTh1", "model": "iTransformer"}
 
 
@@ -150,7 +153,7 @@ def over_sources(datasets: list[str], horizons: list[int]) -> pd.DataFrame:
 
     of = planted.runs(datasets, seeds=2, horizons=horizons)
     found = planted.results(of, error, masks=[planted.FULL, planted.EMPTY])
-    table = TABLES["sources"].function(Frames.of(results=found))
+    table = TABLES["by_source"].function(Frames.of(results=found))
     assert set(table["method"]) == {"none left"}
     return table.set_index("measure")
 
@@ -158,7 +161,7 @@ def over_sources(datasets: list[str], horizons: list[int]) -> pd.DataFrame:
 def test_sources_are_averaged_and_tested_as_one_each() -> None:
     few = over_sources(["ETTh1", "ETTh2", "ETTm1"], [96, 192])
     mean = few.loc["mean of sources"]
-    assert mean["n"] == 2, "ETTm1 is the same station as ETTh1"
+    assert mean["n"] == 2, "ETTm1 is the same source as ETTh1"
     assert mean["mean"] == pytest.approx(-3.0, abs=0.01)
     assert "p (Wilcoxon, Holm)" not in few.index
     assert few.loc["mixed model", "low"] < -3.0 < few.loc["mixed model", "high"]
@@ -169,7 +172,7 @@ def test_sources_are_averaged_and_tested_as_one_each() -> None:
 
 def test_one_source_says_nothing_of_others() -> None:
     of = planted.results(planted.runs(), lambda k, m, o: 1.0)
-    assert "one data source" in rendered("sources", Frames.of(results=of))["md"]
+    assert "come from ETT1:" in rendered("by_source", Frames.of(results=of))["md"]
 
 
 def test_controls_put_training_from_scratch_beside_fine_tuning() -> None:
@@ -230,7 +233,7 @@ def test_efficiency_ends_with_our_averages_beside_the_papers() -> None:
     for name, value in PAPER_AVERAGES.items():
         row = one(averages, metric=name, method="paper")
         assert row["mean"] == value
-        assert row["source"] == "arXiv 2505.08768"
+        assert row["publication"] == "arXiv 2505.08768"
     assert PAPER_AVERAGES == {
         "MSE": -2.842, "MAE": -1.996, "FLOPs": -35.274, "Parameters": -28.191
     }  # fmt: skip
@@ -239,7 +242,7 @@ def test_efficiency_ends_with_our_averages_beside_the_papers() -> None:
     assert ours["runs"] == 12
 
 
-def test_averages_weigh_stations_and_not_files() -> None:
+def test_averages_weigh_sources_and_not_datasets() -> None:
     frames = frames_of(datasets=("ETTh1", "ETTm1", "ETTh2"), models=("iTransformer",), pairs=())
     table = TABLES["efficiency"].function(frames)
     cells = table[(table["metric"] == "MSE") & (table["method"] == "none left")]
@@ -253,7 +256,7 @@ def test_averages_weigh_stations_and_not_files() -> None:
 
 def test_zeroshot_compares_on_the_target() -> None:
     table = TABLES["zeroshot"].function(default())
-    pair = {"source": "ETTh1", "target": "ETTh2", "model": "iTransformer", "metric": "MSE"}
+    pair = {"dataset": "ETTh1", "target": "ETTh2", "model": "iTransformer", "metric": "MSE"}
     away = errors(default(), FULL, "dense", target="ETTh2").mean()
     assert one(table, **pair, method="dense")["mean"] == pytest.approx(away)
     home = errors(default(), FULL, "dense", dataset="ETTh2").mean()
@@ -272,7 +275,7 @@ def test_zeroshot_subtracts_the_gain_at_home() -> None:
         spat = errors(default(), mask, "finetuned", target=target)
         return 100 * (1 - spat / errors(default(), FULL, "finetuned", target=target))
 
-    row = one(table, source="ETTh1", target="ETTh2", model="iTransformer", unit="pp")
+    row = one(table, dataset="ETTh1", target="ETTh2", model="iTransformer", unit="pp")
     assert row["mean"] == pytest.approx((gain("ETTh2") - gain("ETTh1")).mean())
 
 
@@ -308,7 +311,7 @@ def test_criteria_average_draws_within_seeds_and_know_the_mean_of_all_masks() ->
 
 
 def test_heads_and_modules_are_paired_at_an_equal_share() -> None:
-    table = TABLES["heads"].function(default())
+    table = TABLES["heads_vs_modules"].function(default())
     keys = {**CELL, "criterion": "michel", "share": "25 %", "metric": "MSE"}
     modules = errors(default(), nested("michel", 0.25).name, "finetuned")
     heads = errors(default(), frame_builder.head_mask("michel", 0.25).name, "finetuned")
@@ -365,15 +368,15 @@ def test_quality_of_a_cell_is_that_of_its_runs_alone() -> None:
     ],
 )
 def test_published_numbers(model: str, dataset: str, mse: float, mae: float) -> None:
-    row = one(accuracy.published(), model=model, dataset=dataset, horizon=96)
+    row = one(published(), model=model, dataset=dataset, horizon=96)
     assert (row["mse"], row["mae"]) == (mse, mae)
 
 
 def test_published_numbers_are_of_known_models_and_protocols() -> None:
-    table = accuracy.published()
+    table = published()
     assert not table.duplicated(["model", "dataset", "lookback", "horizon"]).any()
     assert table.notna().all(axis=None)
-    assert table["source"].str.len().gt(20).all()
+    assert table["publication"].str.len().gt(20).all()
     assert set(table["model"]) <= set(MODELS)
     for row in table.itertuples():
         dataset = DATASETS[str(row.dataset)]
@@ -384,7 +387,7 @@ def test_published_numbers_are_of_known_models_and_protocols() -> None:
 def test_reproduction_judges_by_three_percent() -> None:
     made = build(datasets=("ETTh1",), variant="published", pairs=())
     rows = made["results"]
-    theirs = accuracy.published().query("dataset == 'ETTh1' and horizon == 96").set_index("model")
+    theirs = published().query("dataset == 'ETTh1' and horizon == 96").set_index("model")
     for model, factor in (("iTransformer", 1.029), ("PatchTST", 1.031), ("DLinear", 0.9)):
         rows.loc[rows["model"] == model, "mse"] = factor * theirs.loc[model, "mse"]
     table = TABLES["reproduction"].function(Frames.of(**made))
@@ -402,19 +405,19 @@ def test_reproduction_leaves_out_our_own_depth() -> None:
 # the ablation
 
 
-def test_adaptive_compares_with_the_ratio_of_the_other_station() -> None:
+def test_adaptive_compares_with_the_ratio_of_the_other_source() -> None:
     made = build(models=("iTransformer",), pairs=())
     chosen = made["selections"]["rule"] == "validation"
     made["selections"].loc[chosen, "mask"] = nested("send", 0.75).name
     table = TABLES["adaptive"].function(Frames.of(**made))
-    place = {"model": "iTransformer", "station": "ETT1"}
+    place = {"model": "iTransformer", "source": "ETT1"}
     control = errors(default(), FULL, "finetuned")
     ours = errors(default(), nested("send", 0.75).name, "finetuned")
     rule = {**place, "rule": "auto:validation"}
     change = one(table, **rule, measure="MSE vs control")
     assert (change["mean"], change["n"]) == (pytest.approx((100 * (ours / control - 1)).mean()), 3)
     assert change["low"] < change["mean"] < change["high"]
-    # On both stations the second ratio has the least validation error.
+    # On both sources the second ratio has the least validation error.
     fixed = {**place, "rule": "fixed ratio"}
     assert one(table, **fixed, measure="ratio")["mean"] == 0.5
     theirs = errors(default(), nested("send", 0.5).name, "finetuned")
@@ -423,11 +426,11 @@ def test_adaptive_compares_with_the_ratio_of_the_other_station() -> None:
     spent = {r: one(table, **place, rule=r, measure="fine-tunings")["mean"]
              for r in ("auto:validation", "fixed ratio")}  # fmt: skip
     assert spent == {"auto:validation": 4, "fixed ratio": 1}
-    stations = [
-        one(table, rule="auto:validation", station=s, measure="MSE vs control")["mean"]
+    sources = [
+        one(table, rule="auto:validation", source=s, measure="MSE vs control")["mean"]
         for s in ("ETT1", "ETT2", "all")
     ]
-    assert stations[2] == pytest.approx(np.mean(stations[:2]))
+    assert sources[2] == pytest.approx(np.mean(sources[:2]))
 
 
 def test_stability_of_scores_whose_noise_is_planted() -> None:
@@ -499,14 +502,14 @@ def test_what_the_seeds_can_show_needs_no_replicates() -> None:
     assert (row["mean"], row["n"]) == (pytest.approx(100 * detectable(sd, 3)), 3)
 
 
-def test_validation_correlates_send_with_uniformity() -> None:
+def test_send_uniformity_correlates_send_with_uniformity() -> None:
     of = planted.runs(seeds=10)
     values = {
         "send": lambda keys: (1.0, 2.0, 3.0, 4.0),
         # Two seeds of ten the other way round.
         "uniformity": lambda keys: (4, 3, 2, 1) if keys["seed"] > 1 else (1, 2, 3, 4),
     }
-    table = TABLES["validation"].function(Frames.of(scores=planted.scores(of, values)))
+    table = TABLES["send_uniformity"].function(Frames.of(scores=planted.scores(of, values)))
     row = one(table, places="sites", measure="rho within a run")
     assert (row["mean"], row["n"]) == (pytest.approx(-0.6), 10)
     assert -1 <= row["low"] < -0.6 < row["high"] < 0.5

@@ -14,7 +14,7 @@ from project import COPIED, SMOKE, Project
 from spat.models.registry import MODELS
 from spat.pipeline import digests
 from spat.pipeline.frames import COLUMNS
-from spat.reporting.names import FIGURES, TABLES
+from spat.study.pages.registry import FIGURES, TABLES
 
 pytestmark = pytest.mark.slow
 
@@ -91,8 +91,8 @@ def test_another_run_adds_its_own_jobs_only(smoke: Project, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("edited", "jobs"),
     [
-        ("spat/reporting/figures/__init__.py", {"figures": 1}),
-        ("spat/reporting/tables/__init__.py", {"tables": 1, "figures": 1}),
+        ("spat/study/pages/registry.py", {"tables": 1, "figures": 1}),
+        ("spat/study/accuracy.py", {"tables": 1, "figures": 1}),
         ("spat/scoring/criteria.py", {"score": PRUNED, "robustness": 1, **AFTER_SCORE}),
         ("spat/training/loop.py", EVERYTHING),
         (

@@ -10,7 +10,7 @@ from spat.pipeline import digests, runs
 from spat.pipeline.resources import BASE_MB, gpus, memory_mb, prune_threads
 from spat.pipeline.config import ConfigError, load
 from spat.data.registry import DATASETS
-from spat.reporting.names import FIGURES, TABLES
+from spat.study.pages.registry import FIGURES, TABLES
 
 # A job's `python` is the one that runs Snakemake, whether its environment is activated or not; under
 # `--sdm conda` the rule's own environment comes before it, and finds the package here.

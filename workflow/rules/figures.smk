@@ -13,7 +13,7 @@ rule figures:
         *(
             report(
                 f"{FOLDER}/figures/{name}.png",
-                caption=f"../report/{name}.rst",
+                caption=f"../report/figures/{name}.rst",
                 category="Figures",
                 labels={"figure": name},
             )

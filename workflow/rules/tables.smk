@@ -9,7 +9,7 @@ rule tables:
         *(
             report(
                 f"{FOLDER}/tables/{name}.csv",
-                caption=f"../report/{name}.rst",
+                caption=f"../report/tables/{name}.rst",
                 category="Tables",
                 labels={"table": name},
             )

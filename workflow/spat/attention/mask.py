@@ -32,14 +32,19 @@ class Mask:
         return cls(tuple((False,) * count for count in heads))
 
     @classmethod
-    def parse(cls, name: str, heads: Sequence[int]) -> Mask:
+    def parse(cls, name: str, heads: Sequence[int] | None = None) -> Mask:
         """The mask of a canonical name, for a dense model with `heads` heads per site.
+
+        Without `heads`, a site that is kept or removed whole counts as one head. That is enough to
+        know which sites are removed.
 
         Raises:
             ValueError: naming the mask and what is wrong with it: another number of sites or heads,
                 a character that is no bit, or a field that has a shorter name.
         """
         fields = [] if name == WITHOUT_SITES else name.split(".")
+        if heads is None:
+            heads = [len(field) for field in fields]
         if len(fields) != len(heads):
             raise ValueError(
                 f"mask {name!r} has {len(fields)} sites, the model {len(heads)}: give one field a "

@@ -49,7 +49,7 @@ EXCLUDED: Final = frozenset(
 )
 
 # Where the code of a stage begins, if not in a module of its own: `stages/report.py` only loops.
-_ENTRIES: Final = {"tables": "spat.reporting.tables", "figures": "spat.reporting.figures"}
+_ENTRIES: Final = dict.fromkeys(("tables", "figures"), "spat.study.pages.registry")
 
 # The stages that run a network, and so depend on the implementation of its model.
 _WITH_NETWORKS: Final = frozenset(

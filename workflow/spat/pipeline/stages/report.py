@@ -13,9 +13,9 @@ from spat.pipeline.runs import Run
 
 
 def tables(config: Config) -> None:
-    """Write every table of the registry in CSV, Markdown and LaTeX."""
-    from spat.reporting.frames_io import Frames
-    from spat.reporting.tables import TABLES, write_table
+    """Write every table in CSV, Markdown and LaTeX."""
+    from spat.study.pages.reader import Frames
+    from spat.study.pages.registry import TABLES, write_table
 
     frames = Frames.load(config.folder / "data", config.statistics)
     for name in TABLES:
@@ -23,9 +23,9 @@ def tables(config: Config) -> None:
 
 
 def figures(config: Config) -> None:
-    """Write every figure of the registry in PNG, PDF and SVG."""
-    from spat.reporting.figures import FIGURES, write_figure
-    from spat.reporting.frames_io import Frames
+    """Write every figure in PNG, PDF and SVG."""
+    from spat.study.pages.reader import Frames
+    from spat.study.pages.registry import FIGURES, write_figure
 
     frames = Frames.load(config.folder / "data", config.statistics)
     for name in FIGURES:
@@ -37,7 +37,7 @@ def loss_curves(config: Config, run: Run) -> Path | None:
 
     None where nothing was trained.
     """
-    from spat.reporting.curves import run_history
+    from spat.study.history import run_history
 
     folder = runs.folder(config, run, "pretrain")
     history = pd.read_csv(folder / "history.csv")

@@ -1,0 +1,60 @@
+"""The declared pages: their names, their captions, and what the workflow loads to know them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spat.study.pages import registry
+from spat.study.pages.page import PAGES, Layout, page
+
+CAPTIONS = Path(__file__).parents[2] / "workflow" / "report"
+
+
+def test_the_listed_names_are_those_of_the_declared_pages() -> None:
+    listed = {("table", name) for name in registry.tables()}
+    listed |= {("figure", name) for name in registry.figures()}
+    assert listed == set(PAGES)
+    for names in (registry.TABLES, registry.FIGURES):
+        assert len(set(names)) == len(names)
+
+
+def test_the_captions_of_the_report_are_those_above_the_functions() -> None:
+    written = {
+        str(path.relative_to(CAPTIONS)): path.read_text() for path in CAPTIONS.rglob("*.rst")
+    }
+    assert written == registry.captions(), "run `python -m spat.study.pages.registry`"
+
+
+def test_every_page_has_a_title_and_a_caption() -> None:
+    titles = [declared.title for declared in PAGES.values()]
+    assert len(set(titles)) == len(titles)
+    for declared in PAGES.values():
+        assert declared.title[0].isupper() and not declared.title.endswith(".")
+        assert declared.caption.strip().endswith("."), declared.name
+
+
+def test_the_names_are_known_without_pandas_or_torch() -> None:
+    code = (
+        "import json, sys, spat.study.pages.registry;"
+        "print(json.dumps([m for m in ('numpy', 'pandas', 'torch', 'matplotlib', 'pydantic')"
+        " if m in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []
+
+
+def test_two_pages_cannot_share_a_name() -> None:
+    with pytest.raises(ValueError, match="'main' is declared twice"):
+        page("table", "main", title="t", caption="c", layout=Layout(("a",), "b"))
+
+
+def test_tables_have_a_layout_and_figures_have_none() -> None:
+    with pytest.raises(ValueError, match="needs a layout"):
+        page("table", "new", title="t", caption="c")
+    with pytest.raises(ValueError, match="needs a layout"):
+        page("figure", "new", title="t", caption="c", layout=Layout(("a",), "b"))

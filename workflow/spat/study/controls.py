@@ -1,0 +1,143 @@
+"""What else could explain a gain: training from scratch, a smaller model, more regularisation?
+
+Some controls are variants of their own, named ``BASE+KIND`` (`deep128+narrow`) or
+``BASE+KINDVALUE`` (`deep128+dropout0.2`) where a kind is tried at several values. Of these values,
+and the base variant itself, which is the kind at the value that it already has, each run takes the
+one with the best validation error. The test errors of the others are not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import pandas as pd
+
+from spat.study import methods
+from spat.study.accuracy import NOTE_CHOSEN, NOTE_PAIRED, NOTE_REPEATED
+from spat.study.methods import CONTROL, DENSE, METRICS, SHOWN
+from spat.study.pages.page import Absent, Layout, page
+from spat.study.pages.reader import Frames
+from spat.study.statistics.cells import RUN, in_domain
+
+VERSUS: Final = {DENSE: "MSE vs dense", CONTROL: "MSE vs control"}
+SCRATCH: Final = ", from scratch"
+TUNED: Final = " (tuned)"
+COSTS: Final = {"params": "parameters", "flops": "FLOPs"}
+MEASURES: Final = (
+    *("MSE", f"MSE{SCRATCH}", *VERSUS.values()),
+    *("MAE", f"MAE{SCRATCH}", *COSTS.values()),
+)
+# The value of a kind that leaves the base variant as it is.
+BASE: Final = "base"
+
+# What follows the plus in the name of a control.
+_KIND: Final = r"^(?P<kind>.+?)(?P<value>\d[\d.]*)?$"
+
+
+@page(
+    "table",
+    "controls",
+    title="What else could explain a gain: training from scratch, size, regularisation",
+    caption="""
+What else could explain a gain of pruning. The same masks were trained from random weights with as
+many epochs in all: if they are as good, the smaller architecture matters and not the weights it was
+pruned from.
+Dense models without pruning: *narrow* has the parameters and FLOPs of the network without any
+attention; *dropout* and *sam* (sharpness-aware minimisation) regularise instead, each at the value
+with the best validation error of the seed. They are trained like the dense model, without the extra
+epochs of fine-tuning, and are to be compared with it.
+""",
+    layout=Layout((*SHOWN, "method"), "measure", within=SHOWN),
+    notes=(
+        "From scratch: the same mask on random weights, with the epochs and learning rates of "
+        "pre-training and fine-tuning together.",
+        "Below the masks: dense models trained like the dense one, without the extra epochs, and "
+        "to be compared with it: narrow (as small as the network without attention), dropout, sam "
+        "(sharpness-aware minimisation).",
+        "Tuned: each seed takes the value with its best validation error; leaving the model "
+        "unchanged (base) is one of the values.",
+        NOTE_CHOSEN,
+        NOTE_REPEATED,
+        NOTE_PAIRED,
+    ),
+)
+def controls(frames: Frames) -> pd.DataFrame:
+    """Pruned and fine-tuned, the same masks from scratch, and the variants that are controls.
+
+    Columns: dataset, model, variant, lookback, horizon, method, measure (MSE, its changes against
+    the dense model and the control, MAE, both errors of the mask trained from scratch, parameters,
+    FLOPs), mean, sd, n, missing, unit, values. A kind of control that has values is `(tuned)`:
+    every seed takes the value with its best validation error, which may be the unchanged variant
+    (`base`), and `values` counts them.
+
+    Raises:
+        Absent: if nothing was trained from scratch and no variant is a control.
+    """
+    rows = methods.at_home(frames)
+    names = rows.loc[rows["phase"] == "finetuned", [*RUN, "mask", "method"]]
+    scratch = in_domain(methods.tested(frames.results), phase="scratch")
+    scratch = scratch.merge(names, on=[*RUN, "mask"])
+    others = tuned(frames.results, frames.controls)
+    others = others.assign(
+        method=others["kind"].where(others["value"] == "", others["kind"] + TUNED)
+    )
+    cells = pd.concat([scratch, others])[[*SHOWN]].drop_duplicates()
+    if cells.empty:
+        raise Absent(
+            "Nothing was trained from scratch and no variant is a control: set "
+            "`pruning.scratch: true`, or add variants named BASE+KIND to the variant BASE."
+        )
+    trained = pd.concat([rows.merge(cells), others], ignore_index=True)
+    table = pd.concat(_measures(trained, scratch), ignore_index=True)
+    table = table.merge(_values(others), on=[*SHOWN, "method"], how="left")
+    table = table.assign(
+        method=methods.ordered(table["method"]), measure=methods.ordered(table["measure"], MEASURES)
+    )
+    columns = [*SHOWN, "method", "measure", "mean", "sd", "n", "missing", "unit", "values"]
+    return methods.sort_rows(table[columns], [*SHOWN, "method", "measure"])
+
+
+def tuned(results: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
+    """Dense test results of the controls: for each kind, at the value that validation prefers.
+
+    `controls` has the column `control_of`, the variant that each row is a control of.
+
+    Returns:
+        The columns of `results`, with the `variant` they are compared with, and `kind` and `value`
+        (`BASE` where the unchanged variant is best): one row per run of that variant and kind. A
+        value whose training diverged is chosen only where no other was tried.
+    """
+    dense = results[results["phase"] == "dense"]
+    rows = controls[controls["phase"] == "dense"]
+    parts = rows["variant"].str.split("+", n=1).str[1].str.extract(_KIND).fillna({"value": ""})
+    rows = rows.assign(variant=rows["control_of"], kind=parts["kind"], value=parts["value"])
+    rows = rows.drop(columns="control_of")
+    keys = [*RUN, "kind"]
+    tried = rows.loc[rows["value"] != "", keys].drop_duplicates()
+    unchanged = dense.merge(tried, on=list(RUN)).assign(value=BASE)
+    rows = pd.concat([rows, unchanged], ignore_index=True)
+    validation = in_domain(rows, "validation", "dense").sort_values("mse", kind="stable")
+    best = validation.drop_duplicates(keys)[[*keys, "value"]]
+    return in_domain(rows, "test", "dense").merge(best, on=[*keys, "value"])
+
+
+def _measures(trained: pd.DataFrame, scratch: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    by = [*SHOWN, "method"]
+    for method, name in VERSUS.items():
+        change = methods.relative_to(trained, method, ["mse"])["mse"]
+        changes = methods.summary(trained.assign(change=change), by, "change")
+        yield changes.assign(measure=name, unit="%")
+    for metric, name in METRICS.items():
+        yield methods.summary(trained, by, metric).assign(measure=name, unit="")
+        yield methods.summary(scratch, by, metric).assign(measure=name + SCRATCH, unit="")
+    for cost, name in COSTS.items():
+        yield methods.summary(trained, by, cost).assign(measure=name, unit=name)
+
+
+def _values(others: pd.DataFrame) -> pd.DataFrame:
+    """How many seeds took each value: `0.2: 2, 0.3: 1`."""
+    tried = others[others["value"] != ""]
+    counts = tried.groupby([*SHOWN, "method", "value"]).size().reset_index(name="seeds")
+    counts["values"] = counts["value"] + ": " + counts["seeds"].astype(str)
+    return counts.groupby([*SHOWN, "method"])["values"].agg(", ".join).reset_index()

@@ -1,0 +1,103 @@
+"""Why SEND is computed in float64: its error in float32, by the number of keys.
+
+    python -m spat.study.float32 > workflow/spat/study/precision.csv
+
+The sensitivities S come from untrained networks on generated data, whose attention has 7, 42 and
+321 keys: channels of ETT and of Electricity (iTransformer), patches at lookback 336 (PatchTST). The
+softmax over K keys moves by S / K about 1 / K, and float32 resolves 1 / K to 6e-8 / K; so the error
+is a matter of the size of S, which falls with the number of keys, and with the number of windows
+where the loss is a batch's mean.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from spat.attention.views import Trace
+from spat.data.synthetic import generate
+from spat.data.windows import Windows
+from spat.models.registry import Shape, build, setup
+from spat.pipeline.config import SyntheticSection
+from spat.scoring.probe import observe
+from spat.scoring.reductions import dispersion
+from spat.training.metrics import window_losses
+
+# keys -> (model, lookback, channels)
+CASES: Final = {
+    7: ("iTransformer", 96, 7),
+    42: ("PatchTST", 336, 7),
+    321: ("iTransformer", 96, 321),
+}
+HORIZON: Final = 96
+WINDOWS: Final = 16
+ROWS: Final = 800
+# S of a loss over this: of one window, and of the mean over a batch of 32.
+LOSSES: Final = {"of each window": 1, "mean of 32 windows": 32}
+
+
+def errors(trace: Trace, scale: float = 1.0) -> Tensor:
+    """What float32 does to SEND of S / scale, per window: its relative error and what it erases.
+
+    S is the float64 one, rounded. Returns [2, W]; erased is the share of rows that come out as 0.
+    """
+    S, allowed = trace.mixing.S / scale, trace.mixing.allowed
+    exact = dispersion(S, allowed)
+    single = dispersion(S.float(), allowed).double()
+    inner = (1, 2, 3)
+    return torch.stack(
+        [single.mean(inner) / exact.mean(inner) - 1, (single == 0).double().mean(inner)]
+    )
+
+
+def case(keys: int) -> list[dict[str, float | str]]:
+    """The rows of one number of keys, one for each loss.
+
+    Windows are averaged over the sites first: `bias` and `sd` are the mean and the deviation of
+    their relative error, `worst` is the largest of a single site, `erased` the share of rows that
+    float32 turns to 0.
+    """
+    model, lookback, channels = CASES[keys]
+    settings = setup(model, "deep", "ETTh2", HORIZON).settings
+    network = build(model, settings, Shape(lookback, HORIZON, channels), seed=0)
+    windows = _windows(lookback, channels)
+    index = torch.linspace(0, len(windows) - 1, WINDOWS).long()
+    records = observe(network, windows.batch(index), window_losses)
+    rows: list[dict[str, float | str]] = []
+    for loss, scale in LOSSES.items():
+        found = [torch.cat([errors(part, scale) for part in r.parts()], dim=1) for r in records]
+        relative, erased = torch.stack(found).unbind(1)  # [sites, W] each
+        rows.append(
+            {
+                "model": model,
+                "keys": keys,
+                "loss": loss,
+                "bias": float(relative.mean()),
+                "sd": float(relative.mean(0).std()),
+                "worst": float(relative.abs().max()),
+                "erased": float(erased.mean()),
+                "windows": WINDOWS,
+            }
+        )
+    return rows
+
+
+def _windows(lookback: int, channels: int) -> Windows:
+    made = SyntheticSection.model_validate({})
+    values = generate(ROWS, channels, made.seed, made.coupling, made.noise).values
+    standard = (values - values.mean(0)) / values.std(0)
+    return Windows(torch.from_numpy(standard).float(), None, 0, ROWS, lookback, HORIZON)
+
+
+def main() -> None:
+    """Print the table as CSV."""
+    rows = [row for keys in CASES for row in case(keys)]
+    print(",".join(rows[0]))
+    for row in rows:
+        print(",".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""Is it better to remove single heads or whole modules, where both remove equally much?"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from spat.study import methods
+from spat.study.accuracy import NOTE_PAIRED
+from spat.study.criteria import LEVELS, percent
+from spat.study.methods import CONTROL, SHOWN
+from spat.study.pages import style
+from spat.study.pages.page import Absent, Layout, Note, page
+from spat.study.pages.reader import Frames
+from spat.study.statistics.cells import RUN, WHOLE_SITE, in_domain
+
+RANDOM: Final = "random"
+VERSUS: Final = "heads vs modules"
+COMPARED: Final = {
+    "mse": ("MSE", ""),
+    "flops": ("FLOPs", "FLOPs"),
+    "latency_ms": ("Latency", "ms"),
+}
+# FLOPs this close, as a share, count as equal: masks of heads and of sites rarely agree exactly.
+FLOPS_TOLERANCE: Final = 0.02
+ONE_LEVEL: Final = (
+    "No criterion removed both modules and single heads: name one in the criteria of "
+    "`pruning.site` and of `pruning.head`."
+)
+
+_VALUES: Final = ("removed", "fraction", "mse", "flops", "latency_ms", "floor", "gain")
+
+
+@page(
+    "table",
+    "heads_vs_modules",
+    title="Heads against modules at an equal share removed",
+    caption="""
+Whole modules against single heads that remove equally much attention, chosen by the same criterion,
+with random masks as the floor of each level.
+Pairs are matched by the share of heads removed and, where that gives other pairs, by FLOPs.
+*Heads vs modules* is the relative difference: where it is positive, removing modules is better.
+""",
+    layout=Layout((*SHOWN, "criterion", "matched", "share", "metric"), "method"),
+    notes=(Note("random", "Random: mean of the random masks that remove as many."), NOTE_PAIRED),
+)
+def heads_vs_modules(frames: Frames) -> pd.DataFrame:
+    """Single heads against whole modules that remove equally much, by criterion.
+
+    Matched by the share of heads removed and, where that gives other pairs, by FLOPs. Columns:
+    dataset, model, variant, lookback, horizon, criterion, matched, share, metric, method (modules,
+    heads, random modules, random heads, heads vs modules), mean, sd, n, missing, unit. The last
+    method is the change of heads against modules in percent, paired by seed.
+
+    Raises:
+        Absent: if no criterion removed both heads and modules.
+    """
+    rows = pairs(frames.results, frames.selections, frames.scores)
+    if (rows["criterion"] != RANDOM).any():
+        # Random masks are the floor of their level for the other criteria.
+        rows = rows[rows["criterion"] != RANDOM]
+    rows = rows.sort_values("match", key=lambda match: match == "flops", kind="stable")
+    rows = rows.drop_duplicates([*RUN, "criterion", "site_removed", "head_removed"])
+    if rows.empty:
+        raise Absent(ONE_LEVEL)
+    rows = rows.assign(
+        matched=rows["match"].map({"fraction": "share", "flops": "FLOPs"}),
+        share=rows["site_fraction"].map(percent),
+    )
+    keys = [*SHOWN, "criterion", "matched", "share"]
+    tables = []
+    for quantity, (name, unit) in COMPARED.items():
+        for level, method in LEVELS.items():
+            values = methods.summary(rows, keys, f"{level}_{quantity}")
+            tables.append(values.assign(method=method, metric=name, unit=unit))
+        ratio = rows[f"head_{quantity}"] / rows[f"site_{quantity}"] - 1
+        change = methods.summary(rows.assign(change=100 * ratio), keys, "change")
+        tables.append(change.assign(method=VERSUS, metric=name, unit="%"))
+    for level, method in LEVELS.items():
+        # Runs that drew no random masks of a level have no floor there.
+        drawn = rows.dropna(subset=f"{level}_floor")
+        if not drawn.empty:
+            floor = methods.summary(drawn, keys, f"{level}_floor")
+            tables.append(floor.assign(method=f"random {method}", metric="MSE", unit=""))
+    table = pd.concat(tables, ignore_index=True).dropna(subset="mean")
+    order = [*LEVELS.values(), *(f"random {method}" for method in LEVELS.values()), VERSUS]
+    return methods.arrange(table, keys, order)
+
+
+@page(
+    "figure",
+    "heads_vs_modules",
+    title="Test error of removing heads and of removing modules",
+    caption="""
+Test error against the share of heads removed: as whole modules (filled marks, solid lines) and as
+single heads (open marks, dashed lines), for each criterion. The grey line is the control.
+Bars are standard deviations over seeds. Where panels join several cells, the vertical axis is the
+change against the control.
+""",
+)
+def by_share(frames: Frames) -> Figure:
+    """Test MSE against the share removed, as single heads and as whole modules.
+
+    Lines are means over seeds (random draws averaged first), whiskers standard deviations; the
+    grey line is the control. Where panels join several cells, changes against the control.
+
+    Raises:
+        Absent: if no criterion removed both heads and modules.
+    """
+    rows = methods.by_decision(frames)
+    both = rows.groupby("criterion")["level"].nunique() == len(LEVELS)
+    rows = rows[rows["criterion"].isin(both[both].index)]
+    if rows.empty:
+        raise Absent(ONE_LEVEL)
+    rows = methods.with_change(rows, frames)
+    keys, cells = style.split(rows)
+    value = "mse" if cells else "change"
+    marks = style.marks(sorted(rows["criterion"].unique()))
+    series = [(criterion, level) for criterion in marks for level in LEVELS]
+    parts = style.panels(rows, keys)
+    figure, axes = style.grid(len(parts), extra=0.8)
+    for axis, (title, part) in zip(axes, parts, strict=True):
+        control = part["control"].mean() if cells else 0.0
+        axis.axhline(control, color=style.GREY, lw=0.8, ls="-", label=CONTROL)
+        for i, (criterion, level) in enumerate(series):
+            mark = marks[criterion]
+            here = part[(part["criterion"] == criterion) & (part["level"] == level)]
+            table = methods.summary(here, ["ratio"], value)
+            axis.errorbar(
+                100 * table["ratio"] + 0.8 * (i - len(series) / 2), table["mean"],
+                yerr=table["sd"].fillna(0.0), color=mark.colour, marker=mark.marker,
+                ls="-" if level == "site" else "--", elinewidth=0.6,
+                mfc=mark.colour if level == "site" else "white",
+                label=f"{criterion} {LEVELS[level]}",
+            )  # fmt: skip
+        axis.set_title(title)
+        ticks = sorted(100 * rows["ratio"].unique())
+        axis.set_xticks(ticks)
+        axis.set_xlim(ticks[0] - 8, ticks[-1] + 8)
+    style.label(axes, "heads removed (%)", "test MSE" if cells else "MSE vs control (%)")
+    style.legend_below(figure, axes, columns=2)
+    return figure
+
+
+def pairs(results: pd.DataFrame, selections: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """Each criterion's masks of both levels, paired in two ways, one row per run and pair.
+
+    `match` says what is equal: `fraction` (the share of all heads that is removed, to the nearest
+    head) or `flops` (within `FLOPS_TOLERANCE`; the closest). Where the sites are alike the two
+    pairings coincide; for the encoder-decoder Transformer they do not. Masks that remove nothing or
+    everything are the same at both levels and left out. Random masks of a run count with their
+    means, and are the floor of each level. The first data order of fine-tuning is taken.
+
+    Returns:
+        RUN, `criterion`, `match`; for each level `site_*` and `head_*`: `removed`, `fraction`,
+        `mse`, `flops`, `latency_ms`, `floor` (the MSE of random masks of the same level and number;
+        missing where none were drawn), `gain` (1 - mse / floor); and `difference`,
+        head_mse / site_mse - 1: positive where removing modules is better.
+    """
+    rows = _decisions(results, selections, scores)
+    site, head = (
+        rows[rows["level"] == level]
+        .drop(columns="level")
+        .rename(columns={name: f"{level}_{name}" for name in _VALUES})
+        for level in LEVELS
+    )
+    both = site.merge(head.drop(columns="heads"), on=[*RUN, "criterion"])
+    gap = {
+        "fraction": (both["head_fraction"] - both["site_fraction"]).abs() * both["heads"],
+        "flops": (both["head_flops"] / both["site_flops"] - 1.0).abs(),
+    }
+    limit = {"fraction": 0.5, "flops": FLOPS_TOLERANCE}
+    matched = []
+    for match, distance in gap.items():
+        close = both.assign(distance=distance, match=match)[distance <= limit[match]]
+        nearest = close.sort_values("distance", kind="stable")
+        matched.append(nearest.drop_duplicates([*RUN, "criterion", "site_removed"]))
+    paired = pd.concat(matched).sort_values([*RUN, "criterion", "match", "site_removed"])
+    paired["difference"] = paired["head_mse"] / paired["site_mse"] - 1.0
+    values = [f"{level}_{name}" for level in LEVELS for name in _VALUES]
+    return paired[[*RUN, "criterion", "match", *values, "difference"]].reset_index(drop=True)
+
+
+def _decisions(
+    results: pd.DataFrame, selections: pd.DataFrame, scores: pd.DataFrame
+) -> pd.DataFrame:
+    """Errors, costs and floor per run, criterion, level and number removed."""
+    asked = selections[(selections["rule"] == "") & selections["ratio"].notna()]
+    asked = asked[[*RUN, "criterion", "draw", "level", "removed", "mask"]].drop_duplicates()
+    errors = in_domain(results[results["order"] == 0])
+    keys = [*RUN, "criterion", "level", "removed"]
+    rows = asked.merge(errors[[*RUN, "mask", "mse", "flops", "latency_ms"]], on=[*RUN, "mask"])
+    rows = rows.groupby(keys)[["mse", "flops", "latency_ms"]].mean().reset_index()
+    rows = rows.merge(_sizes(scores), on=list(RUN))
+    of = np.where(rows["level"] == "site", rows["sites"], rows["heads"])
+    rows = rows.assign(fraction=rows["removed"] / of)
+    rows = rows[(rows["removed"] > 0) & (rows["fraction"] < 1.0)]
+    floor = rows.loc[rows["criterion"] == RANDOM, [*RUN, "level", "removed", "mse"]]
+    floor = floor.rename(columns={"mse": "floor"})
+    rows = rows.merge(floor, on=[*RUN, "level", "removed"], how="left")
+    return rows.assign(gain=1.0 - rows["mse"] / rows["floor"]).drop(columns="sites")
+
+
+def _sizes(scores: pd.DataFrame) -> pd.DataFrame:
+    """RUN, `sites`, `heads`: how many there are in all, from the places that were scored."""
+    places = scores.loc[scores["head"] != WHOLE_SITE, [*RUN, "site", "head"]].drop_duplicates()
+    sizes = places.groupby(list(RUN)).agg(sites=("site", "nunique"), heads=("head", "size"))
+    return sizes.reset_index()

@@ -1,0 +1,1 @@
+"""How pages are declared, read from frames, laid out and written."""

@@ -1,0 +1,92 @@
+"""How a page is declared: its name, title, caption, layout and notes, above the function.
+
+Importing this module loads neither pandas nor matplotlib.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeVar
+
+Kind = Literal["table", "figure"]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Absent(Exception):  # noqa: N818  (a result, not an error)
+    """The experiment has no data for a page; the message says what is missing and how to get it."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a tidy table becomes a page.
+
+    `rows` are the key columns. The values of `columns` become the columns of the page. If `best`
+    is set, the cells of a row that have no unit compete, except those in the columns `unranked`;
+    with `within`, rows with equal keys compete down each column instead. Keys with the same value
+    in all rows are moved to a note, except those in `kept`. `counted` names what `n` counts.
+    """
+
+    rows: tuple[str, ...]
+    columns: str
+    best: bool = True
+    unranked: tuple[str, ...] = ()
+    within: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    counted: str = "seeds"
+
+
+@dataclass(frozen=True)
+class Note:
+    """A note that is shown only where a column name, key or spread of the page contains `about`."""
+
+    about: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """A table or figure: the function that makes it from the frames, and what a reader must know.
+
+    `function` takes `spat.study.pages.reader.Frames`. For a table it returns the tidy frame, which
+    `layout` arranges and `notes` explain; for a figure it returns a matplotlib figure. It raises
+    `Absent` where the experiment has nothing to show. `caption` is reStructuredText for the report.
+    """
+
+    kind: Kind
+    name: str
+    title: str
+    caption: str
+    function: Callable[..., Any]
+    layout: Layout | None = None
+    notes: tuple[str | Note, ...] = ()
+
+
+# All declared pages; `spat.study.pages.registry` imports every module that declares some.
+PAGES: Final[dict[tuple[Kind, str], Page]] = {}
+
+
+def page(
+    kind: Kind,
+    name: str,
+    *,
+    title: str,
+    caption: str,
+    layout: Layout | None = None,
+    notes: tuple[str | Note, ...] = (),
+) -> Callable[[Function], Function]:
+    """Declare the decorated function as the page `name`.
+
+    Raises:
+        ValueError: if two pages of a kind have one name, or a table has no layout.
+    """
+    if (kind, name) in PAGES:
+        raise ValueError(f"{kind} {name!r} is declared twice: give the second one another name")
+    if (kind == "table") != (layout is not None):
+        raise ValueError(f"{kind} {name!r}: a table needs a layout, and a figure has none")
+
+    def declare(function: Function) -> Function:
+        PAGES[kind, name] = Page(kind, name, title, caption, function, layout, notes)
+        return function
+
+    return declare

@@ -1,0 +1,299 @@
+"""Tidy tables as Markdown, LaTeX (booktabs) and plain text.
+
+A tidy table has key columns, one column whose values become the columns of the page, and `mean`,
+`sd`, `n`, `missing`, `unit`. The best value of a comparison is bold and the second best underlined,
+both judged by the digits that are shown.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+import pandas as pd
+
+from spat.study.pages.page import Layout, Note
+
+Style = Literal["best", "second", ""]
+GAP: Final = "–"
+# The characters that a deviation and an interval start with.
+DEVIATION: Final = "±"
+INTERVAL: Final = "["
+# LaTeX: rows that fit on a page, and the number of columns from which deviations are printed below
+# their means.
+ROWS_PER_PAGE: Final = 48
+STACKED_FROM: Final = 5
+# Keys with more characters than this become numbered notes.
+LONG: Final = 40
+
+COUNTS: Final = ("parameters", "FLOPs")
+CHANGES: Final = ("%", "pp", "tau")
+SUFFIXES: Final = {"%": "%", "pp": "pp", "ms": "ms", "MB": "MB"}
+_PREFIXES: Final = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value as text, with its deviation or interval, its unit, a remark, and its rank."""
+
+    value: str
+    spread: str = ""
+    suffix: str = ""
+    remark: str = ""
+    style: Style = ""
+
+    def line(self, marks: Mapping[Style, str]) -> str:
+        """Everything on one line, the value marked by its style: `**0.350** ± 0.002`."""
+        marked = marks[self.style] % self.value
+        return " ".join(filter(None, (marked, self.spread, self.suffix, self.remark)))
+
+    def escaped(self) -> Cell:
+        """The same for LaTeX."""
+        value, spread, suffix = escape(self.value), escape(self.spread), escape(self.suffix)
+        return Cell(value, spread, suffix, escape(self.remark), self.style)
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table that is ready to be written: header, body (keys and cells of each row), and notes."""
+
+    keys: list[str]
+    columns: list[str]
+    body: list[tuple[list[str], list[Cell]]]
+    notes: list[str]
+
+
+def number(value: float, unit: str, *, signed: bool = True) -> str:
+    """Errors with three decimals, changes with two and a sign, costs with three digits."""
+    if unit in COUNTS:
+        size, prefix = next(((s, p) for s, p in _PREFIXES if abs(value) >= s), (1.0, ""))
+        return f"{value / size:.3g} {prefix}".rstrip()
+    if unit == "":
+        return f"{value:.3f}"
+    if unit in CHANGES:
+        return f"{value:{'+' if signed else ''}.2f}".replace("-", "−")
+    return f"{value:.3g}"
+
+
+def sheet(frame: pd.DataFrame, layout: Layout, notes: Sequence[str | Note] = ()) -> Sheet:
+    """Lay out a tidy table; notes that describe its values come before those given."""
+    constant = [k for k in layout.rows if k not in layout.kept and same(frame[k])]
+    keys = [key for key in layout.rows if key not in constant]
+    frame, references = _numbered(frame, keys)
+    columns = _columns(frame[layout.columns])
+    cells = frame.assign(**{layout.columns: frame[layout.columns].astype(str)})
+    cells = cells.assign(style=_styles(cells, layout))
+    usual = int(cells["n"].max())
+    body = []
+    for key, row in cells.groupby(list(layout.rows), sort=False, dropna=False, observed=True):
+        named = dict(zip(layout.rows, key, strict=True))
+        by_column = {cell[layout.columns]: cell for _, cell in row.iterrows()}
+        shown = [_cell(by_column.get(column), usual) for column in columns]
+        body.append(([str(named[key]) for key in keys], shown))
+    spreads = {cell.spread for _, row in body for cell in row}
+    texts = [*columns, *(text for key, _ in body for text in key), *spreads]
+    given = [
+        note if isinstance(note, str) else note.text
+        for note in notes
+        if isinstance(note, str) or any(note.about in text for text in texts)
+    ]
+    every = [*_notes(frame, layout, constant, usual, spreads), *given, *references]
+    return Sheet(keys, columns, body, every)
+
+
+def same(values: pd.Series) -> bool:
+    """Whether all values of a column are equal."""
+    return bool((values == values.iloc[0]).all())
+
+
+def markdown(sheet: Sheet, title: str) -> str:
+    """GitHub Markdown."""
+    marks: dict[Style, str] = {"best": "**%s**", "second": "<ins>%s</ins>", "": "%s"}
+    head = [_title(key) for key in sheet.keys] + sheet.columns
+    rule = ["---"] * len(sheet.keys) + ["---:"] * len(sheet.columns)
+    rows = [[*keys, *(cell.line(marks) for cell in cells)] for keys, cells in sheet.body]
+    lines = [f"**{title}**", "", *(_row(row) for row in (head, rule, *rows))]
+    return "\n".join([*lines, "", " ".join(sheet.notes)]) + "\n"
+
+
+def text(sheet: Sheet, title: str) -> str:
+    """Plain text for a terminal; a star marks the best."""
+    from tabulate import tabulate
+
+    marks: dict[Style, str] = {"best": "*%s", "second": "%s", "": "%s"}
+    rows = [[*keys, *(cell.line(marks) for cell in cells)] for keys, cells in sheet.body]
+    head = [*map(_title, sheet.keys), *sheet.columns]
+    align = ["left"] * len(sheet.keys) + ["right"] * len(sheet.columns)
+    table = tabulate(rows, head, tablefmt="simple", colalign=align, disable_numparse=True)
+    notes = " ".join(sheet.notes).replace("bold, second best underlined", "with a star")
+    return "\n".join([title, "", table, "", *textwrap.wrap(notes, 100)]) + "\n"
+
+
+def latex(sheet: Sheet, title: str, label: str) -> str:
+    """One or more `table*` environments; a document needs `\\usepackage{booktabs}` and no more."""
+    stacked = len(sheet.columns) >= STACKED_FROM and any(c.spread for _, r in sheet.body for c in r)
+    size = ROWS_PER_PAGE // 2 if stacked else ROWS_PER_PAGE
+    parts = [sheet.body[i : i + size] for i in range(0, len(sheet.body), size)]
+    made = ["% needs \\usepackage{booktabs}\n"]
+    for i, part in enumerate(parts):
+        part_of = f" (part {i + 1} of {len(parts)})" if len(parts) > 1 else ""
+        caption = escape(f"{title}{part_of}. " + " ".join(sheet.notes))
+        tag = f"tab:{label}" + (f"-{i + 1}" if i else "")
+        made.append(_environment(sheet, part, caption, tag, stacked))
+    return "\n".join(made)
+
+
+def nothing(title: str, reason: str) -> dict[str, str]:
+    """What is written for a table without rows, by file ending: the reason, in each format."""
+    return {
+        "csv": 'note\n"' + reason.replace('"', '""') + '"\n',
+        "md": f"**{title}**\n\n{reason}\n",
+        "tex": (
+            f"\\begin{{table}}\n  \\centering\n  \\caption{{{escape(title)}}}\n"
+            f"  \\emph{{{escape(reason)}}}\n\\end{{table}}\n"
+        ),
+    }
+
+
+_SPECIAL: Final = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "±": r"$\pm$", "−": r"$-$", "→": r"$\to$", "–": "--", "≤": r"$\le$", "·": r"$\cdot$",
+    "\u00a0": "~", "<": r"$<$", ">": r"$>$", "|": r"$|$",
+}  # fmt: skip
+
+
+def escape(value: str) -> str:
+    """Plain text as LaTeX."""
+    return "".join(_SPECIAL.get(character, character) for character in value)
+
+
+def _environment(
+    sheet: Sheet, body: list[tuple[list[str], list[Cell]]], caption: str, tag: str, stacked: bool
+) -> str:
+    lines: list[str] = []
+    previous = [""] * len(sheet.keys)
+    for keys, cells in body:
+        fresh = next((i for i, (a, b) in enumerate(zip(keys, previous, strict=True)) if a != b), 0)
+        if lines and fresh == 0 and len(sheet.keys) > 1:
+            lines.append(r"\addlinespace")
+        # A key is left out where it and all keys before it equal those of the row above.
+        shown = ["" if i < fresh else escape(key) for i, key in enumerate(keys)]
+        lines += _latex_rows(shown, cells, stacked)
+        previous = keys
+    head = [escape(_title(key)) for key in sheet.keys] + [_stack(c) for c in sheet.columns]
+    columns = "l" * len(sheet.keys) + "r" * len(sheet.columns)
+    inner = "\n".join(f"    {line}" for line in lines)
+    return (
+        "\\begin{table*}\n  \\centering\n  \\scriptsize\n  \\setlength{\\tabcolsep}{2pt}\n"
+        f"  \\caption{{{caption}}}\n  \\label{{{tag}}}\n"
+        f"  \\begin{{tabular}}{{@{{}}{columns}@{{}}}}\n    \\toprule\n"
+        f"    {' & '.join(head)} \\\\\n    \\midrule\n{inner}\n    \\bottomrule\n"
+        "  \\end{tabular}\n\\end{table*}\n"
+    )
+
+
+def _latex_rows(keys: list[str], cells: list[Cell], stacked: bool) -> list[str]:
+    """A row; if it is stacked, deviations follow in a second row of smaller print."""
+    marks: dict[Style, str] = {"best": r"\textbf{%s}", "second": r"\underline{%s}", "": "%s"}
+    plain = [cell.escaped() for cell in cells]
+    if not (stacked and any(cell.spread for cell in plain)):
+        return [" & ".join([*keys, *(cell.line(marks) for cell in plain)]) + r" \\"]
+    above = [replace(cell, spread="", remark="").line(marks) for cell in plain]
+    below = [f"{cell.spread} {cell.remark}".strip() for cell in plain]
+    below = [rf"\tiny {small}" if small else "" for small in below]
+    return [
+        " & ".join([*keys, *above]) + r" \\",
+        " & ".join([*("" for _ in keys), *below]) + r" \\[2pt]",
+    ]
+
+
+def _stack(name: str) -> str:
+    """The name of a column, broken into lines if it is long."""
+    lines = [
+        escape(line)
+        for line in textwrap.wrap(name.replace(" %", "\u00a0%"), 8, break_on_hyphens=False)
+    ]
+    return lines[0] if len(lines) == 1 else r"\shortstack[r]{" + r"\\".join(lines) + "}"
+
+
+def _numbered(frame: pd.DataFrame, keys: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
+    """Replace keys that are too long for a column by numbers, which notes explain."""
+    notes = []
+    for key in keys:
+        texts = frame[key].astype(str)
+        if texts.str.len().max() > LONG:
+            numbers = {text: f"[{i}]" for i, text in enumerate(texts.unique(), start=1)}
+            frame = frame.assign(**{key: texts.map(numbers)})
+            notes += [f"{number} {text}." for text, number in numbers.items()]
+    return frame, notes
+
+
+def _columns(values: pd.Series) -> list[str]:
+    present = set(values.astype(str))
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        return [c for c in map(str, values.cat.categories) if c in present]
+    return list(dict.fromkeys(values.astype(str)))
+
+
+def _styles(cells: pd.DataFrame, layout: Layout) -> pd.Series:
+    """Best and second best of each comparison by the digits shown; a single value has no style."""
+    styles = pd.Series("", index=cells.index)
+    if not layout.best:
+        return styles
+    rounded = cells["mean"].round(3)
+    competes = (cells["unit"] == "") & rounded.notna()
+    competes &= ~cells[layout.columns].isin(layout.unranked)
+    keys = [*layout.within, layout.columns] if layout.within else list(layout.rows)
+    groups = rounded[competes].groupby([cells.loc[competes, key] for key in keys], observed=True)
+    ranks = groups.rank(method="dense")
+    contested = groups.transform("nunique") > 1
+    styles[ranks[contested & (ranks == 1)].index] = "best"
+    styles[ranks[contested & (ranks == 2)].index] = "second"
+    return styles
+
+
+def _cell(row: pd.Series | None, usual: int) -> Cell:
+    if row is None or not math.isfinite(row["mean"]):
+        return Cell("diverged" if row is not None and row["missing"] else GAP)
+    unit, spread, remark = row["unit"], "", ""
+    if math.isfinite(row.get("low", math.nan)):
+        spread = f"{INTERVAL}{number(row['low'], unit)}, {number(row['high'], unit)}]"
+    # Counts, and their changes, are equal for all seeds unless seeds chose different masks.
+    elif math.isfinite(row["sd"]) and (unit == "" or row["sd"] > 1e-9):
+        spread = f"{DEVIATION} {number(row['sd'], unit, signed=False)}"
+    if row["missing"]:
+        remark = f"({row['missing']} diverged)"
+    elif row["n"] not in (0, usual):
+        remark = f"(n={row['n']})"
+    value = number(row["mean"], unit)
+    return Cell(value, spread, SUFFIXES.get(unit, ""), remark, row["style"])
+
+
+def _notes(
+    frame: pd.DataFrame, layout: Layout, constant: list[str], usual: int, spreads: set[str]
+) -> list[str]:
+    notes = [f"{_title(key)}: {frame[key].iloc[0]}." for key in constant]
+    intervals = any(INTERVAL in spread for spread in spreads)
+    deviations = any(DEVIATION in spread for spread in spreads) and not intervals
+    spread = f"mean{' [95 % interval]' * intervals}{' ± standard deviation' * deviations}"
+    counted = layout.counted.removesuffix("s") if usual == 1 else layout.counted
+    seeds = f"n = {usual} {counted}"
+    other = ", unless a cell says otherwise" if (~frame["n"].isin([0, usual])).any() else ""
+    values = f"{spread} over {seeds}" if intervals or usual > 1 else seeds
+    notes.append(f"Values: {values}{other}.")
+    if layout.best:
+        group = "comparison down a column" if layout.within else "row"
+        notes.append(f"Best of a {group} bold, second best underlined, by the digits shown.")
+    return notes
+
+
+def _title(key: str) -> str:
+    return key.replace("_", " ").capitalize() if key.islower() else key
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,252 @@
+"""The style of figures: sizes, colours, marks, panels, and reproducible files.
+
+Figures are drawn at the width of a column (3.4 in), so that 8 pt stay 8 pt in print. Colours are
+the colour-blind safe palette of Wong (Nature Methods 8, 441, 2011). Markers, line styles and
+hatches differ as well, so that figures stay readable in grey.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from spat.files import replacing
+
+WIDTH: Final = 3.4
+TALLEST: Final = 9.0
+FACETS: Final = 12
+FORMATS: Final = ("png", "pdf", "svg")
+
+_RC: Final[Any] = {
+    "font.family": "DejaVu Sans",  # part of matplotlib: the same glyphs on every machine
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "legend.handlelength": 1.8,
+    "legend.columnspacing": 1.2,
+    "legend.borderaxespad": 0.2,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlepad": 3,
+    "axes.labelpad": 2,
+    "axes.grid": True,
+    "grid.linewidth": 0.4,
+    "grid.color": "#dddddd",
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 4,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "hatch.linewidth": 0.5,
+    "svg.hashsalt": "spat",  # otherwise the element names of an SVG are random
+    "pdf.fonttype": 42,
+    "savefig.dpi": 200,
+}
+# Without these, files would contain the time at which they were drawn.
+_METADATA: Final[dict[str, dict[str, str | None]]] = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    "svg": {"Date": None, "Creator": None},
+}
+
+BLACK: Final = "#000000"
+GREY: Final = "#777777"
+BORDER: Final[dict[str, Any]] = {"color": GREY, "lw": 0.6, "ls": ":"}  # a line between two parts
+COLOURS: Final = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", BLACK,
+)  # fmt: skip
+MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
+LINES: Final[tuple[Any, ...]] = (
+    "-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)), (0, (5, 1)), (0, (1, 1)),
+)  # fmt: skip
+HATCHES: Final = ("", "////", "....", "xxxx", "\\\\\\\\", "oo", "++")
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The colour, marker, line style and hatch of one series: all four differ between series."""
+
+    colour: str
+    marker: str
+    line: Any
+    hatch: str
+
+
+def marks(names: Iterable[str]) -> dict[str, Mark]:
+    """A mark for each name, in their order; after seven, colours repeat with other markers."""
+    distinct = list(dict.fromkeys(names))
+    count = len(COLOURS)
+    return {
+        name: Mark(
+            COLOURS[i % count],
+            MARKERS[(i + i // count) % count],
+            LINES[(i + i // count) % count],
+            HATCHES[(i + i // count) % count],
+        )
+        for i, name in enumerate(distinct)
+    }
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Apply the settings of all figures while one is drawn or saved."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_RC)
+        yield
+
+
+def canvas(width: float = WIDTH, height: float = 2.4) -> Figure:
+    """A figure that pyplot does not keep; constrained layout keeps everything inside."""
+    figure = Figure(figsize=(width, min(height, TALLEST)), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)  # type: ignore[union-attr, call-arg]
+    return figure
+
+
+def grid(
+    count: int, *, height: float = 1.5, extra: float = 0.5, **share: Any
+) -> tuple[Figure, list[Axes]]:
+    """`count` panels, two a row (one, if there is only one); `height` is that of a row, in inches.
+
+    `extra` is the height of what all panels share: labels and legend. Other keywords are those of
+    `subplots`.
+    """
+    columns = min(count, 2)
+    rows = -(-count // columns)
+    tall = height * (1.35 if count == 1 else 1.0)
+    figure = canvas(height=rows * tall + extra)
+    axes = figure.subplots(rows, columns, squeeze=False, **share).ravel()
+    for axis in axes[count:]:
+        axis.remove()
+    return figure, list(axes[:count])
+
+
+def split(frame: pd.DataFrame, limit: int = FACETS) -> tuple[list[str], bool]:
+    """The columns by which a frame is split into panels, and whether each panel is one cell.
+
+    Each cell has a panel while there are at most `limit` of them. Otherwise horizons share a panel,
+    then datasets too, and in the end only the variants of a model are separate.
+    """
+    cell = ["dataset", "model", "variant", "lookback", "horizon"]
+    choices = (cell, cell[:3], cell[1:3], ["model"])
+    for keys in choices:
+        if len(frame[keys].drop_duplicates()) <= limit:
+            return keys, keys == cell
+    return ["variant"], False
+
+
+def panels(frame: pd.DataFrame, keys: Sequence[str]) -> list[tuple[str, pd.DataFrame]]:
+    """(title, rows) of each panel; keys that all panels share are left out of the titles."""
+    constant = {key for key in keys if len(frame[key].drop_duplicates()) == 1}
+    varying = [key for key in keys if key not in constant] or list(keys[:2])
+    groups = sorted(
+        frame.groupby(list(keys), sort=False, observed=True),
+        key=lambda group: [part.lower() if isinstance(part, str) else part for part in group[0]],
+    )
+    return [(_title(dict(zip(keys, key, strict=True)), varying), rows) for key, rows in groups]
+
+
+def sample(frame: pd.DataFrame, limit: int = FACETS) -> list[tuple[str, pd.DataFrame]]:
+    """A panel for each cell; if there are too many, the shortest horizons of some of them."""
+    keys, cells = split(frame, limit)
+    if cells:
+        return panels(frame, keys)
+    shortest = frame.groupby(["dataset", "model", "variant"])["horizon"].transform("min")
+    every = panels(frame[frame["horizon"] == shortest], ["dataset", "model", "variant"])
+    picked = np.linspace(0, len(every) - 1, min(limit, len(every))).round().astype(int)
+    return [every[i] for i in picked]
+
+
+def _title(values: dict[str, Any], keys: Sequence[str]) -> str:
+    names = {"lookback": "l{}", "horizon": "h{}"}
+    title = " ".join(names.get(key, "{}").format(values[key]) for key in keys)
+    return "\n".join(textwrap.wrap(title, 20, break_long_words=False, break_on_hyphens=False))
+
+
+def label(axes: Sequence[Axes], x: str, y: str) -> None:
+    """Label the axes along the left and lower edge of panels made by `grid`."""
+    columns = min(len(axes), 2)
+    for i, axis in enumerate(axes):
+        if i % columns == 0:
+            axis.set_ylabel(y)
+        if i + columns >= len(axes):
+            axis.set_xlabel(x)
+
+
+def power(values: pd.Series) -> tuple[float, str]:
+    """A power of ten to divide small values by, and its text for a label: (1e-3, ` (10⁻³)`)."""
+    largest = float(values.abs().max())
+    if not 0 < largest < 0.1:
+        return 1.0, ""
+    exponent = int(np.floor(np.log10(largest)))
+    return 10.0**exponent, f" ($10^{{{exponent}}}$)"
+
+
+def legend_below(figure: Figure, axes: Sequence[Axes], columns: int = 3) -> None:
+    """One legend for all panels, below them, without repeats."""
+    entries: dict[str, Any] = {}
+    for axis in axes:
+        handles, labels = axis.get_legend_handles_labels()
+        entries = dict(zip(labels, handles, strict=True)) | entries
+    if entries:
+        figure.legend(
+            list(entries.values()), list(entries), loc="outside lower center", ncols=columns
+        )
+
+
+def message(reason: str) -> Figure:
+    """A figure that says why there is nothing to show."""
+    with drawing():
+        figure = canvas(height=1.4)
+        axis = figure.subplots()
+        axis.set_axis_off()
+        axis.text(
+            0.5, 0.5, textwrap.fill(reason, 46), ha="center", va="center", transform=axis.transAxes
+        )
+    return figure
+
+
+def save(figure: Figure, stem: Path) -> tuple[Path, ...]:
+    """Write `<stem>.png`, `.pdf` and `.svg`; the same figure gives the same bytes."""
+    paths = []
+    with drawing():
+        # The layout is solved once; each format would solve it again.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        for ending in FORMATS:
+            path = stem.with_suffix(f".{ending}")
+            with replacing(path) as temporary:
+                figure.savefig(temporary, format=ending, metadata=_METADATA[ending])
+            paths.append(path)
+    return tuple(paths)
+
+
+def mean_and_sd(values: pd.Series) -> tuple[float, float]:
+    """Mean and sample standard deviation; 0 for a single value."""
+    return float(values.mean()), float(values.std()) if values.notna().sum() > 1 else 0.0
+
+
+def square(rows: pd.DataFrame, value: str = "value") -> NDArray[np.float64]:
+    """Rows with `row`, `column` and a value as a matrix."""
+    table = rows.pivot_table(index="row", columns="column", values=value)
+    return table.to_numpy(dtype=np.float64)

@@ -1,0 +1,87 @@
+"""Do the dense models reach the published errors?"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+from typing import Final
+
+import numpy as np
+import pandas as pd
+
+from spat.study import methods
+from spat.study.methods import METRICS
+from spat.study.pages.page import Absent, Layout, page
+from spat.study.pages.reader import Frames
+from spat.study.statistics.cells import in_domain
+
+# Dense errors this close to the published ones (percent), or lower, count as reproduced.
+TOLERANCE: Final = 3.0
+MEASURED: Final = "measured"
+PUBLISHED: Final = "published"
+CHANGE: Final = "change"
+_KEYS: Final = ("model", "variant", "dataset", "lookback", "horizon")
+
+
+@page(
+    "table",
+    "reproduction",
+    title="Dense test errors and the published ones",
+    caption="""
+Dense test errors and the published ones, with the publication of each.
+Models with attention are compared in the sizes of their authors. An error within 3 percent of the
+published one, or below it, counts as reproduced.
+""",
+    layout=Layout(
+        (*_KEYS, "metric", "verdict", "publication"),
+        "method",
+        best=False,
+        kept=("model", "dataset", "verdict"),
+    ),
+    notes=(f"Reproduced: a mean within {TOLERANCE:g} % of the published error, or lower.",),
+)
+def reproduction(frames: Frames) -> pd.DataFrame:
+    """Dense errors and the published ones.
+
+    Models with attention are compared in their variant `published`, others in any variant. The
+    methods are `measured`, `published` and `change` (percent). The keys end with a verdict (better,
+    within 3 %, worse, diverged) and the publication.
+
+    Raises:
+        Absent: if no run has a published counterpart.
+    """
+    rows = in_domain(methods.tested(frames.results), phase="dense")
+    rows = rows[(rows["variant"] == "published") | ~methods.has_sites(rows)]
+    keys = ["model", "dataset", "lookback", "horizon"]
+    tables = []
+    for metric, name in METRICS.items():
+        table = methods.summary(rows, ["variant", *keys], metric).assign(method=MEASURED, unit="")
+        numbers = published()[[*keys, metric, "publication"]].rename(columns={metric: PUBLISHED})
+        table = table.merge(numbers, on=keys).assign(metric=name)
+        change = 100 * (table["mean"] / table[PUBLISHED] - 1)
+        table["verdict"] = change.map(_verdict)
+        cited = table.assign(method=PUBLISHED, mean=table[PUBLISHED], sd=np.nan, n=0, missing=0)
+        tables += [table, cited, table.assign(method=CHANGE, mean=change, sd=np.nan, unit="%")]
+    table = pd.concat(tables, ignore_index=True).drop(columns=PUBLISHED)
+    if table.empty:
+        raise Absent(
+            "No run has a published counterpart: attention models need the variant `published`, a "
+            "benchmark dataset and its published lookback (experiment `reproduction`)."
+        )
+    return methods.arrange(table, _KEYS, [MEASURED, PUBLISHED, CHANGE])
+
+
+@cache
+def published() -> pd.DataFrame:
+    """Published errors: model, dataset, lookback, horizon, mse, mae, confirmed, publication."""
+    file = resources.files("spat.study") / "published.csv"
+    with file.open() as stream:
+        return pd.read_csv(stream)
+
+
+def _verdict(change: float) -> str:
+    if np.isnan(change):
+        return "diverged"
+    if abs(change) <= TOLERANCE:
+        return f"within {TOLERANCE:g} %"
+    return "better" if change < 0 else "worse"

@@ -1,0 +1,115 @@
+"""What is the SEND of each site, and how does it develop over pre-training?"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from spat.study.pages import style
+from spat.study.pages.page import Absent, page
+from spat.study.pages.reader import Frames
+from spat.study.statistics.cells import ALL_BATCHES, RUN, WHOLE_SITE
+
+# Rows of two panels that fit on a page.
+ROWS: Final = 6
+
+
+@page(
+    "figure",
+    "send_sites",
+    title="SEND of each site, and over pre-training",
+    caption="""
+SEND of each attention module. Left: at the checkpoint that is pruned, mean over seeds with standard
+deviations. Right: at the end of each epoch of pre-training; dashed lines mark the kept epochs,
+which the bars show.
+Modules with a low score are removed first. Sites are named by stack and layer: e0 is the first
+encoder layer, d1× the cross-attention of the second decoder layer.
+Where panels join several cells, SEND is divided by its mean over the sites of a run at the kept
+checkpoint.
+""",
+)
+def send_sites(frames: Frames) -> Figure:
+    """SEND of each site at the kept checkpoint (left) and over pre-training (right).
+
+    A dashed line marks the epoch of the checkpoint, one for each that seeds (or cells) kept. Bars
+    and lines are means over seeds, whiskers standard deviations. Where panels join several cells,
+    SEND is divided by its mean over the sites of a run at the kept checkpoint.
+
+    Raises:
+        Absent: if there are no scores.
+    """
+    scores = frames.scores
+    final = kept(scores, "send")
+    final = final[final["head"] == WHOLE_SITE]
+    epochs = scores[(scores["criterion"] == "send") & (scores["head"] == WHOLE_SITE)]
+    epochs = epochs[epochs["batch"] == ALL_BATCHES].sort_values("epoch")
+    keys, cells = style.split(final, ROWS)
+    if not cells:
+        final, epochs = by_mean(final, final), by_mean(epochs, final)
+    parts = style.panels(final, keys)
+    checkpoints = scores.loc[scores["batch"] != ALL_BATCHES, [*RUN, "epoch"]].drop_duplicates()
+    figure = style.canvas(height=1.35 * len(parts) + 0.65)
+    axes = figure.subplots(len(parts), 2, squeeze=False, sharey="row")
+    marks = style.marks(sorted(final["site"].unique().astype(str), key=int))
+    for (left, right), (title, part) in zip(axes, parts, strict=True):
+        here = part[keys].drop_duplicates()
+        over = epochs.merge(here, on=keys)
+        unit, suffix = style.power(pd.concat([part["value"], over["value"]]))
+        _bars(left, part.assign(value=part["value"] / unit), marks)
+        for site, rows in over.assign(value=over["value"] / unit).groupby("site"):
+            mark = marks[str(site)]
+            means = rows.groupby("epoch")["value"].mean()
+            right.plot(
+                means.index, means, color=mark.colour, marker=mark.marker, ls=mark.line, ms=3
+            )
+        for epoch in checkpoints.merge(here, on=keys)["epoch"].unique():
+            right.axvline(epoch, color=style.BLACK, lw=0.8, ls="--", zorder=0, label="kept epoch")
+        left.set(title=title, ylabel=f"SEND{suffix}" if cells else "SEND / mean")
+        right.set(title="over epochs")
+        right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[-1, 0].set_xlabel("site")
+    axes[-1, 1].set_xlabel("epoch of pre-training")
+    style.legend_below(figure, list(axes[:, 1]))
+    return figure
+
+
+def kept(scores: pd.DataFrame, criterion: str) -> pd.DataFrame:
+    """RUN, site, name, head, value: the mean over batches at the kept checkpoint.
+
+    Raises:
+        Absent: if the criterion was not scored.
+    """
+    rows = scores[(scores["criterion"] == criterion) & (scores["batch"] != ALL_BATCHES)]
+    if rows.empty:
+        raise Absent(f"No attention site was scored by `{criterion}` in this experiment.")
+    keys = [*RUN, "site", "name", "head"]
+    return rows.groupby(keys)["value"].mean().reset_index()
+
+
+def by_mean(rows: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
+    """SEND divided by the mean of `reference` over the sites (and heads) of its run."""
+    mean = reference.groupby(list(RUN))["value"].mean().rename("mean")
+    return rows.assign(value=rows["value"] / rows.join(mean, on=list(RUN))["mean"])
+
+
+def short(name: str) -> str:
+    """The name of a site on an axis: `encoder.0.self` -> `e0`, `decoder.1.cross` -> `d1×`."""
+    stack, index, kind = [*name.split("."), "", ""][:3]
+    return f"{stack[:1]}{index}" + ("×" if kind == "cross" else "")
+
+
+def _bars(axis: Axes, rows: pd.DataFrame, marks: dict[str, style.Mark]) -> None:
+    names = rows.drop_duplicates("site").set_index("site")["name"].sort_index()
+    for place, site in enumerate(names.index):
+        mark = marks[str(site)]
+        mean, deviation = style.mean_and_sd(rows.loc[rows["site"] == site, "value"])
+        axis.bar(
+            place, mean, yerr=deviation or None, color=mark.colour, hatch=mark.hatch, width=0.75,
+            edgecolor="white", error_kw={"elinewidth": 0.8, "capsize": 1.5},
+        )  # fmt: skip
+    axis.set_xticks(range(len(names)), [short(name) for name in names])
+    axis.grid(visible=False, axis="x")

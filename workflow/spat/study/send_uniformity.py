@@ -1,0 +1,247 @@
+"""Is SEND low where attention is uniform?
+
+Spearman's rank correlation of SEND with the uniformity of the attention maps, over sites and over
+heads. SEND has another scale in every cell, so cells are never pooled; runs of a cell may be.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from spat.blocks import Array
+from spat.study import methods
+from spat.study.methods import SHOWN
+from spat.study.pages import style
+from spat.study.pages.page import Absent, Layout, page
+from spat.study.pages.reader import Frames
+from spat.study.send_sites import by_mean, kept, short
+from spat.study.statistics.cells import ALL_BATCHES, CELL, RUN, WHOLE_SITE, keyed
+from spat.study.statistics.ranks import UNIFORMITY
+
+PLACES: Final = ("sites", "heads")
+# With fewer runs, the interval of the bootstrap is little more than their range.
+MIN_RUNS: Final = 6
+# Name -> the columns of value, low and high.
+MEASURES: Final = {
+    "rho, all runs": ("rho", "low", "high"),
+    "rho within a run": ("within", "within_low", "within_high"),
+}
+# Rows of three panels that fit on a page.
+ROWS: Final = 4
+_COLUMNS: Final = ("rho", "low", "high", "within", "within_low", "within_high", "runs", "points")
+
+
+@page(
+    "table",
+    "send_uniformity",
+    title="SEND against the uniformity of the attention maps: Spearman's rho",
+    caption="""
+Is SEND low where attention is uniform? Spearman's rank correlation between SEND and the uniformity
+of the attention maps (normalised entropy; 1 is uniform), over all sites and over all heads of a
+cell, with a bootstrap interval over runs. It is negative where SEND is low for uniform attention.
+""",
+    layout=Layout((*SHOWN, "places"), "measure", best=False, counted="runs", kept=("places",)),
+    notes=(
+        "Negative: SEND is low where attention is uniform.",
+        "All runs: over the places of all runs together. Within a run: of each run alone, "
+        "averaged.",
+        "Intervals are a bootstrap over runs.",
+    ),
+)
+def send_uniformity(frames: Frames) -> pd.DataFrame:
+    """Spearman's rho of SEND against the uniformity of the attention maps, over sites and heads.
+
+    Columns: dataset, model, variant, lookback, horizon, places (sites, heads), measure, mean, low,
+    high, sd, n (runs), missing, unit. Intervals are a bootstrap over runs.
+
+    Raises:
+        Absent: if SEND or the uniformity of the maps was not recorded.
+    """
+    rhos = correlations(
+        frames.scores, draws=frames.statistics.bootstrap, confidence=frames.statistics.confidence
+    )
+    if rhos.empty:
+        raise Absent("No attention site was scored by SEND in this experiment.")
+    tables = [
+        rhos[[*SHOWN, "places"]].assign(
+            measure=name, mean=rhos[mean], low=rhos[low], high=rhos[high], n=rhos["runs"]
+        )
+        for name, (mean, low, high) in MEASURES.items()
+    ]
+    table = pd.concat(tables, ignore_index=True)
+    table = table.assign(
+        places=methods.ordered(table["places"], PLACES),
+        measure=methods.ordered(table["measure"], MEASURES),
+        sd=float("nan"),
+        missing=0,
+        unit="tau",
+    )
+    return methods.sort_rows(table, [*SHOWN, "places", "measure"])
+
+
+@page(
+    "figure",
+    "send_uniformity",
+    title="SEND against the uniformity of the attention maps",
+    caption="""
+Is SEND low where attention is uniform? Left: SEND against the uniformity of the attention maps
+(their normalised entropy; 1 is uniform), a dot for each head and a ring for each site; rho is
+Spearman's rank correlation, averaged over runs.
+Right: the mean attention maps of the sites with the lowest and the highest SEND. Black is the
+largest weight of that map, which is given above it.
+""",
+)
+def against_uniformity(frames: Frames) -> Figure:
+    """SEND against the uniformity of the attention maps, and the maps of two sites.
+
+    One dot a head, one ring a site; rho is Spearman's, averaged over runs. Where there are many
+    cells, a panel joins those of a model and the maps are those of its first run.
+
+    Raises:
+        Absent: if SEND or the uniformity of the maps was not recorded.
+    """
+    send = kept(frames.scores, "send")
+    uniformity = kept(frames.scores, UNIFORMITY)
+    both = send.merge(uniformity, on=[*RUN, "site", "name", "head"], suffixes=("", "_map"))
+    keys, cells = style.split(both, ROWS)
+    if not cells:
+        both = by_mean(both, both)
+    maps = frames.maps
+    parts = style.panels(both, keys)[:ROWS]
+    figure = style.canvas(height=1.4 * len(parts) + 0.35)
+    axes = figure.subplots(len(parts), 3, squeeze=False, width_ratios=(1.5, 1, 1))
+    for row, (title, part) in zip(axes, parts, strict=True):
+        _scatter(row[0], part, title, relative=not cells)
+        shown = maps.merge(part[list(RUN)].drop_duplicates(), on=list(RUN))
+        _two_maps(row[1:], shown, send)
+    return figure
+
+
+def points(scores: pd.DataFrame, criterion: str = "send") -> pd.DataFrame:
+    """The criterion and the uniformity of each place, over all batches at the kept epoch.
+
+    Returns:
+        RUN, `places` (`sites`, `heads`), `site`, `head`, `score`, `uniformity`.
+    """
+    whole = scores[scores["batch"] == ALL_BATCHES]
+    keys = [*RUN, "epoch", "site", "head"]
+    scored, maps = (
+        whole.loc[whole["criterion"] == name, [*keys, "value"]] for name in (criterion, UNIFORMITY)
+    )
+    # The uniformity is known at the kept epoch only, SEND at every epoch.
+    both = scored.rename(columns={"value": "score"}).merge(
+        maps.rename(columns={"value": "uniformity"}), on=keys
+    )
+    places = np.where(both["head"] == WHOLE_SITE, *PLACES)
+    return both.assign(places=places)[[*RUN, "places", "site", "head", "score", "uniformity"]]
+
+
+def correlations(
+    scores: pd.DataFrame,
+    criterion: str = "send",
+    *,
+    draws: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Spearman's rho per cell, over sites and over heads, with bootstrap intervals over runs.
+
+    `rho` is that of all places of all runs together, `within` the mean over runs of the rho of each
+    run (missing for a run with a constant score). Each draw takes S - 1 of S runs, as in
+    `spat.study.statistics.bootstrap`. With fewer than `MIN_RUNS` runs there is no interval.
+
+    Returns:
+        CELL, `places`, `rho`, `low`, `high`, `within`, `within_low`, `within_high`, `runs`,
+        `points` (places of one run).
+    """
+    keys = [*CELL, "places"]
+    rows = []
+    for key, group in points(scores, criterion).groupby(keys):
+        ordered = group.sort_values(["seed", "site", "head"])
+        shape = (ordered["seed"].nunique(), -1)
+        x, y = (ordered[name].to_numpy().reshape(shape) for name in ("score", "uniformity"))
+        rows.append(keyed(keys, key) | _measures(x, y, draws, confidence, seed))
+    return pd.DataFrame(rows, columns=[*keys, *_COLUMNS])
+
+
+def spearman(x: Array, y: Array) -> Array:
+    """Rank correlation along the last axis, [..., N] -> [...]; missing for constants."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", scipy.stats.ConstantInputWarning)
+        return np.asarray(scipy.stats.spearmanrho(x, y, axis=-1).statistic)
+
+
+def _measures(x: Array, y: Array, draws: int, confidence: float, seed: int) -> dict[str, Any]:
+    """The measures of one cell: x, y [runs, places]."""
+    runs = len(x)
+    own = spearman(x, y)
+    nan = float("nan")
+    measures: dict[str, Any] = {
+        "rho": float(spearman(x.ravel(), y.ravel())),
+        "within": float(np.nanmean(own)) if np.isfinite(own).any() else nan,
+        "runs": runs,
+        "points": x.shape[1],
+    }
+    if runs < MIN_RUNS:
+        return measures | dict.fromkeys(("low", "high", "within_low", "within_high"), nan)
+    drawn = np.random.default_rng(seed).integers(runs, size=(draws, runs - 1))
+    together = spearman(x[drawn].reshape(draws, -1), y[drawn].reshape(draws, -1))
+    tail = (1.0 - confidence) / 2.0
+    for name, sample in (("", together), ("within_", _means(own[drawn]))):
+        low, high = np.nanquantile(sample, [tail, 1.0 - tail])
+        measures |= {f"{name}low": float(low), f"{name}high": float(high)}
+    return measures
+
+
+def _means(values: Array) -> Array:
+    """Means along the last axis of the values that are not NaN; NaN where there are none."""
+    known = np.isfinite(values)
+    sums = np.where(known, values, 0.0).sum(axis=-1)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(sums / known.sum(axis=-1))
+
+
+def _scatter(axis: Axes, rows: pd.DataFrame, title: str, *, relative: bool) -> None:
+    unit, suffix = style.power(rows["value"])
+    scaled = rows.assign(value=rows["value"] / unit)
+    whole = scaled["head"] == WHOLE_SITE
+    heads, sites = scaled[~whole], scaled[whole]
+    axis.plot(heads["value"], heads["value_map"], ".", ms=2.5, color=style.COLOURS[5])
+    axis.plot(
+        sites["value"], sites["value_map"], "o", ms=4, mfc="none", color=style.COLOURS[1], mew=0.8
+    )
+    rhos = [
+        run["value"].corr(run["value_map"], method="spearman")
+        for _, run in (heads if len(heads) else sites).groupby(list(RUN))
+        if run["value"].std() > 0 and run["value_map"].std() > 0
+    ]
+    rho = f"ρ = {np.mean(rhos):+.2f}".replace("-", "−") if rhos else "ρ undefined"
+    axis.set_title(f"{title}\n{rho}", fontsize=7)
+    axis.set(xlabel="SEND / mean" if relative else f"SEND{suffix}", ylabel="uniformity")
+    axis.margins(0.1)
+
+
+def _two_maps(axes: np.ndarray, maps: pd.DataFrame, send: pd.DataFrame) -> None:
+    """The mean attention map of the site with the lowest SEND, and of that with the highest."""
+    run = maps[list(RUN)].drop_duplicates().head(1)
+    shown = maps.merge(run, on=list(RUN))
+    scored = send[send["head"] == WHOLE_SITE].merge(run, on=list(RUN))
+    names = scored[scored["name"].isin(set(shown["name"]))].sort_values("value")["name"]
+    ends = [*names.iloc[[0, -1]]] if len(names) else []
+    for axis, name, end in zip(axes, ends, ("lowest", "highest"), strict=False):
+        matrix = style.square(shown[shown["name"] == name])
+        axis.imshow(matrix, cmap="Greys", vmin=0, interpolation="nearest")
+        axis.set_title(f"{end}: {short(name)}\nmax {matrix.max():.2f}", fontsize=7)
+        axis.set(xlabel="key", ylabel="query", xticks=[], yticks=[])
+        axis.spines[:].set_visible(True)
+    if names.empty:
+        for axis in axes:
+            axis.set(xticks=[], yticks=[], xlabel="key", ylabel="query")
+            axis.text(0.5, 0.5, "no map", ha="center", va="center", transform=axis.transAxes)

@@ -1,0 +1,1 @@
+"""The statistics that the pages share: averages, intervals, tests and ranks."""

@@ -1,0 +1,121 @@
+"""Nested averages over runs, and their intervals over seeds.
+
+Runs are not equally independent: seeds of a cell share everything but chance, horizons share the
+data, and datasets of one source share its sensors. So averages take seeds first, then horizons,
+then the datasets of a source, then sources, whatever the number of seeds in each cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Literal
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+
+from spat.study.statistics.cells import CELL, RUN
+
+# From the most independent to the least.
+LEVELS: Final = ("source", "dataset", "horizon", "seed")
+
+_SUMMARY: Final = ("low", "high", "p", "runs", "cells")
+
+
+def weights(frame: pd.DataFrame, by: Sequence[str] = ()) -> pd.Series:
+    """The weight of each row in the nested mean of its group; the weights of a group sum to 1.
+
+    Sources have equal weights, within a source its datasets, within a dataset its horizons, within
+    a horizon its seeds; rows of one run and group share the weight of that run. A level in `by` is
+    not averaged over.
+    """
+    frame = frame.assign(everything=0)
+    keys = ["everything", *by]
+    weight = pd.Series(1.0, index=frame.index)
+    for level in LEVELS:
+        if level not in keys:
+            weight /= frame.groupby(keys, dropna=False)[level].transform("nunique")
+            keys.append(level)
+    return weight / frame.groupby(keys, dropna=False)["everything"].transform("size")
+
+
+def average(
+    frame: pd.DataFrame,
+    values: Sequence[str],
+    by: Sequence[str] = (),
+    upto: Literal["dataset", "source"] = "dataset",
+) -> pd.DataFrame:
+    """Nested means of `values` per group of `by`: one row a source, or (`upto` source) one in all.
+
+    The frame has the columns of a run. Every other column that distinguishes rows belongs in `by`.
+
+    Returns:
+        `by`, `source` unless it is averaged too, `values`, and `runs`, the number of runs with all
+        values. Rows with a missing value are left out of all means.
+    """
+    rows = frame.dropna(subset=list(values)).assign(everything=0)
+    keys = [*by] if upto == "source" else [*by, "source"]
+    weighted = rows[list(values)].mul(weights(rows, keys), axis="index")
+    columns = [rows[key] for key in keys or ["everything"]]
+    table = weighted.groupby(columns, dropna=False, observed=True).sum()
+    table["runs"] = rows[list(RUN)].apply(tuple, axis=1).groupby(columns, dropna=False).nunique()
+    return table.reset_index(drop=not keys)
+
+
+def summarise(
+    frame: pd.DataFrame, value: str, by: Sequence[str], *, confidence: float = 0.95
+) -> pd.DataFrame:
+    """Nested mean of `value` per group of `by`, with a t interval over seeds.
+
+    Seeds vary within their cell. All cells are assumed to have the same variance, so that their
+    variances are pooled and a cell with a single run takes that of the others. The interval is
+    about training again on the same data. For variation between data, put `source` in `by`. The
+    interval is missing where no cell has two seeds. Rows with a missing value are left out.
+
+    Returns:
+        `by`, `value`, `low`, `high`, `p` (two-sided, of a mean of 0), `runs`, `cells`.
+    """
+    rows = frame[frame[value].notna()]
+    weight = weights(rows, by)
+    rows = rows.assign(weight=weight, share=weight * rows[value])
+    keys, of_cell, of_run = ([*dict.fromkeys([*by, *more])] for more in ((), CELL, RUN))
+    runs = rows.groupby(of_run, dropna=False)[["weight", "share"]].sum().reset_index()
+    own = runs["share"] / runs["weight"]
+    cell_mean = own.groupby([runs[key] for key in of_cell], dropna=False).transform("mean")
+    runs = runs.assign(squares=(own - cell_mean) ** 2, weights=runs["weight"] ** 2)
+    groups = runs.groupby(keys, dropna=False)
+    table = groups[["share", "squares", "weights"]].sum()
+    table["runs"] = groups.size()
+    table["cells"] = runs[of_cell].drop_duplicates().groupby(keys, dropna=False).size()
+    freedom = (table["runs"] - table["cells"]).where(lambda n: n > 0)
+    error = np.sqrt(table["squares"] / freedom * table["weights"])
+    half = error * scipy.stats.t.ppf(0.5 + confidence / 2.0, freedom)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = 2.0 * scipy.stats.t.sf(np.abs(table["share"] / error), freedom)
+    table = table.assign(low=table["share"] - half, high=table["share"] + half, p=p)
+    return table.rename(columns={"share": value}).reset_index()[[*by, value, *_SUMMARY]]
+
+
+def measure(
+    rows: pd.DataFrame,
+    value: str,
+    by: Sequence[str],
+    name: str,
+    unit: str = "",
+    *,
+    scale: float = 1.0,
+    bounds: tuple[float, float] | None = None,
+) -> pd.DataFrame:
+    """`summarise` as rows of a tidy table: `by`, mean, low, high, n (runs), p, measure, unit.
+
+    Means and intervals are multiplied by `scale`; `bounds` limits the interval of a quantity that
+    cannot leave them. Empty (without columns) where no row has a value.
+    """
+    if rows[value].isna().all():
+        return pd.DataFrame()
+    table = summarise(rows.astype({value: "float64"}), value, by)
+    table = table.rename(columns={value: "mean", "runs": "n"}).drop(columns="cells")
+    table[["mean", "low", "high"]] *= scale
+    if bounds is not None:
+        table[["low", "high"]] = table[["low", "high"]].clip(*bounds)
+    return table.assign(measure=name, unit=unit)

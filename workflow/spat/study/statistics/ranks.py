@@ -1,0 +1,108 @@
+"""Rank agreement of many short score vectors at once, and the site scores of a run.
+
+`scipy.stats.kendalltau` takes one pair of vectors per call. A stability curve needs hundreds of
+thousands of pairs of four sites each.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from spat.blocks import Array
+from spat.study.statistics.cells import ALL_BATCHES, RUN, WHOLE_SITE, keyed
+
+# A statistic that is recorded with the scores, but is not a criterion.
+UNIFORMITY: Final = "uniformity"
+
+# All permutations up to this many sites (720), a random sample of as many beyond.
+EXACT_SITES: Final = 6
+
+
+def tau_b(a: ArrayLike, b: ArrayLike) -> Array:
+    """Kendall's tau-b along the last axis: [..., N] and [..., N] -> [...], broadcast.
+
+    A constant vector ranks nothing and gets 0. (scipy gives NaN, which an average over runs would
+    leave out, as if the criterion had not failed.)
+    """
+    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    first, second = np.triu_indices(x.shape[-1], k=1)
+    signs = np.sign(x[..., first] - x[..., second]), np.sign(y[..., first] - y[..., second])
+    both = np.asarray((signs[0] * signs[1]).sum(axis=-1))
+    norm = np.sqrt((signs[0] ** 2).sum(axis=-1) * (signs[1] ** 2).sum(axis=-1))
+    return np.asarray(np.divide(both, norm, out=np.zeros_like(both), where=norm > 0))
+
+
+def permutations(n: int, seed: int = 0) -> NDArray[np.intp]:
+    """Orders of n sites, [P, n]: all of them up to `EXACT_SITES`, else a random sample."""
+    if n <= EXACT_SITES:
+        return np.array(list(itertools.permutations(range(n))), dtype=np.intp)
+    rng = np.random.default_rng(seed)
+    return rng.permuted(np.tile(np.arange(n), (math.factorial(EXACT_SITES), 1)), axis=1)
+
+
+def batch_scores(scores: pd.DataFrame) -> pd.DataFrame:
+    """Scores of whole sites in single batches at the kept checkpoint."""
+    rows = scores[(scores["head"] == WHOLE_SITE) & (scores["batch"] != ALL_BATCHES)]
+    return rows[rows["criterion"] != UNIFORMITY]
+
+
+def site_scores(scores: pd.DataFrame) -> pd.DataFrame:
+    """The score that pruning ranks by: RUN, `criterion`, `site`, `value`.
+
+    It is the value over all batches at the kept epoch, the one whose single batches were recorded.
+    Runs that were not scored are left out. So are criteria with a missing score: they cannot be
+    ranked.
+    """
+    whole = scores[(scores["head"] == WHOLE_SITE) & (scores["criterion"] != UNIFORMITY)]
+    kept = whole.loc[whole["batch"] != ALL_BATCHES, [*RUN, "epoch"]].drop_duplicates()
+    rows = whole[whole["batch"] == ALL_BATCHES].merge(kept, on=[*RUN, "epoch"])
+    unknown = rows["value"].isna().groupby([rows[key] for key in (*RUN, "criterion")])
+    return rows.loc[~unknown.transform("any"), [*RUN, "criterion", "site", "value"]]
+
+
+def vectors(frame: pd.DataFrame, keys: list[str], value: str = "value") -> pd.Series:
+    """One vector over sites, in forward order, per combination of `keys`: values are arrays [N]."""
+    ordered = frame.sort_values([*keys, "site"])
+    groups: Any = ordered.groupby(keys, sort=True)[value]
+    return groups.agg(lambda values: values.to_numpy(dtype=np.float64))  # type: ignore[no-any-return]
+
+
+def pairwise_tau(values: pd.Series, group: list[str]) -> pd.DataFrame:
+    """Mean tau-b over all pairs of vectors within a group: `group`, `tau`, `pairs`."""
+    taus = []
+    for key, members in values.groupby(level=group):
+        x = np.stack(members.to_list())
+        first, second = np.triu_indices(len(x), k=1)
+        if len(first):
+            tau = float(tau_b(x[first], x[second]).mean())
+            taus.append(keyed(group, key) | {"tau": tau, "pairs": len(first)})
+    return pd.DataFrame(taus, columns=[*group, "tau", "pairs"])
+
+
+def merged_criteria(scores: pd.DataFrame) -> dict[str, str]:
+    """Criteria that order the sites of every run identically, merged: name -> joined label.
+
+    Ties are broken in forward order, as in pruning. A label joins its criteria by ` = ` in
+    alphabetical order. A criterion that equals no other keeps its name.
+    """
+    orders = vectors(site_scores(scores), ["criterion", *RUN]).map(
+        lambda value: tuple(np.argsort(value, kind="stable").tolist())
+    )
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for criterion, own in orders.groupby(level="criterion"):
+        runs = own.droplevel("criterion")
+        groups.setdefault(tuple(zip(runs.index, runs, strict=True)), []).append(str(criterion))
+    return {name: " = ".join(names) for names in groups.values() for name in names}
+
+
+def relabelled(frame: pd.DataFrame, labels: Mapping[str, str] | None) -> pd.DataFrame:
+    """The frame with merged criteria under their label."""
+    names = dict(labels or {})
+    return frame.assign(criterion=frame["criterion"].map(lambda name: names.get(name, name)))

@@ -1,0 +1,186 @@
+"""Tests across independent sources, and the smallest change that a number of seeds can detect.
+
+Runs of one dataset, horizons of one dataset, and ETTh1 and ETTm1 (the same sensors) are not
+independent. So values are averaged to one per source (`spat.study.statistics.averages`) before they
+are tested. Where there are too few sources, a test gives a note instead of a p-value.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+from numpy.typing import ArrayLike
+
+# With five pairs, Wilcoxon's two-sided p-value is at least 0.0625, even if all signs agree.
+MIN_SOURCES: Final = 6
+
+
+class StatisticsError(ValueError):
+    """A test that would mislead with these arguments; the message says what to declare."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A test over `n` independent sources. If it was not made, `p` is None and `note` says why."""
+
+    statistic: float | None
+    p: float | None
+    n: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class MixedEffect:
+    """change ~ 1 with a random effect of the source.
+
+    `mean` with its interval, the standard deviations between and within sources, and the two-sided
+    `p` of mean = 0. `note` holds the warnings of the fit; the numbers are NaN where it failed.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    between: float
+    within: float
+    sources: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Friedman's test and Nemenyi's critical difference over `test.n` independent cases.
+
+    `ranks` are the mean ranks (1: the lowest value). Methods closer than `critical_difference` do
+    not differ significantly. `pairwise` holds Nemenyi's p-values. Both are None where there are too
+    few cases.
+    """
+
+    test: Outcome
+    ranks: pd.Series
+    critical_difference: float | None = None
+    pairwise: pd.DataFrame | None = None
+
+
+def wilcoxon(changes: ArrayLike) -> Outcome:
+    """Two-sided signed-rank test of changes, one for each independent source.
+
+    The test is made only for at least `MIN_SOURCES` sources.
+
+    Raises:
+        StatisticsError: if a change is not finite.
+    """
+    x = np.asarray(changes, dtype=np.float64)
+    if not np.isfinite(x).all():
+        raise StatisticsError(
+            f"changes {x.tolist()}: leave out sources whose training diverged, and report them"
+        )
+    if x.size < MIN_SOURCES:
+        return Outcome(
+            None, None, x.size, f"too few sources: {x.size}, at least {MIN_SOURCES} needed"
+        )
+    if not x.any():
+        return Outcome(0.0, 1.0, x.size, "no source changed")
+    result = scipy.stats.wilcoxon(x)
+    return Outcome(float(result.statistic), float(result.pvalue), x.size)
+
+
+def holm(p: Mapping[str, float | None], family: Sequence[str]) -> dict[str, float | None]:
+    """P-values adjusted by Holm's method over the family of tests that was declared beforehand.
+
+    A test of the family that could not be made (None) still counts, and its result is None.
+
+    Raises:
+        StatisticsError: if the tests are not those of the family.
+    """
+    from statsmodels.stats.multitest import multipletests
+
+    if len(set(family)) != len(family) or set(p) != set(family):
+        raise StatisticsError(
+            f"tests {sorted(p)} differ from the declared family {sorted(family)}: Holm's method "
+            "needs every test that was planned and no other"
+        )
+    given = [p[name] for name in family]
+    if not given:
+        return {}
+    raw = [1.0 if value is None or np.isnan(value) else value for value in given]
+    adjusted = multipletests(raw, method="holm")[1]
+    made = [value is not None and not np.isnan(value) for value in given]
+    return {n: float(a) if m else None for n, a, m in zip(family, adjusted, made, strict=True)}
+
+
+def mixed_model(
+    frame: pd.DataFrame, value: str = "change", group: str = "source", confidence: float = 0.95
+) -> MixedEffect:
+    """Mean of `value` over cells with a random effect of `group` (REML), as a sensitivity check.
+
+    With few sources the normal interval is too narrow: it complements the values per source and
+    does not replace them.
+    """
+    from statsmodels.regression.mixed_linear_model import MixedLM
+
+    rows = frame[[value, group]].dropna()
+    sources = int(rows[group].nunique())
+    nan = float("nan")
+    if sources < 2 or len(rows) <= sources:
+        note = f"{len(rows)} cells of {sources} {group}s: two are needed, one of them with several"
+        return MixedEffect(nan, nan, nan, nan, nan, nan, sources, note)
+    y = rows[value].to_numpy(dtype=np.float64)
+    scale = float(y.std()) or 1.0  # The optimiser's tolerance is absolute.
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            fit = MixedLM(y / scale, np.ones((len(y), 1)), groups=rows[group].to_numpy()).fit()
+        except np.linalg.LinAlgError as error:
+            return MixedEffect(nan, nan, nan, nan, nan, nan, sources, str(error))
+        low, high = scale * fit.conf_int(1.0 - confidence)[0]
+        mean, p = scale * float(fit.fe_params[0]), float(fit.pvalues[0])
+        between = scale * float(np.sqrt(np.asarray(fit.cov_re)[0, 0]))
+    note = "; ".join(dict.fromkeys(str(warning.message).split("\n")[0] for warning in caught))
+    within = scale * float(np.sqrt(fit.scale))
+    return MixedEffect(mean, float(low), float(high), p, between, within, sources, note)
+
+
+def ranking(table: pd.DataFrame, alpha: float = 0.05) -> Ranking:
+    """Friedman's test of methods (columns) over independent cases (rows); low values are best.
+
+    Cases with a missing value are left out. The test and Nemenyi's critical difference (Demsar
+    2006, equation for CD) are given only for at least `MIN_SOURCES` cases and three methods.
+    """
+    complete = table.dropna()
+    cases, methods = complete.shape
+    ranks = complete.rank(axis="columns").mean().sort_values()
+    if cases < MIN_SOURCES or methods < 3:
+        note = f"{cases} cases of {methods} methods: at least {MIN_SOURCES} and 3 needed"
+        return Ranking(Outcome(None, None, cases, f"too few: {note}"), ranks)
+    import scikit_posthocs
+
+    result = scipy.stats.friedmanchisquare(*complete.to_numpy().T)
+    pairwise = scikit_posthocs.posthoc_nemenyi_friedman(complete.to_numpy())
+    pairwise = pairwise.set_axis(complete.columns).set_axis(complete.columns, axis="columns")
+    q = scipy.stats.studentized_range.ppf(1.0 - alpha, methods, np.inf) / np.sqrt(2.0)
+    distance = float(q * np.sqrt(methods * (methods + 1) / (6.0 * cases)))
+    test = Outcome(float(result.statistic), float(result.pvalue), cases)
+    return Ranking(test, ranks, distance, pairwise)
+
+
+def detectable(sd: float, n: int, power: float = 0.8, alpha: float = 0.05) -> float:
+    """The smallest mean difference that a paired t-test of `n` pairs finds with this power.
+
+    `sd` is the standard deviation of the paired differences; the result has its unit.
+
+    Raises:
+        StatisticsError: for fewer than two pairs.
+    """
+    from statsmodels.stats.power import TTestPower
+
+    if n < 2:
+        raise StatisticsError(f"{n} pair(s) of seeds: a paired t-test needs at least two")
+    effect = TTestPower().solve_power(nobs=n, alpha=alpha, power=power, alternative="two-sided")
+    return float(effect) * sd
