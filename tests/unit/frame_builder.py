@@ -240,7 +240,7 @@ def _examples(keys: dict[str, Any]) -> Iterator[dict[str, Any]]:
             row = {**keys, "kind": "forecast", "head": window, "row": step, "column": -1}
             yield {**row, "name": "input", "value": wave}
             if step < keys["horizon"]:
-                names = ("truth", "dense", FULL, EMPTY)
+                names = ("truth", "dense", FULL, EMPTY, nested("send", 0.5).name)
                 for name in names if keys["model"] in ATTENTION else names[:2]:
                     yield {**row, "name": name, "value": wave + 0.1 * noise(name, step, window)}
     if keys["model"] in ATTENTION:

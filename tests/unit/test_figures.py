@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from itertools import combinations
 from pathlib import Path
@@ -9,17 +10,19 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pytest
-from frame_builder import EMPTY, FULL, KEPT, build, error, frames_of, nested, score
+from frame_builder import EMPTY, FULL, KEPT, build, error, frames_of, head_mask, nested, score
 from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from spat.attention.mask import Mask
+from spat.study import methods
 from spat.study.history import run_history
 from spat.study.pages import style
 from spat.study.pages.reader import Frames
-from spat.study.pages.registry import FIGURES, draw, write_figure
+from spat.study.pages.registry import FIGURES, draw, tables, write_figure
 from spat.study.send_sites import short
 
 ETT = ("ETTh1", "ETTh2", "ETTm1", "ETTm2")
@@ -187,39 +190,85 @@ def test_many_cells_share_panels() -> None:
 # what they show
 
 
-def test_pareto_points_are_means_over_seeds() -> None:
+def mse(mask: Mask, phase: str, seed: int) -> float:
+    keys = {"dataset": "ETTh1", "model": "iTransformer", "horizon": 96, "seed": seed}
+    return error(keys, mask, phase, "ETTh1")
+
+
+def test_pareto_points_are_changes_against_the_control_with_their_interval() -> None:
     axis = panels(drawn("pareto"))["ETTh1 iTransformer"]
     handles, labels = axis.get_legend_handles_labels()
     shown = dict(zip(labels, handles, strict=True))
-    rows = [
-        error({"dataset": "ETTh1", "model": "iTransformer", "horizon": 96, "seed": seed},
-              nested("send", 0.5), "finetuned", "ETTh1")
-        for seed in range(3)
-    ]  # fmt: skip
-    line = shown["SPAT 50 %"].lines[0]
-    assert line.get_xdata()[0] == 32
-    assert line.get_ydata()[0] == pytest.approx(np.mean(rows))
-    assert shown["dense"].lines[0].get_xdata()[0] == 40
+    full, half = Mask.full((4, 4, 4, 4)), nested("send", 0.5)
+    control = [mse(full, "finetuned", seed) for seed in range(3)]
+    line, _, (bar,) = shown["SPAT 50 %"]
+    assert line.get_xdata()[0] == 100 * 32 / 40
+    change = 100 * (np.mean([mse(half, "finetuned", s) for s in range(3)]) / np.mean(control) - 1)
+    assert line.get_ydata()[0] == pytest.approx(change, abs=1e-3)
+    (segment,) = bar.get_segments()
+    row = (
+        tables()["changes"]
+        .function(frames("default"))
+        .query("dataset == 'ETTh1' and model == 'iTransformer' and method == 'SPAT 50 %'")
+    )
+    assert segment[:, 1] == pytest.approx([row["low"].item(), row["high"].item()])
+    dense = shown["dense"].lines[0]
+    expected = np.mean([mse(full, "dense", s) / c - 1 for s, c in enumerate(control)])
+    assert (dense.get_xdata()[0], dense.get_ydata()[0]) == pytest.approx((100, 100 * expected))
     assert axis.get_xlabel() == "" and "FLOPs" in drawn("pareto").axes[-1].get_xlabel()
 
 
-def test_pareto_of_many_cells_is_relative_to_dense() -> None:
+def test_the_front_holds_what_nothing_beats() -> None:
+    axis = panels(drawn("pareto"))["ETTh1 iTransformer"]
+    handles, labels = axis.get_legend_handles_labels()
+    front = dict(zip(labels, handles, strict=True))["front"]
+    x, y = np.asarray(front.get_xdata()), np.asarray(front.get_ydata())
+    assert (np.diff(x) >= 0).all() and (np.diff(y) <= 0).all()
+    points = [h.lines[0].get_xydata()[0] for h in handles if isinstance(h, ErrorbarContainer)]
+    for px, py in points:
+        beaten = any((qx <= px and qy <= py) and (qx, qy) != (px, py) for qx, qy in points)
+        assert beaten != ((x == px) & (y == py)).any()
+
+
+def test_pareto_of_many_cells_joins_them() -> None:
     axis = panels(drawn("pareto", "many"))["iTransformer"]
     handles, labels = axis.get_legend_handles_labels()
-    dense = dict(zip(labels, handles, strict=True))["dense"].lines[0]
-    assert (dense.get_xdata()[0], dense.get_ydata()[0]) == pytest.approx((100, 0))
+    shown = dict(zip(labels, handles, strict=True))
+    assert shown["dense"].lines[0].get_xdata()[0] == pytest.approx(100)
+    assert list(shown["control"].lines[0].get_xydata()[0]) == pytest.approx([100, 0])
 
 
-def test_a_reference_far_away_is_named_and_not_drawn() -> None:
+def test_all_panels_of_the_pareto_figure_have_one_scale() -> None:
+    axes = drawn("pareto").axes
+    assert len({axis.get_xlim() for axis in axes}) == len({axis.get_ylim() for axis in axes}) == 1
+
+
+def test_a_baseline_far_away_is_named_and_not_drawn() -> None:
     made = build(datasets=("ETTh1",), models=("iTransformer", "DLinear"), pairs=())
     made["results"].loc[made["results"]["model"] == "DLinear", "mse"] = 3.0
     figure = draw("pareto", Frames.of(**made))
     (axis,) = figure.axes
-    assert axis.get_ylim()[1] < 1
-    assert axis.get_title().endswith("\n(DLinear: 3.000)")
+    assert axis.get_ylim()[1] < 20
+    assert re.search(r"\n\(DLinear: \+\d{3}\.\d %\)$", axis.get_title())
 
 
-def test_masks_with_a_name_are_no_grey_dots() -> None:
+def test_a_method_has_the_same_mark_in_every_figure() -> None:
+    marks = {name: methods.mark(name) for name in ("dense", "control", "SPAT (val.)", "none left")}
+    assert len({(mark.colour, mark.marker) for mark in marks.values()}) == len(marks)
+    for name in ("pareto", "latency", "history", "forecasts"):
+        seen = 0
+        for axis in drawn(name).axes:
+            handles, labels = axis.get_legend_handles_labels()
+            for handle, label in zip(handles, labels, strict=True):
+                mark = marks.get(label.removeprefix("fine-tuning: "))
+                if mark is not None:
+                    line = handle.lines[0] if isinstance(handle, ErrorbarContainer) else handle
+                    assert line.get_color() == mark.colour, (name, label)
+                    seen += 1
+        assert seen, name
+
+
+def test_masks_with_a_name_are_not_grey_dots() -> None:
     _, labels = drawn("pareto").axes[0].get_legend_handles_labels()
     assert "other masks" in labels
     made = build(exhaustive=False, pairs=())
@@ -229,11 +278,7 @@ def test_masks_with_a_name_are_no_grey_dots() -> None:
     made["results"] = rows[rows["mask"].isin({FULL, EMPTY, "none"} | masks)]
     for name in ("pareto", "latency"):
         for axis in draw(name, Frames.of(**made)).axes:
-            handles, labels = axis.get_legend_handles_labels()
-            assert "other masks" not in labels
-            end = dict(zip(labels, handles, strict=True))["none left"].lines[0].get_xydata()[0]
-            line = next(line for line in axis.lines if len(line.get_xdata()) == 4)
-            assert list(line.get_xydata()[-1]) == list(end)
+            assert "other masks" not in axis.get_legend_handles_labels()[1]
 
 
 def test_latency_is_relative_to_the_dense_model() -> None:
@@ -275,7 +320,16 @@ def test_uniformity_names_the_correlation_and_the_two_sites() -> None:
     assert titles[2].startswith("highest: e0")
     image = drawn("send_uniformity", "one").axes[2].images[0].get_array()
     assert image.shape == (7, 7)
-    assert np.allclose(image.sum(axis=1), 1)
+    assert np.allclose(image.sum(axis=1), 7), "in multiples of a uniform weight"
+
+
+def test_maps_have_one_scale_and_the_legend_names_dots_and_rings() -> None:
+    figure = drawn("send_uniformity")
+    images = [image for axis in figure.axes for image in axis.images]
+    assert len({image.get_clim() for image in images}) == 1
+    assert max(image.get_array().max() for image in images) == images[0].get_clim()[1]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["head", "whole site"]
 
 
 def test_stability_ends_in_full_agreement() -> None:
@@ -287,16 +341,19 @@ def test_stability_ends_in_full_agreement() -> None:
     assert send.get_ydata()[0] < 1.0
 
 
-def test_heads_vs_modules_shows_both_levels_and_the_control() -> None:
+def test_heads_vs_modules_shows_the_relative_difference_by_criterion() -> None:
     axis = panels(drawn("heads_vs_modules"))["ETTh1 iTransformer"]
     handles, labels = axis.get_legend_handles_labels()
-    assert {"control", "send modules", "send heads", "random heads"} <= set(labels)
-    shown = dict(zip(labels, handles, strict=True))
-    control = shown["control"].get_ydata()[0]
-    keys = {"dataset": "ETTh1", "model": "iTransformer", "horizon": 96}
-    full = Mask.full((4, 4, 4, 4))
-    seeds = [error({**keys, "seed": s}, full, "finetuned", "ETTh1") for s in range(3)]
-    assert control == pytest.approx(np.mean(seeds))
+    assert labels == ["send", "random", "michel"]
+    line, _, (bars,) = dict(zip(labels, handles, strict=True))["send"]
+    ratios = [
+        mse(head_mask("send", 0.25), "finetuned", s) / mse(nested("send", 0.25), "finetuned", s)
+        for s in range(3)
+    ]
+    assert line.get_ydata()[0] == pytest.approx(100 * (np.mean(ratios) - 1))
+    low, high = bars.get_segments()[0][:, 1]
+    half = 4.303 * 100 * np.std(ratios, ddof=1) / np.sqrt(3)  # t with two degrees of freedom
+    assert (high - low) / 2 == pytest.approx(half, rel=1e-3)
 
 
 def test_criteria_are_ordered_by_gain() -> None:
@@ -360,10 +417,14 @@ def test_a_tone_means_the_same_in_every_matrix() -> None:
 
 
 def test_forecasts_begin_where_the_input_ends() -> None:
-    (axis,) = drawn("forecasts", "one").axes
+    axis, *others = drawn("forecasts", "one").axes
+    assert [axis.get_title().split("\n")[-1], *(o.get_title() for o in others)] == [
+        "window 0",
+        "window 20",
+    ]
     handles, labels = axis.get_legend_handles_labels()
     shown = dict(zip(labels, handles, strict=True))
-    assert list(shown) == ["truth", "input", "dense", "control", "none left"]
+    assert list(shown) == ["input", "truth", "dense", "control", "SPAT (val.)", "none left"]
     assert "last channel" in axis.get_ylabel()
     assert shown["input"].get_xdata()[-1] == -1
     assert shown["truth"].get_xdata()[0] == 0

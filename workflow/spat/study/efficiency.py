@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from spat.study import methods
-from spat.study.accuracy import NOTE_CHOSEN, NOTE_PAIRED
-from spat.study.methods import CHOSEN, CONTROL, DENSE, NONE_LEFT, SHOWN
+from spat.study.accuracy import NOTE_CHOSEN, NOTE_PAIRED, changes
+from spat.study.methods import CHOSEN, CONTROL, DENSE, SHOWN
 from spat.study.pages import style
 from spat.study.pages.page import Absent, Layout, page
 from spat.study.pages.reader import Frames
@@ -32,7 +33,6 @@ QUANTITIES: Final = {
     "latency_ms": ("Latency", "ms"),
     "memory_mb": ("Memory", "MB"),
 }
-MILLION: Final = 1e6
 # Methods drawn as larger open marks, since they share their place with another method.
 RINGS: Final = (CHOSEN, CONTROL)
 DOTS: Final = "#bbbbbb"
@@ -118,37 +118,40 @@ def _averages(rows: pd.DataFrame, changes: pd.DataFrame) -> pd.DataFrame:
 @page(
     "figure",
     "pareto",
-    title="Test error against FLOPs",
+    title="Change of the test error against FLOPs",
     caption="""
-Test error against the number of floating-point operations of one forecast. Lower left is better.
-Points are means over seeds, bars standard deviations. The line joins SPAT's ratios, up to no
-attention left; the large open marks are the control and the ratio chosen on validation; small grey
-dots are all other masks that were fine-tuned.
-A baseline whose error is far outside the panel is given in brackets in the title.
-Where there are too many cells for a panel each, both axes are relative to the dense model.
+Change of the test MSE against the control (percent) against the floating-point operations of one
+forecast (percent of the dense model). Lower left is better; all panels have the same axes.
+Points are means over seeds with 95 % intervals (paired bootstrap over test windows and seeds).
+Where panels join several cells, bars are standard deviations over runs. The line is the front:
+methods that no other method beats in both. Small grey dots are all other masks that were
+fine-tuned. A method whose error is far outside the panel is given in brackets in the title.
 """,
 )
 def pareto(frames: Frames) -> Figure:
-    """Test MSE against FLOPs: one panel a cell, or changes against dense where there are many.
+    """Change of the test MSE against the control, against FLOPs; one panel a cell.
 
-    Points are means over seeds, bars standard deviations. Grey dots are all other site masks, over
-    the seeds in which no method chose them. A line joins SPAT's ratios up to `none left`.
+    Where there are many cells, panels join them. Grey dots are all other site masks, over the seeds
+    in which no method chose them. The front joins the methods that are not dominated.
 
     Raises:
         Absent: if no model has attention sites.
     """
     rows, masks = _points(frames)
     keys, cells = style.split(rows)
-    if cells:
-        scaled = [r.assign(x=r["flops"] / MILLION, y=r["mse"]) for r in (rows, masks)]
-        baselines = methods.baselines(rows, frames.results)
-        baselines = baselines.assign(x=baselines["flops"] / MILLION, y=baselines["mse"])
-    else:
-        scaled = [_relative(r, rows, {"flops": "x", "mse": "y"}) for r in (rows, masks)]
-        scaled = [r.assign(y=r["y"] - 100) for r in scaled]
-        baselines = scaled[0].iloc[:0]
-    labels = ("FLOPs (million)", "test MSE") if cells else ("FLOPs (%)", "MSE change (%)")
-    return _scatter(scaled[0], scaled[1], baselines, keys, labels)
+    baselines = methods.baselines(rows, frames.results)
+    rows, masks, baselines = (_against_control(part, rows) for part in (rows, masks, baselines))
+    points = _means(pd.concat([rows, baselines]), keys)
+    if cells and len(frames.losses):
+        tested = changes(frames).set_index([*SHOWN, "method"])[["mean", "low", "high"]]
+        tested.columns = pd.Index(["y", "low", "high"])
+        points = points.set_index([*keys, "method"])
+        points[["low", "high"]] = float("nan")
+        points.update(tested)
+        points = points.reset_index()
+    figure = _scatter(points, masks, rows, keys, front=True, sharex=True, sharey=True)
+    style.label(figure.axes, "FLOPs (% of dense)", "MSE vs control (%)")
+    return figure
 
 
 @page(
@@ -157,9 +160,9 @@ def pareto(frames: Frames) -> Figure:
     title="Latency against FLOPs",
     caption="""
 Measured time of a forward pass of the largest batch (`measure.batch_sizes`) against its
-floating-point operations, both in percent of the dense model.
-On the dotted diagonal, time falls as operations do; above it, part of the saving is lost to work
-that pruning does not change.
+floating-point operations, both in percent of the dense model. Bars are standard deviations over
+seeds. On the dotted diagonal, time falls as operations do; above it, part of the saving is lost to
+work that pruning does not change.
 """,
 )
 def latency(frames: Frames) -> Figure:
@@ -174,11 +177,14 @@ def latency(frames: Frames) -> Figure:
     if rows.empty:
         raise Absent("No latency was measured in this experiment.")
     keys, _ = style.split(rows)
-    scaled = [_relative(r, rows, {"flops": "x", "latency_ms": "y"}) for r in (rows, masks)]
-    labels = ("FLOPs (%)", "latency of the\nlargest batch (%)")
-    figure = _scatter(scaled[0], scaled[1], scaled[0].iloc[:0], keys, labels)
+    rows, masks = (
+        _relative(_relative(part, rows, "flops", "x"), rows, "latency_ms", "y")
+        for part in (rows, masks)
+    )
+    figure = _scatter(_means(rows, keys), masks, rows, keys)
     for axis in figure.axes:
         axis.axline((100, 100), slope=1, color=style.GREY, lw=0.6, ls=":", zorder=0)
+    style.label(figure.axes, "FLOPs (% of dense)", "latency of the\nlargest batch (%)")
     return figure
 
 
@@ -192,74 +198,89 @@ def _points(frames: Frames) -> tuple[pd.DataFrame, pd.DataFrame]:
     return rows, masks[~pd.MultiIndex.from_frame(masks[[*RUN, "mask"]]).isin(named)]
 
 
-def _relative(rows: pd.DataFrame, named: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
-    """Columns in percent of the dense model of the same run, under new names."""
-    dense = named.loc[named["method"] == DENSE, [*RUN, *columns]]
-    joined = rows.merge(dense, on=list(RUN), how="left", suffixes=("", "_dense"))
-    return joined.assign(
-        **{new: 100 * joined[old] / joined[f"{old}_dense"] for old, new in columns.items()}
-    )
+def _relative(rows: pd.DataFrame, named: pd.DataFrame, column: str, new: str) -> pd.DataFrame:
+    """A column in percent of the dense model of the same run, under a new name."""
+    dense = named.loc[named["method"] == DENSE, [*RUN, column]].rename(columns={column: "dense"})
+    joined = rows.merge(dense, on=list(RUN), how="left")
+    return joined.assign(**{new: 100 * joined[column] / joined["dense"]}).drop(columns="dense")
+
+
+def _against_control(rows: pd.DataFrame, named: pd.DataFrame) -> pd.DataFrame:
+    """`x`: FLOPs in percent of the dense model; `y`: change of the MSE against the control."""
+    control = named.loc[named["method"] == CONTROL, [*RUN, "mse"]].drop_duplicates(list(RUN))
+    rows = _relative(rows, named, "flops", "x")
+    rows = rows.merge(control.rename(columns={"mse": "control"}), on=list(RUN), how="left")
+    return rows.assign(y=100 * (rows["mse"] / rows["control"] - 1))
+
+
+def _means(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """`x` and `y` of each method in each panel, with `low` and `high` one deviation away."""
+    groups = rows.groupby([*keys, "method"])
+    table = groups.agg(x=("x", "mean"), y=("y", "mean"), sd=("y", "std")).reset_index()
+    table = table.assign(low=table["y"] - table["sd"], high=table["y"] + table["sd"])
+    return table.drop(columns="sd").dropna(subset=["x", "y"])
 
 
 def _scatter(
-    rows: pd.DataFrame,
+    points: pd.DataFrame,
     masks: pd.DataFrame,
-    baselines: pd.DataFrame,
+    rows: pd.DataFrame,
     keys: Sequence[str],
-    labels: tuple[str, str],
+    *,
+    front: bool = False,
+    **share: bool,
 ) -> Figure:
-    names = list(baselines["method"].unique()) if len(baselines) else []
-    order = methods.in_order([*rows["method"].unique(), *names])
-    marks = _marks(order, names)
+    """One panel for each value of `keys`: the methods, their bars, and dots of all other masks."""
+    low, high = _limits(points)
+    order = methods.in_order(points["method"])
     parts = style.panels(rows, keys)
-    figure, axes = style.grid(len(parts), extra=0.75)
+    figure, axes = style.grid(len(parts), extra=0.75, **share)
     for axis, (title, part) in zip(axes, parts, strict=True):
         here = part[list(keys)].drop_duplicates()
         cloud = masks.merge(here, on=list(keys)).groupby([*keys, "mask"])[["x", "y"]].mean()
+        cloud = cloud[cloud["y"].between(low, high)]
         if len(cloud):
             axis.plot(cloud["x"], cloud["y"], ".", ms=3, color=DOTS, label="other masks", zorder=1)
-        points = _means(pd.concat([part, baselines.merge(here, on=list(keys))]))
-        path = [m for m in points.index if m.endswith("%") or m == NONE_LEFT]
-        axis.plot(points.loc[path, "x"], points.loc[path, "y"], color=style.GREY, lw=0.7, zorder=2)
-        others = points["y"].drop(names, errors="ignore")
-        outside = [title]
-        for method in order:
-            x, y, deviation = points.reindex([method]).to_numpy(dtype=float)[0]
-            if method in names and _far(y, others):
-                # Above the panel, where it covers no point.
-                outside.append(f"({method}: {y:.3f})")
-                continue
-            mark, ring = marks[method], method in RINGS
+        shown = points.merge(here, on=list(keys)).set_index("method")
+        inside = shown[shown["y"].between(low, high)]
+        if front:
+            best = _front(inside)
+            axis.plot(best["x"], best["y"], color=style.GREY, lw=0.8, label="front", zorder=2)
+            axis.axhline(0, color=style.GREY, lw=0.5, ls=":", zorder=0)
+        places = inside.to_dict("index")
+        for method in (name for name in order if name in places):
+            x, y, below, above = (places[method][name] for name in ("x", "y", "low", "high"))
+            mark, ring = methods.mark(method), method in RINGS
             axis.errorbar(
-                x, y, yerr=deviation, color=mark.colour, marker=mark.marker, ls="none",
-                ms=6.5 if ring else 4, mfc="none" if ring else mark.colour, elinewidth=0.7,
-                label=method, zorder=3,
+                x, y, yerr=None if np.isnan(below) else [[y - below], [above - y]],
+                color=mark.colour, marker=mark.marker, ls="none", ms=6.5 if ring else 4,
+                mfc="none" if ring else mark.colour, elinewidth=0.7, label=method, zorder=3,
             )  # fmt: skip
-        axis.set_title("\n".join(outside))
-        axis.margins(0.12)
-    style.label(axes, *labels)
+        outside = shown.drop(inside.index)["y"]
+        lines = [f"({method}: {_signed(y)})" for method, y in outside.items()]
+        axis.set_title("\n".join([title, *lines]))
+        axis.set_ylim(low, high)
+        axis.margins(x=0.12)
     style.legend_below(figure, axes)
     return figure
 
 
-def _marks(order: Sequence[str], baselines: Sequence[str]) -> dict[str, style.Mark]:
-    """Black and grey for what SPAT is compared with, colours for the masks."""
-    fixed = {
-        DENSE: style.Mark(style.BLACK, "o", "-", ""),
-        CONTROL: style.Mark(style.BLACK, "s", "-", ""),
-    }
-    markers = zip(baselines, ("P", "X", "d", "*", "h", "p"), strict=False)
-    fixed |= {name: style.Mark(style.GREY, marker, "-", "") for name, marker in markers}
-    return style.marks(m for m in order if m not in fixed) | fixed
+def _limits(points: pd.DataFrame) -> tuple[float, float]:
+    """The range of `y` of all panels: most points of attention models, and room around them."""
+    known = points[~points["method"].isin(methods.models_without_attention())]
+    first, last = (float(value) for value in known["y"].quantile([0.1, 0.9]))
+    room = 1.5 * max(last - first, 2.0)
+    low = max(float(np.nanmin(points[["y", "low"]])), first - room)
+    high = min(float(np.nanmax(points[["y", "high"]])), last + room)
+    margin = 0.08 * (high - low)
+    return low - margin, high + margin
 
 
-def _means(rows: pd.DataFrame) -> pd.DataFrame:
-    """x, y and the deviation of y per method: over seeds, or over the cells of a panel."""
-    table = rows.groupby("method").agg(x=("x", "mean"), y=("y", "mean"), sd=("y", "std"))
-    return table.fillna({"sd": 0.0}).loc[methods.in_order(table.index)]
+def _front(points: pd.DataFrame) -> pd.DataFrame:
+    """The points that no other point beats in both `x` and `y`, from left to right."""
+    ordered = points.sort_values(["x", "y"])
+    return ordered[ordered["y"] <= ordered["y"].cummin()]
 
 
-def _far(value: float, others: pd.Series) -> bool:
-    """Whether a point at `value` would compress all other points."""
-    span = others.max() - others.min()
-    return bool(value > others.max() + 2 * span or value < others.min() - 2 * span)
+def _signed(value: float) -> str:
+    return f"{value:+.1f} %".replace("-", "−")

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 TRAINING: Final = "training"
 VALIDATION: Final = "validation"
-CURVES: Final = (TRAINING, VALIDATION, CONTROL, CHOSEN, NONE_LEFT)
 
 
 @page(
@@ -70,7 +69,11 @@ def curves(rows: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
     if rows.empty:
         raise Absent("Nothing was trained in this experiment, so there are no loss curves.")
     parts = style.sample(rows[rows["order"] == 0])
-    marks = style.marks(CURVES)
+    marks = {
+        TRAINING: style.Mark(style.GREY, ".", "-", ""),
+        VALIDATION: style.Mark(style.BLACK, "o", "-", ""),
+        **{method: methods.mark(method) for method in (CONTROL, CHOSEN, NONE_LEFT)},
+    }
     figure, axes = style.grid(len(parts), extra=0.75)
     for axis, (title, part) in zip(axes, parts, strict=True):
         for name, curve in _curves(part, chosen).items():

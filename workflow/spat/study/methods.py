@@ -15,6 +15,8 @@ import pandas as pd
 
 from spat.attention.mask import WITHOUT_SITES
 from spat.models.registry import MODELS, Role
+from spat.scoring.names import CRITERIA
+from spat.study.pages import style
 from spat.study.pages.page import Absent
 from spat.study.statistics.cells import (
     CELL,
@@ -38,6 +40,19 @@ METRICS: Final = {"mse": "MSE", "mae": "MAE"}
 # The columns of a cell that pages show.
 SHOWN: Final = ("dataset", "model", "variant", "lookback", "horizon")
 
+# The criteria that figures with little room show. They come first, with colours of their own.
+MAIN_CRITERIA: Final = (
+    "send",
+    "random",
+    "michel",
+    "magnitude",
+    "loss_drop",
+    "entropy",
+    "depth_last",
+)
+# Shades of SPAT at fixed ratios: the darker, the more is removed.
+_SHADES: Final = ("#9ECAE1", "#6BAED6", "#3182BD", "#08519C", "#08306B")
+
 
 def role(model: str) -> Role:
     """Whether a model has attention, is a trained baseline without it, or is a naive forecast."""
@@ -48,6 +63,11 @@ def models_of(wanted: Role, rows: pd.DataFrame) -> list[str]:
     """The models of a role that occur in `rows`, in the order of the registry."""
     present = set(rows["model"])
     return [name for name in MODELS if name in present and role(name) == wanted]
+
+
+def models_without_attention() -> list[str]:
+    """The models of the registry that are baselines or naive forecasts."""
+    return [name for name in MODELS if role(name) != "attention"]
 
 
 def at_ratio(ratio: float) -> str:
@@ -65,6 +85,28 @@ def in_order(methods: Iterable[str]) -> list[str]:
         return (names.index(kind) if kind in names else len(names), share, method)
 
     return sorted(set(methods), key=place)
+
+
+def mark(method: str) -> style.Mark:
+    """The colour and marker of a method, the same in all figures."""
+    fixed = {
+        DENSE: style.Mark(style.BLACK, "o", "-", ""),
+        CONTROL: style.Mark(style.BLACK, "s", "--", ""),
+        CHOSEN: style.Mark(style.COLOURS[1], "D", "-", ""),
+        NONE_LEFT: style.Mark(style.COLOURS[2], "X", "-.", ""),
+    }
+    if method in fixed:
+        return fixed[method]
+    if method.endswith("%"):
+        share = float(method.split()[1]) / 100
+        shade = _SHADES[min(int(share * len(_SHADES)), len(_SHADES) - 1)]
+        return style.Mark(shade, "v<^>"[round(share * 4) % 4], ":", "")
+    return style.Mark(style.GREY, "Pd*hp8"[models_without_attention().index(method) % 6], "-", "")
+
+
+def criterion_marks() -> dict[str, style.Mark]:
+    """The mark of each criterion, the same in all figures."""
+    return style.marks([*MAIN_CRITERIA, *CRITERIA])
 
 
 def ordered(values: pd.Series, order: Iterable[str] | None = None) -> pd.Categorical:

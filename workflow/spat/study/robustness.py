@@ -153,9 +153,9 @@ def leave_one_out(frames: Frames) -> pd.DataFrame:
     "robustness",
     title="Which criteria notice a manipulated site",
     caption="""
-AUROC of each criterion against each manipulation of a site: the probability that the manipulated
-site of one checkpoint scores lower than the intact site of another at the same position. 1: always;
-0.5: as if nothing had happened.
+AUROC of the main criteria against each manipulation of a site (the table has all criteria): the
+probability that the manipulated site of one checkpoint scores lower than the intact site of another
+at the same position. 1: always; 0.5: as if nothing had happened.
 The rows above the line are measured: the share of sites that are worth less once they are
 manipulated, before and after fine-tuning. Where that share is small, a criterion is right not to
 notice the manipulation.
@@ -165,13 +165,17 @@ def noticed(frames: Frames) -> Figure:
     """AUROC of each criterion against each manipulation; above the line, the measured effect.
 
     1: the manipulated site always scores lower than the intact one; 0.5: it is not noticed. The
-    rows on top are the share of sites that are worth less once they are manipulated.
+    rows on top are the share of sites that are worth less once they are manipulated. Of the
+    criteria, the main ones are shown, or all if none of these was scored.
 
     Raises:
         Absent: if no site was manipulated.
     """
     rows = robustness(frames)
     rows = rows[rows["measure"].isin([SMALLER, AUROC])]
+    main = rows["criterion"].isin(methods.MAIN_CRITERIA)
+    if main.any():
+        rows = rows[main | (rows["measure"] == SMALLER)]
     labels = {text: f"measured {text.split()[0]}" for text in PHASES.values()}
     parts = style.panels(rows, _CELL)[:MODELS]
     names = rows["criterion"].nunique()

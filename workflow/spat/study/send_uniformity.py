@@ -94,8 +94,8 @@ def send_uniformity(frames: Frames) -> pd.DataFrame:
 Is SEND low where attention is uniform? Left: SEND against the uniformity of the attention maps
 (their normalised entropy; 1 is uniform), a dot for each head and a ring for each site; rho is
 Spearman's rank correlation, averaged over runs.
-Right: the mean attention maps of the sites with the lowest and the highest SEND. Black is the
-largest weight of that map, which is given above it.
+Right: the mean attention maps of the sites with the lowest and the highest SEND, in multiples of a
+uniform weight, with one scale for all maps. The largest weight is given above each map.
 """,
 )
 def against_uniformity(frames: Frames) -> Figure:
@@ -114,13 +114,20 @@ def against_uniformity(frames: Frames) -> Figure:
     if not cells:
         both = by_mean(both, both)
     maps = frames.maps
+    # In multiples of a uniform weight, so that all maps of the figure have one scale.
+    keys_of_map = maps.groupby([*RUN, "name"])["column"].transform("nunique")
+    maps = maps.assign(value=maps["value"] * keys_of_map)
     parts = style.panels(both, keys)[:ROWS]
-    figure = style.canvas(height=1.4 * len(parts) + 0.35)
+    figure = style.canvas(height=1.4 * len(parts) + 0.55)
     axes = figure.subplots(len(parts), 3, squeeze=False, width_ratios=(1.5, 1, 1))
     for row, (title, part) in zip(axes, parts, strict=True):
         _scatter(row[0], part, title, relative=not cells)
         shown = maps.merge(part[list(RUN)].drop_duplicates(), on=list(RUN))
         _two_maps(row[1:], shown, send)
+    images = [image for axis in axes.ravel() for image in axis.images]
+    for image in images:
+        image.set_clim(0, max(float(shown.get_array().max()) for shown in images))
+    style.legend_below(figure, [row[0] for row in axes])
     return figure
 
 
@@ -213,9 +220,16 @@ def _scatter(axis: Axes, rows: pd.DataFrame, title: str, *, relative: bool) -> N
     scaled = rows.assign(value=rows["value"] / unit)
     whole = scaled["head"] == WHOLE_SITE
     heads, sites = scaled[~whole], scaled[whole]
-    axis.plot(heads["value"], heads["value_map"], ".", ms=2.5, color=style.COLOURS[5])
+    axis.plot(heads["value"], heads["value_map"], ".", ms=2.5, color=style.COLOURS[5], label="head")
     axis.plot(
-        sites["value"], sites["value_map"], "o", ms=4, mfc="none", color=style.COLOURS[1], mew=0.8
+        sites["value"],
+        sites["value_map"],
+        "o",
+        ms=4,
+        mfc="none",
+        color=style.COLOURS[1],
+        mew=0.8,
+        label="whole site",
     )
     rhos = [
         run["value"].corr(run["value_map"], method="spearman")
@@ -238,7 +252,7 @@ def _two_maps(axes: np.ndarray, maps: pd.DataFrame, send: pd.DataFrame) -> None:
     for axis, name, end in zip(axes, ends, ("lowest", "highest"), strict=False):
         matrix = style.square(shown[shown["name"] == name])
         axis.imshow(matrix, cmap="Greys", vmin=0, interpolation="nearest")
-        axis.set_title(f"{end}: {short(name)}\nmax {matrix.max():.2f}", fontsize=7)
+        axis.set_title(f"{end}: {short(name)}\nmax {matrix.max():.1f}×", fontsize=7)
         axis.set(xlabel="key", ylabel="query", xticks=[], yticks=[])
         axis.spines[:].set_visible(True)
     if names.empty:

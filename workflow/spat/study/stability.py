@@ -23,7 +23,6 @@ from spat.study.pages.reader import Frames
 from spat.study.statistics.averages import average, weights
 from spat.study.statistics.cells import ALL_BATCHES, CELL, RUN, WHOLE_SITE, keyed, wide
 from spat.study.statistics.ranks import (
-    UNIFORMITY,
     batch_scores,
     pairwise_tau,
     site_scores,
@@ -137,13 +136,13 @@ def agreement_by_batches(frames: Frames) -> Figure:
         Absent: if fewer than two batches were scored.
     """
     scores = frames.scores
-    names = [c for c in scores["criterion"].unique() if c != UNIFORMITY]
-    shown = [*(c for c in names if c == "send"), *(c for c in names if c != "send")][:CURVES]
+    names = set(batch_scores(scores)["criterion"])
+    marks = methods.criterion_marks()
+    shown = [name for name in marks if name in names][:CURVES]
     agreement = batch_agreement(scores[scores["criterion"].isin(shown)], subsets=100)
     if agreement.empty:
         raise Absent(TOO_FEW)
     keys, _ = style.split(agreement)
-    marks = style.marks(shown)
     parts = style.panels(agreement, keys)
     figure, axes = style.grid(len(parts), extra=0.75, sharey=True)
     for axis, (title, part) in zip(axes, parts, strict=True):

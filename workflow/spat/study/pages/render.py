@@ -120,15 +120,16 @@ def markdown(sheet: Sheet, title: str) -> str:
 
 
 def text(sheet: Sheet, title: str) -> str:
-    """Plain text for a terminal; a star marks the best."""
+    """Plain text for a terminal: the best as `*0.350*`, the second best as `_0.350_`."""
     from tabulate import tabulate
 
-    marks: dict[Style, str] = {"best": "*%s", "second": "%s", "": "%s"}
+    marks: dict[Style, str] = {"best": "*%s*", "second": "_%s_", "": "%s"}
     rows = [[*keys, *(cell.line(marks) for cell in cells)] for keys, cells in sheet.body]
     head = [*map(_title, sheet.keys), *sheet.columns]
     align = ["left"] * len(sheet.keys) + ["right"] * len(sheet.columns)
     table = tabulate(rows, head, tablefmt="simple", colalign=align, disable_numparse=True)
-    notes = " ".join(sheet.notes).replace("bold, second best underlined", "with a star")
+    notes = " ".join(sheet.notes)
+    notes = notes.replace("bold", "in *stars*").replace("underlined", "_underlined_")
     return "\n".join([title, "", table, "", *textwrap.wrap(notes, 100)]) + "\n"
 
 
@@ -215,7 +216,9 @@ def _stack(name: str) -> str:
     """The name of a column, broken into lines if it is long."""
     lines = [
         escape(line)
-        for line in textwrap.wrap(name.replace(" %", "\u00a0%"), 8, break_on_hyphens=False)
+        for line in textwrap.wrap(
+            name.replace(" %", "\u00a0%"), 8, break_on_hyphens=False, break_long_words=False
+        )
     ]
     return lines[0] if len(lines) == 1 else r"\shortstack[r]{" + r"\\".join(lines) + "}"
 
@@ -240,7 +243,11 @@ def _columns(values: pd.Series) -> list[str]:
 
 
 def _styles(cells: pd.DataFrame, layout: Layout) -> pd.Series:
-    """Best and second best of each comparison by the digits shown; a single value has no style."""
+    """Styles of the cells of each comparison, by the digits shown.
+
+    A single best value is `best` and the next one `second`. Several equal best values are `second`.
+    Where all values are equal, none has a style.
+    """
     styles = pd.Series("", index=cells.index)
     if not layout.best:
         return styles
@@ -251,8 +258,12 @@ def _styles(cells: pd.DataFrame, layout: Layout) -> pd.Series:
     groups = rounded[competes].groupby([cells.loc[competes, key] for key in keys], observed=True)
     ranks = groups.rank(method="dense")
     contested = groups.transform("nunique") > 1
-    styles[ranks[contested & (ranks == 1)].index] = "best"
-    styles[ranks[contested & (ranks == 2)].index] = "second"
+    first = contested & (ranks == 1)
+    equal = first.groupby([cells.loc[competes, key] for key in keys], observed=True)
+    single = equal.transform("sum") == 1
+    styles[ranks[first & single].index] = "best"
+    styles[ranks[contested & (ranks == 2) & single].index] = "second"
+    styles[ranks[first & ~single].index] = "second"
     return styles
 
 
@@ -287,7 +298,10 @@ def _notes(
     notes.append(f"Values: {values}{other}.")
     if layout.best:
         group = "comparison down a column" if layout.within else "row"
-        notes.append(f"Best of a {group} bold, second best underlined, by the digits shown.")
+        notes.append(
+            f"The best of a {group} is bold and the second best underlined, by the digits shown; "
+            "equal best values are underlined."
+        )
     return notes
 
 

@@ -191,6 +191,7 @@ def label(axes: Sequence[Axes], x: str, y: str) -> None:
             axis.set_ylabel(y)
         if i + columns >= len(axes):
             axis.set_xlabel(x)
+            axis.tick_params(labelbottom=True)
 
 
 def power(values: pd.Series) -> tuple[float, str]:
