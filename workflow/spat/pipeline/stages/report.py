@@ -33,9 +33,9 @@ def figures(config: Config) -> None:
 
 
 def loss_curves(config: Config, run: Run) -> Path | None:
-    """Draw the loss curves of pre-training beside its files, for the tracking of the run.
+    """Draw the loss curves of pre-training next to its files, for the tracking of the run.
 
-    None where nothing was trained.
+    Returns None if nothing was trained.
     """
     from spat.study.history import run_history
 
@@ -52,8 +52,11 @@ def loss_curves(config: Config, run: Run) -> Path | None:
 
 
 def summary(config: Config) -> str:
-    """The main table and where everything lies, for the end of a run."""
-    main = (config.folder / "tables" / "main.md").read_text()
+    """The main table as plain text, and the folders of all results, for the end of a run."""
+    from spat.study.pages.reader import Frames
+    from spat.study.pages.registry import plain
+
+    main = plain("main", Frames.load(config.folder / "data", config.statistics))
     places = {
         "frames": config.folder / "data",
         "tables": config.folder / "tables",
