@@ -48,4 +48,4 @@ rule all:
 
 onsuccess:
     if Path(FOLDER, "tables", "main.md").exists():
-        shell(f"python -m spat summary --config {RESOLVED}")
+        shell("python -m spat summary --config {RESOLVED:q}")

@@ -32,7 +32,7 @@ def test_work_is_done_only_once_finished(tmp_path: Path) -> None:
     assert not kept.done
     kept.finish({"mse": 1.0})
     assert kept.done
-    assert kept.metrics == {"mse": 1.0, "digest": "a"}
+    assert kept.metrics == {"mse": 1.0, "digest": "a", "files": {}}
     assert not kept.state.exists()
 
 

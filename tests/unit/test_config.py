@@ -42,6 +42,30 @@ def test_defaults_need_only_an_experiment_and_a_grid() -> None:
         ({"pruning": {"site": {"ratios": [None]}}}, "pruning.site.ratios: None", "is neither a nu"),
         ({"variants": {"w": {"model": {"d_ff": [8]}}}}, "variants.w.model: d_ff: [8]", "neither a"),
         ({"experiment": "a/b"}, "experiment", "a/b"),
+        ({"experiment": "a b"}, "experiment", "'a b' is not a name"),
+        ({"experiment": "a\n"}, "experiment", "is not a name"),
+        ({"experiment": "größe"}, "experiment", "is not a name"),
+        ({"experiment": "a" * 65}, "experiment", "at most 64 letters"),
+        ({"experiment": "reference"}, "experiment", "take another name"),
+        ({"experiment": "Reference"}, "experiment", "take another name"),
+        ({"experiment": "mlartifacts"}, "experiment", "take another name"),
+        ({"results": "results/reference"}, "experiment", "another folder `results`"),
+        ({"results": "results/x/../reference"}, "experiment", "another folder `results`"),
+        ({"results": str(ROOT / "results/reference")}, "experiment", "another folder `results`"),
+        ({"variants": {"x$(touch F)": {}}}, "variants.x$(touch F)", "is not a name"),
+        ({"variants": {"`id`": {}}}, "variants.`id`", "is not a name"),
+        ({"variants": {"../../x": {}}}, "variants.../../x", "is not a name"),
+        ({"variants": {"a/b": {}}}, "variants.a/b", "is not a name"),
+        ({"variants": {"{run}": {}}}, "variants.{run}", "is not a name"),
+        ({"variants": {"": {}}}, "variants.", "is not a name"),
+        ({"results": "a{x}"}, "results", "is not a usable path"),
+        ({"results": "a\nb"}, "results", "is not a usable path"),
+        ({"results": "a?b"}, "results", "is not a usable path"),
+        ({"results": "--config"}, "results", "is not a usable path"),
+        ({"results": ""}, "results", "is not a usable path"),
+        ({"results": "~nobody-of-this-name/x"}, "results", "no such user's home folder"),
+        ({"results": "$SPAT_UNSET/x"}, "results", "variable $SPAT_UNSET is not set"),
+        ({"data": {"cache": "{x}"}}, "data.cache", "is not a usable path"),
         ({"pruning": {"site": {"ratios": [1.5]}}}, "pruning.site.ratios", "1.5 is neither a num"),
         ({"pruning": {"site": {"ratios": [0]}}}, "pruning.site.ratios", "0 is neither a number"),
         ({"pruning": {"site": {"ratios": ["auto:best"]}}}, "pruning.site.ratios", "auto:one_se"),
@@ -63,6 +87,14 @@ def test_mistakes_are_named(change: dict[str, object], key: str, says: str) -> N
     (line,) = message.splitlines()[1:]
     assert line.startswith(f"  {key}")
     assert says in line
+
+
+@pytest.mark.parametrize("path", ["~/runs", "$HOME/runs", "${HOME}/runs"])
+def test_the_home_folder_is_filled_in(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    config = load({**SMALL, "results": path, "data": {"mirrors": [path]}})
+    assert config.results == Path("/home/someone/runs")
+    assert config.data.mirrors == (Path("/home/someone/runs"),)
 
 
 def test_files_merge_section_by_section_and_lists_are_replaced(tmp_path: Path) -> None:

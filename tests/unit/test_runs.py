@@ -22,7 +22,21 @@ def test_a_path_names_a_run_and_back() -> None:
     assert Run.parse(dashed.path) == dashed
 
 
-@pytest.mark.parametrize("path", ["", "ETTh1", "ETTh1/PatchTST/l96-h96/seed0", "a/b-c/l1-h2/seedx"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("", "ETTh1", "ETTh1/PatchTST/l96-h96/seed0", "a/b-c/l1-h2/seedx"),
+        *("../b-c/l1-h2/seed0", "a/../l1-h2/seed0", "/a/b-c/l1-h2/seed0", "a/b-../l1-h2/seed0"),
+        *("a/b-c/l1-h2/seed0/", "a/b-c/l1-h2/seed0/../..", "a/b-c/l1-h2/seed0\n"),
+        *("a/b-c/l01-h2/seed0", "a/b-c/l1_0-h2/seed0", "a/b-c/l+1-h2/seed0", "a/b-c/l1-h2/seed 0"),
+        *(
+            "a/b-c/l1-h2/seed\u0661",
+            "a/b-c/l-1-h2/seed0",
+            "a/b-c d/l1-h2/seed0",
+            "a/b-/l1-h2/seed0",
+        ),
+    ],
+)
 def test_other_paths_are_refused_by_name(path: str) -> None:
     with pytest.raises(ValueError, match="expected DATASET/MODEL-VARIANT/lLOOKBACK-hHORIZON"):
         Run.parse(path)

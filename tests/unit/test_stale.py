@@ -10,8 +10,9 @@ import pytest
 
 from spat.data import series
 from spat.data.registry import DATASETS
-from spat.files import read_json, write_json
+from spat.files import read_json
 from spat.pipeline import runs
+from spat.pipeline.cache import Finished, write_record
 from spat.pipeline.config import Config, LevelSection, load_files
 from spat.pipeline.runs import Run
 from spat.pipeline.stages.grid import grid
@@ -88,8 +89,10 @@ def test_networks_are_measured_again_when_they_or_the_settings_changed(config: C
     assert masks < set(first["latency_ms"])
     assert set(measured(larger)["latency_ms"]) == set(first["latency_ms"])
 
-    retrained = runs.folder(config, RUN, "prune") / "masks/1.1/order0/metrics.json"
-    write_json(retrained, {**read_json(retrained), "written": "2999-01-01T00:00:00+00:00"})
+    retrained = Finished(runs.folder(config, RUN, "prune") / "masks/1.1/order0")
+    metrics = retrained.metrics
+    later = {**metrics, "written": "2999-01-01T00:00:00+00:00"}
+    write_record(retrained.folder, later, metrics["files"])
     before = path.stat().st_mtime_ns
     measured(larger)
     assert path.stat().st_mtime_ns > before

@@ -18,8 +18,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from spat.files import read_json, write_json
+from spat.files import read_json
 from spat.pipeline import records, runs, tracking
+from spat.pipeline.cache import Finished, write_record
 from spat.pipeline.config import Config, load
 from spat.pipeline.runs import Run
 
@@ -85,7 +86,7 @@ def write_stage(
             for phase, order in (("pruned", 0), ("finetuned", 0), ("finetuned", 1))
         ]
         metrics |= {"target": "ETTh2", "data_sha256": "cd" * 32, "masks": rows, "wall_s": 3.0}
-    write_json(folder / "metrics.json", metrics | changes)
+    write_record(folder, metrics | changes, written(folder))
 
 
 def write_masks(
@@ -114,8 +115,18 @@ def write_masks(
             "best_epoch": 1,
             "errors": {"pruned": errors, "finetuned": errors},
         }
-        write_json(folder / place / "metrics.json", about | metrics)
-    write_json(folder / "manifest.json", {"masks": rows})
+        write_record(folder / place, about | metrics, written(folder / place))
+    write_record(folder, {"masks": rows}, name="manifest.json")
+
+
+def written(folder: Path) -> list[str]:
+    """The tables of a job that are there."""
+    return [path.name for kind in ("csv", "parquet") for path in folder.glob(f"*.{kind}")]
+
+
+def record_again(folder: Path) -> None:
+    """The record of a folder whose files a test has changed."""
+    write_record(folder, Finished(folder).metrics, written(folder))
 
 
 def write_history(folder: Path) -> None:
@@ -347,9 +358,9 @@ def test_a_rerun_replaces_its_run_and_keeps_the_others(config: Config) -> None:
 def test_masks_that_are_no_longer_asked_for_leave_the_view(config: Config) -> None:
     write_all(config)
     log_all(config)
-    manifest = runs.folder(config, RUN, "prune") / "manifest.json"
-    rows = read_json(manifest)["masks"]
-    write_json(manifest, {"masks": rows[:1]})
+    folder = runs.folder(config, RUN, "prune")
+    rows = read_json(folder / "manifest.json")["masks"]
+    write_record(folder, {"masks": rows[:1]}, name="manifest.json")
     tracking.log(config, RUN, "prune")
     assert [job for job in live(config) if "/masks/" in job] == [
         f"{RUN.path}/prune/masks/1.1/order0"
@@ -398,8 +409,10 @@ def test_a_diverged_run_is_shown_as_failed_without_its_errors(config: Config) ->
     write_stage(
         config, RUN, "pretrain", status="diverged", errors={"validation": nothing, "test": nothing}
     )
-    path = runs.folder(config, RUN, "pretrain") / "history.csv"
+    folder = runs.folder(config, RUN, "pretrain")
+    path = folder / "history.csv"
     pd.read_csv(path).assign(train_mse=np.nan, val_mse=np.inf).to_csv(path, index=False)
+    record_again(folder)
     tracking.log(config, RUN, "pretrain")
     run = live(config)[f"{RUN.path}/pretrain"]
     assert run.info.status == "FAILED"
@@ -417,6 +430,7 @@ def test_a_model_that_does_not_train_has_no_epochs(config: Config) -> None:
         columns = list(read(path).columns)
         empty = pd.DataFrame([], columns=columns)
         empty.to_csv(path, index=False) if path.suffix == ".csv" else empty.to_parquet(path)
+    record_again(folder)
     tracking.log(config, RUN, "pretrain")
     run = live(config)[f"{RUN.path}/pretrain"]
     assert not [key for key in run.data.metrics if key.startswith(("epoch/", "send/"))]
@@ -425,9 +439,11 @@ def test_a_model_that_does_not_train_has_no_epochs(config: Config) -> None:
 
 def test_more_values_than_a_call_takes_all_arrive(config: Config) -> None:
     write_stage(config, RUN, "pretrain", settings={f"h{i}": i for i in range(150)})
-    path = runs.folder(config, RUN, "pretrain") / "history.csv"
+    folder = runs.folder(config, RUN, "pretrain")
+    path = folder / "history.csv"
     row = pd.read_csv(path).iloc[[0]]
     pd.concat([row.assign(epoch=i + 1) for i in range(500)]).to_csv(path, index=False)
+    record_again(folder)
     tracking.log(config, RUN, "pretrain")
     run = shown(config)[f"{RUN.path}/pretrain"]
     epochs = {key: values for key, values in run["metrics"].items() if key.startswith("epoch/")}
@@ -439,7 +455,7 @@ def test_more_values_than_a_call_takes_all_arrive(config: Config) -> None:
 def test_logging_a_job_of_eight_masks_takes_less_than_two_seconds(config: Config) -> None:
     import mlflow  # noqa: F401  (its import is not what is timed)
 
-    write_stage(config, RUN, "pretrain")
+    write_stage(config, RUN, "pretrain", heads=[8, 8, 8])
     about = records.header(config, "prune", RUN)
     errors = {"validation": {"mse": 0.4}, "test": {"mse": 0.4}}
     masks = tuple(f"{i:03b}".replace("", ".").strip(".") for i in range(8))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -16,7 +20,7 @@ from spat.data.windows import Splits, split
 from spat.models.base import Forecaster
 from spat.models.registry import MODELS, Shape, build, setup
 from spat.models.settings import Schedule
-from spat.training import loop
+from spat.training import loop, state
 from spat.training.loop import (
     Fit,
     Restart,
@@ -207,30 +211,85 @@ def test_a_full_disk_names_the_file_and_keeps_the_old_state(
     path = tmp_path / "state.pt"
     save(path, Progress(epoch=1), model, optimiser, drawn)
 
-    def full(*_: object, **__: object) -> None:
-        raise RuntimeError("No space left on device")
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="state.pt"):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"state\.pt.*No space left"):
         save(path, Progress(epoch=2), model, optimiser, drawn)
     monkeypatch.undo()
     assert restore(path, model, optimiser, drawn).epoch == 1
     assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
 
 
-def test_a_state_of_another_kind_of_device_is_not_gone_on_with(
-    splits: Splits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def resaved(content: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
+    """The content of a state file with its values changed, under a checksum that is right."""
+    length = len(state._checksum(b""))
+    values = torch.load(io.BytesIO(content[length:]), weights_only=True)
+    change(values)
+    file = io.BytesIO()
+    torch.save(values, file)
+    return state._checksum(file.getvalue()) + file.getvalue()
+
+
+def flipped(content: bytes, place: float, bit: int = 0) -> bytes:
+    index = int(place * (len(content) - 1))
+    return content[:index] + bytes([content[index] ^ 1 << bit]) + content[index + 1 :]
+
+
+DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "empty": (lambda c: b"", "damaged"),
+    "truncated": (lambda c: c[: len(c) // 2], "damaged"),
+    "cut by a byte": (lambda c: c[:-1], "damaged"),
+    "longer": (lambda c: c + b"x", "damaged"),
+    "zeros": (lambda c: bytes(len(c)), "damaged"),
+    "zeros at the end": (lambda c: c[:-4096] + bytes(4096), "damaged"),
+    "text": (lambda c: b"not a state", "damaged"),
+    "without a checksum": (lambda c: c[len(state._checksum(b"")) :], "damaged"),
+    **{f"flipped at {p}": (lambda c, p=p: flipped(c, p), "damaged") for p in (0, 0.3, 0.6, 1)},
+    **{
+        f"without {key}": (lambda c, key=key: resaved(c, lambda v: v.pop(key)), key)
+        for key in ("device", "progress", "model", "optimiser", "generators")
+    },
+    "another model": (lambda c: resaved(c, lambda v: v["model"].popitem()), "Missing key"),
+    "no groups": (lambda c: resaved(c, lambda v: v["optimiser"].pop("param_groups")), "groups"),
+    "progress of another version": (
+        lambda c: resaved(c, lambda v: v["progress"].update(patience=1)),
+        "patience",
+    ),
+    "a short generator": (
+        lambda c: resaved(c, lambda v: v["generators"].update(order=torch.zeros(3).byte())),
+        "RNG state",
+    ),
+    "another device": (
+        lambda c: resaved(c, lambda v: v.update(device="cuda")),
+        "saved on cuda; its random state cannot be restored on cpu",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_state_that_cannot_be_used_restarts_the_training(
+    kind: str, splits: Splits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    damage, reason = DAMAGE[kind]
     state = tmp_path / "state.pt"
-    fit(small(), splits, settings(epochs=2), SEEDS, state=state)
-    kept = torch.load(state, weights_only=True)
-    torch.save({**kept, "device": "cuda"}, state)
+    fit(small(), splits, settings(epochs=1), SEEDS, state=state)
+    state.write_bytes(damage(state.read_bytes()))
+    capsys.readouterr()
     model, alone = small(), small()
     fitted = fit(model, splits, settings(epochs=2), SEEDS, state=state)
+    shown = capsys.readouterr().err
     fit(alone, splits, settings(epochs=2), SEEDS)
     assert fitted.epochs == 2
+    assert len(fitted.history) == 2
     assert np.array_equal(weights(model), weights(alone))
-    assert f"{state}: begun on cuda" in capsys.readouterr().err
+    assert shown.startswith(f"{state}: ")
+    (line,) = [line for line in shown.splitlines() if line.endswith("Restarting from epoch 0.")]
+    assert reason in line
+    # The damaged file was replaced: the next start continues.
+    assert fit(small(), splits, settings(epochs=2), SEEDS, state=state).epochs == 2
+    assert "Restarting" not in capsys.readouterr().err
 
 
 def test_sharpness_aware_gradient_is_the_one_at_the_ascended_weights() -> None:

@@ -8,10 +8,34 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("Snakefile", "config.yaml", "workflow", "profiles", "envs")
 SMOKE = ("--configfile", "workflow/experiments/smoke.yaml")
+
+# Every stage in half a minute, on generated data.
+TINY: dict[str, Any] = {
+    "experiment": "tiny",
+    "grid": [
+        {
+            "datasets": ["synthetic"],
+            "models": ["iTransformer"],
+            "variants": ["tiny"],
+            "lookback": 24,
+            "horizons": [12],
+        }
+    ],
+    "variants": {"tiny": {"model": {"d_model": 8, "d_ff": 8, "n_heads": 2, "e_layers": 2}}},
+    "data": {"synthetic": {"rows": 400, "channels": 2}},
+    "training": {"device": "cpu", "epochs": 1},
+    "scoring": {"batches": 1, "batch_size": 8},
+    "pruning": {"site": {"criteria": ["send"], "ratios": [1.0]}, "head": {"ratios": []}},
+    "finetune": {"epochs": 1},
+    "transfer": {"pairs": [["synthetic", "synthetic2"]]},
+    "measure": {"batch_sizes": [1], "repeats": 1},
+    "statistics": {"bootstrap": 100},
+}
 
 
 class Project:

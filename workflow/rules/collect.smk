@@ -27,4 +27,4 @@ rule collect:
     message:
         "collect: the frames of all runs"
     shell:
-        "python -m spat collect --config {params.config} > {log} 2>&1"
+        "python -m spat collect --config {params.config:q} > {log:q} 2>&1"

@@ -11,6 +11,7 @@ from spat.pipeline.resources import BASE_MB, gpus, memory_mb, prune_threads
 from spat.pipeline.config import ConfigError, load
 from spat.data.registry import DATASETS
 from spat.study.pages.registry import FIGURES, TABLES
+from spat.pipeline.stages import trained
 
 # A job's `python` is the one that runs Snakemake, whether its environment is activated or not; under
 # `--sdm conda` the rule's own environment comes before it, and finds the package here.
@@ -34,6 +35,13 @@ FOLDER = CONFIG.folder.as_posix()
 CACHE = CONFIG.data.cache.as_posix()
 RESOLVED = digests.write_resolved(CONFIG).as_posix()
 GPUS = gpus(CONFIG.training.device)
+# Networks are not files of any rule: what is no longer whole is made again.
+if workflow.is_main_process and not workflow.dryrun:
+    for planned in PLAN.values():
+        if planned.prune and (
+            problem := trained.forget_incomplete(CONFIG, planned.run)
+        ):
+            print(problem, file=sys.stderr)
 PRUNED = [path for path, planned in PLAN.items() if planned.prune]
 DATASET_OF_FILE = {row.file: row.name for row in DATASETS.values() if row.file}
 

@@ -19,4 +19,4 @@ rule decide:
     message:
         "decide: {wildcards.run}"
     shell:
-        "python -m spat decide --config {params.config} --run {wildcards.run} > {log} 2>&1"
+        "python -m spat decide --config {params.config:q} --run {wildcards.run:q} > {log:q} 2>&1"

@@ -19,4 +19,5 @@ rule download:
     message:
         "download: {wildcards.file}"
     shell:
-        "python -m spat download --config {params.config} --dataset {params.dataset} > {log} 2>&1"
+        "python -m spat download --config {params.config:q} --dataset {params.dataset:q}"
+        " > {log:q} 2>&1"

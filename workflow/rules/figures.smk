@@ -33,4 +33,4 @@ rule figures:
     message:
         "figures: all"
     shell:
-        "python -m spat figures --config {params.config} > {log} 2>&1"
+        "python -m spat figures --config {params.config:q} > {log:q} 2>&1"

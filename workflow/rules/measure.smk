@@ -20,4 +20,4 @@ rule measure:
     message:
         "measure: {wildcards.run}"
     shell:
-        "python -m spat measure --config {params.config} --run {wildcards.run} > {log} 2>&1"
+        "python -m spat measure --config {params.config:q} --run {wildcards.run:q} > {log:q} 2>&1"

@@ -20,4 +20,5 @@ rule prepare:
     message:
         "prepare: {wildcards.dataset}"
     shell:
-        "python -m spat prepare --config {params.config} --dataset {wildcards.dataset} > {log} 2>&1"
+        "python -m spat prepare --config {params.config:q} --dataset {wildcards.dataset:q}"
+        " > {log:q} 2>&1"

@@ -28,4 +28,4 @@ rule pretrain:
     message:
         "pretrain: {wildcards.run}"
     shell:
-        "python -m spat pretrain --config {params.config} --run {wildcards.run} > {log} 2>&1"
+        "python -m spat pretrain --config {params.config:q} --run {wildcards.run:q} > {log:q} 2>&1"

@@ -22,5 +22,5 @@ rule prune:
     message:
         "prune: {wildcards.run}"
     shell:
-        "python -m spat prune --config {params.config} --run {wildcards.run} --workers {threads}"
-        " > {log} 2>&1"
+        "python -m spat prune --config {params.config:q} --run {wildcards.run:q} --workers {threads}"
+        " > {log:q} 2>&1"

@@ -22,4 +22,4 @@ rule robustness:
     message:
         "robustness: {wildcards.run}"
     shell:
-        "python -m spat robustness --config {params.config} --run {wildcards.run} > {log} 2>&1"
+        "python -m spat robustness --config {params.config:q} --run {wildcards.run:q} > {log:q} 2>&1"

@@ -22,4 +22,4 @@ rule score:
     message:
         "score: {wildcards.run}"
     shell:
-        "python -m spat score --config {params.config} --run {wildcards.run} > {log} 2>&1"
+        "python -m spat score --config {params.config:q} --run {wildcards.run:q} > {log:q} 2>&1"

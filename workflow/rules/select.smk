@@ -18,4 +18,4 @@ rule select:
     message:
         "select: {wildcards.run}"
     shell:
-        "python -m spat select --config {params.config} --run {wildcards.run} > {log} 2>&1"
+        "python -m spat select --config {params.config:q} --run {wildcards.run:q} > {log:q} 2>&1"

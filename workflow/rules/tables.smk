@@ -29,4 +29,4 @@ rule tables:
     message:
         "tables: all"
     shell:
-        "python -m spat tables --config {params.config} > {log} 2>&1"
+        "python -m spat tables --config {params.config:q} > {log:q} 2>&1"

@@ -20,5 +20,5 @@ rule transfer:
     message:
         "transfer: {wildcards.run} -> {wildcards.target}"
     shell:
-        "python -m spat transfer --config {params.config} --run {wildcards.run}"
-        " --target {wildcards.target} > {log} 2>&1"
+        "python -m spat transfer --config {params.config:q} --run {wildcards.run:q}"
+        " --target {wildcards.target:q} > {log:q} 2>&1"

@@ -20,15 +20,31 @@ _HTML_STARTS: Final = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary neighbour of `path` that takes its place only if the block ends well."""
+def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """A temporary neighbour of `path` that takes its place only if the block ends well.
+
+    With `durable`, the file and its name are on the disk before the block is left: a machine that
+    loses power has the old file or the new one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        if durable:
+            _sync(temporary)
         temporary.replace(path)
+        if durable:
+            _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def is_gzip(path: Path) -> bool:
@@ -58,12 +74,12 @@ def is_html(path: Path) -> bool:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with replacing(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, indented; NaN and infinity become null."""
-    write_text(path, json.dumps(_finite(value), indent=1) + "\n")
+    write_text(path, json.dumps(finite(value), indent=1) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -74,16 +90,17 @@ def read_json(path: Path) -> Any:
         ValueError: naming the file, when it is not JSON.
     """
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error}); delete it and run the job again") from None
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        raise ValueError(f"{path}: not JSON ({error})") from None
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The value as JSON can hold it: NaN and infinity become None, keys text, tuples lists."""
     if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}
+        return {str(k): finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     return value

@@ -47,13 +47,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _download(config: Config, options: argparse.Namespace) -> None:
     from spat.pipeline.stages.download import download
 
-    print(download(config, options.dataset))
+    print(download(config, _dataset(options.dataset)))
 
 
 def _prepare(config: Config, options: argparse.Namespace) -> None:
     from spat.pipeline.stages.prepare import prepare
 
-    print(prepare(config, options.dataset))
+    print(prepare(config, _dataset(options.dataset)))
+
+
+def _dataset(name: str) -> str:
+    from spat.data.registry import DATASETS
+
+    if name not in DATASETS:
+        raise ValueError(f"--dataset {name!r} is not one of {', '.join(DATASETS)}")
+    return name
 
 
 def _planned(config: Config, path: str) -> Planned:
@@ -126,9 +134,15 @@ def _measure(config: Config, options: argparse.Namespace) -> None:
 
 
 def _transfer(config: Config, options: argparse.Namespace) -> None:
+    from spat.pipeline import runs
     from spat.pipeline.stages.transfer import transfer
 
     planned = _planned(config, options.run)
+    if options.target not in (valid := runs.targets(config, planned.run)):
+        raise ValueError(
+            f"--target {options.target!r} is not a target of {planned.run.path} in transfer.pairs: "
+            f"expected one of {', '.join(valid) or 'none'}"
+        )
     transfer(config, planned, options.target)
     _track(config, f"transfer/{options.target}", planned.run)
 

@@ -6,19 +6,77 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from spat.training.options import Device, Precision
 
 Rule = Literal["gap", "one_se", "loss_drop_bound", "validation"]
 Count = Annotated[int, Field(ge=1)]
 Ratio = Annotated[float, Field(gt=0.0, le=1.0)]
+
+# Names become folders and words of shell commands.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
+# Folders in `results` that are not an experiment's: the committed results and MLflow's artifacts.
+RESERVED_EXPERIMENTS = ("reference", "mlartifacts")
+COMMITTED = Path(__file__).parents[3] / "results" / "reference"
+
+
+def _name(text: str) -> str:
+    if not NAME.fullmatch(text):
+        raise ValueError(
+            f"{text!r} is not a name: take at most 64 letters (a to z), digits, '_', '-', '.' "
+            "and '+', beginning with a letter or digit"
+        )
+    return text
+
+
+def _path(text: Any) -> Any:
+    """A path with `~` and environment variables replaced.
+
+    Raises:
+        ValueError: on what neither Snakemake nor a command line can take: a brace (Snakemake's
+            wildcards), a question mark (the query of MLflow's address), a control character, a
+            leading dash, an unset variable.
+    """
+    if not isinstance(text, str):
+        return text
+    try:
+        path = os.path.expandvars(Path(text).expanduser())
+    except RuntimeError:
+        raise ValueError(f"{text!r}: there is no such user's home folder") from None
+    if unset := re.search(r"\$\w+|\$\{\w+\}", path):
+        raise ValueError(f"{text!r}: the environment variable {unset.group()} is not set")
+    if not text.strip() or text.startswith("-") or re.search(r"[{}?\x00-\x1f\x7f]", path):
+        raise ValueError(
+            f"{text!r} is not a usable path: it is empty, begins with '-', or holds a brace, a "
+            "question mark or a control character; take another folder"
+        )
+    return path
+
+
+Name = Annotated[
+    str,
+    AfterValidator(_name),
+    WithJsonSchema({"type": "string", "pattern": f"^{NAME.pattern}$"}),
+]
+Folder = Annotated[Path, BeforeValidator(_path)]
 
 
 class ConfigError(ValueError):
@@ -92,8 +150,8 @@ class SyntheticSection(Section):
 class DataSection(Section):
     """Where the benchmark files come from."""
 
-    cache: Path = Field(Path("data"), description="Folder of verified downloads.")
-    mirrors: tuple[Path, ...] = Field(
+    cache: Folder = Field(Path("data"), description="Folder of verified downloads.")
+    mirrors: tuple[Folder, ...] = Field(
         (Path("../shared/datasets"),), description="Folders of copies, tried before the network."
     )
     synthetic: SyntheticSection = SyntheticSection()
@@ -244,12 +302,10 @@ class StatisticsSection(Section):
 class Config(Section):
     """One experiment of the pipeline."""
 
-    experiment: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")] = Field(
-        description="Name; its files are in `results/<experiment>`."
-    )
-    results: Path = Field(Path("results"), description="Folder of all experiments.")
+    experiment: Name = Field(description="Name; its files are in `results/<experiment>`.")
+    results: Folder = Field(Path("results"), description="Folder of all experiments.")
     grid: tuple[GridBlock, ...] = Field(min_length=1)
-    variants: dict[str, VariantSection] = Field(default_factory=dict)
+    variants: dict[Name, VariantSection] = Field(default_factory=dict)
     data: DataSection = DataSection()
     training: TrainingSection = TrainingSection()
     scoring: ScoringSection = ScoringSection()
@@ -307,6 +363,11 @@ class Config(Section):
                 "robustness.finetune: compares with the fine-tuned masks that leave one site out: "
                 "set pruning.exhaustive: true"
             )
+        if self.experiment.lower() in RESERVED_EXPERIMENTS or _is_committed(self.folder):
+            raise ValueError(
+                f"experiment: the files of {self.experiment!r} would lie in {self.folder}, which "
+                "holds other files of the project: take another name or another folder `results`"
+            )
         for name in self.variants:
             if name in ("published", "deep"):
                 raise ValueError(f"variants.{name}: the name belongs to the model registry")
@@ -349,6 +410,11 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
+def _is_committed(folder: Path) -> bool:
+    places = COMMITTED.resolve(), Path("results", "reference").resolve()
+    return any(folder.resolve().is_relative_to(place) for place in places)
+
+
 def _is_canonical(number: str) -> bool:
     # One name for one number, since names become folders: neither `1.0` nor `.5` nor `1e0`.
     return re.fullmatch(r"(0|[1-9]\d*)(\.\d*[1-9])?", number) is not None
@@ -379,7 +445,7 @@ def _explain(error: ValidationError, source: str) -> str:
             and len(problem["input"]) > problem["ctx"]["actual_length"]
         ):
             continue  # what is there has lines of its own
-        key = ".".join(str(part) for part in problem["loc"])
+        key = ".".join(str(part) for part in problem["loc"] if part != "[key]")
         message = problem["msg"]
         for pattern, words in _IN_YAML.items():
             message = re.sub(pattern, words, message)

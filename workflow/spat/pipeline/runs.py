@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -11,10 +12,16 @@ from typing import TYPE_CHECKING
 
 from spat.data.registry import DATASETS, borders
 from spat.models.settings import Shape
-from spat.pipeline.config import Config, ConfigError, GridBlock
+from spat.pipeline.config import NAME, Config, ConfigError, GridBlock
 
 if TYPE_CHECKING:
     from spat.models.registry import Setup
+
+# A name has no slash and no dot in front, so that a path stays inside the experiment's folder.
+_NUMBER = r"(0|[1-9][0-9]{0,18})"
+_PATH = re.compile(
+    rf"({NAME.pattern})/([A-Za-z0-9]+)-({NAME.pattern})/l{_NUMBER}-h{_NUMBER}/seed{_NUMBER}"
+)
 
 
 @dataclass(frozen=True, order=True)
@@ -43,17 +50,12 @@ class Run:
         Raises:
             ValueError: naming the path, if it has another form.
         """
-        try:
-            dataset, model_variant, shape, seed = path.strip("/").split("/")
-            model, variant = model_variant.split("-", 1)
-            lookback, horizon = shape.removeprefix("l").split("-h")
-            return cls(
-                dataset, model, variant, int(lookback), int(horizon), int(seed.removeprefix("seed"))
-            )
-        except ValueError:
+        if not (found := _PATH.fullmatch(path)):
             raise ValueError(
                 f"run {path!r}: expected DATASET/MODEL-VARIANT/lLOOKBACK-hHORIZON/seedSEED"
-            ) from None
+            )
+        dataset, model, variant, *numbers = found.groups()
+        return cls(dataset, model, variant, *map(int, numbers))
 
     @property
     def keys(self) -> dict[str, str | int]:

@@ -1,18 +1,22 @@
 """The state of a training run, replaced atomically at the end of an epoch.
 
 It holds all that the next epoch depends on (weights, optimiser, the generators of data order and
-dropout, the best weights so far, patience), so that a resumed run ends bit for bit where an
-undisturbed one does.
+dropout, the best weights so far, patience), so that a resumed run ends with weights bit-identical
+to those of an uninterrupted one.
 """
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import io
 import math
+import pickle
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +38,7 @@ class Progress:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, row: dict[str, float], model: nn.Module) -> None:
-        """An epoch is over: with its errors, and the weights that it left in `model`."""
+        """Count a finished epoch, by its errors and the weights that it left in `model`."""
         self.epoch += 1
         self.history.append(row)
         if not (math.isfinite(row["train_mse"]) and math.isfinite(row["val_mse"])):
@@ -54,7 +58,7 @@ def save(
     optimiser: torch.optim.Optimizer,
     generators: Mapping[str, torch.Generator],
 ) -> None:
-    """Replace the state file.
+    """Replace the state file, with a checksum in front.
 
     Raises:
         OSError: naming the file, when it cannot be written (a full disk); the old state survives.
@@ -66,13 +70,16 @@ def save(
         "optimiser": optimiser.state_dict(),
         "generators": {name: drawn.get_state() for name, drawn in generators.items()},
     }
+    content = io.BytesIO()
+    torch.save(state, content)
     try:
-        with replacing(path) as temporary:
-            torch.save(state, temporary)
-    except (OSError, RuntimeError) as error:  # torch's zip writer turns ENOSPC into RuntimeError
+        with replacing(path, durable=True) as temporary, temporary.open("wb") as file:
+            file.write(_checksum(content.getbuffer()))
+            file.write(content.getbuffer())
+    except OSError as error:
         raise OSError(
             f"{path}: the training state cannot be written ({error}); free some space and run the "
-            "same command: it goes on from the epoch before"
+            "same command: training continues from the last saved epoch"
         ) from error
 
 
@@ -84,22 +91,73 @@ def restore(
 ) -> Progress:
     """Load a state into model, optimiser and generators; a fresh `Progress` if there is none.
 
-    The random numbers of one kind of device do not go on on another: training then starts anew.
+    If the state cannot be used (damaged, of another version, saved on another kind of device, whose
+    random numbers differ), stderr says why, all three are left as they were, and training starts
+    from the beginning.
     """
-    if not path.exists():
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
         return Progress()
     device = next(model.parameters()).device
-    state = torch.load(path, map_location=device, weights_only=True)
-    if state["device"] != device.type:
-        print(
-            f"{path}: begun on {state['device']}, which cannot be gone on with on {device.type}: "
-            "starting anew",
-            file=sys.stderr,
-        )
+    before = _snapshot(model, optimiser, generators)
+    try:
+        state = _opened(content, device)
+        _load(state, model, optimiser, generators)
+        return Progress(**state["progress"])
+    except _UNUSABLE as error:
+        _load(before, model, optimiser, generators)
+        reason = " ".join(str(error).split())[:200]
+        print(f"{path}: {reason}. Restarting from epoch 0.", file=sys.stderr, flush=True)
         return Progress()
+
+
+# What damaged content, or content of another version, raises when it is loaded.
+_UNUSABLE: Final = (
+    *(ValueError, KeyError, TypeError, AttributeError, IndexError),
+    *(RuntimeError, EOFError, pickle.UnpicklingError),
+)
+
+
+def _checksum(content: bytes | memoryview) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode() + b"\n"
+
+
+def _opened(content: bytes, device: torch.device) -> dict[str, Any]:
+    """The state of a file's content.
+
+    Raises:
+        ValueError: if the content is damaged, or was saved on another kind of device.
+    """
+    length = len(_checksum(b""))
+    payload = memoryview(content)[length:]
+    if content[:length] != _checksum(payload):
+        raise ValueError("the saved training state is damaged (its checksum is wrong)")
+    state = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+    if state["device"] != device.type:
+        raise ValueError(
+            f"saved on {state['device']}; its random state cannot be restored on {device.type}"
+        )
+    return state  # type: ignore[no-any-return]
+
+
+def _snapshot(
+    model: nn.Module, optimiser: torch.optim.Optimizer, generators: Mapping[str, torch.Generator]
+) -> dict[str, Any]:
+    return {
+        "model": copy.deepcopy(model.state_dict()),
+        "optimiser": copy.deepcopy(optimiser.state_dict()),
+        "generators": {name: drawn.get_state() for name, drawn in generators.items()},
+    }
+
+
+def _load(
+    state: Mapping[str, Any],
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    generators: Mapping[str, torch.Generator],
+) -> None:
     model.load_state_dict(state["model"])
     optimiser.load_state_dict(state["optimiser"])
     for name, generator in generators.items():
         generator.set_state(state["generators"][name].cpu())
-    known = {f.name for f in fields(Progress)}
-    return Progress(**{key: value for key, value in state["progress"].items() if key in known})

@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from spat.files import read_json, replacing
+from spat.files import replacing
 from spat.pipeline import frames, runs
+from spat.pipeline.cache import Finished
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Planned, Run
+from spat.pipeline.stages import select
+from spat.pipeline.stages.trained import Job, trained
 
 # The pictures show attention maps of at most this many queries and keys.
 LARGEST_MAP = 96
@@ -94,41 +97,41 @@ def _join(name: str, parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
     )
 
 
-def _masks(config: Config, planned: Planned) -> Iterator[tuple[dict[str, Any], Path]]:
-    """(manifest entry, folder) of each trained mask."""
-    if not planned.prune:
-        return
-    folder = runs.folder(config, planned.run, "prune")
-    for entry in read_json(folder / "manifest.json")["masks"]:
-        yield entry, folder / entry["folder"]
+def _files(config: Config, run: Run, stage: str) -> Finished:
+    return Finished(runs.folder(config, run, stage))
+
+
+def _masks(config: Config, planned: Planned) -> list[tuple[Job, Finished]]:
+    """Each trained mask with its files."""
+    return trained(config, planned.run) if planned.prune else []
 
 
 def _results(config: Config, planned: Planned) -> Iterator[dict[str, Any]]:
     run = planned.run
-    dense = read_json(runs.folder(config, run, "pretrain") / "metrics.json")
+    dense = _files(config, run, "pretrain").metrics
     costs = {"latency_ms": None, "memory_mb": None}
     base = {**_keys(config, run), "order": 0, "target": run.dataset}
     dense_row = {**base, **_measured(dense), **costs, "mask": dense["mask"], "phase": "dense"}
     measured = (
-        read_json(runs.folder(config, run, "measure") / "metrics.json")
+        _files(config, run, "measure").metrics
         if planned.prune
         else {"latency_ms": {}, "memory_mb": {}}
     )
     masks = {}
     yield from _splits(dense_row, dense["errors"])
-    for entry, folder in _masks(config, planned):
-        metrics = read_json(folder / "metrics.json")
-        row = {**base, **_measured(metrics), "mask": entry["mask"], "order": entry["order"]}
+    for job, files in _masks(config, planned):
+        metrics = files.metrics
+        row = {**base, **_measured(metrics), "mask": job.mask, "order": job.order}
         for column in costs:
-            by_batch = measured[column].get(entry["mask"], {})
+            by_batch = measured[column].get(job.mask, {})
             row[column] = by_batch[max(by_batch, key=int)] if by_batch else None
-        masks[entry["mask"], entry["order"], entry["phase"]] = row
-        if entry["phase"] == "finetuned":
+        masks[job.mask, job.order, job.phase] = row
+        if job.phase == "finetuned":
             pruned = {**row, "epochs": 0, "best_epoch": 0, "wall_s": 0.0, "status": "ok"}
             yield from _splits({**pruned, "phase": "pruned"}, metrics["errors"]["pruned"])
-        yield from _splits({**row, "phase": entry["phase"]}, metrics["errors"]["finetuned"])
+        yield from _splits({**row, "phase": job.phase}, metrics["errors"]["finetuned"])
     for target in runs.targets(config, run):
-        found = read_json(runs.folder(config, run, f"transfer/{target}") / "metrics.json")
+        found = _files(config, run, f"transfer/{target}").metrics
         for entry in found["masks"]:
             origin = (
                 dense_row
@@ -151,22 +154,19 @@ def _splits(row: dict[str, Any], errors: dict[str, Any]) -> Iterator[dict[str, A
 def _selections(config: Config, planned: Planned) -> pd.DataFrame:
     if not planned.prune:
         return frames.empty("selections")
-    parts = [
-        pd.read_csv(runs.folder(config, planned.run, stage) / "selections.csv", dtype={"mask": str})
-        for stage in ("select", "decide")
-    ]
+    parts = [select.read(config, planned.run, stage) for stage in ("select", "decide")]
     found = [part for part in parts if not part.empty]
     if not found:  # the run left no weights
         return frames.empty("selections")
     frame = pd.concat(found, ignore_index=True)
-    return frame.assign(rule=frame["rule"].fillna(""), **_keys(config, planned.run))
+    return frame.assign(**_keys(config, planned.run))
 
 
 def _scores(config: Config, planned: Planned) -> Iterator[pd.DataFrame]:
     keys = _keys(config, planned.run)
-    trajectory = pd.read_parquet(runs.folder(config, planned.run, "pretrain") / "scores.parquet")
+    trajectory = _files(config, planned.run, "pretrain").table("scores.parquet")
     if planned.prune:
-        scored = pd.read_parquet(runs.folder(config, planned.run, "score") / "scores.parquet")
+        scored = _files(config, planned.run, "score").table("scores.parquet")
         yield scored.assign(**keys)
         # `score` has the kept epoch from the same batches, criterion by criterion.
         trajectory = trajectory[~trajectory["epoch"].isin(scored["epoch"])]
@@ -175,26 +175,24 @@ def _scores(config: Config, planned: Planned) -> Iterator[pd.DataFrame]:
 
 def _history(config: Config, planned: Planned) -> Iterator[pd.DataFrame]:
     run = planned.run
-    dense = runs.folder(config, run, "pretrain")
+    dense = _files(config, run, "pretrain")
     keys = _keys(config, run)
-    mask = read_json(dense / "metrics.json")["mask"]
-    yield pd.read_csv(dense / "history.csv").assign(stage="pretrain", mask=mask, order=0, **keys)
-    for entry, folder in _masks(config, planned):
-        stage = "finetune" if entry["phase"] == "finetuned" else "scratch"
-        yield pd.read_csv(folder / "history.csv").assign(
-            stage=stage, mask=entry["mask"], order=entry["order"], **keys
-        )
+    mask = dense.metrics["mask"]
+    yield dense.table("history.csv").assign(stage="pretrain", mask=mask, order=0, **keys)
+    for job, files in _masks(config, planned):
+        stage = "finetune" if job.phase == "finetuned" else "scratch"
+        yield files.table("history.csv").assign(stage=stage, mask=job.mask, order=job.order, **keys)
 
 
 def _losses(config: Config, planned: Planned) -> Iterator[dict[str, Any]]:
     run = planned.run
-    dense = runs.folder(config, run, "pretrain")
+    dense = _files(config, run, "pretrain")
     base = {**_keys(config, run), "target": run.dataset}
-    mask = read_json(dense / "metrics.json")["mask"]
-    yield {**base, "order": 0, "mask": mask, "phase": "dense", "mse": np.load(dense / "losses.npy")}
-    for entry, folder in _masks(config, planned):
-        row = {**base, **{key: entry[key] for key in ("order", "mask", "phase")}}
-        yield {**row, "mse": np.load(folder / "losses.npy")}
+    row = {**base, "order": 0, "mask": dense.metrics["mask"], "phase": "dense"}
+    yield {**row, "mse": dense.array("losses.npy")}
+    for job, files in _masks(config, planned):
+        row = {**base, "order": job.order, "mask": job.mask, "phase": job.phase}
+        yield {**row, "mse": files.array("losses.npy")}
 
 
 def _manipulations(config: Config, run: Run) -> Path:
@@ -202,7 +200,8 @@ def _manipulations(config: Config, run: Run) -> Path:
 
 
 def _manipulated(config: Config, run: Run) -> pd.DataFrame:
-    return pd.read_parquet(_manipulations(config, run)).assign(**_keys(config, run))
+    files = _files(config, run, "robustness")
+    return files.table("robustness.parquet").assign(**_keys(config, run))
 
 
 def _examples(config: Config, planned: Planned) -> Iterator[pd.DataFrame]:
@@ -211,16 +210,14 @@ def _examples(config: Config, planned: Planned) -> Iterator[pd.DataFrame]:
     if run.seed != min(p.run.seed for p in runs.plan(config) if _same_cell(p.run, run)):
         return
     keys = _keys(config, run)
-    dense = runs.folder(config, run, "pretrain")
-    with np.load(dense / "forecasts.npz") as stored:
-        for name, kept in (("input", "input"), ("truth", "truth"), ("dense", "forecast")):
-            if np.isfinite(stored[kept]).all():  # not of a model that diverged
-                yield _forecast(name, stored["window"], stored[kept]).assign(**keys)
-    for entry, folder in _masks(config, planned):
-        if entry["order"] == 0 and entry["phase"] == "finetuned" and _on_path(entry["mask"]):
-            with np.load(folder / "forecasts.npz") as stored:
-                frame = _forecast(entry["mask"], stored["window"], stored["forecast"])
-            yield frame.assign(**keys)
+    stored = _files(config, run, "pretrain").arrays("forecasts.npz")
+    for name, kept in (("input", "input"), ("truth", "truth"), ("dense", "forecast")):
+        if np.isfinite(stored[kept]).all():  # not of a model that diverged
+            yield _forecast(name, stored["window"], stored[kept]).assign(**keys)
+    for job, files in _masks(config, planned):
+        if job.order == 0 and job.phase == "finetuned" and _on_path(job.mask):
+            stored = files.arrays("forecasts.npz")
+            yield _forecast(job.mask, stored["window"], stored["forecast"]).assign(**keys)
     if planned.prune:
         yield from (frame.assign(**keys) for frame in _maps(config, run))
 
@@ -235,27 +232,27 @@ def _on_path(mask: str) -> bool:
 
 
 def _maps(config: Config, run: Run) -> Iterator[pd.DataFrame]:
-    folder = runs.folder(config, run, "score")
-    scores = pd.read_parquet(folder / "scores.parquet")
+    files = _files(config, run, "score")
+    scores = files.table("scores.parquet")
     send = scores[
         (scores["criterion"] == "send") & (scores["batch"] == -1) & (scores["head"] == -1)
     ].set_index("name")["value"]
     if send.empty:  # the run left no weights
         return
-    with np.load(folder / "maps.npz") as maps:
-        for name in dict.fromkeys([send.idxmin(), send.idxmax()]):
-            mean = maps[name].mean(axis=0)[:LARGEST_MAP, :LARGEST_MAP]
-            row, column = np.indices(mean.shape)
-            yield pd.DataFrame(
-                {
-                    "kind": "map",
-                    "name": name,
-                    "head": -1,
-                    "row": row.ravel(),
-                    "column": column.ravel(),
-                    "value": mean.ravel().astype(np.float64),
-                }
-            )
+    maps = files.arrays("maps.npz")
+    for name in dict.fromkeys([send.idxmin(), send.idxmax()]):
+        mean = maps[str(name)].mean(axis=0)[:LARGEST_MAP, :LARGEST_MAP]
+        row, column = np.indices(mean.shape)
+        yield pd.DataFrame(
+            {
+                "kind": "map",
+                "name": name,
+                "head": -1,
+                "row": row.ravel(),
+                "column": column.ravel(),
+                "value": mean.ravel().astype(np.float64),
+            }
+        )
 
 
 def _forecast(

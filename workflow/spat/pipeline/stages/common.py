@@ -14,11 +14,13 @@ from spat.attention.mask import Mask
 from spat.data import series
 from spat.data.series import Prepared
 from spat.data.windows import Splits, Windows, split
-from spat.files import read_json, replacing
+from spat.files import replacing
 from spat.models.registry import Shape
 from spat.pipeline import runs
+from spat.pipeline.cache import Finished
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
+from spat.surgery import storage
 from spat.training.loop import Settings, choose_device, prepare_torch
 from spat.training.metrics import Errors
 
@@ -57,7 +59,7 @@ def settings_of(config: Config, run: Run, learning_rate: float | None = None) ->
     """
     recipe = runs.setup_of(config, run).recipe
     if learning_rate is None and len(runs.learning_rates(config, run)) > 1:
-        trained = read_json(runs.folder(config, run, "pretrain") / "metrics.json")
+        trained = Finished(runs.folder(config, run, "pretrain")).metrics
         learning_rate = trained["recipe"]["learning_rate"]
     if learning_rate is not None:
         recipe = replace(recipe, learning_rate=learning_rate)
@@ -116,6 +118,17 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
     """Write named arrays as `.npz`, atomically."""
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **dict(arrays))
+
+
+def network(trained: Finished, device: str | torch.device) -> Forecaster:
+    """The network of a finished folder, its files checked, in `eval()`.
+
+    Raises:
+        DamagedError: naming the file that is missing or damaged.
+    """
+    for name in (storage.ARCHITECTURE, storage.WEIGHTS):
+        trained.path(name)
+    return storage.load(trained.folder, device)
 
 
 def stage_folder(config: Config, run: Run, stage: str) -> Path:

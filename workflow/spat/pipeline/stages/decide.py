@@ -5,19 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 from spat.attention.mask import Mask
-from spat.files import read_json, write_json
 from spat.pipeline import digests, records, runs
+from spat.pipeline.cache import Finished, write_record
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
 from spat.pipeline.stages import select
-from spat.pipeline.stages.prune import mask_folder
+from spat.pipeline.stages.trained import finetuned
 from spat.surgery import choose
 
 
 def decide(config: Config, run: Run) -> None:
     """Write `selections.csv` with one row per such rule, all along SEND's nested path."""
     folder = runs.folder(config, run, "decide")
-    trained = read_json(runs.folder(config, run, "pretrain") / "metrics.json")
+    trained = Finished(runs.folder(config, run, "pretrain")).metrics
     decisions = select.read(config, run, "select")
     path = decisions.loc[decisions["rule"] == "path", "mask"].tolist()
     chosen = _chosen(config, run, path) if path else {}
@@ -26,21 +26,22 @@ def decide(config: Config, run: Run) -> None:
         select.ruled("send", Mask.parse(path[removed], heads), rule, finetunings=len(path))
         for rule, removed in chosen.items()
     ]
-    select.write(folder / "selections.csv", select.table(rows))
-    write_json(
-        folder / "metrics.json",
+    select.write(folder / select.SELECTIONS, select.table(rows))
+    write_record(
+        folder,
         {
             **records.header(config, "decide", run, trained["device"]),
             "digest": digests.settings_digest(config, "decide", run),
             "path": path,
             "chosen": {rule: path[removed] for rule, removed in chosen.items()},
         },
+        [select.SELECTIONS],
     )
 
 
 def _chosen(config: Config, run: Run, path: list[str]) -> dict[str, int]:
     """How many sites each rule removes."""
-    losses = [np.load(mask_folder(config, run, mask) / "validation_losses.npy") for mask in path]
+    losses = [finetuned(config, run, mask).array("validation_losses.npy") for mask in path]
     rules = config.pruning.site.rules
     chosen = {}
     if "one_se" in rules:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
-from spat.files import read_json, write_json
 from spat.pipeline import digests, records, runs
-from spat.pipeline.cache import stage_lock
+from spat.pipeline.cache import DamagedError, Finished, stage_lock, write_record
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
 from spat.pipeline.stages import common
-from spat.surgery import storage
+from spat.pipeline.stages.trained import trained
 from spat.training.device import costs
 from spat.training.loop import choose_device, prepare_torch
 
@@ -24,7 +22,7 @@ def measure(config: Config, run: Run) -> None:
         prepare_torch(config.training.precision)
         device = choose_device(config.training.device)
         models = {
-            mask: storage.load(source, device) for mask, source in _networks(config, run).items()
+            mask: common.network(source, device) for mask, source in _networks(config, run).items()
         }
         latency: dict[str, dict[str, float]] = {mask: {} for mask in models}
         memory: dict[str, dict[str, float]] = {mask: {} for mask in models}
@@ -33,8 +31,8 @@ def measure(config: Config, run: Run) -> None:
             for mask, model in models.items():
                 latency[mask][str(batch_size)] = timed[mask]
                 memory[mask][str(batch_size)] = costs.peak_memory(model, batch_size, device)
-        write_json(
-            folder / "metrics.json",
+        write_record(
+            folder,
             {
                 **records.header(config, "measure", run, common.device_name(device)),
                 "digest": digests.settings_digest(config, "measure", run),
@@ -47,25 +45,22 @@ def measure(config: Config, run: Run) -> None:
 
 def is_measured(config: Config, run: Run) -> bool:
     """Whether the networks that there are were measured, as they are and by these settings."""
-    found = runs.folder(config, run, "measure") / "metrics.json"
-    if not found.exists():
+    try:
+        metrics = Finished(runs.folder(config, run, "measure")).metrics
+    except (FileNotFoundError, DamagedError):
         return False
-    metrics, networks = read_json(found), _networks(config, run)
+    networks = _networks(config, run)
     return (
         metrics["digest"] == digests.settings_digest(config, "measure", run)
         and metrics["latency_ms"].keys() == networks.keys()
-        and all(
-            read_json(folder / "metrics.json")["written"] <= metrics["written"]
-            for folder in networks.values()
-        )
+        and all(network.metrics["written"] <= metrics["written"] for network in networks.values())
     )
 
 
-def _networks(config: Config, run: Run) -> dict[str, Path]:
-    """The folder of each mask that is timed: replicates and networks from scratch are as fast."""
-    folder = runs.folder(config, run, "prune")
+def _networks(config: Config, run: Run) -> dict[str, Finished]:
+    """The files of each mask that is timed: replicates and networks from scratch are as fast."""
     return {
-        entry["mask"]: folder / entry["folder"]
-        for entry in read_json(folder / "manifest.json")["masks"]
-        if entry["order"] == 0 and entry["phase"] == "finetuned"
+        job.mask: files
+        for job, files in trained(config, run)
+        if job.order == 0 and job.phase == "finetuned"
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,34 +12,19 @@ import pandas as pd
 
 from spat.attention.mask import Mask
 from spat.data.windows import Splits
-from spat.files import read_json, sha256, write_json
 from spat.models.base import Forecaster
 from spat.models.registry import build
 from spat.pipeline import digests, records, runs
-from spat.pipeline.cache import Kept, stage_lock
+from spat.pipeline.cache import MANIFEST, Finished, Kept, stage_lock, write_record
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
 from spat.pipeline.stages import common, select
+from spat.pipeline.stages.trained import Job, files_of
 from spat.surgery import cut, storage
 from spat.training.device import costs
 from spat.training.device.concurrency import Execute, in_turn
 from spat.training.loop import Fit, Restart, Seeds, Settings, fit
 from spat.training.metrics import Errors, evaluate
-
-
-@dataclass(frozen=True)
-class Job:
-    """One network to train: a mask, a data order, and whether it starts from the dense weights."""
-
-    mask: str
-    order: int
-    phase: str  # finetuned | scratch
-
-    @property
-    def folder(self) -> str:
-        """Below `prune/`."""
-        kind = "order" if self.phase == "finetuned" else "scratch"
-        return f"masks/{self.mask}/{kind}{self.order}"
 
 
 def prune(config: Config, run: Run, orders: int = 1, execute: Execute = in_turn) -> None:
@@ -51,16 +36,22 @@ def prune(config: Config, run: Run, orders: int = 1, execute: Execute = in_turn)
         folder = common.stage_folder(config, run, "prune")
         jobs = wanted(config, run, orders)
         execute([partial(train_mask, config, run, job) for job in jobs])
-        write_json(
-            folder / "manifest.json",
+        write_record(
+            folder,
             {
                 **records.header(config, "prune", run),
                 "digest": digests.settings_digest(config, "prune", run),
                 "masks": [
-                    {"mask": j.mask, "order": j.order, "phase": j.phase, "folder": j.folder}
-                    for j in jobs
+                    {
+                        "mask": job.mask,
+                        "order": job.order,
+                        "phase": job.phase,
+                        "sizes": files_of(config, run, job).sizes,
+                    }
+                    for job in jobs
                 ],
             },
+            name=MANIFEST,
         )
 
 
@@ -78,32 +69,28 @@ def wanted(config: Config, run: Run, orders: int) -> list[Job]:
     return jobs
 
 
-def mask_folder(config: Config, run: Run, mask: str) -> Path:
-    """Where a fine-tuned mask lies (first data order)."""
-    return runs.folder(config, run, "prune") / Job(mask, 0, "finetuned").folder
-
-
 def train_mask(config: Config, run: Run, job: Job) -> None:
     """Cut, evaluate untuned, fine-tune, evaluate; kept under a digest of all that it depends on."""
-    source = runs.folder(config, run, "pretrain")
+    source = Finished(runs.folder(config, run, "pretrain"))
+    # Before anything is opened or removed under the mask's name.
+    dense_metrics = source.metrics
+    mask = Mask.parse(job.mask, dense_metrics["heads"])
     prepared, splits = common.open_data(config, run.dataset, run)
     digest = records.digest(
         digests.code_digest("prune", run.model),
         digests.settings(config, "finetune", run),
         prepared.sha256,
-        sha256(source / "model.safetensors"),
+        dense_metrics["files"][storage.WEIGHTS],
         job.mask,
         job.order,
         job.phase,
     )
-    kept = Kept(runs.folder(config, run, "prune") / job.folder, digest)
+    kept = Kept(files_of(config, run, job).folder, digest)
     if kept.done:
         return
     device = splits.train.device
-    dense_metrics = read_json(source / "metrics.json")
-    mask = Mask.parse(job.mask, tuple(dense_metrics["heads"]))
     if job.phase == "finetuned":
-        model = storage.load(source, device)
+        model = common.network(source, device)
     else:
         shape = common.shape_of(config, run, prepared)
         settings = runs.setup_of(config, run).settings

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
@@ -20,15 +19,15 @@ from spat.attention.manipulation import manipulated, obstacle
 from spat.attention.mask import Mask
 from spat.data.series import Prepared
 from spat.data.windows import Splits
-from spat.files import read_json, replacing, sha256, write_json
+from spat.files import replacing
 from spat.models.base import Forecaster
 from spat.models.registry import MODELS
 from spat.pipeline import digests, records, runs, scores_frame
-from spat.pipeline.cache import Kept, stage_lock
+from spat.pipeline.cache import Finished, Kept, stage_lock, write_record
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
 from spat.pipeline.stages import common, select
-from spat.pipeline.stages.prune import mask_folder
+from spat.pipeline.stages.trained import finetuned
 from spat.scoring import scores
 from spat.scoring.names import CRITERIA, PASS, offered
 from spat.surgery import cut, storage
@@ -63,16 +62,16 @@ class Bench:
     run: Run
     prepared: Prepared
     splits: Splits
-    trained: Path
+    trained: Finished
 
     def model(self) -> Forecaster:
         """The dense model as it was trained."""
-        return storage.load(self.trained, self.splits.train.device)
+        return common.network(self.trained, self.splits.train.device)
 
     @property
     def scorable(self) -> bool:
         """Whether pre-training left weights to manipulate."""
-        return select.scorable(read_json(self.trained / "metrics.json"))
+        return select.scorable(self.trained.metrics)
 
     def keep(self, part: str, case: Case) -> Kept:
         """The kept work of a case: `scores` (and its errors), or `finetune`."""
@@ -81,7 +80,7 @@ class Bench:
             digests.code_digest("robustness", self.run.model),
             settings[part],
             self.prepared.sha256,
-            sha256(self.trained / storage.WEIGHTS),
+            self.trained.metrics["files"][storage.WEIGHTS],
             case.manipulation,
             case.site,
         )
@@ -108,7 +107,8 @@ def robustness(config: Config, run: Run) -> None:
         started = time.perf_counter()
         folder = common.stage_folder(config, run, "robustness")
         prepared, splits = common.open_data(config, run.dataset, run)
-        bench = Bench(config, run, prepared, splits, runs.folder(config, run, "pretrain"))
+        dense = Finished(runs.folder(config, run, "pretrain"))
+        bench = Bench(config, run, prepared, splits, dense)
         model = bench.model()
         cases, skipped = _cases(config, model) if bench.scorable else ([], [])
         found = {"untuned": {case: measure(bench, model, case) for case in cases}}
@@ -122,8 +122,8 @@ def robustness(config: Config, run: Run) -> None:
         frame = pd.DataFrame(rows, columns=list(COLUMNS))
         with replacing(folder / "robustness.parquet") as temporary:
             frame.to_parquet(temporary)
-        write_json(
-            folder / "metrics.json",
+        write_record(
+            folder,
             {
                 **bench.header(),
                 "digest": digests.settings_digest(config, "robustness", run),
@@ -132,6 +132,7 @@ def robustness(config: Config, run: Run) -> None:
                 "batches": config.scoring.batches,
                 "wall_s": time.perf_counter() - started,
             },
+            ["robustness.parquet"],
         )
 
 
@@ -249,7 +250,7 @@ def _finetuned(bench: Bench, model: Forecaster, case: Case) -> dict[str, Any]:
         return finetune(bench, case)
     full = Mask.full(cut.heads_of(model))
     mask = full if case.manipulation == INTACT else full.without_sites([case.site])
-    metrics = read_json(mask_folder(bench.config, bench.run, mask.name) / "metrics.json")
+    metrics = finetuned(bench.config, bench.run, mask.name).metrics
     errors = metrics["errors"]["finetuned"]
     return {"mse": {split: errors[split]["mse"] for split in SPLITS}}
 

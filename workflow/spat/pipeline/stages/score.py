@@ -12,18 +12,16 @@ import torch
 from numpy.typing import NDArray
 
 from spat.data.windows import Windows
-from spat.files import read_json, write_json
 from spat.models.base import Forecaster
 from spat.models.registry import MODELS
 from spat.pipeline import digests, records, runs, scores_frame
-from spat.pipeline.cache import stage_lock
+from spat.pipeline.cache import Finished, stage_lock, write_record
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
 from spat.pipeline.stages import common
 from spat.pipeline.stages.select import LOSS_DROPS, scorable
 from spat.scoring import probe, scores
 from spat.scoring.names import CRITERIA, offered
-from spat.surgery import storage
 from spat.training.metrics import window_losses
 
 COLUMNS = ("epoch", "batch", "site", "name", "head", "criterion", "value")
@@ -48,8 +46,8 @@ def score(config: Config, run: Run) -> None:
     with stage_lock(config, run, "score"):
         started = time.perf_counter()
         folder = common.stage_folder(config, run, "score")
-        source = runs.folder(config, run, "pretrain")
-        trained = read_json(source / "metrics.json")
+        source = Finished(runs.folder(config, run, "pretrain"))
+        trained = source.metrics
         if scorable(trained):
             frame, maps, batches = _scored(config, run, folder, source)
         else:
@@ -58,8 +56,9 @@ def score(config: Config, run: Run) -> None:
             folder / "scores.parquet"
         )
         common.save_arrays(folder / "maps.npz", maps)
-        write_json(
-            folder / "metrics.json",
+        drops = [LOSS_DROPS] if (folder / LOSS_DROPS).exists() else []
+        write_record(
+            folder,
             {
                 **records.header(config, "score", run, trained["device"]),
                 "digest": digests.settings_digest(config, "score", run),
@@ -67,18 +66,19 @@ def score(config: Config, run: Run) -> None:
                 "batches": batches,
                 "wall_s": time.perf_counter() - started,
             },
+            ["scores.parquet", "maps.npz", *drops],
         )
 
 
 def _scored(
-    config: Config, run: Run, folder: Path, source: Path
+    config: Config, run: Run, folder: Path, source: Finished
 ) -> tuple[pd.DataFrame, dict[str, NDArray[Any]], int]:
     """The scores, the attention maps by site, and how many batches there were.
 
     The loss drops go to their file.
     """
     _, splits = common.open_data(config, run.dataset, run)
-    model = storage.load(source, splits.train.device)
+    model = common.network(source, splits.train.device)
     batches = common.scoring_batches(config, run, splits.train)
     drops = _loss_drops(config, model, splits.validation)
     if drops is not None:
@@ -96,7 +96,7 @@ def _scored(
     )
     frames = [scores_frame.frame(scored)]
     if "send_train" in names:
-        frames.append(scores_frame.send_train(pd.read_parquet(source / "scores.parquet")))
+        frames.append(scores_frame.send_train(source.table("scores.parquet")))
     maps = probe.attention_maps(
         model, splits.train, batches[:1], window_losses, batch_size=batch_size
     )

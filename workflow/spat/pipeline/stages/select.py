@@ -8,18 +8,19 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from spat.attention.mask import Mask
-from spat.files import read_json, replacing, write_json
+from spat.files import replacing
 from spat.pipeline import digests, records, runs, scores_frame
+from spat.pipeline.cache import DamagedError, Finished, write_record
 from spat.pipeline.config import Config, PruningSection
 from spat.pipeline.runs import Run
 from spat.surgery import choose
 from spat.surgery.choose import Decision, Level
 
 LOSS_DROPS = "loss_drops.npy"
+SELECTIONS = "selections.csv"
 
 
 def scorable(trained: Mapping[str, Any]) -> bool:
@@ -33,22 +34,23 @@ def select(config: Config, run: Run) -> None:
     Of a run that left no weights nothing is selected.
     """
     folder = runs.folder(config, run, "select")
-    trained = read_json(runs.folder(config, run, "pretrain") / "metrics.json")
+    trained = Finished(runs.folder(config, run, "pretrain")).metrics
     frame = _selected(config, run, tuple(trained["heads"])) if scorable(trained) else table([])
-    write(folder / "selections.csv", frame)
-    write_json(
-        folder / "metrics.json",
+    write(folder / SELECTIONS, frame)
+    write_record(
+        folder,
         {
             **records.header(config, "select", run, trained["device"]),
             "digest": digests.settings_digest(config, "select", run),
             "decisions": len(frame),
             "masks": int(frame["mask"].nunique()),
         },
+        [SELECTIONS],
     )
 
 
 def _selected(config: Config, run: Run, heads: tuple[int, ...]) -> pd.DataFrame:
-    scores = pd.read_parquet(runs.folder(config, run, "score") / "scores.parquet")
+    scores = Finished(runs.folder(config, run, "score")).table("scores.parquet")
     decisions = requested(
         scores[scores["batch"] == -1],
         heads,
@@ -105,10 +107,19 @@ def write(path: Path, decisions: pd.DataFrame) -> None:
 
 
 def read(config: Config, run: Run, stage: str) -> pd.DataFrame:
-    """The decisions that `select` or `decide` wrote."""
-    frame = pd.read_csv(
-        runs.folder(config, run, stage) / "selections.csv", dtype={"mask": str, "rule": str}
-    )
+    """The decisions that `select` or `decide` wrote.
+
+    Raises:
+        DamagedError: naming the file, if it is damaged or has a mask that is not of this run.
+    """
+    folder = runs.folder(config, run, stage)
+    frame = Finished(folder).table(SELECTIONS, dtype={"mask": str, "rule": str})
+    heads = Finished(runs.folder(config, run, "pretrain")).metrics["heads"]
+    try:
+        for name in frame["mask"].unique():
+            Mask.parse(str(name), heads)
+    except ValueError as error:
+        raise DamagedError(f"{folder / SELECTIONS}: {error}") from None
     return frame.assign(rule=frame["rule"].fillna(""))
 
 
@@ -116,7 +127,7 @@ def _bounded(config: Config, run: Run) -> tuple[int, ...] | None:
     if "loss_drop_bound" not in config.pruning.site.rules:
         return None
     return choose.loss_drop_bound(
-        np.load(runs.folder(config, run, "score") / LOSS_DROPS),
+        Finished(runs.folder(config, run, "score")).array(LOSS_DROPS),
         block=run.lookback + run.horizon,
         draws=config.statistics.bootstrap,
         confidence=config.statistics.confidence,

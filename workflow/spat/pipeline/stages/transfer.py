@@ -6,19 +6,16 @@ The scaler is the target's own (mean and deviation of its training rows).
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from spat.files import read_json, write_json
 from spat.pipeline import digests, records, runs
-from spat.pipeline.cache import stage_lock
+from spat.pipeline.cache import Finished, stage_lock, write_record
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Planned
 from spat.pipeline.stages import common, select
-from spat.pipeline.stages.prune import mask_folder
-from spat.surgery import storage
+from spat.pipeline.stages.trained import finetuned
 from spat.training.metrics import evaluate
 
 
@@ -31,13 +28,13 @@ def transfer(config: Config, planned: Planned, target: str) -> None:
         folder = common.stage_folder(config, run, stage)
         prepared, splits = common.open_data(config, target, run)
         device = splits.test.device
-        dense = runs.folder(config, run, "pretrain")
+        dense = Finished(runs.folder(config, run, "pretrain"))
         rows: list[dict[str, Any]] = []
         for mask, phase, source in _networks(config, planned, dense):
-            errors = evaluate(storage.load(source, device), splits.test)
+            errors = evaluate(common.network(source, device), splits.test)
             rows.append({"mask": mask, "phase": phase, "order": 0, **common.errors_row(errors)})
-        write_json(
-            folder / "metrics.json",
+        write_record(
+            folder,
             {
                 **records.header(config, "transfer", run, common.device_name(device)),
                 "digest": digests.settings_digest(config, "transfer", run),
@@ -49,15 +46,15 @@ def transfer(config: Config, planned: Planned, target: str) -> None:
         )
 
 
-def _networks(config: Config, planned: Planned, dense: Path) -> list[tuple[str, str, Path]]:
-    """(mask, phase, folder) of what is evaluated: the dense model, the control, SEND's masks."""
+def _networks(config: Config, planned: Planned, dense: Finished) -> list[tuple[str, str, Finished]]:
+    """(mask, phase, files) of what is evaluated: the dense model, the control, SEND's masks."""
     run = planned.run
-    found = [(read_json(dense / "metrics.json")["mask"], "dense", dense)]
+    found = [(dense.metrics["mask"], "dense", dense)]
     if not planned.prune:
         return found
     decisions = pd.concat([select.read(config, run, stage) for stage in ("select", "decide")])
     ours = decisions["criterion"].isin(["control", "send"])
     return found + [
-        (mask, "finetuned", mask_folder(config, run, mask))
+        (mask, "finetuned", finetuned(config, run, mask))
         for mask in decisions.loc[ours, "mask"].drop_duplicates()
     ]

@@ -14,6 +14,7 @@ import re
 from typing import TYPE_CHECKING
 
 from spat.pipeline import runs
+from spat.pipeline.cache import DamagedError
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
 from spat.pipeline.tracking import entries
@@ -103,6 +104,8 @@ def _show(store: Store, config: Config, run: Run, stage: str, shown: list[entrie
 
 
 def _explain(config: Config, error: Exception) -> str:
+    if isinstance(error, DamagedError):  # a fault of the files, not of the store
+        return str(error)
     reason = " ".join(str(error).split())[:300]
     message = (
         f"MLflow at {entries.store_uri(config)}: {type(error).__name__}: {reason}; the results are "

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from spat.files import read_json
 from spat.pipeline import records, runs
+from spat.pipeline.cache import Finished
 from spat.pipeline.config import Config, dump
 from spat.pipeline.runs import Run
 from spat.pipeline.scores_frame import SITE, aggregate
+from spat.pipeline.stages.trained import trained
 
 REPORT = "report"
 RESOURCES = (
@@ -90,7 +91,7 @@ def parent(config: Config, run: Run) -> Entry:
     (dense,) = children(config, run, "pretrain")
     final = [p for p in dense.points if p.key.split("/")[0] in ("validation", "test", "resources")]
     # Whatever pre-training wrote anew makes a new parent.
-    digest = records.digest(read_json(runs.folder(config, run, "pretrain/metrics.json")))
+    digest = records.digest(Finished(runs.folder(config, run, "pretrain")).metrics)
     tags = {**dense.tags, "job": run.path, "stage": "run", "digest": digest}
     return replace(dense, job=run.path, name=run.path, tags=tags, points=final, artifacts={})
 
@@ -104,8 +105,7 @@ def children(config: Config, run: Run, stage: str) -> list[Entry]:
     """
     folder = runs.folder(config, run, stage)
     if stage == "prune":
-        manifest = read_json(folder / "manifest.json")["masks"]
-        return [_mask(config, run, folder / row["folder"]) for row in manifest]
+        return [_mask(config, run, files) for _, files in trained(config, run)]
     readers = {
         "pretrain": _pretrain,
         "score": _score,
@@ -115,7 +115,7 @@ def children(config: Config, run: Run, stage: str) -> list[Entry]:
     }
     if (kind := stage.split("/")[0]) not in readers:
         raise ValueError(f"stage {stage!r} has no MLflow view; those with one: {list(readers)}")
-    return [readers[kind](config, run, folder)]
+    return [readers[kind](config, run, Finished(folder))]
 
 
 def report(config: Config) -> Entry:
@@ -134,16 +134,16 @@ def report(config: Config) -> Entry:
     )
 
 
-def _pretrain(config: Config, run: Run, folder: Path) -> Entry:
-    metrics = read_json(folder / "metrics.json")
-    entry = _child(config, run, folder, metrics, name="pretrain", stage="pretrain")
+def _pretrain(config: Config, run: Run, files: Finished) -> Entry:
+    metrics = files.metrics
+    entry = _child(config, run, files, metrics, name="pretrain", stage="pretrain")
     settings = {
         **metrics["settings"],
         **metrics["recipe"],
         "sites": metrics["sites"],
         "heads": metrics["heads"],
     }
-    trajectory = _scores(folder / "scores.parquet", entry.end)
+    trajectory = _scores(files.table("scores.parquet"), entry.end)
     return replace(
         entry,
         params={**entry.params, **_texts(settings)},
@@ -153,32 +153,34 @@ def _pretrain(config: Config, run: Run, folder: Path) -> Entry:
     )
 
 
-def _score(config: Config, run: Run, folder: Path) -> Entry:
-    metrics = read_json(folder / "metrics.json")
-    entry = _child(config, run, folder, metrics, name="score", stage="score")
-    return replace(entry, points=[*entry.points, *_scores(folder / "scores.parquet", entry.end)])
+def _score(config: Config, run: Run, files: Finished) -> Entry:
+    metrics = files.metrics
+    entry = _child(config, run, files, metrics, name="score", stage="score")
+    return replace(
+        entry, points=[*entry.points, *_scores(files.table("scores.parquet"), entry.end)]
+    )
 
 
-def _mask(config: Config, run: Run, folder: Path) -> Entry:
-    metrics = read_json(folder / "metrics.json")
+def _mask(config: Config, run: Run, files: Finished) -> Entry:
+    metrics = files.metrics
     keys = {key: metrics[key] for key in ("mask", "order", "phase")}
     name = f"mask {keys['mask']}"
     name += " scratch" if keys["phase"] == "scratch" else ""
     name += f" order {keys['order']}" if keys["order"] else ""
-    entry = _child(config, run, folder, metrics, name=name, stage="prune")
+    entry = _child(config, run, files, metrics, name=name, stage="prune")
     return replace(entry, params={**entry.params, **_texts(keys)})
 
 
-def _robustness(config: Config, run: Run, folder: Path) -> Entry:
-    metrics = read_json(folder / "metrics.json")
-    entry = _child(config, run, folder, metrics, name="robustness", stage="robustness")
-    rows = pd.read_parquet(folder / "robustness.parquet")
+def _robustness(config: Config, run: Run, files: Finished) -> Entry:
+    metrics = files.metrics
+    entry = _child(config, run, files, metrics, name="robustness", stage="robustness")
+    rows = files.table("robustness.parquet")
     return replace(entry, texts={"robustness.csv": rows.to_csv(index=False)})
 
 
-def _measure(config: Config, run: Run, folder: Path) -> Entry:
-    metrics = read_json(folder / "metrics.json")
-    entry = _child(config, run, folder, metrics, name="measure", stage="measure")
+def _measure(config: Config, run: Run, files: Finished) -> Entry:
+    metrics = files.metrics
+    entry = _child(config, run, files, metrics, name="measure", stage="measure")
     rows = [
         {
             "mask": mask,
@@ -200,11 +202,11 @@ def _measure(config: Config, run: Run, folder: Path) -> Entry:
     )
 
 
-def _transfer(config: Config, run: Run, folder: Path) -> Entry:
-    metrics = read_json(folder / "metrics.json")
+def _transfer(config: Config, run: Run, files: Finished) -> Entry:
+    metrics = files.metrics
     target, rows = metrics["target"], metrics["masks"]
     entry = _child(
-        config, run, folder, metrics, name=f"transfer {target}", stage=f"transfer/{target}"
+        config, run, files, metrics, name=f"transfer {target}", stage=f"transfer/{target}"
     )
     ends = [
         point
@@ -243,25 +245,25 @@ def _table(name: str, rows: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def _child(
-    config: Config, run: Run, folder: Path, metrics: Mapping[str, Any], *, name: str, stage: str
+    config: Config, run: Run, files: Finished, metrics: Mapping[str, Any], *, name: str, stage: str
 ) -> Entry:
     """What all jobs of a run have: keys, environment, errors, costs, losses, figures."""
-    job = folder.relative_to(config.folder).as_posix()
+    job = files.folder.relative_to(config.folder).as_posix()
     entry = _entry(metrics, job=job, name=name, stage=stage)
     final = {f"resources/{key}": metrics[key] for key in RESOURCES if key in metrics}
     for moment, errors in _nested(metrics.get("errors")).items():
         # Those of the final weights have the same names in every run, so that runs can be compared.
         final[moment.removeprefix("finetuned/").removeprefix("scratch/")] = errors
-    history = folder / "history.csv"
+    fitted = "history.csv" in metrics["files"]
     return replace(
         entry,
         tags={**entry.tags, "run": run.path},
         params=_texts({**run.keys, **_keys(metrics)}),
         points=[
             *_points(final, entry.end),
-            *(_history(history, entry.start) if history.exists() else ()),
+            *(_history(files.table("history.csv"), entry.start) if fitted else ()),
         ],
-        artifacts=dict.fromkeys(sorted(folder.glob("*.png")), "figures"),
+        artifacts=dict.fromkeys(sorted(files.folder.glob("*.png")), "figures"),
     )
 
 
@@ -288,20 +290,17 @@ def _keys(metrics: Mapping[str, Any]) -> dict[str, str]:
     return {key: metrics[key] for key in ("experiment", "config", "commit")}
 
 
-def _history(path: Path, start: int) -> Iterator[Point]:
+def _history(frame: pd.DataFrame, start: int) -> Iterator[Point]:
     """Losses, learning rate and seconds of each epoch, at the time the epoch ended."""
     elapsed = 0.0
-    for row in pd.read_csv(path).to_dict("records"):
+    for row in frame.to_dict("records"):
         elapsed += row["seconds"]
         epoch = {f"epoch/{key}": value for key, value in row.items() if key != "epoch"}
         yield from _points(epoch, start + round(1000 * elapsed), int(row["epoch"]))
 
 
-def _scores(path: Path, time: int) -> Iterator[Point]:
+def _scores(frame: pd.DataFrame, time: int) -> Iterator[Point]:
     """The value of each criterion that ranks the sites; over pre-training the epoch is the step."""
-    if not path.exists():
-        return
-    frame = pd.read_parquet(path)
     frame = aggregate(frame) if "batch" in frame else frame
     for row in frame[frame["head"] == SITE].to_dict("records"):
         key = f"{row['criterion']}/{row['name']}"

@@ -1,0 +1,36 @@
+"""A folder of results may have any name that a file system takes; text never becomes a command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import yaml
+from project import TINY, Project
+
+# What a shell, a wildcard pattern, a regular expression and a glob would each read in its own way.
+ODD = "my \"own\" 'results' größe $(touch F) `touch F` [a] *;&| %20#"
+
+
+@pytest.mark.slow
+def test_odd_characters_in_the_path_of_results(new_project: Callable[[str], Project]) -> None:
+    project = new_project("spaces and ümläuts")
+    # The file of the experiment has an odd name, too.
+    (project.folder / "my experiment.yaml").write_text(
+        yaml.safe_dump({**TINY, "results": ODD}, allow_unicode=True), encoding="utf-8"
+    )
+    before = {path.name for path in project.folder.iterdir()}
+    shown = project.snakemake("--configfile", "my experiment.yaml")
+    assert {path.name for path in project.folder.iterdir()} - before <= {ODD, ".snakemake"}
+    folder = project.folder / ODD / "tiny"
+    assert (folder / "figures/pareto.pdf").exists()
+    assert (folder / "synthetic/iTransformer-tiny/l24-h12/seed0/prune/manifest.json").exists()
+    assert (project.folder / ODD / "mlflow.db").exists()
+    assert "MLflow at" not in shown
+    assert f"{ODD}/tiny/tables" in shown  # the summary
+
+
+def test_a_brace_in_a_path_is_refused(pristine: Project) -> None:
+    shown = pristine.snakemake("--config", "results=a{run}", fails=True)
+    assert "results: 'a{run}' is not a usable path" in shown
+    assert "Traceback" not in shown

@@ -1,0 +1,101 @@
+"""The networks that a run trained, by their manifest, and the files of each. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spat.attention.mask import Mask
+from spat.pipeline import runs
+from spat.pipeline.cache import MANIFEST, DamagedError, Finished
+from spat.pipeline.config import Config
+from spat.pipeline.runs import Run
+
+PHASES = ("finetuned", "scratch")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network to train: a mask, a data order, and whether it starts from the dense weights."""
+
+    mask: str
+    order: int
+    phase: str  # one of PHASES
+
+    @classmethod
+    def parse(cls, entry: Mapping[str, Any], heads: Sequence[int]) -> Job:
+        """The job of an entry of `manifest.json`, for a dense model with `heads` heads per site.
+
+        Raises:
+            ValueError: naming the entry, if it does not describe a network of the dense model.
+        """
+        try:
+            order, phase = entry["order"], entry["phase"]
+            mask = Mask.parse(entry["mask"], heads).name
+            if type(order) is int and order >= 0 and phase in PHASES:
+                return cls(mask, order, phase)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{entry}: {error}") from None
+        raise ValueError(f"{entry}: expected an `order` of at least 0 and a `phase` of {PHASES}")
+
+    @property
+    def folder(self) -> str:
+        """Below `prune/`."""
+        kind = "order" if self.phase == "finetuned" else "scratch"
+        return f"masks/{self.mask}/{kind}{self.order}"
+
+
+def trained(config: Config, run: Run) -> list[tuple[Job, Finished]]:
+    """The networks that the manifest lists, each with its files.
+
+    Raises:
+        FileNotFoundError: naming the manifest, if it is missing.
+        DamagedError: naming the manifest, if it is damaged or lists what is not of this run.
+    """
+    folder = runs.folder(config, run, "prune")
+    heads = Finished(runs.folder(config, run, "pretrain")).metrics["heads"]
+    entries = Finished(folder, folder / MANIFEST).record(MANIFEST)["masks"]
+    try:
+        jobs = [Job.parse(entry, heads) for entry in entries]
+    except ValueError as error:
+        raise DamagedError(f"{folder / MANIFEST}: {error}") from None
+    return [(job, files_of(config, run, job)) for job in jobs]
+
+
+def forget_incomplete(config: Config, run: Run) -> str | None:
+    """Remove the manifest and a frame if a file of a network is not whole; say which file.
+
+    Snakemake does not know these files. Without the manifest it runs `prune` again, which trains
+    only the networks that are not whole. Hashes are checked when a file is read, not here, where
+    thousands of runs are planned.
+    """
+    manifest = runs.folder(config, run, "prune") / MANIFEST
+    try:
+        networks = trained(config, run)
+        entries = Finished(manifest.parent, manifest).record(MANIFEST)["masks"]
+        for (_, files), entry in zip(networks, entries, strict=True):
+            for name, size in entry["sizes"].items():
+                path = files.folder / Path(name).name
+                if not path.is_file() or path.stat().st_size != size:
+                    manifest.unlink()
+                    # A missing file is made again only for a job that has to run.
+                    (config.folder / "data" / "results.parquet").unlink(missing_ok=True)
+                    return f"{path}: missing or cut short; its network is trained again"
+    except FileNotFoundError:  # not finished: Snakemake runs the job anyway
+        return None
+    except DamagedError as error:
+        return str(error)
+    return None
+
+
+def files_of(config: Config, run: Run, job: Job) -> Finished:
+    """The files of a trained network."""
+    folder = runs.folder(config, run, "prune")
+    return Finished(folder / job.folder, folder / MANIFEST)
+
+
+def finetuned(config: Config, run: Run, mask: str) -> Finished:
+    """The files of a fine-tuned mask (first data order)."""
+    return files_of(config, run, Job(mask, 0, "finetuned"))
