@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from spat.data.timefeatures import FEATURES, marks
+from spat.data.registry import TIME_FEATURES
+from spat.data.timefeatures import marks
 
 
 def at(*times: str) -> np.ndarray:
@@ -28,7 +29,7 @@ def test_known_days(time: str, expected: tuple[float, ...]) -> None:
 def test_against_the_calendar_of_pandas() -> None:
     index = pd.date_range("1999-12-27 00:10", "2005-01-03", freq="7h13min")
     found = marks(index.to_numpy().astype("datetime64[s]"))
-    assert found.shape == (len(index), len(FEATURES))
+    assert found.shape == (len(index), len(TIME_FEATURES))
     assert found.dtype == np.float32
     expected = np.stack(
         [

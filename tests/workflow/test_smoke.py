@@ -105,8 +105,8 @@ def test_another_run_adds_its_own_jobs_only(smoke: Project, tmp_path: Path) -> N
             },
         ),
         ("spat/models/registry.py", {}),
-        ("spat/config.py", {}),
-        ("spat/cli.py", {}),
+        ("spat/pipeline/config.py", {}),
+        ("spat/pipeline/cli.py", {}),
         ("rules/common.smk", {}),
     ],
 )

@@ -12,6 +12,10 @@ from typing import Final, Literal
 Format = Literal["csv", "solar", "pems", "synthetic"]
 
 
+# The features of a time stamp, in the order of `spat.data.timefeatures.marks`.
+TIME_FEATURES = ("hour of day", "day of week", "day of month", "day of year")
+
+
 class DataError(ValueError):
     """Data that cannot be used; the message names the file or dataset, the place and the value."""
 

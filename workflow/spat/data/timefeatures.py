@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-FEATURES = ("hour of day", "day of week", "day of month", "day of year")
-
 
 def marks(times: NDArray[np.datetime64]) -> NDArray[np.float32]:
     """times datetime64 [T] -> features float32 [T, 4], each from -0.5 (first) to 0.5 (last).

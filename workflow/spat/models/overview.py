@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Final, get_args
 
-from spat.data.registry import DATASETS
-from spat.data.timefeatures import FEATURES
+from spat.data.registry import DATASETS, TIME_FEATURES
 from spat.models.registry import MODELS, Model, Setup, Shape, View, build, setup
 from spat.training.device import costs
 
@@ -29,7 +28,7 @@ def overview(dataset: str, horizon: int, lookback: int | None = None) -> Iterato
         found = setup(model.name, "published", dataset, horizon)
         row = DATASETS[dataset]
         shape = Shape(
-            lookback or row.lookback, horizon, row.channels, len(FEATURES) if row.mark else 0
+            lookback or row.lookback, horizon, row.channels, len(TIME_FEATURES) if row.mark else 0
         )
         described = {
             "name": model.name,

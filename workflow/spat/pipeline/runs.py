@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spat.data.registry import DATASETS, borders
+from spat.data.registry import DATASETS, TIME_FEATURES, borders
 from spat.models.settings import Shape
 from spat.pipeline.config import NAME, Config, ConfigError, GridBlock
 
@@ -117,11 +117,9 @@ def _too_short(config: Config, run: Run) -> str | None:
 
 def _does_not_fit(config: Config, run: Run) -> str | None:
     """Why the run's model cannot be built for its dataset."""
-    from spat.data.timefeatures import FEATURES
-
     row = DATASETS[run.dataset]
     channels = config.data.synthetic.channels if row.format == "synthetic" else row.channels
-    shape = Shape(run.lookback, run.horizon, channels, len(FEATURES) if row.mark else 0)
+    shape = Shape(run.lookback, run.horizon, channels, len(TIME_FEATURES) if row.mark else 0)
     return setup_of(config, run).settings.problem(shape)
 
 
