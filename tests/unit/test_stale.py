@@ -75,6 +75,9 @@ def test_a_changed_row_of_the_registry_makes_its_data_stale(
 
 
 def test_networks_are_measured_again_when_they_or_the_settings_changed(config: Config) -> None:
+    # One of four heads: a mask that no ratio of whole sites makes.
+    one_head = LevelSection(criteria=("send",), ratios=(0.25,))
+    config = changed(config, "pruning", head=one_head)
     first = measured(config)
     path = runs.folder(config, RUN, "measure") / "metrics.json"
     before = path.stat().st_mtime_ns
