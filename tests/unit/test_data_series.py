@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.csv
 import pytest
 
-from spat.data.registry import DATASETS, Dataset, Shares
-from spat.data.series import DataError, Series, load, prepare, read, save
+from spat.data.reading import read
+from spat.data.registry import DATASETS, DataError, Dataset, Shares, Table
+from spat.data.series import Series, load, prepare, save
 from spat.data.windows import split
-from spat.files import sha256
 
 SHARED = Path(__file__).parents[3] / "shared" / "datasets"
 
@@ -44,9 +44,17 @@ def real(name: str) -> Path:
 
 
 def toy(rows: int = 20, channels: int = 2) -> Dataset:
-    """A small dataset with the CSV format."""
+    """A small hourly dataset with the CSV format, whose hash is not known."""
     return replace(
-        DATASETS["Weather"], name="toy", file="toy.csv", rows=rows, channels=channels, season=2
+        DATASETS["Appliances"],
+        name="toy",
+        file="toy.csv",
+        sha256=(),
+        rows=rows,
+        channels=channels,
+        step="1h",
+        season=2,
+        table=Table(),
     )
 
 
@@ -70,7 +78,7 @@ def test_real_files_follow_the_protocol(name: str) -> None:
     assert series.names[-1] == LAST.get(name, "OT")
     assert series.times is not None
     assert (str(series.times[0]), str(series.times[-1])) == (first, last)
-    prepared = prepare(dataset, series, sha256(path))
+    prepared = prepare(dataset, series, series.sha256)
     assert prepared.sha256 in dataset.sha256
     filled = prepared.filled
     assert (filled.dropped, filled.steps, filled.longest) == GAPS.get(name, (0, 0, 0))
@@ -119,7 +127,7 @@ def test_time_stamps_in_every_published_form(tmp_path: Path, stamp: str) -> None
 
 @pytest.mark.parametrize("name", ["Electricity", "Traffic"])
 def test_the_largest_files_at_their_real_shape(tmp_path: Path, name: str) -> None:
-    dataset = DATASETS[name]
+    dataset = replace(DATASETS[name], sha256=())
     rng = np.random.default_rng(0)
     values = np.round(rng.random((dataset.rows, dataset.channels)), 3)
     times = np.datetime64("2016-07-01T02:00:00") + np.arange(dataset.rows).astype("m8[h]")
@@ -147,7 +155,7 @@ def test_the_largest_files_at_their_real_shape(tmp_path: Path, name: str) -> Non
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzipped"])
 def test_solar_has_no_header_and_no_times(tmp_path: Path, packed: bool) -> None:
-    dataset = replace(DATASETS["Solar"], rows=50)
+    dataset = replace(DATASETS["Solar"], sha256=(), rows=50)
     values = np.round(np.random.default_rng(0).random((50, 137)) * 30, 2)
     text = "".join(",".join(map(repr, row)) + "\n" for row in values.tolist()).encode()
     path = tmp_path / "solar_AL.txt"
@@ -161,7 +169,7 @@ def test_solar_has_no_header_and_no_times(tmp_path: Path, packed: bool) -> None:
 
 @pytest.mark.parametrize("features", [1, 3])
 def test_pems_takes_the_flow(tmp_path: Path, features: int) -> None:
-    dataset = replace(DATASETS["PEMS08"], rows=30)
+    dataset = replace(DATASETS["PEMS08"], sha256=(), rows=30)
     data = np.random.default_rng(0).random((30, 170, features)).astype(np.float32)
     np.savez_compressed(tmp_path / "PEMS08.npz", data=data)
     series = read(dataset, tmp_path / "PEMS08.npz")
@@ -175,14 +183,17 @@ BAD: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
     "empty": (lambda t: [], "empty, or without a header"),
     "header only": (lambda t: t[:1], "0 rows x 2 channels, expected 20 x 2 (truncated?)"),
     "rows cut off": (lambda t: t[:15], "14 rows x 2 channels, expected 20 x 2 (truncated?)"),
-    "too many rows": (lambda t: [*t, t[-1]], "21 rows x 2 channels, expected 20 x 2: delete"),
+    "too many rows": (
+        lambda t: [*t, "2020-01-01 20:00:00,1,2"],
+        "21 rows x 2 channels, expected 20 x 2: delete",
+    ),
     "cut within a row": (
         lambda t: [*t[:15], t[15][:22]],
         "row 15 (line 16), column 'OT': missing; 2 of 3 cells (truncated?)",
     ),
     "no date": (
         lambda t: [line.split(",", 1)[1] for line in t],
-        "column 'date' is missing: the header is load, OT",
+        "column 'date' is missing: the header is load, OT; `date` names columns",
     ),
     "missing column": (
         lambda t: [line.rsplit(",", 1)[0] for line in t],
@@ -249,12 +260,14 @@ def test_a_real_file_cut_short_is_refused(tmp_path: Path) -> None:
     content = real("ETTh1").read_bytes()
     path = tmp_path / "ETTh1.csv"
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(DataError, match=r"ETTh1\.csv: .*truncated\?"):
+    with pytest.raises(DataError, match=r"ETTh1\.csv: SHA-256 .* the file was changed or cut"):
         read(DATASETS["ETTh1"], path)
+    with pytest.raises(DataError, match=r"ETTh1\.csv: .*truncated\?"):
+        read(replace(DATASETS["ETTh1"], sha256=()), path)
 
 
 def test_bad_solar_files(tmp_path: Path) -> None:
-    dataset = replace(DATASETS["Solar"], rows=3, channels=3)
+    dataset = replace(DATASETS["Solar"], sha256=(), rows=3, channels=3)
     path = tmp_path / "solar_AL.txt"
     path.write_text("1,2,3\n4,x,6\n7,8,9\n")
     with pytest.raises(DataError, match=r"row 2 \(line 2\), column 'plant_1': 'x' is not a number"):
@@ -270,7 +283,7 @@ def test_bad_solar_files(tmp_path: Path) -> None:
 
 
 def test_bad_pems_files(tmp_path: Path) -> None:
-    dataset = replace(DATASETS["PEMS08"], rows=6, channels=4)
+    dataset = replace(DATASETS["PEMS08"], sha256=(), rows=6, channels=4)
     path = tmp_path / "PEMS08.npz"
     data = np.ones((6, 4, 3))
 

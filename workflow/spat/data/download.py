@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from spat.data.raw import READ_ERRORS, fingerprint, is_gzip, is_html, unpacked
 from spat.data.registry import Dataset
-from spat.files import READ_ERRORS, is_gzip, is_html, opened, replacing, sha256
+from spat.files import replacing
 
 # Seconds to connect, and between two parcels of data; then the next attempt.
 TIMEOUT: Final = (10, 60)
@@ -88,12 +89,8 @@ def _bring(source: str, get: _Getter, target: Path, dataset: Dataset) -> None:
     with replacing(target) as temporary:
         get(source, temporary)
         if is_gzip(temporary):
-            with (
-                opened(temporary) as packed,
-                replacing(temporary) as unpacked,
-                unpacked.open("wb") as file,
-            ):
-                shutil.copyfileobj(packed, file)
+            with replacing(temporary) as whole, whole.open("wb") as file:
+                file.writelines(unpacked(temporary))
         if fault := _fault(temporary, dataset):
             raise ValueError(fault)
 
@@ -101,10 +98,10 @@ def _bring(source: str, get: _Getter, target: Path, dataset: Dataset) -> None:
 def _fault(path: Path, dataset: Dataset) -> str | None:
     # Why the file cannot be used; None if it is the published one.
     try:
-        found = sha256(path)
+        found = fingerprint(path)
         if found in dataset.sha256:
             return None
-        if is_html(path):
+        if is_html(next(unpacked(path), b"")):
             return "a web page (HTML) instead of the file"
     except READ_ERRORS as error:
         return _reason(error)
@@ -149,6 +146,7 @@ def _report(dataset: Dataset, cache: Path, tried: list[str]) -> str:
         (
             f"{dataset.name}: no source has {dataset.file}{addresses}. Tried:",
             *(f"  {line}" for line in tried),
+            *([f"It is described at {dataset.page}"] if dataset.page else []),
             f"Put a copy with SHA-256 {' or '.join(dataset.sha256)}",
             f"into {cache} or a folder of `data.mirrors`, or run the same on generated data:",
             f"  {OFFLINE}",

@@ -1,27 +1,26 @@
 """Why a text file of numbers could not be read: the first row and column at fault.
 
-Readers are fast and say little when they fail; this walks the file slowly, once, to say more.
+Readers are fast and say little when they fail. This module reads the file slowly, once, to say
+more.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import math
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
+from typing import Final
 
-from spat.files import READ_ERRORS, opened
-
-# As the published files write them; %m, %d and %H also take a single digit.
-TIME_FORMATS = ("%Y-%m-%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y-%m-%d", "%Y/%m/%d")
-
+from spat.data.stamps import FORMATS
 
 # What stands for a missing value, where the dataset allows some.
-MISSING = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "?")
+MISSING: Final = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "?")
+
+_NUMBER: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -33,15 +32,19 @@ class Layout:
         date: Positions of the columns that give the time stamp.
         drop: Positions of the columns that are left out.
         date_formats: Accepted forms of the time stamp.
-        header: Whether the first line holds the names.
+        separator: What separates cells.
+        decimal: The decimal point.
+        lines: Lines of the header, 0 if there is none.
         missing: Whether a number may be missing.
     """
 
     columns: tuple[str, ...]
     date: tuple[int, ...] = ()
     drop: tuple[int, ...] = ()
-    date_formats: tuple[str, ...] = TIME_FORMATS
-    header: bool = True
+    date_formats: tuple[str, ...] = FORMATS
+    separator: str = ","
+    decimal: str = "."
+    lines: int = 0
     missing: bool = False
 
     @property
@@ -50,22 +53,28 @@ class Layout:
         return tuple(i for i in range(len(self.columns)) if i not in {*self.date, *self.drop})
 
 
-def first_fault(path: Path, layout: Layout) -> str | None:
+def first_fault(body: bytes, layout: Layout) -> str | None:
     """The first row that does not have a time stamp and finite numbers where `layout` says.
+
+    Args:
+        body: The file without its header.
+        layout: What each column holds.
 
     Returns:
         A phrase that names row, line, column and value; None if every row is as it should be.
     """
+    # Latin-1 decodes any byte: text in another encoding must not hide the fault sought.
+    text = io.TextIOWrapper(io.BytesIO(body), encoding="latin-1", newline="")
+    reader = csv.reader(text, delimiter=layout.separator)
+    row, line = 0, layout.lines + 1
     try:
-        # Latin-1 decodes any byte: headers with other encodings must not hide the fault sought.
-        with io.TextIOWrapper(opened(path), encoding="latin-1", newline="") as file:
-            for row, line in enumerate(csv.reader(file), start=0 if layout.header else 1):
-                if line and row and (fault := _row_fault(line, layout)):
-                    return f"row {row} (line {row + layout.header}), {fault}"
-    except READ_ERRORS:
-        return "the compressed data end early or are damaged (truncated?)"
+        for cells in reader:
+            row += bool(cells)
+            if cells and (fault := _row_fault(cells, layout)):
+                return f"row {row} (line {line}), {fault}"
+            line = layout.lines + reader.line_num + 1
     except csv.Error as error:
-        return f"not a table of numbers ({error})"
+        return f"line {line}: not a table of numbers ({error})"
     return None
 
 
@@ -73,29 +82,35 @@ def _row_fault(cells: list[str], layout: Layout) -> str | None:
     for i, (cell, column) in enumerate(zip(cells, layout.columns, strict=False)):
         problem = None
         if i in layout.numbers and not (layout.missing and cell.strip() in MISSING):
-            problem = _number_fault(cell)
+            problem = _number_fault(cell.strip(), layout.decimal)
         elif layout.date and i == layout.date[-1]:
             problem = _time_fault(" ".join(cells[j] for j in layout.date), layout.date_formats)
         if problem:
             return f"column {column!r}: {problem}"
     found, expected = len(cells), len(layout.columns)
     if found < expected:
-        return (
-            f"column {layout.columns[found]!r}: missing; {found} of {expected} cells (truncated?)"
-        )
+        column = layout.columns[found]
+        return f"column {column!r}: missing; {found} of {expected} cells (truncated?)"
     if found > expected:
         return f"column {expected + 1}: {found} cells where the table has {expected} columns"
     return None
 
 
-def _number_fault(cell: str) -> str | None:
-    if not cell.strip():
-        return "empty; every cell must be a number"
-    try:
-        number = float(cell)
-    except ValueError:
-        return f"{cell!r} is not a number"
-    return None if math.isfinite(number) else f"{cell!r} is not a finite number"
+def _number_fault(cell: str, decimal: str) -> str | None:
+    if not cell:
+        return "empty; every cell must be a number (`gaps` says how missing values are filled)"
+    if decimal != "." and "." in cell:
+        return f"{cell!r} is not a number with the decimal sign {decimal!r}"
+    english = cell.replace(decimal, ".")
+    if _NUMBER.fullmatch(english):
+        return None if abs(float(english)) < float("inf") else f"{cell!r} is not a finite number"
+    if english.lower().lstrip("+-") in ("nan", "inf", "infinity"):
+        return f"{cell!r} is not a finite number"
+    if decimal == "." and _NUMBER.fullmatch(cell.replace(",", ".")):
+        return f"{cell!r} is not a number; for a decimal comma set `decimal: ','`"
+    if _NUMBER.fullmatch(re.sub(r"[_ ',\xa0]", "", english)):
+        return f"{cell!r} is not a number: write it without signs between its digits"
+    return f"{cell!r} is not a number"
 
 
 def _time_fault(text: str, formats: Sequence[str]) -> str | None:

@@ -1,6 +1,7 @@
 """Missing values: where they are, and the rules by which they are filled.
 
-A gap is a run of steps in which a channel has no value. There are three rules:
+A gap is a run of steps in which a channel has no value, or which have no row at all. There are
+three rules:
 
 * `refuse`: a missing value is an error.
 * `forward`: each missing value is the last known value of its channel. The rule only looks
@@ -19,6 +20,7 @@ is read, and their number is recorded.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -56,16 +58,23 @@ def first_complete(values: NDArray[np.float64]) -> int:
 
 
 def fill(
-    values: NDArray[np.float64], gaps: Gaps, borders: Borders, dropped: int
+    values: NDArray[np.float64],
+    gaps: Gaps,
+    borders: Borders,
+    *,
+    names: Sequence[str],
+    times: NDArray[np.datetime64] | None,
+    dropped: int,
 ) -> tuple[NDArray[np.float64], Filled]:
-    """Fill the missing values (NaN) of values [T, C] by the rule of the dataset.
+    """Fill the missing values (NaN) of values [T, C] by the rule of a dataset.
 
     Returns:
-        The filled values [T, C] (the argument itself if nothing is missing), and what was done.
+        The filled values [T, C] (the argument itself if nothing is missing), and what was done;
+        `dropped` is recorded there.
 
     Raises:
-        DataError: naming row and channel (numbered from 1), if the rule is `refuse`, a gap is
-            longer than the limit, or the first row is not complete.
+        DataError: naming row (numbered from 1), time stamp and channel, if the rule is `refuse`, a
+            gap is longer than the limit, or the first row is not complete.
     """
     missing = np.isnan(values)
     lengths = np.zeros(values.shape[1], dtype=np.int64)
@@ -76,14 +85,14 @@ def fill(
         lengths = np.where(missing[row], np.where(previous, lengths, 0) + 1, 0)
         longest = max(longest, int(lengths.max()))
         if gaps.rule == "refuse" or row == 0 or longest > gaps.limit:
-            channel = int(np.argmax(lengths))
+            time = "" if times is None else f" ({times[row]})"
             raise DataError(
-                f"row {row + 1}, channel {channel + 1}: "
+                f"row {row + 1}{time}, column {names[int(np.argmax(lengths))]!r}: "
                 + (
-                    "a value is missing; set `gaps` to `forward` or `interpolate`"
-                    if gaps.rule == "refuse" or row == 0
-                    else f"a gap of more than {gaps.limit} steps, the limit of `gaps`; raise the "
-                    "limit, or cut the file there"
+                    f"a gap of more than {gaps.limit} steps, the limit; raise `gap_limit`, or cut "
+                    "the file there"
+                    if row and gaps.rule != "refuse"
+                    else "a value is missing; set `gaps: forward` (or `interpolate`)"
                 )
             )
     steps = int(missing.any(axis=1).sum())

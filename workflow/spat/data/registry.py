@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 Format = Literal["csv", "solar", "pems", "synthetic"]
+GapRule = Literal["refuse", "interpolate", "forward"]
 
 
 # The features of a time stamp, in the order of `spat.data.timefeatures.marks`.
@@ -49,7 +50,7 @@ class Shares:
 
 @dataclass(frozen=True)
 class Gaps:
-    """What happens to missing values; `spat.data.gaps` describes the rules.
+    """What happens to missing values and missing rows; `spat.data.gaps` describes the rules.
 
     Attributes:
         rule: `refuse` is an error, `forward` repeats the last known value, `interpolate` draws a
@@ -57,7 +58,7 @@ class Gaps:
         limit: Length of the longest gap that is filled, in steps; a longer one is an error.
     """
 
-    rule: Literal["refuse", "interpolate", "forward"] = "refuse"
+    rule: GapRule = "refuse"
     limit: int = 0
 
 
@@ -66,18 +67,25 @@ class Table:
     """How a file of format `csv` is read.
 
     Attributes:
-        date: Columns that give the time stamp; several are joined by a blank.
+        date: Columns that give the time stamp; several are joined by a blank, and without any the
+            data have no time stamps.
         date_format: Form of the stamp (`%d/%m/%Y %H:%M:%S`); one of the usual forms if empty.
         drop: Columns that are left out.
         mean: Whether rows are averaged over the steps of the dataset. A mean is taken over the
             values that are there; a step without any is a gap. The first and the last step may be
             incomplete.
+        separator: What separates cells.
+        decimal: The decimal point.
+        encodings: Encodings of the text; the first that fits the header is taken.
     """
 
     date: tuple[str, ...] = ("date",)
     date_format: str = ""
     drop: tuple[str, ...] = ()
     mean: bool = False
+    separator: str = ","
+    decimal: str = "."
+    encodings: tuple[str, ...] = ("utf-8-sig", "latin-1")
 
 
 @dataclass(frozen=True)
@@ -90,8 +98,7 @@ class Dataset:
         urls: Official addresses, in the order in which they are tried; none where a copy in a
             folder of `data.mirrors` is all there is.
         sha256: Accepted hashes: the published file first, then its published variants. Of a file
-            that is sent gzipped, the hash of what it unpacks to.
-            The hash of an .xz file is of the file as it is.
+            that is sent gzipped, the hash of what it unpacks to; of an .xz file, that of the file.
         rows: Time steps after reading (generated data: the default). They are counted after rows
             have been averaged and the rows before the first complete one have been dropped.
         channels: Channels that are read (generated data: the default).
@@ -105,6 +112,8 @@ class Dataset:
         horizons: Forecast steps of the published comparisons.
         gaps: What happens to missing values.
         table: How a file of format `csv` is read.
+        irregular: Time stamps that do not come one step after the row before, which are left as
+            they are; None if the stamps of the file are not known well enough to be checked.
         page: Page that describes the dataset at its official source.
     """
 
@@ -124,6 +133,7 @@ class Dataset:
     horizons: tuple[int, ...] = (96, 192, 336, 720)
     gaps: Gaps = Gaps()
     table: Table = Table()
+    irregular: tuple[str, ...] | None = ()
     page: str = ""
 
 
@@ -245,6 +255,8 @@ _ROWS: Final = (
         station="Weather",
         format="csv",
         mark=True,
+        # One doubled stamp, and one gap of nine rows.
+        irregular=("2020-05-12T06:00:00", "2020-05-29T11:10:00"),
     ),
     Dataset(
         name="Electricity",
@@ -262,6 +274,7 @@ _ROWS: Final = (
         station="Electricity",
         format="csv",
         mark=True,
+        irregular=None,
     ),
     Dataset(
         name="Traffic",
@@ -276,6 +289,7 @@ _ROWS: Final = (
         station="Traffic",
         format="csv",
         mark=True,
+        irregular=None,
     ),
     Dataset(
         name="Exchange",

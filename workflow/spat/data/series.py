@@ -1,41 +1,45 @@
-"""From a published file to a standardised series: read, split, standardise, save.
+"""Series: as read, and prepared for training (split, filled, standardised), in a file of its own.
 
 Symbols: T rows, C channels, F time features.
 """
 
 from __future__ import annotations
 
-import csv
+import hashlib
 import json
 import zipfile
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spat.data.faults import MISSING, TIME_FORMATS, Layout, first_fault
-from spat.files import READ_ERRORS, is_html, opened, replacing
-from spat.data.gaps import Filled, fill, first_complete
-from spat.data.registry import Borders, DataError, Dataset, borders, step_seconds
+from spat.data.gaps import Filled, fill
+from spat.data.raw import READ_ERRORS
+from spat.data.registry import Borders, DataError, Dataset, borders
 from spat.data.timefeatures import marks
-
-__all__ = ["DataError", "Prepared", "Series", "load", "prepare", "read", "save"]
+from spat.files import replacing
 
 
 @dataclass(frozen=True)
 class Series:
-    """A series as published: values float64 [T, C], channel names, time stamps [T] if known.
+    """A series as it was read.
 
-    Missing values are NaN. `dropped` counts the rows before the first complete one, which are not
-    in `values`.
+    Attributes:
+        values: float64 [T, C]; missing values are NaN.
+        names: Names of the channels.
+        times: Time stamps [T], or None if they are not known.
+        dropped: Rows before the first complete one, which are not in `values`.
+        sha256: Hash of the file; empty if the series was generated.
     """
 
     values: NDArray[np.float64]
     names: tuple[str, ...]
     times: NDArray[np.datetime64] | None
     dropped: int = 0
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,35 +64,7 @@ class Prepared:
     borders: Borders
     marks: NDArray[np.float32] | None
     sha256: str
-    filled: Filled = Filled()
-
-
-def read(dataset: Dataset, path: Path) -> Series:
-    """Read a published file.
-
-    Raises:
-        DataError: naming file, row, column and value: not the rows and columns of the registry (a
-            truncated file), a cell that is no finite number, a time stamp in an unknown form, a
-            web page instead of data.
-    """
-    if is_html(path):
-        raise DataError(f"{path}: a web page (HTML), not data: delete it and download it again")
-    if dataset.format == "csv":
-        series = _read_csv(path, dataset)
-    elif dataset.format == "solar":
-        series = _read_solar(path, dataset.channels)
-    elif dataset.format == "pems":
-        series = _read_pems(path)
-    else:
-        raise DataError(f"{path}: {dataset.name} is generated, not read from a file")
-    found = series.values.shape
-    if found != (dataset.rows, dataset.channels):
-        raise DataError(
-            f"{path}: {found[0]} rows x {found[1]} channels, expected {dataset.rows} x "
-            f"{dataset.channels}{' (truncated?)' if found[0] < dataset.rows else ''}: "
-            "delete it and download it again"
-        )
-    return series
+    filled: Filled = field(default_factory=Filled)
 
 
 def prepare(dataset: Dataset, series: Series, sha256: str) -> Prepared:
@@ -108,7 +84,14 @@ def prepare(dataset: Dataset, series: Series, sha256: str) -> Prepared:
             f"{values[row, column]} is not a finite number"
         )
     try:
-        values, filled = fill(values, dataset.gaps, split, series.dropped)
+        values, filled = fill(
+            values,
+            dataset.gaps,
+            split,
+            names=series.names,
+            times=series.times,
+            dropped=series.dropped,
+        )
     except DataError as error:
         raise DataError(f"{dataset.name}, {error}") from None
     train = values[slice(*split.train)]
@@ -141,6 +124,7 @@ def save(prepared: Prepared, path: Path) -> None:
     }
     if prepared.marks is not None:
         arrays["marks"] = prepared.marks
+    arrays["digest"] = np.array(_digest(arrays))
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
 
@@ -149,11 +133,15 @@ def load(path: Path) -> Prepared:
     """Read what `save` wrote.
 
     Raises:
-        DataError: naming the file, if it is damaged.
+        DataError: naming the file, if it is damaged: its content must have the hash that it had
+            when it was written.
+        FileNotFoundError: if there is no file.
     """
     try:
         with np.load(path) as file:
             arrays = {key: file[key] for key in file.files}
+        if str(arrays.pop("digest")) != _digest(arrays):
+            raise ValueError("its content has changed since it was written")
         train, validation, test = ((int(a), int(b)) for a, b in arrays["borders"])
         return Prepared(
             name=str(arrays["name"]),
@@ -173,144 +161,11 @@ def load(path: Path) -> Prepared:
         ) from None
 
 
-def _read_csv(path: Path, dataset: Dataset) -> Series:
-    columns = _header(path)
-    table = dataset.table
-    for name in (*table.date, *table.drop):
-        if name not in columns:
-            raise DataError(
-                f"{path}: column {name!r} is missing: the header is {', '.join(columns)}"
-            )
-    layout = Layout(
-        columns=columns,
-        date=tuple(columns.index(name) for name in table.date),
-        drop=tuple(columns.index(name) for name in table.drop),
-        date_formats=(table.date_format,) if table.date_format else TIME_FORMATS,
-        header=True,
-        missing=dataset.gaps.rule != "refuse",
-    )
-    if len(layout.numbers) != dataset.channels:
-        names = [columns[i] for i in layout.numbers]
-        raise DataError(
-            f"{path}: the header has {len(names)} channels, expected {dataset.channels}, so a "
-            f"column is {'missing' if len(names) < dataset.channels else 'too many'}: "
-            f"{', '.join(names)}"
-        )
-    values, times = _numbers(path, layout)
-    if table.mean and times is not None:
-        values, times = _means(values, times, dataset.step)
-    start = first_complete(values) if layout.missing else 0
-    return Series(
-        values[start:],
-        tuple(columns[i] for i in layout.numbers),
-        None if times is None else times[start:],
-        dropped=start,
-    )
-
-
-def _header(path: Path) -> tuple[str, ...]:
-    with opened(path) as file:
-        line = file.readline()
-    try:
-        text = line.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = line.decode("latin-1")
-    columns = next(csv.reader([text.rstrip("\r\n")]), [])
-    if not columns:
-        raise DataError(f"{path}: empty, or without a header in its first line")
-    return tuple(columns)
-
-
-def _means(
-    values: NDArray[np.float64], times: NDArray[np.datetime64], step: str
-) -> tuple[NDArray[np.float64], NDArray[np.datetime64]]:
-    # Means over the steps, of the values that are there: [T, C] -> [S, C]; NaN where none is.
-    width = np.timedelta64(step_seconds(step), "s")
-    number = (times - times.min().astype("M8[D]")) // width
-    number -= (first := number.min())
-    steps = int(number.max()) + 1
-    known = np.isfinite(values)
-    means = np.full((steps, values.shape[1]), np.nan)
-    for channel in range(values.shape[1]):
-        at = known[:, channel]
-        counts = np.bincount(number[at], minlength=steps)
-        sums = np.bincount(number[at], weights=values[at, channel], minlength=steps)
-        np.divide(sums, counts, out=means[:, channel], where=counts > 0)
-    start = times.min().astype("M8[D]") + first * width
-    return means, (start + np.arange(steps) * width).astype("M8[s]")
-
-
-def _read_solar(path: Path, channels: int) -> Series:
-    names = tuple(f"plant_{i}" for i in range(channels))
-    values, _ = _numbers(path, Layout(names, header=False))
-    return Series(values, names, None)
-
-
-def _read_pems(path: Path) -> Series:
-    try:
-        with opened(path) as file, np.load(file) as archive:
-            # [T, sensors, features]; feature 0 is the flow, the one that is forecast.
-            values = archive["data"][:, :, 0].astype(np.float64)
-    except KeyError:
-        raise DataError(f"{path}: holds no array 'data'") from None
-    except (*READ_ERRORS, ValueError, IndexError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{path}: not an .npz file with an array 'data' [rows, sensors, features] "
-            f"(truncated?): {error}"
-        ) from None
-    if len(bad := np.argwhere(~np.isfinite(values))):
-        row, column = bad[0]
-        raise DataError(
-            f"{path}, row {row + 1}, column {column} of 'data': {values[row, column]} is not a "
-            "finite number"
-        )
-    return Series(values, tuple(f"sensor_{i}" for i in range(values.shape[1])), None)
-
-
-def _numbers(
-    path: Path, layout: Layout
-) -> tuple[NDArray[np.float64], NDArray[np.datetime64] | None]:
-    # Comma-separated text -> values [T, C], times [T]. Column names may repeat or be odd: Arrow
-    # gets numbers for names.
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    from pyarrow import csv as arrow_csv
-
-    keys = [str(i) for i in range(len(layout.columns))]
-    stamps = [keys[i] for i in layout.date]
-    numbers = [keys[i] for i in layout.numbers]
-    types = {key: pa.string() for key in keys} | dict.fromkeys(numbers, pa.float64())
-    if len(stamps) == 1:
-        types[stamps[0]] = pa.timestamp("s")
-
-    def refuse(otherwise: str) -> DataError:
-        return DataError(f"{path}: {first_fault(path, layout) or otherwise}")
-
-    try:
-        with opened(path) as file:
-            table = arrow_csv.read_csv(
-                file,
-                read_options=arrow_csv.ReadOptions(column_names=keys, skip_rows=int(layout.header)),
-                convert_options=arrow_csv.ConvertOptions(
-                    column_types=types,
-                    include_columns=stamps + numbers,
-                    timestamp_parsers=list(layout.date_formats),
-                    null_values=list(MISSING),
-                ),
-            )
-        times = None
-        if len(stamps) == 1:
-            times = table.column(stamps[0]).to_numpy().astype("M8[s]")
-        elif stamps:
-            texts = pc.binary_join_element_wise(*(table.column(key) for key in stamps), " ")
-            parsed = pc.strptime(texts, format=layout.date_formats[0], unit="s")
-            times = parsed.to_numpy().astype("M8[s]")
-    except (pa.ArrowException, *READ_ERRORS) as error:
-        raise refuse(str(error)) from None
-    columns = [table.column(key) for key in numbers]
-    values = np.stack([column.to_numpy() for column in columns], axis=1)
-    # A missing value is NaN here; a written NaN or infinity that is not a missing value is refused.
-    allowed = sum(column.null_count for column in columns) if layout.missing else 0
-    if (times is not None and np.isnat(times).any()) or (~np.isfinite(values)).sum() > allowed:
-        raise refuse("a cell is empty or not a finite number")
-    return values, times
+def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
+    # SHA-256 of the names, types, shapes and values of all arrays.
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        found.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()

@@ -6,9 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from spat.data import series
+from spat.data.reading import read
 from spat.data.registry import DATASETS
 from spat.data.synthetic import generate
-from spat.files import sha256, write_text
+from spat.files import write_text
 from spat.pipeline import digests, records, runs
 from spat.pipeline.config import Config
 
@@ -31,8 +32,8 @@ def prepare(config: Config, dataset: str) -> Path:
         source = records.digest(dataset, asdict(row), section.model_dump())
     else:
         path = config.data.cache / row.file
-        content = series.read(row, path)
-        source = sha256(path)
+        content = read(row, path)
+        source = content.sha256
     output, stamp = runs.prepared_file(config, dataset), _stamp(config, dataset)
     stamp.unlink(missing_ok=True)  # one that stays behind would vouch for another file
     series.save(series.prepare(row, content, source), output)

@@ -1,0 +1,269 @@
+"""From a published file to a series: checked by its hash, parsed, with missing values marked.
+
+Symbols: T rows, C channels.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import zipfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spat.data import raw, stamps
+from spat.data.faults import MISSING, Layout, first_fault
+from spat.data.gaps import first_complete
+from spat.data.registry import DataError, Dataset
+from spat.data.series import Series
+
+# Byte order marks of encodings that are not UTF-8; that of UTF-32 begins with that of UTF-16.
+_MARKS = {b"\xff\xfe\x00\x00": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+
+
+def read(dataset: Dataset, path: Path) -> Series:
+    """Read a file of data and check that it is the one that the registry describes.
+
+    The hash is that of the bytes that are parsed, so a file that changed after its download is
+    never used.
+
+    Raises:
+        DataError: naming the file, if it cannot be read, its hash is none of those of the dataset,
+            or it does not have the rows and columns of the registry; naming row, column and value,
+            if a cell is not a finite number or not a time stamp; naming time stamps, if the rows
+            are not one step apart.
+    """
+    series = parse(dataset, path)
+    found = series.values.shape
+    if found != (dataset.rows, dataset.channels):
+        raise DataError(
+            f"{path}: {found[0]} rows x {found[1]} channels, expected {dataset.rows} x "
+            f"{dataset.channels}{' (truncated?)' if found[0] < dataset.rows else ''}: "
+            "delete it and download it again"
+        )
+    return series
+
+
+def measured(dataset: Dataset, path: Path) -> Dataset:
+    """The row of a dataset of one's own, with the rows, the channels and the hash of its file.
+
+    Raises:
+        DataError: as in `read`, and if the file holds no row or no channel.
+    """
+    series = parse(dataset, path)
+    rows, channels = series.values.shape
+    if not rows or not channels:
+        raise DataError(f"{path}: {rows} rows x {channels} channels; a series needs both")
+    return replace(dataset, rows=rows, channels=channels, sha256=(series.sha256,))
+
+
+def parse(dataset: Dataset, path: Path) -> Series:
+    """The series in a file, with as many rows and channels as there are.
+
+    Raises:
+        DataError: as in `read`.
+    """
+    try:
+        content, sha256 = raw.load(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except raw.READ_ERRORS as error:
+        raise DataError(
+            f"{path}: the compressed data end early or are damaged (truncated?): {error}"
+        ) from None
+    if raw.is_html(content):
+        raise DataError(f"{path}: a web page (HTML), not data: delete it and download it again")
+    if dataset.sha256 and sha256 not in dataset.sha256:
+        raise DataError(
+            f"{path}: SHA-256 {sha256} ({len(content)} bytes) is not the {dataset.name} that is "
+            f"expected ({' or '.join(dataset.sha256)}): the file was changed or cut, or is another "
+            "dataset's; delete it, and it is fetched again"
+        )
+    if dataset.format == "csv":
+        series = _table(path, content, dataset)
+    elif dataset.format == "solar":
+        names = tuple(f"plant_{i}" for i in range(dataset.channels))
+        series = Series(_numbers(path, content, Layout(names))[0], names, None)
+    elif dataset.format == "pems":
+        series = _pems(path, content)
+    else:
+        raise DataError(f"{path}: {dataset.name} is generated, not read from a file")
+    return replace(series, sha256=sha256)
+
+
+def _table(path: Path, content: bytes, dataset: Dataset) -> Series:
+    table = dataset.table
+    columns, body, lines = header(path, content, table.separator, table.encodings)
+    for name in (*table.date, *table.drop):
+        if name not in columns:
+            key = "date" if name in table.date else "drop"
+            raise DataError(
+                f"{path}: column {name!r} is missing: the header is {_listed(columns)}; "
+                f"`{key}` names columns"
+            )
+    layout = Layout(
+        columns=columns,
+        date=tuple(columns.index(name) for name in table.date),
+        drop=tuple(columns.index(name) for name in table.drop),
+        date_formats=(table.date_format,) if table.date_format else stamps.FORMATS,
+        separator=table.separator,
+        decimal=table.decimal,
+        lines=lines,
+        missing=dataset.gaps.rule != "refuse",
+    )
+    names = tuple(columns[i] for i in layout.numbers)
+    if dataset.channels and len(names) != dataset.channels:
+        raise DataError(
+            f"{path}: the header has {len(names)} channels, expected {dataset.channels}, so a "
+            f"column is {'missing' if len(names) < dataset.channels else 'too many'}: "
+            f"{_listed(names)}"
+        )
+    values, times = _numbers(path, body, layout)
+    if times is not None and len(times):
+        if table.mean:
+            values, times = stamps.means(values, times, dataset.step)
+        else:
+            values, times = stamps.regular(path, dataset, values, times)
+    start = first_complete(values) if layout.missing else 0
+    return Series(values[start:], names, None if times is None else times[start:], dropped=start)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:12]) + (f" ... ({len(names)})" if len(names) > 12 else "")
+
+
+def header(
+    path: Path, content: bytes, separator: str, encodings: tuple[str, ...]
+) -> tuple[tuple[str, ...], bytes, int]:
+    """The names of the columns, what follows the header, and how many lines the header has.
+
+    Raises:
+        DataError: if there is no header, or it is written in another encoding or with another
+            separator.
+    """
+    for mark, name in _MARKS.items():
+        if content.startswith(mark) and name not in encodings:
+            raise DataError(f"{path}: the text is {name.upper()}: set `encoding: {name}`")
+    if content.startswith(b"PK\x03\x04"):
+        raise DataError(f"{path}: a zip archive or an Excel file: save it as CSV")
+    wide = [name for name in encodings if name.lower().startswith(("utf-16", "utf-32"))]
+    try:
+        if wide:
+            content, encodings = content.decode(wide[0]).encode(), ("utf-8",)
+        if b"\0" in content[:4096]:
+            raise DataError(f"{path}: not a text file: it holds bytes of value 0")
+        # Latin-1 decodes any byte, and quotes and line ends are the same in all other encodings.
+        text = io.TextIOWrapper(io.BytesIO(content), encoding="latin-1", newline="")
+        reader = csv.reader(text, delimiter=separator)
+        next(reader, None)
+        lines = reader.line_num
+        match = re.match(rb"(?:[^\r\n]*(?:\r\n|\r|\n|\Z)){%d}" % lines, content)
+        end = match.end() if match else 0
+        cells = next(csv.reader([_decoded(content[:end], encodings)], delimiter=separator), [])
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: byte {error.start} is not {error.encoding}: set `encoding` (such as "
+            "latin-1, cp1252 or utf-16)"
+        ) from None
+    except csv.Error as error:
+        raise DataError(f"{path}, header: not a table of numbers ({error})") from None
+    if not any(cells):
+        raise DataError(f"{path}: empty, or without a header in its first line")
+    if len(cells) == 1:
+        for other, shown in ((";", "';'"), ("\t", r'"\t"'), ("|", "'|'"), (",", "','")):
+            if other != separator and other in cells[0]:
+                raise DataError(
+                    f"{path}: the header {cells[0]!r} is separated by {shown}, not by "
+                    f"{separator!r}: set `separator: {shown}`"
+                )
+    # Names are padded in some files, and span lines in others.
+    return tuple(" ".join(cell.split()) for cell in cells), content[end:], lines
+
+
+def _decoded(text: bytes, encodings: tuple[str, ...]) -> str:
+    for encoding in encodings[:-1]:
+        try:
+            return text.decode(encoding).rstrip("\r\n")
+        except UnicodeDecodeError:
+            pass
+    return text.decode(encodings[-1]).rstrip("\r\n")
+
+
+def _pems(path: Path, content: bytes) -> Series:
+    try:
+        with np.load(io.BytesIO(content)) as archive:
+            # [T, sensors, features]; feature 0 is the flow, the one that is forecast.
+            values = archive["data"][:, :, 0].astype(np.float64)
+    except KeyError:
+        raise DataError(f"{path}: holds no array 'data'") from None
+    except (*raw.READ_ERRORS, ValueError, IndexError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{path}: not an .npz file with an array 'data' [rows, sensors, features] "
+            f"(truncated?): {error}"
+        ) from None
+    if len(bad := np.argwhere(~np.isfinite(values))):
+        row, column = bad[0]
+        raise DataError(
+            f"{path}, row {row + 1}, column {column} of 'data': {values[row, column]} is not a "
+            "finite number"
+        )
+    return Series(values, tuple(f"sensor_{i}" for i in range(values.shape[1])), None)
+
+
+def _numbers(
+    path: Path, body: bytes, layout: Layout
+) -> tuple[NDArray[np.float64], NDArray[np.datetime64] | None]:
+    # Rows of text -> values [T, C] (NaN where one is missing), times [T]. Column names may repeat
+    # or be odd: Arrow gets numbers for names.
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from pyarrow import csv as arrow_csv
+
+    keys = [str(i) for i in range(len(layout.columns))]
+    dates = [keys[i] for i in layout.date]
+    numbers = [keys[i] for i in layout.numbers]
+    types = {key: pa.string() for key in keys} | dict.fromkeys(numbers, pa.float64())
+    if len(dates) == 1:
+        types[dates[0]] = pa.timestamp("s")
+    if not body.strip() or not numbers:
+        return np.empty((0, len(numbers))), np.empty(0, dtype="M8[s]") if dates else None
+
+    def refuse(otherwise: str) -> DataError:
+        return DataError(f"{path}: {first_fault(body, layout) or otherwise}")
+
+    try:
+        table = arrow_csv.read_csv(
+            pa.BufferReader(body),
+            read_options=arrow_csv.ReadOptions(column_names=keys),
+            parse_options=arrow_csv.ParseOptions(delimiter=layout.separator),
+            convert_options=arrow_csv.ConvertOptions(
+                column_types=types,
+                include_columns=dates + numbers,
+                timestamp_parsers=list(layout.date_formats),
+                null_values=list(MISSING),
+                decimal_point=layout.decimal,
+            ),
+        )
+        times = None
+        if len(dates) == 1:
+            times = table.column(dates[0]).to_numpy().astype("M8[s]")
+        elif dates:
+            texts = pc.binary_join_element_wise(*(table.column(key) for key in dates), " ")
+            parsed = pc.strptime(texts, format=layout.date_formats[0], unit="s")
+            times = parsed.to_numpy().astype("M8[s]")
+    except pa.ArrowException as error:
+        raise refuse(str(error)) from None
+    columns = [table.column(key) for key in numbers]
+    values = np.stack([column.to_numpy() for column in columns], axis=1)
+    # A missing value is NaN here; a written NaN or infinity that is not a missing value is refused.
+    allowed = sum(column.null_count for column in columns) if layout.missing else 0
+    if (times is not None and np.isnat(times).any()) or (~np.isfinite(values)).sum() > allowed:
+        raise refuse("a cell is empty or not a finite number")
+    return values, times

@@ -1,0 +1,131 @@
+"""Time stamps: the forms that are read, and whether the rows are one step apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spat.data.registry import DataError, Dataset, step_seconds
+
+# %m, %d and %H also take a single digit.
+FORMATS: Final = (
+    "%Y-%m-%d %H:%M:%S",
+    "%Y/%m/%d %H:%M",
+    "%Y-%m-%d",
+    "%Y/%m/%d",
+    "%Y-%m-%dT%H:%M:%S",
+    "%Y-%m-%dT%H:%M:%SZ",
+    "%Y-%m-%dT%H:%M",
+    "%Y-%m-%d %H:%M",
+    "%Y/%m/%d %H:%M:%S",
+)
+
+Values = NDArray[np.float64]
+Times = NDArray[np.datetime64]
+
+
+def means(values: Values, times: Times, step: str) -> tuple[Values, Times]:
+    """Means of values [T, C] over the steps that hold them -> [S, C]; NaN where a step has none.
+
+    Steps are counted from midnight before the first row. Missing values (NaN) are left out of a
+    mean.
+    """
+    width = np.timedelta64(step_seconds(step), "s")
+    midnight = times.min().astype("M8[D]")
+    number = (times - midnight) // width
+    first = number.min()
+    number -= first
+    steps = int(number.max()) + 1
+    found = np.full((steps, values.shape[1]), np.nan)
+    known = np.isfinite(values)
+    for channel in range(values.shape[1]):
+        at = known[:, channel]
+        counts = np.bincount(number[at], minlength=steps)
+        sums = np.bincount(number[at], weights=values[at, channel], minlength=steps)
+        np.divide(sums, counts, out=found[:, channel], where=counts > 0)
+    start = midnight + first * width
+    return found, (start + np.arange(steps) * width).astype("M8[s]")
+
+
+def regular(path: Path, dataset: Dataset, values: Values, times: Times) -> tuple[Values, Times]:
+    """The rows, one step apart: values [T, C] and times [T].
+
+    Where the rule for gaps fills values, steps that have no row get one of missing values. What the
+    registry lists as irregular stays as it is.
+
+    Raises:
+        DataError: naming file, row (numbered from 1) and time stamps, if the rows run backwards in
+            time, are out of order, repeat a time stamp, have another step than the dataset, or
+            leave out steps that may not be filled. Rows are never sorted.
+    """
+    seconds = np.diff(times).astype("m8[s]").astype(np.int64)
+    step = step_seconds(dataset.step)
+    odd = np.flatnonzero(seconds != step)
+    if dataset.irregular is not None:
+        known = np.array(dataset.irregular, dtype="M8[s]")
+        odd = odd[~np.isin(times[odd + 1], known)]
+    if dataset.irregular is None or not len(odd):
+        return values, times
+    _check_order(path, times, seconds, odd)
+    widths, counts = np.unique(seconds, return_counts=True)
+    usual = int(widths[counts.argmax()])
+    if usual != step:
+        raise DataError(
+            f"{path}: the rows are {_span(usual)} apart, but the step is {dataset.step}: set "
+            f"`step: {_span(usual)}`"
+        )
+    for i in odd.tolist():
+        where = f"{path}, row {i + 2}: {times[i + 1]} comes {_span(int(seconds[i]))} after"
+        lost = int(seconds[i]) // step - 1
+        if seconds[i] % step:
+            raise DataError(
+                f"{where} {times[i]}, which is not a multiple of the step {dataset.step}"
+            )
+        if dataset.gaps.rule == "refuse" or lost > dataset.gaps.limit:
+            remedy = (
+                "set `gaps: forward` (or `interpolate`) to fill them"
+                if dataset.gaps.rule == "refuse"
+                else f"more than the {dataset.gaps.limit} of `gap_limit`; raise it, or cut the file"
+            )
+            raise DataError(f"{where} {times[i]}, so {lost} rows are missing: {remedy}")
+    return _inserted(values, times, seconds // step, np.timedelta64(step, "s"))
+
+
+def _check_order(
+    path: Path, times: Times, seconds: NDArray[np.int64], odd: NDArray[np.intp]
+) -> None:
+    if (seconds < 0).all():
+        raise DataError(
+            f"{path}: the rows run backwards in time, from {times[0]} to {times[-1]}: sort the "
+            "file by its time stamps, the oldest row first"
+        )
+    for i in odd[seconds[odd] <= 0][:1].tolist():
+        if seconds[i] == 0:
+            raise DataError(
+                f"{path}, row {i + 2}: the time stamp {times[i]} is that of the row before: remove "
+                "one of the two rows (local time repeats an hour in autumn: write UTC)"
+            )
+        raise DataError(
+            f"{path}, row {i + 2}: {times[i + 1]} comes after {times[i]}, so the rows are out of "
+            "order: sort the file by its time stamps, the oldest row first"
+        )
+
+
+def _inserted(
+    values: Values, times: Times, steps: NDArray[np.int64], width: np.timedelta64
+) -> tuple[Values, Times]:
+    at = np.concatenate([[0], np.cumsum(steps)])
+    filled = np.full((int(at[-1]) + 1, values.shape[1]), np.nan)
+    filled[at] = values
+    return filled, (times[0] + np.arange(len(filled)) * width).astype("M8[s]")
+
+
+def _span(seconds: int) -> str:
+    # As `step` is written: the largest unit that divides it.
+    for unit, width in (("W", 604800), ("D", 86400), ("h", 3600), ("min", 60)):
+        if seconds and seconds % width == 0:
+            return f"{seconds // width}{unit}"
+    return f"{seconds}s"
