@@ -23,7 +23,7 @@ from spat.data.registry import DataError, Dataset
 from spat.data.series import Series
 
 # Byte order marks of encodings that are not UTF-8; that of UTF-32 begins with that of UTF-16.
-_MARKS = {b"\xff\xfe\x00\x00": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+MARKS = {b"\xff\xfe\x00\x00": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
 def read(dataset: Dataset, path: Path) -> Series:
@@ -148,7 +148,7 @@ def header(
         DataError: if there is no header, or it is written in another encoding or with another
             separator.
     """
-    for mark, name in _MARKS.items():
+    for mark, name in MARKS.items():
         if content.startswith(mark) and name not in encodings:
             raise DataError(f"{path}: the text is {name.upper()}: set `encoding: {name}`")
     if content.startswith(b"PK\x03\x04"):

@@ -170,6 +170,18 @@ def step_seconds(step: str) -> int:
     return int(match[1]) * seconds[match[2]]
 
 
+def season_of(step: str) -> int:
+    """Steps of the season that data of a step usually have: a day, a week (days), a year (weeks).
+
+    Raises:
+        ValueError: as in `step_seconds`.
+    """
+    seconds = step_seconds(step)
+    if seconds < 86400:
+        return max(1, 86400 // seconds)
+    return 7 if seconds == 86400 else 52 if seconds == 604800 else 1
+
+
 _ETT = "https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small"
 _THUML = "https://huggingface.co/datasets/thuml/Time-Series-Library/resolve/main"
 _SOLAR = "https://raw.githubusercontent.com/laiguokun/multivariate-time-series-data/master"

@@ -27,6 +27,14 @@ Values = NDArray[np.float64]
 Times = NDArray[np.datetime64]
 
 
+def span(seconds: int) -> str:
+    """Seconds as `step` is written, in the largest unit that divides them: 900 -> `15min`."""
+    for unit, width in (("W", 604800), ("D", 86400), ("h", 3600), ("min", 60)):
+        if seconds and seconds % width == 0:
+            return f"{seconds // width}{unit}"
+    return f"{seconds}s"
+
+
 def means(values: Values, times: Times, step: str) -> tuple[Values, Times]:
     """Means of values [T, C] over the steps that hold them -> [S, C]; NaN where a step has none.
 
@@ -74,11 +82,11 @@ def regular(path: Path, dataset: Dataset, values: Values, times: Times) -> tuple
     usual = int(widths[counts.argmax()])
     if usual != step:
         raise DataError(
-            f"{path}: the rows are {_span(usual)} apart, but the step is {dataset.step}: set "
-            f"`step: {_span(usual)}`"
+            f"{path}: the rows are {span(usual)} apart, but the step is {dataset.step}: set "
+            f"`step: {span(usual)}`"
         )
     for i in odd.tolist():
-        where = f"{path}, row {i + 2}: {times[i + 1]} comes {_span(int(seconds[i]))} after"
+        where = f"{path}, row {i + 2}: {times[i + 1]} comes {span(int(seconds[i]))} after"
         lost = int(seconds[i]) // step - 1
         if seconds[i] % step:
             raise DataError(
@@ -121,11 +129,3 @@ def _inserted(
     filled = np.full((int(at[-1]) + 1, values.shape[1]), np.nan)
     filled[at] = values
     return filled, (times[0] + np.arange(len(filled)) * width).astype("M8[s]")
-
-
-def _span(seconds: int) -> str:
-    # As `step` is written: the largest unit that divides it.
-    for unit, width in (("W", 604800), ("D", 86400), ("h", 3600), ("min", 60)):
-        if seconds and seconds % width == 0:
-            return f"{seconds // width}{unit}"
-    return f"{seconds}s"

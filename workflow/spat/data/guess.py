@@ -1,0 +1,210 @@
+"""How a file of one's own is read, guessed from the file: what `python -m spat add` prints."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from spat.data import raw, reading, stamps
+from spat.data.faults import MISSING
+from spat.data.registry import DataError, Dataset, Gaps, Shares, Table, season_of
+from spat.data.series import Series
+
+# Rows that are looked at: what a column holds shows in its first rows.
+SAMPLE: Final = 1000
+
+_SEPARATORS: Final = (",", ";", "\t", "|")
+_ENCODINGS: Final = ("utf-8-sig", "cp1252", "latin-1")
+_PARTS: Final = ("year", "month", "day", "hour", "minute", "second")
+_PART_FORMATS: Final = ("%Y", "%m", "%d", "%H", "%M", "%S")
+_DAYS: Final = ("%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%Y%m%d", "%Y-%m-%d", "%Y/%m/%d")
+_HOURS: Final = ("%H:%M:%S", "%H:%M")
+_OTHER_FORMATS: Final = (*(f"{day} {hour}" for day in _DAYS for hour in _HOURS), *_DAYS)
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A dataset that can be read, and what is in it.
+
+    Attributes:
+        dataset: The row, measured, with the guessed options.
+        series: What the file holds.
+    """
+
+    dataset: Dataset
+    series: Series
+
+
+def guess(name: str, path: Path) -> Guess:
+    """Guess how a text file is read, and read it.
+
+    The separator is the one that splits the most rows into as many cells as the header has. The
+    date is the first column, or the first columns together, whose sample is made of time stamps.
+    Columns that do not hold numbers are left out. Where values or rows are missing, the rule is
+    `forward` and the limit is the longest gap.
+
+    Raises:
+        DataError: naming the file, if no way to read it was found.
+    """
+    try:
+        content = raw.load(path).content
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except raw.READ_ERRORS as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
+    encoding, text = _decoded(path, content)
+    separator, header, rows = _cells(path, text)
+    decimal = _decimal(separator, rows)
+    date, date_format = _date(path, header, rows)
+    drop = tuple(
+        name
+        for i, name in enumerate(header)
+        if name not in date and not _is_number([row[i] for row in rows], decimal)
+    )
+    dataset = Dataset(
+        name=name,
+        file=str(path),
+        urls=(),
+        sha256=(),
+        rows=0,
+        channels=0,
+        step=_step(header, rows, date, date_format),
+        split=Shares(train=0.7, test=0.2),
+        season=1,
+        station=name,
+        format="csv",
+        mark=True,
+        table=Table(
+            date=date,
+            date_format="" if date_format in stamps.FORMATS and len(date) == 1 else date_format,
+            drop=drop,
+            separator=separator,
+            decimal=decimal,
+            encodings=(encoding,),
+        ),
+    )
+    dataset = replace(dataset, season=season_of(dataset.step))
+    try:
+        series = reading.parse(dataset, path)
+    except DataError:
+        # Again, with gaps of any length; an error of another kind comes again too.
+        free = replace(dataset, gaps=Gaps("forward", limit=len(content)))
+        series = reading.parse(free, path)
+        dataset = replace(dataset, gaps=Gaps("forward", limit=max(1, longest(series))))
+    return Guess(reading.measured(dataset, path), series)
+
+
+def longest(series: Series) -> int:
+    """The longest gap of any channel, in steps."""
+    best = 0
+    for channel in np.isnan(series.values).T:
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], channel, [False]]).astype(int)))
+        best = max(best, int((edges[1::2] - edges[::2]).max(initial=0)))
+    return best
+
+
+def _decoded(path: Path, content: bytes) -> tuple[str, str]:
+    marked = [name for mark, name in reading.MARKS.items() if content.startswith(mark)]
+    if not marked and b"\0" in content[:4096]:
+        raise DataError(f"{path}: not a text file: it holds bytes of value 0")
+    for encoding in (*marked, *_ENCODINGS):
+        with suppress(UnicodeDecodeError):
+            return encoding, content.decode(encoding)
+    raise AssertionError("latin-1 decodes any bytes")
+
+
+def _cells(path: Path, text: str) -> tuple[str, list[str], list[list[str]]]:
+    # The separator, the header and the first rows, of the same width.
+    best: tuple[int, int, str, list[str], list[list[str]]] | None = None
+    for separator in _SEPARATORS:
+        with suppress(csv.Error):
+            reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+            header, *rows = islice((row for row in reader if row), SAMPLE + 1)
+            rows = [row for row in rows if len(row) == len(header)]
+            found = (len(rows), len(header), separator, header, rows)
+            if len(header) > 1 and rows and (best is None or found[:2] > best[:2]):
+                best = found
+    if best is None:
+        raise DataError(
+            f"{path}: not a table: no separator ({', '.join(map(repr, _SEPARATORS))}) splits its "
+            "header and its rows into the same number of cells, at least two"
+        )
+    return best[2], [" ".join(name.split()) for name in best[3]], best[4]
+
+
+def _decimal(separator: str, rows: list[list[str]]) -> str:
+    if separator == ",":
+        return "."
+    cells = [cell.strip() for row in rows for cell in row]
+    commas = sum(re.fullmatch(r"[+-]?\d+,\d+", cell) is not None for cell in cells)
+    points = sum(re.fullmatch(r"[+-]?\d+\.\d+", cell) is not None for cell in cells)
+    return "," if commas > points else "."
+
+
+def _date(path: Path, header: Sequence[str], rows: list[list[str]]) -> tuple[tuple[str, ...], str]:
+    # The columns of the time stamp, and its form.
+    lower = [name.lower() for name in header]
+    parts = [part for part in _PARTS if part in lower]
+    if parts == list(_PARTS[: len(parts)]) and len(parts) >= 3:
+        at = [lower.index(part) for part in parts]
+        return tuple(header[i] for i in at), " ".join(_PART_FORMATS[: len(at)])
+    places = [*((i,) for i in range(len(header))), *((i, i + 1) for i in range(len(header) - 1))]
+    found: list[tuple[int, tuple[int, ...], str]] = []
+    for place in places:
+        texts = [" ".join(row[i] for i in place) for row in rows]
+        for form in (*stamps.FORMATS, *_OTHER_FORMATS):
+            if (times := _times(texts, form)) is not None and len(set(times)) > 1:
+                steps = [b - a for a, b in pairwise(times)]
+                # Day and month are told apart by the form that makes the rows regular.
+                regular = sum(step == max(set(steps), key=steps.count) for step in steps)
+                found.append((regular, place, form))
+    if not found:
+        raise DataError(
+            f"{path}: no column of time stamps was found among {', '.join(header[:12])}: write the "
+            "block by hand, with `date` and `date_format`"
+        )
+    # The most regular one; among equals the first column and the usual form.
+    _, place, form = max(found, key=lambda entry: entry[0])
+    return tuple(header[i] for i in place), form
+
+
+def _times(texts: Sequence[str], form: str) -> list[datetime] | None:
+    try:
+        return [datetime.strptime(text, form) for text in texts]
+    except ValueError:
+        return None
+
+
+def _step(
+    header: Sequence[str], rows: list[list[str]], date: Sequence[str], date_format: str
+) -> str:
+    at = [header.index(name) for name in date]
+    times = _times([" ".join(row[i] for i in at) for row in rows], date_format) or []
+    steps = [int((b - a).total_seconds()) for a, b in pairwise(times)]
+    steps = [step for step in steps if step > 0] or [3600]
+    return stamps.span(max(set(steps), key=steps.count))
+
+
+def _is_number(cells: Sequence[str], decimal: str) -> bool:
+    # A column without any value holds no numbers.
+    texts = [cell.strip() for cell in cells if cell.strip() not in MISSING]
+    return bool(texts) and all(_parses(text, decimal) for text in texts)
+
+
+def _parses(text: str, decimal: str) -> bool:
+    try:
+        float(text.replace(decimal, "."))
+    except ValueError:
+        return False
+    return codecs.encode(text, "ascii", "ignore").decode() == text and "_" not in text
