@@ -6,7 +6,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from spat.pipeline import digests, runs
+from spat.pipeline import datasets, digests, runs
 from spat.pipeline.resources import BASE_MB, gpus, memory_mb, prune_threads
 from spat.pipeline.config import ConfigError, load
 from spat.data.registry import DATASETS
@@ -78,8 +78,8 @@ def digest(stage):
 
 
 def raw_file(wildcards):
-    row = DATASETS[wildcards.dataset]
-    return f"{CACHE}/{row.file}" if row.file else []
+    path = datasets.raw_file(CONFIG, wildcards.dataset)
+    return path.as_posix() if path else []
 
 
 def prepared(wildcards):
@@ -87,7 +87,11 @@ def prepared(wildcards):
 
 
 def memory(wildcards):
-    return memory_mb(planned_run(wildcards).run.dataset)
+    return memory_of(planned_run(wildcards).run.dataset)
+
+
+def memory_of(dataset):
+    return memory_mb(datasets.find(CONFIG, dataset).channels)
 
 
 def networks(wildcards):

@@ -10,7 +10,7 @@ rule prepare:
         "../../envs/environment.yaml"
     threads: 1
     resources:
-        mem_mb=lambda wildcards: memory_mb(wildcards.dataset),
+        mem_mb=lambda wildcards: memory_of(wildcards.dataset),
         runtime=30,
     params:
         config=resolved,

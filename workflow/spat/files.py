@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import hashlib
-import io
 import json
-import lzma
 import os
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
-
-# What reading a file can raise that is damaged or not there.
-READ_ERRORS: Final = (OSError, EOFError, zlib.error, lzma.LZMAError)
-
-_HTML_STARTS: Final = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<script")
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -48,36 +39,10 @@ def _sync(path: Path) -> None:
         os.close(opened)
 
 
-def is_gzip(path: Path) -> bool:
-    """Whether the file is gzipped, whatever its name says."""
-    with path.open("rb") as file:
-        return file.read(2) == b"\x1f\x8b"
-
-
-def is_xz(path: Path) -> bool:
-    """Whether the file is compressed by xz, whatever its name says."""
-    with path.open("rb") as file:
-        return file.read(6) == b"\xfd7zXZ\x00"
-
-
-def opened(path: Path) -> io.BufferedReader | gzip.GzipFile | lzma.LZMAFile:
-    """The file for reading, unpacked on the way if it is compressed by gzip or xz."""
-    if is_xz(path):
-        return lzma.LZMAFile(path)
-    return gzip.GzipFile(path) if is_gzip(path) else path.open("rb")
-
-
 def sha256(path: Path) -> str:
-    """SHA-256 (hex) of a file; of what it unpacks to, if it is gzipped (not if it is an .xz)."""
-    with gzip.GzipFile(path) if is_gzip(path) else path.open("rb") as file:
+    """SHA-256 (hex) of a file."""
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def is_html(path: Path) -> bool:
-    """Whether the file is a web page: what a host sends instead of the file it was asked for."""
-    with opened(path) as file:
-        start = file.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    return start.startswith(_HTML_STARTS)
 
 
 def write_text(path: Path, text: str) -> None:

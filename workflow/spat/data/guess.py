@@ -130,8 +130,8 @@ def _cells(path: Path, text: str) -> tuple[str, list[str], list[list[str]]]:
     for separator in _SEPARATORS:
         with suppress(csv.Error):
             reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-            header, *rows = islice((row for row in reader if row), SAMPLE + 1)
-            rows = [row for row in rows if len(row) == len(header)]
+            header, *rest = [*islice((row for row in reader if row), SAMPLE + 1)] or [[]]
+            rows = [row for row in rest if len(row) == len(header)]
             found = (len(rows), len(header), separator, header, rows)
             if len(header) > 1 and rows and (best is None or found[:2] > best[:2]):
                 best = found
@@ -167,15 +167,16 @@ def _date(path: Path, header: Sequence[str], rows: list[list[str]]) -> tuple[tup
             if (times := _times(texts, form)) is not None and len(set(times)) > 1:
                 steps = [b - a for a, b in pairwise(times)]
                 # Day and month are told apart by the form that makes the rows regular.
-                regular = sum(step == max(set(steps), key=steps.count) for step in steps)
-                found.append((regular, place, form))
+                usual = max(set(steps), key=steps.count)
+                found.append((steps.count(usual), place, form))
     if not found:
         raise DataError(
             f"{path}: no column of time stamps was found among {', '.join(header[:12])}: write the "
             "block by hand, with `date` and `date_format`"
         )
-    # The most regular one; among equals the first column and the usual form.
-    _, place, form = max(found, key=lambda entry: entry[0])
+    # The most regular one; among equals date and time rather than the date alone, then the first
+    # column and the usual form.
+    _, place, form = max(found, key=lambda entry: (entry[0], len(entry[1])))
     return tuple(header[i] for i in place), form
 
 

@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     resources.prepare_cuda()
     try:
+        if options.command is _add_file:
+            return _add_file(options) or 0
         config = load_files(*options.config)
         return options.command(config, options) or 0
     except (ConfigError, OSError, ValueError, RuntimeError) as error:
@@ -215,6 +217,12 @@ def _models(options: argparse.Namespace) -> int:
     return 0
 
 
+def _add_file(options: argparse.Namespace) -> None:
+    from spat.pipeline.add import add
+
+    print(add(options.file), end="")
+
+
 def _track(config: Config, stage: str, run: Run) -> None:
     """Tracking comes after the work and never fails it."""
     if config.tracking.enabled:
@@ -270,6 +278,10 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("--horizon", type=int, required=True)
     models.add_argument("--lookback", type=int, help="default: the dataset's own")
     models.set_defaults(command=_models)
+    text = "print the block of the configuration for a file of your own"
+    add = stages.add_parser("add", help=text, description=text)
+    add.set_defaults(command=_add_file, config=[], debug=False)
+    add.add_argument("file", type=Path, help="delimited text with a header and time stamps")
     return parser
 
 

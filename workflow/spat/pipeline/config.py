@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from spat.data.registry import DATASETS, GapRule, step_seconds
 from spat.training.options import Device, Precision
 
 Rule = Literal["gap", "one_se", "loss_drop_bound", "validation"]
@@ -147,14 +149,103 @@ class SyntheticSection(Section):
     noise: float = Field(0.3, ge=0.0, description="Standard deviation of the white noise.")
 
 
+class CustomSection(Section):
+    """A dataset of your own: a text file with a header, then a row a time step.
+
+    `python -m spat add FILE` prints the block for a file.
+    """
+
+    file: Folder = Field(description="Path of the file; it may be compressed by gzip or xz.")
+    step: str = Field(description="Distance of two rows: a number and s, min, h, D or W.")
+    split: tuple[float, float, float] = Field(
+        (0.7, 0.1, 0.2),
+        description="Training, validation and test: shares of the rows, or numbers of rows.",
+    )
+    season: Count | None = Field(
+        None, description="Steps of the main season; a day, a week (daily) or a year (weekly)."
+    )
+    lookback: Count = Field(96, description="Input steps, where the grid gives none.")
+    horizons: tuple[Count, ...] = Field(
+        (96, 192, 336), min_length=1, description="Forecast steps, where the grid gives none."
+    )
+    source: Name | None = Field(
+        None, description="Datasets of one source are not independent cases; its own when absent."
+    )
+    gaps: GapRule = Field(
+        "refuse",
+        description="Missing values: an error, the value before, or a line within a split.",
+    )
+    gap_limit: Count | None = Field(
+        None, description="Longest gap that is filled, in steps; a season when absent."
+    )
+    date: tuple[str, ...] = Field(
+        ("date",), description="Columns of the time stamp; none for data without time stamps."
+    )
+    date_format: str = Field("", description="Such as `%d/%m/%Y %H:%M`; a usual one when absent.")
+    drop: tuple[str, ...] = Field((), description="Columns that are left out.")
+    mean: bool = Field(False, description="Average the rows over each step.")
+    separator: Annotated[str, Field(min_length=1, max_length=1)] = Field(
+        ",", description="What separates cells."
+    )
+    decimal: Literal[".", ","] = Field(".", description="The decimal point.")
+    encoding: str = Field("utf-8", description="Encoding of the text, such as latin-1 or utf-16.")
+
+    @field_validator("date", "drop", mode="before")
+    @classmethod
+    def _several(cls, names: Any) -> Any:
+        return (names,) if isinstance(names, str) else names
+
+    @field_validator("step")
+    @classmethod
+    def _step_is_known(cls, step: str) -> str:
+        step_seconds(step)
+        return step
+
+    @field_validator("split")
+    @classmethod
+    def _all_rows_or_whole_numbers(
+        cls, split: tuple[float, float, float]
+    ) -> tuple[float, float, float]:
+        shares = all(0 < part < 1 for part in split) and abs(sum(split) - 1) < 1e-9
+        if not shares and not all(part >= 1 and part == int(part) for part in split):
+            raise ValueError(
+                f"{list(split)}: expected three shares with sum 1 or three numbers of rows"
+            )
+        return split
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_is_known(cls, encoding: str) -> str:
+        try:
+            return codecs.lookup(encoding).name
+        except LookupError:
+            raise ValueError(f"{encoding!r} is not the name of an encoding") from None
+
+    @model_validator(mode="after")
+    def _agree(self) -> CustomSection:
+        if self.separator == self.decimal:
+            raise ValueError(f"separator and decimal are both {self.decimal!r}")
+        if not self.date and (self.mean or self.date_format):
+            raise ValueError("date: without time stamps there is no `mean` and no `date_format`")
+        if len(self.date) > 1 and not self.date_format:
+            raise ValueError(
+                "date_format: say how the columns of `date`, joined by a blank, are written, as in "
+                "'%d/%m/%Y %H:%M:%S'"
+            )
+        return self
+
+
 class DataSection(Section):
-    """Where the benchmark files come from."""
+    """Where the data come from."""
 
     cache: Folder = Field(Path("data"), description="Folder of verified downloads.")
     mirrors: tuple[Folder, ...] = Field(
         (Path("../shared/datasets"),), description="Folders of copies, tried before the network."
     )
     synthetic: SyntheticSection = SyntheticSection()
+    custom: dict[Name, CustomSection] = Field(
+        default_factory=dict, description="Datasets of your own, by name."
+    )
 
 
 class TrainingSection(Section):
@@ -320,7 +411,6 @@ class Config(Section):
     @model_validator(mode="after")
     def _names_exist(self) -> Config:
         # Late: the registries import this module's neighbours, never the other way round.
-        from spat.data.registry import DATASETS
         from spat.models.registry import MODELS
         from spat.scoring.names import CRITERIA, HEAD_CRITERIA, offered
 
@@ -329,11 +419,15 @@ class Config(Section):
                 if name not in valid:
                     raise ValueError(f"{key}: {name!r} is not one of {', '.join(valid)}")
 
-        datasets, variants = tuple(DATASETS), ("published", "deep", *self.variants)
+        datasets = (*DATASETS, *self.data.custom)
+        variants = ("published", "deep", *self.variants)
         for i, block in enumerate(self.grid):
             check(f"grid.{i}.datasets", block.datasets, datasets)
             check(f"grid.{i}.models", block.models, tuple(MODELS))
             check(f"grid.{i}.variants", block.variants, variants)
+        for name in self.data.custom:
+            if name in DATASETS:
+                raise ValueError(f"data.custom.{name}: the name belongs to the dataset registry")
         for i, pair in enumerate(self.transfer.pairs):
             check(f"transfer.pairs.{i}", pair, datasets)
             if pair[0] == pair[1]:

@@ -15,10 +15,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from spat.data.registry import DATASETS, borders
+from spat.data.registry import borders
 from spat.files import write_text
 from spat.models.registry import MODELS
-from spat.pipeline import records, runs
+from spat.pipeline import datasets, records, runs
 from spat.pipeline.config import Config, dump
 from spat.pipeline.runs import Run
 from spat.scoring.names import CRITERIA
@@ -42,6 +42,7 @@ EXCLUDED: Final = frozenset(
         "spat.pipeline.digests",
         "spat.files",
         "spat.data.registry",
+        "spat.pipeline.datasets",
         "spat.models.registry",
         "spat.models.settings",
         "spat.scoring.names",
@@ -118,25 +119,24 @@ def write_resolved(config: Config) -> Path:
     return path
 
 
-def _data(config: Config, stage: str, dataset: str) -> dict[str, Any]:
-    row = DATASETS[dataset]
+def _data(config: Config, stage: str, name: str) -> dict[str, Any]:
+    row = datasets.find(config, name)
     if stage == "download":
         return {"file": row.file, "sha256": row.sha256}
-    shape = {"rows": row.rows, "channels": row.channels}
-    generated = {}
-    if row.format == "synthetic":
-        generated = config.data.synthetic.model_dump(mode="json")
-        shape = {key: generated[key] for key in shape}
+    generated = row.format == "synthetic"
     return {
         "name": row.name,
         "format": row.format,
         "step": row.step,
         "mark": row.mark,
+        "rows": row.rows,
+        "channels": row.channels,
+        "borders": asdict(borders(row, row.rows)),
         "gaps": asdict(row.gaps),
         "table": asdict(row.table),
-        **shape,
-        "borders": asdict(borders(row, shape["rows"])),
-        "generated": generated,
+        "generated": config.data.synthetic.model_dump(mode="json") if generated else {},
+        # Of a file of the user's own nothing but its hash says which one it is.
+        **({"sha256": row.sha256} if name in config.data.custom else {}),
     }
 
 

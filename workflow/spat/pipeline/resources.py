@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from spat.data.registry import DATASETS
 from spat.training.options import Device
 
 # An interpreter with torch and pandas, and the activations of a narrow series.
@@ -44,6 +43,6 @@ def prune_threads(cores: int | None, runs: int) -> int:
     return max(1, (cores or 1) // max(1, runs))
 
 
-def memory_mb(dataset: str) -> int:
-    """Memory that a cluster should grant a job on a dataset, in MB."""
-    return BASE_MB + MB_PER_CHANNEL * DATASETS[dataset].channels
+def memory_mb(channels: int) -> int:
+    """Memory that a cluster should grant a job on data of so many channels, in MB."""
+    return BASE_MB + MB_PER_CHANNEL * channels

@@ -10,8 +10,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spat.data.registry import DATASETS, TIME_FEATURES, borders
+from spat.data.registry import TIME_FEATURES, DataError, borders
 from spat.models.settings import Shape
+from spat.pipeline import datasets
 from spat.pipeline.config import NAME, Config, ConfigError, GridBlock
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def plan(config: Config) -> tuple[Planned, ...]:
     """
     found: dict[Run, Planned] = {}
     for index, block in enumerate(config.grid):
-        for run in _expand(block):
+        for run in _expand(config, block):
             if problem := _too_short(config, run) or _does_not_fit(config, run):
                 raise ConfigError(f"grid.{index}: {run.path}: {problem}")
             planned = Planned(run, block.orders, block.prune and _has_sites(run.model))
@@ -100,9 +101,11 @@ def plan(config: Config) -> tuple[Planned, ...]:
 
 def _too_short(config: Config, run: Run) -> str | None:
     """Why the run's dataset holds no window of its shape in some split."""
-    row = DATASETS[run.dataset]
-    rows = config.data.synthetic.rows if row.format == "synthetic" else row.rows
-    splits = borders(row, rows)
+    row = datasets.find(config, run.dataset)
+    try:
+        splits = borders(row, row.rows)
+    except DataError as error:
+        return str(error)
     # Windows of validation and test may begin before their split.
     needed = {"train": run.lookback + run.horizon, "validation": run.horizon, "test": run.horizon}
     for name, steps in needed.items():
@@ -117,9 +120,8 @@ def _too_short(config: Config, run: Run) -> str | None:
 
 def _does_not_fit(config: Config, run: Run) -> str | None:
     """Why the run's model cannot be built for its dataset."""
-    row = DATASETS[run.dataset]
-    channels = config.data.synthetic.channels if row.format == "synthetic" else row.channels
-    shape = Shape(run.lookback, run.horizon, channels, len(TIME_FEATURES) if row.mark else 0)
+    row = datasets.find(config, run.dataset)
+    shape = Shape(run.lookback, run.horizon, row.channels, len(TIME_FEATURES) if row.mark else 0)
     return setup_of(config, run).settings.problem(shape)
 
 
@@ -146,9 +148,9 @@ def folder(config: Config, run: Run, stage: str = "") -> Path:
     return config.folder / run.path / stage
 
 
-def prepared_file(config: Config, dataset: str) -> Path:
+def prepared_file(config: Config, name: str) -> Path:
     """Where `prepare` leaves a dataset."""
-    return config.folder / "prepared" / f"{dataset}.npz"
+    return config.folder / "prepared" / f"{name}.npz"
 
 
 def setup_of(config: Config, run: Run) -> Setup:
@@ -190,15 +192,17 @@ def targets(config: Config, run: Run) -> tuple[str, ...]:
         target
         for source, target in config.transfer.pairs
         if source == run.dataset
-        and not (fixed and DATASETS[source].channels != DATASETS[target].channels)
+        and not (
+            fixed
+            and datasets.find(config, source).channels != datasets.find(config, target).channels
+        )
     )
 
 
-def _expand(block: GridBlock) -> list[Run]:
+def _expand(config: Config, block: GridBlock) -> list[Run]:
     return [
-        Run(dataset, model, variant, block.lookback or row.lookback, horizon, seed)
-        for dataset in block.datasets
-        if (row := DATASETS[dataset])
+        Run(row.name, model, variant, block.lookback or row.lookback, horizon, seed)
+        for row in (datasets.find(config, name) for name in block.datasets)
         for model in block.models
         for variant in block.variants
         for horizon in (block.horizons or row.horizons)

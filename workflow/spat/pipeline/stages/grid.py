@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterator
 from functools import partial
 
-from spat.pipeline import runs
+from spat.pipeline import datasets, runs
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Planned, Run
 from spat.training.device.concurrency import Lanes
@@ -111,11 +111,10 @@ def _datasets(config: Config, run: Run) -> Iterator[str]:
 
 
 def _prepare(config: Config, dataset: str) -> None:
-    from spat.data.registry import DATASETS
     from spat.pipeline.stages.download import download
     from spat.pipeline.stages.prepare import is_prepared, prepare
 
     if not is_prepared(config, dataset):
-        if DATASETS[dataset].file:
+        if datasets.is_published(config, dataset):
             download(config, dataset)
         prepare(config, dataset)

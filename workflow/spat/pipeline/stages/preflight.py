@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from spat.data.download import OFFLINE, available, faults
 from spat.data.registry import DATASETS, Dataset
+from spat.pipeline import datasets
 from spat.pipeline.config import Config
 
 NOTICE = """\
@@ -29,7 +30,8 @@ def preflight(config: Config, timeout: float = 5.0) -> tuple[str, str]:
     missing = [
         row
         for name in sorted(needed)
-        if not available(row := DATASETS[name], config.data.cache, config.data.mirrors)
+        if datasets.is_published(config, name)
+        and not available(row := DATASETS[name], config.data.cache, config.data.mirrors)
     ]
     reachable = {host: _reachable(host, timeout) for host in _hosts(missing)}
     lost = [row for row in missing if not any(reachable[host] for host in _hosts([row]))]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from spat.data import series
 from spat.data.reading import read
-from spat.data.registry import DATASETS
+from spat.data.series import Series
 from spat.data.synthetic import generate
-from spat.files import write_text
-from spat.pipeline import digests, records, runs
+from spat.files import read_json, write_json
+from spat.pipeline import datasets, digests, records, runs
 from spat.pipeline.config import Config
 
 # `synthetic2` is a second station of the same kind: the next seed.
@@ -18,41 +18,68 @@ SEED_OFFSET = {"synthetic": 0, "synthetic2": 1}
 
 
 def prepare(config: Config, dataset: str) -> Path:
-    """Write `results/<experiment>/prepared/<dataset>.npz`, and beside it what it depends on."""
-    row = DATASETS[dataset]
-    if row.format == "synthetic":
-        section = config.data.synthetic
-        content = generate(
-            section.rows,
-            section.channels,
-            section.seed + SEED_OFFSET[dataset],
-            section.coupling,
-            section.noise,
-        )
-        source = records.digest(dataset, asdict(row), section.model_dump())
-    else:
-        path = config.data.cache / row.file
-        content = read(row, path)
-        source = content.sha256
-    output, stamp = runs.prepared_file(config, dataset), _stamp(config, dataset)
-    stamp.unlink(missing_ok=True)  # one that stays behind would vouch for another file
-    series.save(series.prepare(row, content, source), output)
-    write_text(stamp, _digest(config, dataset) + "\n")
+    """Write `results/<experiment>/prepared/<dataset>.npz`, and beside it a record in JSON.
+
+    The record holds what the file depends on (`digest`), the hash of the raw file, its rows,
+    channels and step, and what was done about its gaps (`spat.data.gaps.Filled`).
+
+    Raises:
+        DataError: if the raw file is not the one that the registry describes, or not one that can
+            be used.
+    """
+    row = datasets.find(config, dataset)
+    path = datasets.raw_file(config, dataset)
+    content = _generated(config, dataset) if path is None else read(row, path)
+    output, record = runs.prepared_file(config, dataset), _record(config, dataset)
+    record.unlink(missing_ok=True)  # one that stays behind would vouch for another file
+    prepared = series.prepare(row, content, content.sha256)
+    series.save(prepared, output)
+    write_json(
+        record,
+        {
+            "dataset": dataset,
+            "source": row.station,
+            "file": None if path is None else path.as_posix(),
+            "sha256": content.sha256,
+            "rows": row.rows,
+            "channels": row.channels,
+            "step": row.step,
+            "gaps": asdict(prepared.filled),
+            "digest": _digest(config, dataset),
+        },
+    )
     return output
 
 
 def is_prepared(config: Config, dataset: str) -> bool:
     """Whether the file is there, and what it was made from is as it was."""
-    stamp = _stamp(config, dataset)
+    record = _record(config, dataset)
+    try:
+        kept = read_json(record)
+    except (OSError, ValueError):
+        return False
     return (
         runs.prepared_file(config, dataset).exists()
-        and stamp.exists()
-        and stamp.read_text().strip() == _digest(config, dataset)
+        and isinstance(kept, dict)
+        and kept.get("digest") == _digest(config, dataset)
     )
 
 
-def _stamp(config: Config, dataset: str) -> Path:
-    return runs.prepared_file(config, dataset).with_suffix(".digest")
+def _generated(config: Config, dataset: str) -> Series:
+    section = config.data.synthetic
+    content = generate(
+        section.rows,
+        section.channels,
+        section.seed + SEED_OFFSET[dataset],
+        section.coupling,
+        section.noise,
+    )
+    row = datasets.find(config, dataset)
+    return replace(content, sha256=records.digest(dataset, asdict(row), section.model_dump()))
+
+
+def _record(config: Config, dataset: str) -> Path:
+    return runs.prepared_file(config, dataset).with_suffix(".json")
 
 
 def _digest(config: Config, dataset: str) -> str:

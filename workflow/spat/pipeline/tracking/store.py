@@ -135,9 +135,11 @@ class Store:
 
 
 def _dataset(name: str, sha256: str) -> DatasetInput:
-    row = DATASETS[name]
+    row = DATASETS.get(name)
     kind, source = ("code", {"generator": name})
-    if row.file:
+    if row is None:  # a dataset of `data.custom`
+        kind, source = ("local", {"uri": name})
+    elif row.file:
         kind, source = ("http", {"url": row.urls[0]}) if row.urls else ("local", {"uri": row.file})
     return DatasetInput(
         Dataset(name, sha256[:DIGEST_LENGTH], kind, json.dumps(source)),

@@ -1,0 +1,267 @@
+"""Datasets of one's own: the configuration's block, what is measured, what `add` prints."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from spat.data import series
+from spat.data.registry import Gaps, Rows, Shares
+from spat.pipeline import datasets, digests, runs
+from spat.pipeline.add import add
+from spat.pipeline.cli import main
+from spat.pipeline.config import Config, ConfigError, load
+from spat.pipeline.stages.prepare import is_prepared, prepare
+
+ROWS = 400
+
+
+def write(path: Path, separator: str = ",", decimal: str = ".", lost: tuple[int, ...] = ()) -> Path:
+    """An hourly file of two channels; the values of the rows in `lost` are missing."""
+    lines = [separator.join(("date", "load", "OT"))]
+    times = np.datetime64("2021-01-01T00:00:00") + np.arange(ROWS).astype("m8[h]")
+    for i, time in enumerate(times):
+        cells = [f"{np.sin(i / 4):.3f}".replace(".", decimal), str(i % 24)]
+        if i in lost:
+            cells[0] = "NA"
+        lines.append(separator.join([str(time).replace("T", " "), *cells]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def config(folder: Path, **section: Any) -> Config:
+    section = {"file": str(folder / "my file.csv"), "step": "1h"} | section
+    return load(
+        {
+            "experiment": "own",
+            "results": str(folder / "results"),
+            "grid": [{"datasets": ["mine"], "models": ["DLinear"], "variants": ["published"]}],
+            "data": {"custom": {"mine": section}},
+        }
+    )
+
+
+def test_what_is_not_given_is_measured_or_has_a_default(tmp_path: Path) -> None:
+    write(tmp_path / "my file.csv")
+    row = datasets.find(config(tmp_path), "mine")
+    assert (row.rows, row.channels, len(row.sha256)) == (ROWS, 2, 1)
+    assert (row.season, row.station, row.split) == (24, "mine", Shares(0.7, 0.2))
+    assert (row.lookback, row.horizons, row.gaps) == (96, (96, 192, 336), Gaps())
+    changed = {
+        "step": "1h",
+        "season": 12,
+        "split": [200, 100, 100],
+        "source": "grid",
+        "lookback": 7,
+    }
+    row = datasets.find(config(tmp_path, **changed, horizons=[5], gaps="forward"), "mine")
+    assert (row.season, row.station, row.split) == (12, "grid", Rows(200, 100, 100))
+    assert (row.lookback, row.horizons, row.gaps) == (7, (5,), Gaps("forward", 12))
+
+
+def test_names(tmp_path: Path) -> None:
+    write(tmp_path / "my file.csv")
+    own = config(tmp_path)
+    assert datasets.names(own)[-1] == "mine"
+    assert datasets.raw_file(own, "mine") == tmp_path / "my file.csv"
+    assert datasets.raw_file(own, "ETTh1") == Path("data/ETTh1.csv")
+    assert datasets.raw_file(own, "synthetic") is None
+    assert [datasets.is_published(own, name) for name in ("mine", "ETTh1", "synthetic")] == [
+        False,
+        True,
+        False,
+    ]
+    with pytest.raises(ConfigError, match="dataset 'yours' is not one of ETTh1, .*, mine"):
+        datasets.find(own, "yours")
+
+
+def test_home_and_variables_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "my file.csv")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MINE", str(tmp_path))
+    for file in ("~/my file.csv", "$HOME/my file.csv", "${MINE}/my file.csv"):
+        assert datasets.find(config(tmp_path, file=file), "mine").rows == ROWS
+
+
+# What the section says -> what the error says.
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown key": ({"rows": 5}, "data.custom.mine.rows: unknown key; valid here: file, step"),
+    "step": ({"step": "1 hour"}, "data.custom.mine.step: '1 hour' is not a step: write a number"),
+    "month": ({"step": "1M"}, "data.custom.mine.step: '1M' is not a step"),
+    "shares": ({"split": [0.7, 0.2, 0.2]}, "data.custom.mine.split: [0.7, 0.2, 0.2]: expected"),
+    "no test": ({"split": [0.7, 0.3, 0]}, "data.custom.mine.split: [0.7, 0.3, 0.0]: expected"),
+    "gaps": ({"gaps": "mean"}, "data.custom.mine.gaps: should be 'refuse', 'interpolate' or 'f"),
+    "limit": ({"gap_limit": 0}, "data.custom.mine.gap_limit: should be greater than or equal to 1"),
+    "separator": ({"separator": ";;"}, "data.custom.mine.separator: "),
+    "comma twice": ({"decimal": ","}, "data.custom.mine: separator and decimal are both ','"),
+    "encoding": ({"encoding": "utf-99"}, "data.custom.mine.encoding: 'utf-99' is not the name"),
+    "date format": ({"date": ["date", "OT"]}, "data.custom.mine: date_format: say how the columns"),
+    "no date": ({"date": [], "mean": True}, "data.custom.mine: date: without time stamps"),
+    "source": ({"source": "a/b"}, "data.custom.mine.source: 'a/b' is not a name"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_section_that_cannot_be_used(tmp_path: Path, case: str) -> None:
+    section, message = REFUSED[case]
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        config(tmp_path, **section)
+
+
+@pytest.mark.parametrize("name", ["../mine", "my data", "x$(touch F)", "ETTh1"])
+def test_names_that_cannot_be_used(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"data\.custom"):
+        load(
+            {
+                "experiment": "own",
+                "grid": [{"datasets": ["ETTh1"], "models": ["DLinear"]}],
+                "data": {"custom": {name: {"file": str(tmp_path / "a.csv"), "step": "1h"}}},
+            }
+        )
+
+
+def test_a_file_that_cannot_be_used_names_its_key(tmp_path: Path) -> None:
+    own = config(tmp_path)
+    with pytest.raises(ConfigError, match=r"^data\.custom\.mine: .*my file\.csv"):
+        datasets.find(own, "mine")
+    write(tmp_path / "my file.csv", lost=(50,))
+    with pytest.raises(ConfigError, match=r"^data\.custom\.mine: .*row 51 .*'load': 'NA' is not"):
+        datasets.find(own, "mine")
+    with pytest.raises(ConfigError, match=r"'DATE' is missing: .* `date` names columns"):
+        datasets.find(config(tmp_path, date="DATE"), "mine")
+
+
+def test_a_file_without_time_stamps(tmp_path: Path) -> None:
+    (tmp_path / "my file.csv").write_text("a,b\n" + "1,2\n" * 50)
+    row = datasets.find(config(tmp_path, date=[]), "mine")
+    assert (row.rows, row.channels, row.mark) == (50, 2, False)
+
+
+def test_a_file_that_is_too_short_for_the_grid(tmp_path: Path) -> None:
+    write(tmp_path / "my file.csv")
+    for split in ([0.7, 0.1, 0.2], [300, 50, 40]):
+        with pytest.raises(ConfigError, match=r"grid\.0: mine/DLinear.* take a shorter horizon"):
+            runs.plan(config(tmp_path, split=split))
+    with pytest.raises(ConfigError, match="mine: 400 rows, but its splits need the first 500"):
+        runs.plan(config(tmp_path, split=[300, 100, 100]))
+
+
+def test_what_is_prepared_follows_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "my file.csv", lost=(0, 100, 101, 102))
+    own = config(tmp_path, gaps="forward", gap_limit=3)
+    assert not is_prepared(own, "mine")
+    prepared = series.load(prepare(own, "mine"))
+    assert is_prepared(own, "mine")
+    assert prepared.values.shape == (ROWS - 1, 2)
+    assert (prepared.filled.dropped, prepared.filled.steps, prepared.filled.longest) == (1, 3, 3)
+    record = yaml.safe_load((tmp_path / "results/own/prepared/mine.json").read_text())
+    assert record["file"] == str(path)
+    assert record["sha256"] == prepared.sha256 == datasets.find(own, "mine").sha256[0]
+    assert (record["rows"], record["channels"], record["source"]) == (ROWS - 1, 2, "mine")
+    assert record["gaps"] == {
+        "rule": "forward",
+        "limit": 3,
+        "dropped": 1,
+        "steps": 3,
+        "values": 3,
+        "longest": 3,
+    }
+    before = digests.settings_digest(own, "prepare", dataset="mine")
+    write(path, lost=(100, 101, 102))
+    os.utime(path, ns=(1, 1))
+    assert digests.settings_digest(own, "prepare", dataset="mine") != before
+    assert not is_prepared(own, "mine")
+
+
+@pytest.mark.parametrize("bit", [0.3, 0.6, 0.9])
+def test_a_prepared_file_that_changed_is_refused(tmp_path: Path, bit: float) -> None:
+    write(tmp_path / "my file.csv")
+    path = prepare(config(tmp_path), "mine")
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * bit)] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(series.DataError, match="not a prepared series .*delete it"):
+        series.load(path)
+
+
+def test_a_prepared_file_of_other_values_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "my file.csv")
+    path = prepare(config(tmp_path), "mine")
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays["values"][7, 1] += 1
+    with path.open("wb") as opened:
+        np.savez(opened, **arrays)
+    with pytest.raises(series.DataError, match="its content has changed since it was written"):
+        series.load(path)
+
+
+@pytest.mark.parametrize(
+    ("separator", "decimal", "lost"), [(",", ".", ()), (";", ",", ()), ("\t", ".", (0, 7, 8))]
+)
+def test_the_block_that_add_prints_can_be_used(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    separator: str,
+    decimal: str,
+    lost: tuple[int, ...],
+) -> None:
+    path = write(tmp_path / "my-file (1).csv", separator, decimal, lost)
+    assert main(["add", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert f"{ROWS - (0 in lost)} rows x 2 channels" in printed
+    block = yaml.safe_load(printed)["data"]
+    assert list(block["custom"]) == ["my-file_1"]
+    grid = [{"datasets": ["my-file_1"], "models": ["DLinear"]}]
+    own = load({"experiment": "own", "grid": grid, "data": block})
+    row = datasets.find(own, "my-file_1")
+    assert (row.rows, row.channels) == (ROWS - (0 in lost), 2)
+    assert row.gaps == (Gaps("forward", 2) if lost else Gaps())
+    assert set(block["custom"]["my-file_1"]) <= {
+        *("file", "step", "separator", "decimal", "gaps", "gap_limit")
+    }
+
+
+@pytest.mark.parametrize(
+    ("header", "first", "second", "expected"),
+    [
+        ("day,time,a", "31/12/2020,23:00,1", "01/01/2021,00:00,2", "%d/%m/%Y %H:%M"),
+        ("when,a", "12/31/2020 23:00:00,1", "01/01/2021 00:00:00,2", "%m/%d/%Y %H:%M:%S"),
+        ("a,when", "1,31.12.2020 23:00", "2,01.01.2021 00:00", "%d.%m.%Y %H:%M"),
+        ("year,month,day,hour,a", "2020,12,31,23,1", "2021,1,1,0,2", "%Y %m %d %H"),
+    ],
+)
+def test_the_form_of_the_date_is_guessed(
+    tmp_path: Path, header: str, first: str, second: str, expected: str
+) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"{header}\n{first}\n{second}\n")
+    block = yaml.safe_load(add(path))["data"]["custom"]["a"]
+    assert block["date_format"] == expected
+    assert block["step"] == "1h"
+    assert block["date"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a table: no separator"),
+        (b"\0" * 100, "not a text file: it holds bytes of value 0"),
+        (b"a,b\n1,2\n3,4\n", "no column of time stamps was found among a, b"),
+        (b"date,a\n2021-01-02,1\n2021-01-01,2\n", "the rows run backwards in time"),
+    ],
+)
+def test_add_says_what_it_could_not_guess(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, message: str
+) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(content)
+    assert main(["add", str(path)]) == 1
+    assert f"{path}: {message}" in capsys.readouterr().err
+    assert main(["add", str(tmp_path / "nowhere.csv")]) == 1
+    assert "nowhere.csv: no such file" in capsys.readouterr().err

@@ -1,0 +1,78 @@
+"""add(FILE): the block of a configuration that describes a file of your own."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from spat.data.guess import guess
+from spat.data.registry import DATASETS, Dataset
+from spat.pipeline.config import CustomSection
+
+_HEAD = """\
+# {name}: {rows} rows x {channels} channels, {first} to {last}
+# channels: {names}
+{notes}# Put the block into your configuration, and the name into `grid.datasets`.
+"""
+
+
+def add(path: Path) -> str:
+    """The YAML block of `data.custom` for a file; what it holds is in comments above it.
+
+    Separator, decimal point, encoding, the columns of the date, the step and the longest gap are
+    guessed, and the file is read whole with them.
+
+    Raises:
+        DataError: if the file is not a table of time stamps and numbers.
+    """
+    found = guess(_name(path), path)
+    row, series = found.dataset, found.series
+    notes = ""
+    if row.table.drop:
+        notes += f"# left out, since they are not numbers: {', '.join(row.table.drop)}\n"
+    if series.dropped:
+        notes += f"# {series.dropped} rows before the first complete one are left out\n"
+    if row.gaps.rule != "refuse":
+        notes += f"# values are missing; the longest gap has {row.gaps.limit} steps\n"
+    times = series.times
+    head = _HEAD.format(
+        name=path.name,
+        rows=row.rows,
+        channels=row.channels,
+        first="no time stamps" if times is None else times[0],
+        last="" if times is None else times[-1],
+        names=", ".join(series.names),
+        notes=notes,
+    )
+    block = {"data": {"custom": {row.name: _keys(row)}}}
+    return head + yaml.safe_dump(block, sort_keys=False, allow_unicode=True)
+
+
+def _name(path: Path) -> str:
+    # A name of folders and commands; the registry's own are taken.
+    stem = re.sub(r"(\.(csv|txt|tsv|gz|xz))+$", "", path.name, flags=re.IGNORECASE)
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_-")[:60] or "mine"
+    return f"{name}_own" if name in DATASETS else name
+
+
+def _keys(row: Dataset) -> dict[str, Any]:
+    # Only what differs from the defaults of the section.
+    table, gaps = row.table, row.gaps
+    values: dict[str, Any] = {
+        "file": row.file,
+        "step": row.step,
+        "gaps": gaps.rule,
+        "gap_limit": gaps.limit or None,
+        "date": table.date[0] if len(table.date) == 1 else list(table.date),
+        "date_format": table.date_format,
+        "drop": list(table.drop),
+        "separator": table.separator,
+        "decimal": table.decimal,
+        "encoding": table.encodings[0].removesuffix("-sig"),
+    }
+    fields = CustomSection.model_fields
+    default = {name: fields[name].default for name in values} | {"date": "date", "drop": []}
+    return {name: value for name, value in values.items() if value != default[name]}

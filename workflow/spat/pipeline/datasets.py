@@ -1,0 +1,102 @@
+"""The datasets of an experiment: those of the registry, and those of its configuration."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+from spat.data.registry import (
+    DATASETS,
+    DataError,
+    Dataset,
+    Gaps,
+    Rows,
+    Shares,
+    Table,
+    season_of,
+)
+from spat.pipeline.config import Config, ConfigError, CustomSection
+
+
+def find(config: Config, name: str) -> Dataset:
+    """The row of a dataset.
+
+    Generated data have the rows and channels that the configuration asks for. The file of a dataset
+    of `data.custom` is read, once a process and for each version of it, to measure its hash, its
+    rows and its channels.
+
+    Raises:
+        ConfigError: naming the key, if there is no such dataset or its file cannot be read.
+    """
+    if section := config.data.custom.get(name):
+        try:
+            status = section.file.stat()
+            return _measured(_row(name, section), status.st_size, status.st_mtime_ns)
+        except (DataError, OSError) as error:
+            raise ConfigError(f"data.custom.{name}: {error}") from None
+    if name not in DATASETS:
+        raise ConfigError(f"dataset {name!r} is not one of {', '.join(names(config))}")
+    row = DATASETS[name]
+    if row.format == "synthetic":
+        generated = config.data.synthetic
+        return replace(row, rows=generated.rows, channels=generated.channels)
+    return row
+
+
+def names(config: Config) -> tuple[str, ...]:
+    """All datasets that an experiment can use."""
+    return (*DATASETS, *config.data.custom)
+
+
+def raw_file(config: Config, name: str) -> Path | None:
+    """The file that `prepare` reads; None for generated data."""
+    if section := config.data.custom.get(name):
+        return section.file
+    row = DATASETS[name]
+    return config.data.cache / row.file if row.file else None
+
+
+def is_published(config: Config, name: str) -> bool:
+    """Whether a dataset is read from a file of the registry, which `download` brings."""
+    return name not in config.data.custom and bool(DATASETS[name].file)
+
+
+def _row(name: str, section: CustomSection) -> Dataset:
+    season = section.season or season_of(section.step)
+    fills = section.gaps != "refuse"
+    a, b, c = section.split
+    return Dataset(
+        name=name,
+        file=str(section.file),
+        urls=(),
+        sha256=(),
+        rows=0,
+        channels=0,
+        step=section.step,
+        split=Shares(a, c) if a < 1 else Rows(int(a), int(b), int(c)),
+        season=season,
+        station=section.source or name,
+        format="csv",
+        mark=bool(section.date),
+        lookback=section.lookback,
+        horizons=section.horizons,
+        gaps=Gaps(section.gaps, (section.gap_limit or season) if fills else 0),
+        table=Table(
+            date=section.date,
+            date_format=section.date_format,
+            drop=section.drop,
+            mean=section.mean,
+            separator=section.separator,
+            decimal=section.decimal,
+            encodings=("utf-8-sig" if section.encoding == "utf-8" else section.encoding,),
+        ),
+    )
+
+
+@lru_cache
+def _measured(row: Dataset, size: int, modified: int) -> Dataset:
+    # Size and time of the last change tell a file from its next version.
+    from spat.data.reading import measured
+
+    return measured(row, Path(row.file))
