@@ -100,6 +100,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "separator": ({"separator": ";;"}, "data.custom.mine.separator: "),
     "comma twice": ({"decimal": ","}, "data.custom.mine: separator and decimal are both ','"),
     "encoding": ({"encoding": "utf-99"}, "data.custom.mine.encoding: 'utf-99' is not the name"),
+    "not a text": ({"encoding": "base64"}, "data.custom.mine.encoding: 'base64' is not the name"),
     "date format": ({"date": ["date", "OT"]}, "data.custom.mine: date_format: say how the columns"),
     "no date": ({"date": [], "mean": True}, "data.custom.mine: date: without time stamps"),
     "source": ({"source": "a/b"}, "data.custom.mine.source: 'a/b' is not a name"),
@@ -176,6 +177,28 @@ def test_what_is_prepared_follows_the_file(tmp_path: Path) -> None:
     os.utime(path, ns=(1, 1))
     assert digests.settings_digest(own, "prepare", dataset="mine") != before
     assert not is_prepared(own, "mine")
+
+
+def test_a_cached_file_that_changed_is_not_prepared(tmp_path: Path) -> None:
+    source = Path(__file__).parents[3] / "shared" / "datasets" / "ETTh1.csv"
+    if not source.exists():
+        pytest.skip(f"no copy of {source.name} in {source.parent}")
+    own = load(
+        {
+            "experiment": "own",
+            "results": str(tmp_path / "results"),
+            "grid": [{"datasets": ["ETTh1"], "models": ["DLinear"]}],
+            "data": {"cache": str(tmp_path)},
+        }
+    )
+    content = source.read_bytes()
+    (tmp_path / "ETTh1.csv").write_bytes(content)
+    assert prepare(own, "ETTh1").exists()
+    (tmp_path / "ETTh1.csv").write_bytes(
+        content.replace(b"5.827000141143799", b"5.827000141143798")
+    )
+    with pytest.raises(series.DataError, match=r"ETTh1\.csv: SHA-256 .* delete it"):
+        prepare(own, "ETTh1")
 
 
 @pytest.mark.parametrize("bit", [0.3, 0.6, 0.9])

@@ -81,6 +81,11 @@ READ: dict[str, tuple[str | bytes, Dataset]] = {
         OWN,
     ),
     "UTF-16": (text().encode("utf-16"), table(encodings=("utf-16",))),
+    "UTF-16, little end first": (
+        text().encode("utf-16-le"),
+        table(encodings=("utf-16-le",)),
+    ),
+    "EBCDIC": (text().encode("cp037"), table(encodings=("cp037",))),
     "latin-1": (text().replace("load", "Größe").encode("latin-1"), table(encodings=("latin-1",))),
     "day first": (
         text([f"{t[8:10]}.{t[5:7]}.{t[:4]} {t[11:16]}" for t in stamps(30)]),

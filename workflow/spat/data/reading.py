@@ -153,15 +153,17 @@ def header(
             raise DataError(f"{path}: the text is {name.upper()}: set `encoding: {name}`")
     if content.startswith(b"PK\x03\x04"):
         raise DataError(f"{path}: a zip archive or an Excel file: save it as CSV")
-    wide = [name for name in encodings if name.lower().startswith(("utf-16", "utf-32"))]
+    # What numbers and separators are in ASCII is read as it is, whatever stands in the header.
+    foreign = [name for name in encodings if "0;,\n".encode(name)[-4:] != b"0;,\n"]
     try:
-        if wide:
-            content, encodings = content.decode(wide[0]).encode(), ("utf-8",)
+        if foreign:
+            text = content.decode(foreign[0]).removeprefix("\ufeff")
+            content, encodings = text.encode(), ("utf-8",)
         if b"\0" in content[:4096]:
             raise DataError(f"{path}: not a text file: it holds bytes of value 0")
         # Latin-1 decodes any byte, and quotes and line ends are the same in all other encodings.
-        text = io.TextIOWrapper(io.BytesIO(content), encoding="latin-1", newline="")
-        reader = csv.reader(text, delimiter=separator)
+        lines_of = io.TextIOWrapper(io.BytesIO(content), encoding="latin-1", newline="")
+        reader = csv.reader(lines_of, delimiter=separator)
         next(reader, None)
         lines = reader.line_num
         match = re.match(rb"(?:[^\r\n]*(?:\r\n|\r|\n|\Z)){%d}" % lines, content)

@@ -217,6 +217,7 @@ class CustomSection(Section):
     @classmethod
     def _encoding_is_known(cls, encoding: str) -> str:
         try:
+            "".encode(encoding)  # some names are of encodings that are not of text
             return codecs.lookup(encoding).name
         except LookupError:
             raise ValueError(f"{encoding!r} is not the name of an encoding") from None
