@@ -150,10 +150,12 @@ def setup(
     dataset: str,
     horizon: int,
     overrides: Mapping[str, int | float | str | bool] | None = None,
+    season: int | None = None,
 ) -> Setup:
     """The most specific row for a run (first by variant, then dataset, then horizon).
 
-    `overrides` are changes of the model's settings and of the recipe, by name.
+    `overrides` are changes of the model's settings and of the recipe, by name. `season` is that of
+    data that are not in the registry.
 
     Raises:
         ValueError: on an unknown model, variant, dataset or field, or a value of the wrong type or
@@ -161,8 +163,10 @@ def setup(
     """
     _require("model", model, MODELS)
     _require("variant", variant, VARIANTS)
-    _require("dataset", dataset, DATASETS)
-    found = _row(model, variant, dataset, horizon)
+    if season is None:
+        _require("dataset", dataset, DATASETS)
+        season = DATASETS[dataset].season
+    found = _row(model, variant, dataset, horizon, season)
     return _changed(model, found, overrides) if overrides else found
 
 
@@ -195,11 +199,9 @@ def build(name: str, settings: Settings, shape: Shape, seed: int = 0) -> Forecas
 
 
 @cache
-def _row(model: str, variant: str, dataset: str, horizon: int) -> Setup:
+def _row(model: str, variant: str, dataset: str, horizon: int, season: int) -> Setup:
     row = MODELS[model]
-    derived = {
-        name: getattr(DATASETS[dataset], name) for name in _kinds(row.settings) if name in _DERIVED
-    }
+    derived = {"season": season} if "season" in _kinds(row.settings) else {}
     if row.role == "naive":
         return Setup(row.settings(**derived), _UNTRAINED, "no parameters")
     for key in product((variant, "*"), (dataset, "*"), (str(horizon), "*")):

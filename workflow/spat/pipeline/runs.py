@@ -164,7 +164,8 @@ def setup_of(config: Config, run: Run) -> Setup:
     section = config.variants.get(run.variant)
     base, changes = (section.base, section.model) if section else (run.variant, {})
     try:
-        found = setup(run.model, base, run.dataset, run.horizon, changes)
+        season = datasets.find(config, run.dataset).season
+        found = setup(run.model, base, run.dataset, run.horizon, changes, season)
     except ValueError as error:
         raise ConfigError(f"variants.{run.variant} ({run.path}): {error}") from None
     recipe = replace(
