@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import torch
-from cases import Case
+from cases import TASK, Case
 from torch.profiler import ProfilerActivity, profile
 
 from spat.training.optimisation import adam
@@ -33,7 +33,7 @@ def breakdown(case: Case, batches: int) -> dict[str, float]:
     model, train = case.build().train(), case.splits.train
     optimiser = adam(model, case.recipe.learning_rate)
     index = torch.arange(case.recipe.batch_size)
-    with training_step(model, train, optimiser, torch.Generator()) as step:
+    with training_step(model, TASK, train, optimiser, torch.Generator()) as step:
         step(index)
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
             begun = time.perf_counter()  # the profiler's clock is that of the wall, too

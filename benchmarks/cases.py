@@ -19,9 +19,11 @@ from spat.data.windows import Splits, Windows, split
 from spat.models.base import Forecaster
 from spat.models.registry import Recipe, Settings, Shape, build, setup
 from spat.pipeline.config import DataSection
+from spat.tasks.forecasting import Forecasting
 from spat.training.loop import prepare_torch
 
 ROOT = Path(__file__).parents[1]
+TASK = Forecasting()
 
 
 @dataclass(frozen=True)

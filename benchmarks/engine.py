@@ -9,7 +9,7 @@ import networks
 import torch
 from alternation import Contestant, Laps, alternate, best, rates, seconds
 from breakdown import breakdown
-from cases import Case, Size, open_case, open_series
+from cases import TASK, Case, Size, open_case, open_series
 from figure import Figure, Part, Series, Target
 from loops import ConventionalLoop, OurLoop, as_published, validation_mse
 from machine import Rates, has_onednn
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from spat.scoring.names import CRITERIA, PASS
 from spat.scoring.scores import score
+from spat.tasks.task import case_losses
 from spat.training.loop import prepare_torch
-from spat.training.metrics import evaluate, window_losses
+from spat.training.metrics import evaluate
 from spat.training.optimisation import adam
 from spat.training.step import training_step
 
@@ -73,7 +74,7 @@ def _our_steps(case: Case) -> Contestant:
     def lap() -> float:
         prepare_torch("float32")
         batches = torch.split(torch.randperm(len(train), generator=order), case.recipe.batch_size)
-        with training_step(model, train, optimiser, dropout) as step:
+        with training_step(model, TASK, train, optimiser, dropout) as step:
             losses = [step(index) for index in batches]
         float(torch.stack(losses).sum())
         return float(len(train))
@@ -100,7 +101,7 @@ def _evaluation(case: Case, count: int) -> Contestant:
 
     def lap() -> float:
         prepare_torch("float32")
-        evaluate(model, windows)
+        evaluate(model, TASK, windows)
         return float(count)
 
     return lap
@@ -112,7 +113,7 @@ def _scoring(case: Case, batches: int, batch_size: int) -> Contestant:
 
     def lap() -> float:
         prepare_torch("float32")
-        score(model, train, chosen, window_losses, SCORED, batch_size=batch_size)
+        score(model, train, chosen, case_losses(TASK), SCORED, batch_size=batch_size)
         return float(batches * batch_size)
 
     return lap

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import conventional
 import networks
 import torch
-from cases import Case
+from cases import TASK, Case
 from torch import nn
 
 from spat.training.loop import Seeds, Settings, fit, prepare_torch
@@ -36,7 +36,7 @@ class OurLoop:
         prepare_torch("float32")
         self._turn += 1
         seeds = Seeds(order=self._turn, dropout=self._turn)
-        fit(self.model, self._splits, self._settings, seeds)
+        fit(self.model, TASK, self._splits, self._settings, seeds)
         return float(len(self._splits.train) * self._settings.epochs)
 
 
@@ -61,7 +61,7 @@ class ConventionalLoop:
 
 def validation_mse(model: nn.Module, case: Case) -> float:
     """Of either network, on the validation windows of the case."""
-    return evaluate(model, case.splits.validation).mse
+    return evaluate(model, TASK, case.splits.validation).primary
 
 
 def quiet() -> contextlib.AbstractContextManager[object]:

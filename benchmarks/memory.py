@@ -8,13 +8,13 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
-from cases import Case, Size, open_case, open_series
+from cases import TASK, Case, Size, open_case, open_series
 from engine import SCORED, scoring_batches
 from figure import Figure, Part, Series, Target
 
 from spat.scoring.scores import score
+from spat.tasks.task import case_losses
 from spat.training.loop import prepare_torch
-from spat.training.metrics import window_losses
 
 STATUS = Path("/proc/self/status")
 MEGABYTE = 1e6
@@ -54,7 +54,7 @@ def _peak(case: Case, batches: int, batch_size: int) -> float:
     model, train = case.build(), case.splits.train
     held: int = psutil.Process().memory_info().rss
     chosen = scoring_batches(len(train), batches, batch_size)
-    score(model, train, chosen, window_losses, SCORED, batch_size=batch_size)
+    score(model, train, chosen, case_losses(TASK), SCORED, batch_size=batch_size)
     # Not what getrusage says: that remembers the process which started this one.
     found = re.search(r"^VmHWM:\s+(\d+) kB$", STATUS.read_text(), flags=re.MULTILINE)
     assert found is not None

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from alternation import Contestant
-from cases import Case
+from cases import TASK, Case
 from machine import Rates, onednn
 from torch import Tensor, nn
 
@@ -82,8 +82,8 @@ def step_of(case: Case) -> Step:
             hook = at_core if isinstance(module, AttentionCore) else hook
             if hook is not None:
                 hooks.callback(module.register_forward_hook(hook).remove)
-        model(batch.x, batch.past_marks, batch.future_marks)
-    forward = costs.flops(model)
+        TASK.forward(model, batch)
+    forward = costs.flops(model, TASK, TASK.example(model.shape))
     return Step(size, forward, tuple(linear), tuple(attention), costs.parameters(model))
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import torch
 from alternation import Contestant, Laps, alternate, rates, seconds
-from cases import Case, Size, open_case, open_series
+from cases import TASK, Case, Size, open_case, open_series
 from figure import Figure, Part, Series, Target
 
 from spat.attention.mask import all_site_masks
@@ -27,7 +28,8 @@ def measure(size: Size) -> Part:
     for model, variant in size.pruned:
         case = open_case(size, prepared, model, variant)
         networks = _networks(case)
-        flops = {mask: costs.flops(network) for mask, network in networks.items()}
+        window = TASK.example(next(iter(networks.values())).shape)
+        flops = {mask: costs.flops(network, TASK, window) for mask, network in networks.items()}
         for phase, passes in PASSES.items():
             index = torch.arange(size.pruned_batch)
             contestants = {
@@ -47,7 +49,7 @@ def _networks(case: Case) -> dict[str, Forecaster]:
     found = {}
     for mask in all_site_masks(cut.heads_of(dense)):
         network = copy.deepcopy(dense)
-        cut.prune(network, mask)
+        cut.prune(network, mask, partial(TASK.forward, network, TASK.example(network.shape)))
         found[mask.name] = network
     return found
 
@@ -59,7 +61,7 @@ def _inference(case: Case, model: Forecaster, index: torch.Tensor, passes: int) 
     def lap() -> float:
         model.eval()
         for _ in range(passes):
-            model(batch.x, batch.past_marks, batch.future_marks)
+            TASK.forward(model, batch)
         return float(passes * len(index))
 
     return lap
@@ -70,7 +72,7 @@ def _training(case: Case, model: Forecaster, index: torch.Tensor, passes: int) -
 
     def lap() -> float:
         model.train()
-        with training_step(model, case.splits.train, optimiser, dropout) as step:
+        with training_step(model, TASK, case.splits.train, optimiser, dropout) as step:
             for _ in range(passes):
                 step(index)
         return float(passes * len(index))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from small_models import LOSSES
 from torch import Tensor
 
 from spat.attention.views import Mixing, Trace
@@ -15,7 +16,6 @@ from spat.models.registry import MODELS, Shape, build, setup
 from spat.pipeline import scores_frame
 from spat.scoring.probe import SiteMeans, observe, window_means
 from spat.scoring.scores import score
-from spat.training.metrics import window_losses
 
 torch.set_num_threads(1)  # small arrays: a second thread costs more than it gives
 
@@ -65,13 +65,13 @@ def score_frame(
     **options: Any,
 ) -> pd.DataFrame:
     """The frame of `score`."""
-    found = score(model, cases, cut, window_losses, criteria, batch_size=batch_size, **options)
+    found = score(model, cases, cut, LOSSES, criteria, batch_size=batch_size, **options)
     return scores_frame.frame(found)
 
 
 def traces(model: Forecaster, batch: Batch) -> list[Trace]:
     """What the sites of a model show of a batch."""
-    return observe(model, batch, window_losses)
+    return observe(model, batch, LOSSES)
 
 
 def averaged(

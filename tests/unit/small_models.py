@@ -1,9 +1,18 @@
 """Settings small enough to build every model in a moment; several layers, so that sites differ."""
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
+import torch
+from torch import nn
+
+from spat.attention.mask import Mask
 from spat.models.registry import MODELS, Settings, Shape
+from spat.surgery import cut
+from spat.tasks.forecasting import Batch, Forecasting
+from spat.tasks.task import case_losses
+from spat.training.device import costs
 
 SHAPE = Shape(lookback=24, horizon=12, channels=5, marks=4)
 
@@ -36,3 +45,43 @@ def sized(name: str, **changes: Any) -> Settings:
     names = [field.name for field in fields(kind)]
     small = kind(**{key: SIZES[key] for key in names if key in SIZES})
     return replace(small, **{key: value for key, value in changes.items() if key in names})
+
+
+# What a test does with a model through its task.
+TASK = Forecasting()
+LOSSES = case_losses(TASK)
+
+
+def example(model: Any, size: int = 1) -> Batch:
+    """Random windows of a model's shape, precision and device."""
+    like = next(model.parameters(), torch.empty(0))
+    return TASK.example(model.shape, size, like.device, like.dtype)
+
+
+def inputs_of(model: Any, size: int = 1) -> tuple[Any, ...]:
+    """The arguments of a model: random x and marks."""
+    batch = example(model, size)
+    return batch.x, batch.past_marks, batch.future_marks
+
+
+def prune(model: Any, mask: Mask) -> cut.Surgery:
+    """`cut.prune`, in which random windows say what is out of use."""
+    return cut.prune(model, mask, lambda: TASK.forward(model, example(model)))
+
+
+def flops_of(model: Any) -> int:
+    """FLOPs of one window."""
+    return costs.flops(model, TASK, example(model))
+
+
+def latency_of(
+    models: Mapping[str, nn.Module], size: int, repeats: int, device: str
+) -> dict[str, float]:
+    """Milliseconds of `size` windows of the models' common shape."""
+    batch = TASK.example(next(iter(models.values())).shape, size, device)
+    return costs.latency(models, TASK, batch, repeats, device)
+
+
+def memory_of(model: Any, size: int, device: str) -> float:
+    """Peak memory of `size` windows, in megabytes."""
+    return costs.peak_memory(model, TASK, TASK.example(model.shape, size, device), device)

@@ -29,11 +29,11 @@ from cases import QUICK, Case, open_case, open_series
 from figure import Figure, Part, Series, Target
 from machine import Rates
 from products import step_of
+from small_models import TASK, flops_of
 
 from spat.data.windows import Windows
 from spat.models.base import Forecaster
 from spat.models.registry import setup
-from spat.training.device import costs
 from spat.training.metrics import evaluate
 from spat.training.optimisation import adam
 from spat.training.step import training_step
@@ -124,15 +124,15 @@ def test_both_loops_reach_the_same_losses() -> None:
     case = case_of("iTransformer").short(8)
     ours, size, rate = case.build(), case.recipe.batch_size, case.recipe.learning_rate
     theirs = networks.twin(ours)
-    untrained = evaluate(ours, case.splits.validation).mse
+    untrained = evaluate(ours, TASK, case.splits.validation).means["mse"]
     data = conventional.loaders(case.prepared, case.lookback, case.horizon, size, workers=0)
     epochs = conventional.train(theirs, data, rate, epochs=3)
     train, order = case.splits.train, torch.Generator().manual_seed(0)
-    with training_step(ours.train(), train, adam(ours, rate), torch.Generator()) as step:
+    with training_step(ours.train(), TASK, train, adam(ours, rate), torch.Generator()) as step:
         for _ in range(3):
             for index in torch.randperm(len(train), generator=order).split(size):
                 step(index)
-    trained = evaluate(ours, case.splits.validation).mse
+    trained = evaluate(ours, TASK, case.splits.validation).means["mse"]
     assert trained < 0.9 * untrained
     assert epochs[-1].validation == pytest.approx(trained, rel=0.05)
 
@@ -160,7 +160,7 @@ def test_a_pruned_network_has_no_twin() -> None:
 def test_a_steps_products_are_those_that_flops_count(model: str) -> None:
     case = case_of(model)
     step = step_of(case)
-    assert step.forward == costs.flops(case.build())
+    assert step.forward == flops_of(case.build())
     forward = step.forward * step.windows
     # Three times the forward pass, but for the gradient that the series does not need and, with
     # time marks, the tokens that end early.

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from fake_card import CARD, install, memory
-from small_models import SHAPE, sized
+from small_models import SHAPE, TASK, sized
 
 from spat.data import series, synthetic
 from spat.data.registry import DATASETS
@@ -196,7 +196,7 @@ def trained(splits: Splits, folder: Path, seed: int) -> dict[str, torch.Tensor]:
     prepare_torch("float32")
     model = build("PatchTST", sized("PatchTST", dropout=0.1), SHAPE, seed).to(splits.train.device)
     settings = Settings(learning_rate=1e-3, batch_size=32, epochs=2)
-    fit(model, splits, settings, Seeds(seed, seed), state=folder / f"{seed}.pt")
+    fit(model, TASK, splits, settings, Seeds(seed, seed), state=folder / f"{seed}.pt")
     return model.state_dict()
 
 

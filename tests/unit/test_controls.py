@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from planted import FULL, runs
 from planted import results as planted_results
+from small_models import flops_of, prune
 
 from spat.attention.mask import Mask
 from spat.data.registry import DATASETS
@@ -145,7 +146,7 @@ def test_the_narrow_model_costs_what_is_left_without_attention(dataset: str) -> 
     runs_of = [Run(dataset, "iTransformer", v, 96, 96, 0) for v in ("deep128", "deep128+narrow")]
     shape = Shape(96, 96, DATASETS[dataset].channels)
     emptied, narrow = (build(r.model, setup_of(CONFIG, r).settings, shape) for r in runs_of)
-    cut.prune(emptied, Mask.empty(cut.heads_of(emptied)))
+    prune(emptied, Mask.empty(cut.heads_of(emptied)))
     assert costs.parameters(narrow) == pytest.approx(costs.parameters(emptied), rel=0.025)
-    assert costs.flops(narrow) == pytest.approx(costs.flops(emptied), rel=0.025)
+    assert flops_of(narrow) == pytest.approx(flops_of(emptied), rel=0.025)
     assert cut.heads_of(narrow) == (8, 8, 8, 8)

@@ -8,13 +8,13 @@ import sys
 
 import pytest
 import torch
-from small_models import sized
+from small_models import flops_of, latency_of, memory_of, prune, sized
 from torch import Tensor, nn
 
 from spat.attention.mask import Mask
 from spat.models.base import Forecaster
 from spat.models.registry import MODELS, Settings, Shape, build
-from spat.surgery.cut import heads_of, prune
+from spat.surgery.cut import heads_of
 from spat.training.device import costs
 
 SHAPE = Shape(lookback=24, horizon=12, channels=5)
@@ -70,29 +70,27 @@ def itransformer_flops(kept: list[int]) -> int:
 
 
 def test_flops_of_a_dense_itransformer_are_the_formula() -> None:
-    assert costs.flops(build("iTransformer", itransformer(), SHAPE)) == itransformer_flops(
-        [4, 4, 4]
-    )
+    assert flops_of(build("iTransformer", itransformer(), SHAPE)) == itransformer_flops([4, 4, 4])
 
 
 def test_flops_of_a_pruned_itransformer_are_the_formula() -> None:
     model = build("iTransformer", itransformer(), SHAPE)
     prune(model, Mask.parse("1.0.0110", heads_of(model)))
-    assert costs.flops(model) == itransformer_flops([4, 0, 2])
+    assert flops_of(model) == itransformer_flops([4, 0, 2])
 
 
 def test_fused_attention_is_counted() -> None:
     # Six steps of width 8 through torch's own attention, whose fast path counts as nothing:
     # q, k, v and output of 8 x 8, and two products of 6 x 6 x 8.
-    assert costs.flops(Fused()) == 2 * (4 * 6 * 8 * 8 + 2 * 6 * 6 * 8)
+    assert flops_of(Fused()) == 2 * (4 * 6 * 8 * 8 + 2 * 6 * 6 * 8)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_has_costs(name: str) -> None:
     model = build(name, sized(name), SHAPE)
     assert costs.parameters(model) == sum(p.numel() for p in model.parameters())
-    assert (costs.flops(model) > 0) == (MODELS[name].role != "naive")
-    assert costs.peak_memory(model, 2, "cpu") > 0
+    assert (flops_of(model) > 0) == (MODELS[name].role != "naive")
+    assert memory_of(model, 2, "cpu") > 0
 
 
 def test_measuring_leaves_no_trace() -> None:
@@ -101,9 +99,9 @@ def test_measuring_leaves_no_trace() -> None:
     modes = [module.training for module in model.modules()]
     state = {name: value.clone() for name, value in model.state_dict().items()}
     random = torch.get_rng_state()
-    costs.flops(model)
-    costs.latency({"dense": model}, 2, 2, "cpu")
-    costs.peak_memory(model, 2, "cpu")
+    flops_of(model)
+    latency_of({"dense": model}, 2, 2, "cpu")
+    memory_of(model, 2, "cpu")
     assert [module.training for module in model.modules()] == modes
     assert all(p.grad is None for p in model.parameters())
     assert torch.equal(random, torch.get_rng_state())
@@ -116,7 +114,7 @@ def test_latency_takes_turns() -> None:
     models = {name: Chain((8, 8)) for name in ("dense", "half", "none")}
     for name, model in models.items():
         model.register_forward_hook(lambda *_, name=name: calls.append(name))
-    measured = costs.latency(models, 1, 5, "cpu")
+    measured = latency_of(models, 1, 5, "cpu")
     assert list(measured) == ["dense", "half", "none"]
     assert all(value > 0 for value in measured.values())
     rounds = [calls[i : i + 3] for i in range(0, len(calls), 3)]
@@ -130,13 +128,13 @@ def test_peak_memory_is_what_lives_at_the_same_time() -> None:
     weights = 50 * 400 + 400 * 300 + 300 * 20
     # The input is held by the caller; the second map reads 400 and writes 300 numbers a window.
     expected = 4 * (weights + batch * (50 + 400 + 300))
-    assert costs.peak_memory(Chain(widths), batch, "cpu") == pytest.approx(expected / 1e6)
+    assert memory_of(Chain(widths), batch, "cpu") == pytest.approx(expected / 1e6)
 
 
 def test_peak_memory_falls_with_attention() -> None:
     dense, pruned = (build("iTransformer", itransformer(), SHAPE) for _ in range(2))
     prune(pruned, Mask.empty(heads_of(pruned)))
-    assert costs.peak_memory(pruned, 8, "cpu") < costs.peak_memory(dense, 8, "cpu")
+    assert memory_of(pruned, 8, "cpu") < memory_of(dense, 8, "cpu")
 
 
 @pytest.mark.cuda
@@ -144,16 +142,16 @@ def test_peak_memory_falls_with_attention() -> None:
 def test_costs_on_cuda() -> None:
     dense, pruned = (build("iTransformer", itransformer(), SHAPE) for _ in range(2))
     prune(pruned, Mask.empty(heads_of(pruned)))
-    flops = costs.flops(dense)
+    flops = flops_of(dense)
     measured = costs.latency({"dense": dense, "pruned": pruned}, 8, 15, "cuda")
     assert min(measured.values()) > 0
-    assert costs.flops(dense) == flops
+    assert flops_of(dense) == flops
     weights = 4 * costs.parameters(dense) / 1e6
-    held = costs.peak_memory(dense, 64, "cuda")
+    held = memory_of(dense, 64, "cuda")
     assert weights < held
-    assert costs.peak_memory(pruned, 64, "cuda") < held
+    assert memory_of(pruned, 64, "cuda") < held
     other = torch.empty(10**7, device="cuda")  # what else stands on the card is not counted
-    assert costs.peak_memory(dense, 64, "cuda") == pytest.approx(held)
+    assert memory_of(dense, 64, "cuda") == pytest.approx(held)
     del other
 
 
@@ -163,6 +161,7 @@ def test_neither_training_nor_measuring_imports_the_compiler_of_torch() -> None:
 import sys, torch
 from spat.models.registry import Shape, build
 from spat.models.settings import ITransformerSettings
+from spat.tasks.forecasting import Forecasting
 from spat.training.device import costs
 from spat.training.loop import prepare_torch
 from spat.training.optimisation import adam
@@ -175,7 +174,9 @@ optimiser.zero_grad()
 model(torch.randn(2, 24, 5), None, None).sum().backward()
 optimiser.step()
 optimiser.load_state_dict(optimiser.state_dict())
-costs.flops(model), costs.peak_memory(model, 2, "cpu")
+task = Forecasting()
+batch = task.example(model.shape, 2)
+costs.flops(model, task, batch), costs.peak_memory(model, task, batch, "cpu")
 print("torch._dynamo" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

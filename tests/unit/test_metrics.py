@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from small_models import TASK
 from torch import Tensor, nn
 
 from spat.data.windows import Windows
@@ -75,24 +76,24 @@ def by_hand(windows: Windows, value: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_errors_are_means_over_all_windows_steps_and_channels(windows: Windows) -> None:
-    found = evaluate(Constant(0.25), windows, batch_size=64)
+    found = evaluate(Constant(0.25), TASK, windows, batch_size=64)
     squared, absolute = by_hand(windows, 0.25)
     assert len(windows) % 64 != 0, "the last batch must be a smaller one"
-    assert found.mse == pytest.approx(squared.mean(), rel=1e-6)
-    assert found.mae == pytest.approx(absolute.mean(), rel=1e-6)
-    np.testing.assert_allclose(found.window_mse, squared, rtol=1e-5)
-    np.testing.assert_allclose(found.window_mae, absolute, rtol=1e-5)
-    assert found.window_mse.dtype == found.window_mae.dtype == np.float32
-    assert found.window_mse.shape == (len(windows),)
+    assert found.means["mse"] == pytest.approx(squared.mean(), rel=1e-6)
+    assert found.means["mae"] == pytest.approx(absolute.mean(), rel=1e-6)
+    np.testing.assert_allclose(found.cases["mse"], squared, rtol=1e-5)
+    np.testing.assert_allclose(found.cases["mae"], absolute, rtol=1e-5)
+    assert found.cases["mse"].dtype == found.cases["mae"].dtype == np.float32
+    assert found.cases["mse"].shape == (len(windows),)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_the_batch_size_does_not_matter(windows: Windows, model: Mixer, batch_size: int) -> None:
-    whole = evaluate(model, windows, batch_size=len(windows))
-    found = evaluate(model, windows, batch_size=batch_size)
-    assert found.mse == pytest.approx(whole.mse, rel=1e-6)
-    assert found.mae == pytest.approx(whole.mae, rel=1e-6)
-    np.testing.assert_allclose(found.window_mse, whole.window_mse, rtol=1e-5)
+    whole = evaluate(model, TASK, windows, batch_size=len(windows))
+    found = evaluate(model, TASK, windows, batch_size=batch_size)
+    assert found.means["mse"] == pytest.approx(whole.means["mse"], rel=1e-6)
+    assert found.means["mae"] == pytest.approx(whole.means["mae"], rel=1e-6)
+    np.testing.assert_allclose(found.cases["mse"], whole.cases["mse"], rtol=1e-5)
 
 
 def test_sums_run_in_float64() -> None:
@@ -100,19 +101,19 @@ def test_sums_run_in_float64() -> None:
     whole = np.random.default_rng(0).integers(1, 4096, (ROWS, CHANNELS))
     windows = Windows(torch.tensor(whole).float(), None, 0, ROWS, LOOKBACK, HORIZON)
     truth = np.stack([whole[i + LOOKBACK :][:HORIZON] for i in range(len(windows))])
-    found = evaluate(Constant(0.0), windows, batch_size=7)
-    assert found.mse == pytest.approx((truth**2).mean(), rel=1e-12)
-    assert found.mae == pytest.approx(truth.mean(), rel=1e-12)
+    found = evaluate(Constant(0.0), TASK, windows, batch_size=7)
+    assert found.means["mse"] == pytest.approx((truth**2).mean(), rel=1e-12)
+    assert found.means["mae"] == pytest.approx(truth.mean(), rel=1e-12)
 
 
 def test_dropout_is_off_and_every_module_keeps_its_mode(windows: Windows, model: Mixer) -> None:
     model.train()
     model.hidden.eval()
-    first, second = evaluate(model, windows), evaluate(model, windows)
-    assert first.mse == second.mse
+    first, second = evaluate(model, TASK, windows), evaluate(model, TASK, windows)
+    assert first.means["mse"] == second.means["mse"]
     assert model.training and model.dropout.training and not model.hidden.training
     model.eval()
-    evaluate(model, windows)
+    evaluate(model, TASK, windows)
     assert not model.training and not model.dropout.training
 
 
@@ -123,12 +124,12 @@ def test_the_mode_comes_back_after_a_failure(windows: Windows) -> None:
 
     broken = Broken().train()
     with pytest.raises(RuntimeError, match="broken"):
-        evaluate(broken, windows)
+        evaluate(broken, TASK, windows)
     assert broken.training
 
 
 def test_no_gradient_is_recorded_and_training_goes_on(windows: Windows, model: Mixer) -> None:
-    evaluate(model, windows)
+    evaluate(model, TASK, windows)
     batch = windows.batch(torch.arange(4))
     model.train()(batch.x).square().mean().backward()
     assert model.out.weight.grad is not None
@@ -136,24 +137,24 @@ def test_no_gradient_is_recorded_and_training_goes_on(windows: Windows, model: M
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 def test_forecasts_that_are_not_finite_give_such_errors(windows: Windows, value: float) -> None:
-    found = evaluate(Constant(value), windows)
-    assert not np.isfinite(found.mse)
-    assert not np.isfinite(found.window_mse).any()
+    found = evaluate(Constant(value), TASK, windows)
+    assert not np.isfinite(found.means["mse"])
+    assert not np.isfinite(found.cases["mse"]).any()
 
 
 def test_marks_reach_the_model(windows: Windows) -> None:
-    assert isinstance(evaluate(NeedsMarks(0.0), windows), Errors)
+    assert isinstance(evaluate(NeedsMarks(0.0), TASK, windows), Errors)
 
 
 def test_a_batch_size_that_is_not_positive_is_refused(windows: Windows, model: Mixer) -> None:
     with pytest.raises(ValueError, match="batch_size 0"):
-        evaluate(model, windows, batch_size=0)
+        evaluate(model, TASK, windows, batch_size=0)
 
 
 @pytest.mark.cuda
 def test_cuda_agrees_with_the_cpu(windows: Windows, model: Mixer) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    expected = evaluate(model, windows).mse
+    expected = evaluate(model, TASK, windows).means["mse"]
     there = Windows(VALUES.cuda(), None, 10, ROWS, LOOKBACK, HORIZON)
-    assert evaluate(model.cuda(), there).mse == pytest.approx(expected, rel=1e-5)
+    assert evaluate(model.cuda(), TASK, there).means["mse"] == pytest.approx(expected, rel=1e-5)

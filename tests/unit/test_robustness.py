@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from small_models import LOSSES, TASK
 from torch import Tensor
 
 from spat.attention.manipulation import manipulated, obstacle
@@ -31,7 +32,7 @@ from spat.study.pages.registry import draw, rendered
 from spat.study.statistics.averages import summarise
 from spat.study.statistics.cells import RUN
 from spat.surgery import cut
-from spat.training.metrics import evaluate, window_losses
+from spat.training.metrics import evaluate
 
 LOOKBACK, HORIZON, CHANNELS = 24, 12, 5
 ATTENTION = [name for name, row in MODELS.items() if row.role == "attention"]
@@ -62,7 +63,7 @@ def windows(dtype: torch.dtype = torch.float64) -> Windows:
 
 def records_of(model: Forecaster) -> dict[str, Any]:
     """What the probe sees; A is computed when it is first asked for, so that is here."""
-    traces = probe.observe(model, windows().batch(torch.arange(6)), window_losses)
+    traces = probe.observe(model, windows().batch(torch.arange(6)), LOSSES)
     assert all(trace.mixing for trace in traces)
     return {trace.name: trace for trace in traces}
 
@@ -212,16 +213,16 @@ def test_a_closed_gate_scores_zero_and_leaving_it_out_changes_nothing(name: str)
     for number, site in enumerate(model.sites()):
         with manipulated(site, "gate:0", seed=0):
             names = ["send", *gradient, "loss_drop"]
-            found = score(model, data, index, window_losses, names, batch_size=32)
+            found = score(model, data, index, LOSSES, names, batch_size=32)
             frame = scores_frame.frame(found)
-            with_it = evaluate(model, data).mse
+            with_it = evaluate(model, TASK, data).means["mse"]
         found = frame[(frame["site"] == number) & (frame["batch"] == scores_frame.ALL)]
         assert set(found["criterion"]) > set(gradient)
         scored = found[found["criterion"] != "uniformity"]
         np.testing.assert_allclose(scored["value"], 0.0, atol=1e-15)
         mask = Mask.full(cut.heads_of(model)).without_sites([number])
         with cut.masked(model, mask):
-            assert evaluate(model, data).mse == with_it
+            assert evaluate(model, TASK, data).means["mse"] == with_it
 
 
 @pytest.mark.parametrize("manipulation", ["pattern", "gate:0", "gate:0.5"])
@@ -239,7 +240,7 @@ def test_a_manipulation_stays_in_place_while_the_model_is_trained(manipulation: 
             optimiser.step()
         weight = attention.out.weight.detach().clone()
         model.eval()
-        A = probe.observe(model, batch, window_losses)[0].mixing.A
+        A = probe.observe(model, batch, LOSSES)[0].mixing.A
     trained = attention.out.weight.detach()
     if manipulation == "pattern":
         assert torch.equal(A, A[:1].expand_as(A))

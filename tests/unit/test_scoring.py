@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from scoring_cases import ATTENTIVE, batches, score_frame, small, windows
-from small_models import sized
+from small_models import LOSSES, sized
 
 from spat.attention.views import Mixing
 from spat.models.registry import MODELS, Shape, build
@@ -21,7 +21,6 @@ from spat.scoring import criterion as registration
 from spat.scoring.criterion import RULES
 from spat.scoring.names import CRITERIA, HEAD_CRITERIA, PASS, STATISTICS, VIEWS, offered
 from spat.scoring.probe import loss_drops
-from spat.training.metrics import window_losses
 
 COMPUTED = tuple(name for name, row in CRITERIA.items() if row.origin != "draws")
 
@@ -35,7 +34,7 @@ def trajectory(name: str) -> pd.DataFrame:
 @cache
 def scored(name: str, size: int) -> pd.DataFrame:
     model = small(name)
-    drops = loss_drops(model, windows(), [torch.arange(30)], window_losses)
+    drops = loss_drops(model, windows(), [torch.arange(30)], LOSSES)
     found = score_frame(model, windows(), batches(size), validation=drops)
     return joined([found, send_train(trajectory(name))])
 
@@ -220,4 +219,4 @@ def test_scores_on_a_gpu_are_those_on_the_cpu(name: str) -> None:
     found = by_place(aggregate(score_frame(model, there, cut)))
     expected = by_place(aggregate(scored(name, 32)))[found.index]
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-12)
-    assert loss_drops(model, there, cut, window_losses).shape == (len(model.sites()), 40)
+    assert loss_drops(model, there, cut, LOSSES).shape == (len(model.sites()), 40)

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from scoring_cases import ATTENTIVE, batches, mixed, score_frame, small, traces, windows
+from small_models import LOSSES
 from torch import Tensor
 
 from spat.attention.views import Trace
@@ -18,7 +19,6 @@ from spat.models.layers.attention import AttentionCore, MultiHeadAttention
 from spat.pipeline.scores_frame import aggregate, frame
 from spat.scoring.reductions import dispersion
 from spat.scoring.scores import score
-from spat.training.metrics import window_losses
 
 GRADIENT = (
     "send", "send_reverse", "send_window", "send_abs", "send_shared", "send_layer",
@@ -206,7 +206,7 @@ def test_send_is_linear_in_the_scale_of_the_loss() -> None:
 
     def scaled(scale: float) -> dict[str, dict[Place, float]]:
         def losses(of: Any, batch: Any) -> Tensor:
-            return scale * window_losses(of, batch)
+            return scale * LOSSES(of, batch)
 
         found = score(model, windows(), batches(16), losses, names, batch_size=32)
         return dict(zip(names, _values(aggregate(frame(found)), names), strict=True))

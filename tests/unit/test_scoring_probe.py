@@ -18,13 +18,13 @@ from scoring_cases import (
     traces,
     windows,
 )
+from small_models import LOSSES
 from torch import Tensor, nn
 
 from spat.attention import views
 from spat.models.base import Forecaster
 from spat.models.layers.attention import AttentionCore
 from spat.scoring.probe import attention_maps, loss_drops
-from spat.training.metrics import window_losses
 
 FEW = torch.tensor([3, 50, 51, 120])
 
@@ -177,7 +177,7 @@ def test_probing_leaves_no_trace(name: str) -> None:
     averaged(
         model, windows(torch.float32), batches(7), {"S": lambda r: mixed(r).S.sum((1, 2, 3, 4))}
     )
-    loss_drops(model, windows(torch.float32), batches(7), window_losses)
+    loss_drops(model, windows(torch.float32), batches(7), LOSSES)
     assert torch.equal(probed[0], before)
     assert {n: m.training for n, m in model.named_modules()} == flags
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
@@ -222,7 +222,7 @@ def test_a_listed_site_that_does_not_run_is_an_error() -> None:
 @pytest.mark.parametrize("name", ATTENTIVE)
 def test_the_loss_without_a_site_is_that_of_the_model_that_lost_it(name: str) -> None:
     model = small(name)
-    drops = loss_drops(model, windows(), batches(7), window_losses)
+    drops = loss_drops(model, windows(), batches(7), LOSSES)
     batch = windows().batch(torch.cat(batches(7)))
 
     def losses(of: Forecaster) -> Tensor:
@@ -236,7 +236,7 @@ def test_the_loss_without_a_site_is_that_of_the_model_that_lost_it(name: str) ->
         expected = losses(pruned) - losses(model)
         torch.testing.assert_close(torch.from_numpy(drops[index]), expected, atol=1e-9, rtol=0)
     model.sites()[0].remove()
-    assert not loss_drops(model, windows(), batches(7), window_losses)[0].any()
+    assert not loss_drops(model, windows(), batches(7), LOSSES)[0].any()
 
 
 def test_means_are_those_of_the_windows_of_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,7 +255,7 @@ def test_means_are_those_of_the_windows_of_each_batch(monkeypatch: pytest.Monkey
 
 def test_attention_maps_are_mean_distributions() -> None:
     model = small("Transformer")
-    maps = attention_maps(model, windows(), batches(16), window_losses, batch_size=32)
+    maps = attention_maps(model, windows(), batches(16), LOSSES, batch_size=32)
     assert list(maps) == [site.name for site in model.sites()]
     for site in model.sites():
         assert site.attention is not None

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import SHAPE, sized
+from small_models import SHAPE, TASK, sized
 from torch import Tensor
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -60,7 +60,7 @@ def test_a_step_waits_for_nothing_and_copies_nothing_to_its_device(
     index = torch.zeros(8, dtype=torch.int64, device="meta")
     optimiser = torch.optim.SGD(model.parameters())  # fused Adam knows no such device
     with (
-        training_step(model, windows, optimiser, torch.Generator(), sam_rho=rho) as step,
+        training_step(model, TASK, windows, optimiser, torch.Generator(), sam_rho=rho) as step,
         KeepsTo("meta") as watch,
     ):
         loss = step(index)
@@ -91,7 +91,7 @@ def test_the_captured_step_trains_like_the_plain_one(
     for captured in losses:
         model = small(name, dropout).cuda()
         drawn = torch.Generator("cuda").manual_seed(5)
-        with training_step(model, train, adam(model, 1e-3), drawn, sam_rho=rho) as step:
+        with training_step(model, TASK, train, adam(model, 1e-3), drawn, sam_rho=rho) as step:
             assert isinstance(step, CapturedStep)
             taken = step if captured else step._step
             losses[captured] = [taken(index) for index in order.split(32)]

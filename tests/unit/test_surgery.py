@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import SHAPE, SIZES, sized
+from small_models import SHAPE, SIZES, flops_of, inputs_of, prune, sized
 from torch import Tensor, nn
 
 from spat.attention.mask import Mask, all_site_masks
@@ -37,7 +37,7 @@ def dense(name: str, **changes: bool) -> Forecaster:
 
 def called(model: Forecaster) -> Tensor:
     """The output of a model on any input."""
-    return model(*costs.example_inputs(model))  # type: ignore[no-any-return]
+    return model(*inputs_of(model))  # type: ignore[no-any-return]
 
 
 def masks_of(model: Forecaster) -> list[Mask]:
@@ -55,7 +55,7 @@ def masks_of(model: Forecaster) -> list[Mask]:
 
 def pruned(model: Forecaster, mask: Mask) -> tuple[Forecaster, cut.Surgery]:
     smaller = copy.deepcopy(model)
-    return smaller, cut.prune(smaller, mask)
+    return smaller, prune(smaller, mask)
 
 
 @pytest.mark.parametrize("time_features", [False, True])
@@ -63,7 +63,7 @@ def pruned(model: Forecaster, mask: Mask) -> tuple[Forecaster, cut.Surgery]:
 @torch.no_grad()
 def test_pruned_is_masked_dense(name: str, time_features: bool) -> None:
     model = dense(name, time_features=time_features)
-    inputs = costs.example_inputs(model, 3)
+    inputs = inputs_of(model, 3)
     before = model(*inputs)
     for mask in masks_of(model):
         smaller, _ = pruned(model, mask)
@@ -81,7 +81,7 @@ def test_gradients_are_those_of_the_masked_dense_network(name: str) -> None:
     model = dense(name).train()  # without dropout; PatchTST normalises by the batch
     mask = Mask.full(cut.heads_of(model)).without_sites([0]).without_heads([(1, 1), (1, 2)])
     smaller, _ = pruned(model, mask)
-    inputs = costs.example_inputs(model, 4)
+    inputs = inputs_of(model, 4)
     smaller(*inputs).square().mean().backward()
     with cut.masked(model, mask):
         model(*inputs).square().mean().backward()
@@ -104,7 +104,7 @@ def test_every_parameter_left_is_reached_and_can_be_trained(name: str) -> None:
         assert operation.swept == operation.dead == 0
     before = [p.detach().clone() for p in smaller.parameters()]
     optimiser = torch.optim.Adam(smaller.parameters())
-    smaller(*costs.example_inputs(smaller, 4)).square().mean().backward()
+    smaller(*inputs_of(smaller, 4)).square().mean().backward()
     optimiser.step()
     assert all(p.grad is not None for p in smaller.parameters())
     assert any(not torch.equal(a, b) for a, b in zip(before, smaller.parameters(), strict=True))
@@ -116,13 +116,13 @@ def test_parameters_and_flops_fall_by_what_is_removed(name: str) -> None:
     width, sites = SIZES["d_model"], model.sites()
     head_size = width // SIZES["n_heads"]
     per_head = head_size * (4 * width + 3)  # rows of q, k, v with bias, columns of the output
-    total, flops = costs.parameters(model), costs.flops(model)
+    total, flops = costs.parameters(model), flops_of(model)
     for mask in masks_of(model)[::4]:
         smaller, operation = pruned(model, mask)
         gone = per_head * len(mask.removed_heads) + width * len(mask.sites_removed)
         assert operation.params_before == total
         assert operation.params_after == costs.parameters(smaller) == total - gone
-        assert (costs.flops(smaller) < flops) != mask.is_full
+        assert (flops_of(smaller) < flops) != mask.is_full
         assert [s.attention is None for s in smaller.sites()] == [not any(b) for b in mask.bits]
         assert [s.name for s in smaller.sites()] == [s.name for s in sites]
         assert cut.heads_of(smaller) == mask.heads
@@ -132,7 +132,7 @@ def test_parameters_and_flops_fall_by_what_is_removed(name: str) -> None:
 def test_the_full_mask_changes_nothing(name: str) -> None:
     model = build(name, sized(name), SHAPE).train()
     before = dict(model.named_parameters())
-    operation = cut.prune(model, Mask.full(cut.heads_of(model)))
+    operation = prune(model, Mask.full(cut.heads_of(model)))
     assert operation.params_before == operation.params_after == costs.parameters(model)
     after = dict(model.named_parameters())
     assert list(after) == list(before)
@@ -143,7 +143,7 @@ def test_surgery_leaves_mode_gradients_and_random_numbers_alone() -> None:
     model = dense("PatchTST").train()
     statistics = model.norm.running_mean.clone()
     random = torch.get_rng_state()
-    cut.prune(model, Mask.parse("1.0.0110", cut.heads_of(model)))
+    prune(model, Mask.parse("1.0.0110", cut.heads_of(model)))
     assert torch.equal(random, torch.get_rng_state())
     assert torch.equal(model.norm.running_mean, statistics)
     assert all(module.training for module in model.modules())
@@ -153,11 +153,11 @@ def test_surgery_leaves_mode_gradients_and_random_numbers_alone() -> None:
 def test_surgery_wants_the_dense_model_and_its_mask() -> None:
     model = dense("iTransformer")
     with pytest.raises(ValueError, match=r"mask '1\.1' is of a model with heads \(4, 4\)"):
-        cut.prune(model, Mask.full((4, 4)))
-    cut.prune(model, Mask.parse("1.0.0110", cut.heads_of(model)))
+        prune(model, Mask.full((4, 4)))
+    prune(model, Mask.parse("1.0.0110", cut.heads_of(model)))
     mask = Mask.parse("1.0.0", cut.heads_of(model))
     with pytest.raises(ValueError, match=r"encoder\.1\.self has 0 of its 4 heads"):
-        cut.prune(model, mask)
+        prune(model, mask)
     with (
         pytest.raises(ValueError, match=r"encoder\.1\.self has 0 of its 4 heads"),
         cut.masked(model, mask),
@@ -185,7 +185,7 @@ def test_files_give_the_same_network_back(name: str, tmp_path: Path) -> None:
         assert type(again) is type(smaller)
         assert not again.training
         assert (again.settings, again.shape) == (sized(name), SHAPE)
-        inputs = costs.example_inputs(model, 2)
+        inputs = inputs_of(model, 2)
         assert torch.equal(again(*inputs), smaller(*inputs))
 
 
@@ -198,7 +198,7 @@ def test_the_dense_model_needs_no_mask(tmp_path: Path) -> None:
 def test_a_file_that_could_not_be_loaded_is_not_written(tmp_path: Path) -> None:
     model = dense("iTransformer")
     heads = cut.heads_of(model)
-    cut.prune(model, Mask.parse("1.0.1", heads))
+    prune(model, Mask.parse("1.0.1", heads))
     for wrong in (None, Mask.parse("1.1.0", heads), Mask.parse("1.0.0110", heads)):
         with pytest.raises(ValueError, match="give the mask that it was pruned to"):
             storage.save(model, tmp_path, wrong)
@@ -277,12 +277,12 @@ ATTENTION_PARAMETERS = 4 * (8 * 8 + 8)
 
 def test_what_is_neither_reached_nor_called_is_swept() -> None:
     model = Memory(lazy=True)
-    inputs = costs.example_inputs(model, 2)
+    inputs = inputs_of(model, 2)
     mask = Mask.parse("1.0", (2, 2))
     model.eval()
     with cut.masked(model, mask), torch.no_grad():
         expected = model(*inputs)
-    operation = cut.prune(model, mask)
+    operation = prune(model, mask)
     assert operation.swept == ENCODER + ATTENTION_PARAMETERS
     assert operation.dead == 0
     assert operation.params_after == costs.parameters(model) == 2 * 8
@@ -293,11 +293,11 @@ def test_what_is_neither_reached_nor_called_is_swept() -> None:
 
 def test_what_is_called_in_vain_is_counted_and_stays() -> None:
     model = Memory(lazy=False)
-    operation = cut.prune(model, Mask.parse("1.0", (2, 2)))
+    operation = prune(model, Mask.parse("1.0", (2, 2)))
     assert operation.swept == 0
     assert operation.dead == ENCODER + ATTENTION_PARAMETERS
     assert operation.params_after == operation.params_before - ATTENTION_PARAMETERS
-    model(*costs.example_inputs(model))
+    model(*inputs_of(model))
 
 
 def test_a_model_of_ones_own_is_pruned_but_not_saved(tmp_path: Path) -> None:

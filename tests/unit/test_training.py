@@ -12,7 +12,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from small_models import sized
+from small_models import TASK, sized
 
 from spat.data import series, synthetic
 from spat.data.registry import DATASETS
@@ -90,11 +90,11 @@ def test_every_schedule_of_a_recipe_has_its_rates() -> None:
 
 def test_training_follows_a_named_schedule_and_its_weight_decay(splits: Splits) -> None:
     plain, decayed = small(), small()
-    fitted = fit(plain, splits, settings(schedule="fits"), SEEDS)
+    fitted = fit(plain, TASK, splits, settings(schedule="fits"), SEEDS)
     assert [row["learning_rate"] for row in fitted.history] == [
         rate_at(epoch, 1e-3, "fits") for epoch in (1, 2, 3, 4)
     ]
-    fit(decayed, splits, settings(schedule="fits", weight_decay=1.0), SEEDS)
+    fit(decayed, TASK, splits, settings(schedule="fits", weight_decay=1.0), SEEDS)
     assert np.linalg.norm(weights(decayed)) < 0.95 * np.linalg.norm(weights(plain))
 
 
@@ -104,7 +104,7 @@ def test_a_restarted_schedule_is_that_of_fine_tuning_after_that_of_pretraining()
 
 
 def test_training_follows_the_schedule(splits: Splits) -> None:
-    fitted = fit(small(), splits, settings(epochs=4, restart=Restart(1, 1e-4)), SEEDS)
+    fitted = fit(small(), TASK, splits, settings(epochs=4, restart=Restart(1, 1e-4)), SEEDS)
     assert [row["learning_rate"] for row in fitted.history] == [1e-3, 1e-4, 1e-4, 5e-5]
 
 
@@ -119,9 +119,9 @@ def test_set_rate_reaches_tensor_and_float_rates() -> None:
 
 def test_training_beats_the_untrained_model(splits: Splits) -> None:
     model = small()
-    before = evaluate(model, splits.validation).mse
-    fitted = fit(model, splits, settings(), SEEDS)
-    after = evaluate(model, splits.validation).mse
+    before = evaluate(model, TASK, splits.validation).means["mse"]
+    fitted = fit(model, TASK, splits, settings(), SEEDS)
+    after = evaluate(model, TASK, splits.validation).means["mse"]
     assert after < 0.8 * before
     assert fitted.status == "ok"
     assert [row["epoch"] for row in fitted.history] == [1, 2, 3, 4]
@@ -130,9 +130,9 @@ def test_training_beats_the_untrained_model(splits: Splits) -> None:
 
 def test_the_same_seeds_give_the_same_weights(splits: Splits) -> None:
     one, two, other = small(), small(), small()
-    fit(one, splits, settings(epochs=2), SEEDS)
-    fit(two, splits, settings(epochs=2), SEEDS)
-    fit(other, splits, settings(epochs=2), Seeds(order=9, dropout=2))
+    fit(one, TASK, splits, settings(epochs=2), SEEDS)
+    fit(two, TASK, splits, settings(epochs=2), SEEDS)
+    fit(other, TASK, splits, settings(epochs=2), Seeds(order=9, dropout=2))
     assert np.array_equal(weights(one), weights(two))
     assert not np.array_equal(weights(one), weights(other))
 
@@ -149,7 +149,7 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_undisturbed_one_does(
         return build(name, sized(name, dropout=0.1), Shape(LOOKBACK, HORIZON, CHANNELS), seed)
 
     undisturbed = made()
-    whole = fit(undisturbed, splits, settings(), SEEDS, state=tmp_path / "whole.pt")
+    whole = fit(undisturbed, TASK, splits, settings(), SEEDS, state=tmp_path / "whole.pt")
 
     def die(epoch: int, _: Forecaster) -> list[dict[str, object]]:
         if epoch == 3:  # after the state of epoch 2 was written, before that of epoch 3
@@ -158,11 +158,11 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_undisturbed_one_does(
 
     state = tmp_path / "state.pt"
     with pytest.raises(Killed):
-        fit(made(), splits, settings(), SEEDS, state=state, after_epoch=die)
+        fit(made(), TASK, splits, settings(), SEEDS, state=state, after_epoch=die)
     torch.manual_seed(77)  # the world has moved on
     torch.rand(5)
     resumed = made(seed=5)  # other weights: all must come from the state
-    rest = fit(resumed, splits, settings(), SEEDS, state=state)
+    rest = fit(resumed, TASK, splits, settings(), SEEDS, state=state)
     for key, value in undisturbed.state_dict().items():
         assert torch.equal(resumed.state_dict()[key], value), key
     same = ("epoch", "train_mse", "val_mse", "val_mae", "learning_rate")
@@ -175,20 +175,20 @@ def test_states_are_not_written_more_often_than_a_device_asks(
     splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(loop.SAVE_EVERY, "cpu", 1e9)
-    fit(small(), splits, settings(epochs=2), SEEDS, state=tmp_path / "state.pt")
+    fit(small(), TASK, splits, settings(epochs=2), SEEDS, state=tmp_path / "state.pt")
     assert not list(tmp_path.iterdir())
 
 
 def test_early_stopping_counts_epochs_without_a_better_validation(splits: Splits) -> None:
     model = small()
     frozen = settings(learning_rate=1e-12, epochs=10, patience=2)
-    fitted = fit(model, splits, frozen, SEEDS)
+    fitted = fit(model, TASK, splits, frozen, SEEDS)
     assert fitted.epochs < 10
     assert fitted.epochs - fitted.best_epoch == 2
 
 
 def test_divergence_is_a_result(splits: Splits) -> None:
-    fitted = fit(small(), splits, settings(learning_rate=1e18), SEEDS)
+    fitted = fit(small(), TASK, splits, settings(learning_rate=1e18), SEEDS)
     assert fitted.status == "diverged"
     assert fitted.epochs < 4
 
@@ -198,8 +198,8 @@ def test_what_after_epoch_returns_survives_a_resume(splits: Splits, tmp_path: Pa
         return [{"epoch": epoch}]
 
     state = tmp_path / "state.pt"
-    fit(small(), splits, settings(epochs=2), SEEDS, state=state, after_epoch=record)
-    fitted: Fit = fit(small(), splits, settings(), SEEDS, state=state, after_epoch=record)
+    fit(small(), TASK, splits, settings(epochs=2), SEEDS, state=state, after_epoch=record)
+    fitted: Fit = fit(small(), TASK, splits, settings(), SEEDS, state=state, after_epoch=record)
     assert [row["epoch"] for row in fitted.recorded] == [1, 2, 3, 4]
 
 
@@ -274,13 +274,13 @@ def test_a_state_that_cannot_be_used_restarts_the_training(
 ) -> None:
     damage, reason = DAMAGE[kind]
     state = tmp_path / "state.pt"
-    fit(small(), splits, settings(epochs=1), SEEDS, state=state)
+    fit(small(), TASK, splits, settings(epochs=1), SEEDS, state=state)
     state.write_bytes(damage(state.read_bytes()))
     capsys.readouterr()
     model, alone = small(), small()
-    fitted = fit(model, splits, settings(epochs=2), SEEDS, state=state)
+    fitted = fit(model, TASK, splits, settings(epochs=2), SEEDS, state=state)
     shown = capsys.readouterr().err
-    fit(alone, splits, settings(epochs=2), SEEDS)
+    fit(alone, TASK, splits, settings(epochs=2), SEEDS)
     assert fitted.epochs == 2
     assert len(fitted.history) == 2
     assert np.array_equal(weights(model), weights(alone))
@@ -288,7 +288,7 @@ def test_a_state_that_cannot_be_used_restarts_the_training(
     (line,) = [line for line in shown.splitlines() if line.endswith("Restarting from epoch 0.")]
     assert reason in line
     # The damaged file was replaced: the next start continues.
-    assert fit(small(), splits, settings(epochs=2), SEEDS, state=state).epochs == 2
+    assert fit(small(), TASK, splits, settings(epochs=2), SEEDS, state=state).epochs == 2
     assert "Restarting" not in capsys.readouterr().err
 
 

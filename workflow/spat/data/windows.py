@@ -12,15 +12,7 @@ from torch import Tensor
 
 from spat.data.registry import DataError
 from spat.data.series import Prepared
-
-
-class Batch(NamedTuple):
-    """Windows side by side: the input, what follows it, and their time features."""
-
-    x: Tensor  # [B, L, C]
-    y: Tensor  # [B, H, C]
-    past_marks: Tensor | None  # [B, L, F]
-    future_marks: Tensor | None  # [B, H, F]
+from spat.tasks.forecasting import Batch
 
 
 class Windows:

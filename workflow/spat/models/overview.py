@@ -8,6 +8,7 @@ from typing import Final, get_args
 
 from spat.data.registry import DATASETS, TIME_FEATURES
 from spat.models.registry import MODELS, Model, Setup, Shape, View, build, setup
+from spat.tasks import TASKS
 from spat.training.device import costs
 
 COLUMNS: Final = (
@@ -47,9 +48,10 @@ def _built(model: Model, found: Setup, shape: Shape) -> dict[str, str]:
     except (ValueError, ImportError, OSError) as error:
         return {"note": str(error)}
     views = get_args(View)
+    task = TASKS[model.task]
     return {
         "parameters": str(costs.parameters(network)),
-        "flops": str(costs.flops(network)),
+        "flops": str(costs.flops(network, task, task.example(shape))),
         "sites": " ".join(site.name for site in network.sites()),
         "views": " ".join(views[: views.index(model.view) + 1]) if network.sites() else "",
     }

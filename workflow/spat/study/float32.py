@@ -23,7 +23,8 @@ from spat.models.registry import Shape, build, setup
 from spat.pipeline.config import SyntheticSection
 from spat.scoring.probe import observe
 from spat.scoring.reductions import dispersion
-from spat.training.metrics import window_losses
+from spat.tasks.forecasting import Forecasting
+from spat.tasks.task import case_losses
 
 # keys -> (model, lookback, channels)
 CASES: Final = {
@@ -64,7 +65,7 @@ def case(keys: int) -> list[dict[str, float | str]]:
     network = build(model, settings, Shape(lookback, HORIZON, channels), seed=0)
     windows = _windows(lookback, channels)
     index = torch.linspace(0, len(windows) - 1, WINDOWS).long()
-    records = observe(network, windows.batch(index), window_losses)
+    records = observe(network, windows.batch(index), case_losses(Forecasting()))
     rows: list[dict[str, float | str]] = []
     for loss, scale in LOSSES.items():
         found = [torch.cat([errors(part, scale) for part in r.parts()], dim=1) for r in records]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from spat.attention.mask import Mask
 from spat.models.base import Forecaster
 from spat.surgery.sweep import Example, sweep
-from spat.training.device.costs import example_inputs, parameters
+from spat.training.device.costs import parameters
 
 Hook = Callable[[nn.Module, Any, Tensor], Tensor]
 
@@ -41,11 +41,11 @@ def heads_of(model: Forecaster) -> tuple[int, ...]:
     return tuple(site.heads for site in model.sites())
 
 
-def prune(model: Forecaster, mask: Mask, example: Example | None = None) -> Surgery:
+def prune(model: Forecaster, mask: Mask, example: Example) -> Surgery:
     """Cut a dense model down to a mask, in place; the mask of all heads changes nothing.
 
-    New parameters replace the cut ones: make the optimiser afterwards. `example` calls the model,
-    to find out what is then out of use; by default on random inputs of its shape.
+    New parameters replace the cut ones: make the optimiser afterwards. `example` calls the model on
+    any inputs, to find out which parameters are then out of use.
 
     Raises:
         ValueError: if the mask is of another model, or the model is not dense.
@@ -60,7 +60,7 @@ def prune(model: Forecaster, mask: Mask, example: Example | None = None) -> Surg
         elif not all(bits):
             site.attention.keep_heads([head for head, kept in enumerate(bits) if kept])
     cut = parameters(model)
-    dead = sweep(model, model.sites(), example or (lambda: model(*example_inputs(model))))
+    dead = sweep(model, model.sites(), example)
     after = parameters(model)
     return Surgery(before, after, cut - after, dead)
 

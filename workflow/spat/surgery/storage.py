@@ -17,6 +17,7 @@ from spat.files import read_json, replacing, write_json
 from spat.models.base import Forecaster
 from spat.models.registry import MODELS, Shape, build, registered
 from spat.surgery.cut import heads_of, prune, require_same
+from spat.tasks import TASKS
 
 WEIGHTS = "model.safetensors"
 ARCHITECTURE = "architecture.json"
@@ -52,7 +53,9 @@ def rebuild(values: Mapping[str, Any]) -> Forecaster:
     except (KeyError, TypeError) as error:
         raise ValueError(f"architecture of another version of this package: {error}") from None
     model = build(name, settings, shape, seed=0)
-    prune(model, Mask.parse(mask, heads_of(model)))
+    task = TASKS[registered(name).task]
+    batch = task.example(shape)
+    prune(model, Mask.parse(mask, heads_of(model)), lambda: task.forward(model, batch))
     return model
 
 

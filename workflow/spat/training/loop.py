@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from spat.data.windows import Splits, Windows
-from spat.models.base import Forecaster
 from spat.models.settings import Schedule
+from spat.tasks.task import Cases, Splits, Task
 from spat.training.device.kernels import keep_freed_memory
 from spat.training.metrics import evaluate
 from spat.training.optimisation import adam, rate_at, set_rate
@@ -79,12 +78,13 @@ class Fit:
     status: str
     epochs: int
     best_epoch: int
+    best: float
     history: list[dict[str, float]]
     recorded: list[dict[str, Any]]
     seconds: float
 
 
-AfterEpoch = Callable[[int, Forecaster], list[dict[str, Any]]]
+AfterEpoch = Callable[[int, Any], list[dict[str, Any]]]
 
 
 def choose_device(wanted: Device) -> torch.device:
@@ -113,7 +113,8 @@ def prepare_torch(precision: Precision) -> None:
 
 
 def fit(
-    model: Forecaster,
+    model: nn.Module,
+    task: Task,
     splits: Splits,
     settings: Settings,
     seeds: Seeds,
@@ -129,13 +130,14 @@ def fit(
     optimiser = adam(model, settings.learning_rate, settings.weight_decay)
     order = torch.Generator().manual_seed(seeds.order)
     dropout = torch.Generator(splits.train.device).manual_seed(seeds.dropout)
+    primary = task.metrics[0].name
     drawn = {"order": order, "dropout": dropout}
     progress = restore(state, model, optimiser, drawn) if state else Progress()
     with training_step(
-        model, splits.train, optimiser, dropout, settings.precision, settings.sam_rho
+        model, task, splits.train, optimiser, dropout, settings.precision, settings.sam_rho
     ) as step:
         saved, pause = time.monotonic(), SAVE_EVERY[splits.train.device.type]
-        report = _Reporter(label, settings.epochs, len(splits.train))
+        report = _Reporter(label, settings.epochs, len(splits.train), primary)
         while not _finished(progress, settings):
             started = time.perf_counter()
             rate = settings.rate(progress.epoch + 1)
@@ -143,17 +145,16 @@ def fit(
             model.train()
             batches = _batches(splits.train, settings.batch_size, order)
             losses = [step(index) for index in report.steps(batches)]
-            train_mse = float(torch.stack(losses).double().sum()) / len(splits.train)
-            validation = evaluate(model, splits.validation)
+            train_loss = float(torch.stack(losses).double().sum()) / len(splits.train)
+            validation = evaluate(model, task, splits.validation)
             row = {
                 "epoch": progress.epoch + 1,
-                "train_mse": train_mse,
-                "val_mse": validation.mse,
-                "val_mae": validation.mae,
+                f"train_{primary}": train_loss,
+                **{f"val_{name}": mean for name, mean in validation.means.items()},
                 "learning_rate": rate,
                 "seconds": time.perf_counter() - started,
             }
-            progress.add(row, model)
+            progress.add(row, model, train_loss, validation.primary)
             report.epoch(row)
             if after_epoch is not None and progress.status == "ok":
                 progress.recorded += after_epoch(progress.epoch, model)
@@ -166,6 +167,7 @@ def fit(
         status=progress.status,
         epochs=progress.epoch,
         best_epoch=progress.best_epoch,
+        best=progress.best,
         history=progress.history,
         recorded=progress.recorded,
         seconds=sum(row["seconds"] for row in progress.history),
@@ -177,17 +179,17 @@ def _finished(progress: Progress, settings: Settings) -> bool:
     return progress.epoch >= settings.epochs or out_of_patience or progress.status != "ok"
 
 
-def _batches(windows: Windows, batch_size: int, order: torch.Generator) -> tuple[Tensor, ...]:
-    """All windows in a new order, the last batch as small as it is."""
-    shuffled = torch.randperm(len(windows), generator=order).to(windows.device)
+def _batches(cases: Cases, batch_size: int, order: torch.Generator) -> tuple[Tensor, ...]:
+    """All cases in a new order, the last batch as small as it is."""
+    shuffled = torch.randperm(len(cases), generator=order).to(cases.device)
     return torch.split(shuffled, batch_size)
 
 
 class _Reporter:
     """A bar in a terminal; in a log one line an epoch."""
 
-    def __init__(self, label: str, epochs: int, windows: int) -> None:
-        self._label, self._epochs, self._windows = label, epochs, windows
+    def __init__(self, label: str, epochs: int, cases: int, metric: str) -> None:
+        self._label, self._epochs, self._cases, self._metric = label, epochs, cases, metric
         self._interactive = sys.stderr.isatty()
 
     def steps(self, batches: tuple[Tensor, ...]) -> Iterator[Tensor]:
@@ -197,8 +199,9 @@ class _Reporter:
         left = (self._epochs - row["epoch"]) * row["seconds"]
         print(
             f"{self._label} epoch {row['epoch']:.0f}/{self._epochs}: "
-            f"train MSE {row['train_mse']:.4f}, validation MSE {row['val_mse']:.4f}, "
-            f"{self._windows / row['seconds']:.0f} windows/s, at most {left:.0f} s left",
+            f"train {self._metric} {row[f'train_{self._metric}']:.4f}, "
+            f"validation {self._metric} {row[f'val_{self._metric}']:.4f}, "
+            f"{self._cases / row['seconds']:.0f} cases/s, at most {left:.0f} s left",
             file=sys.stderr,
             flush=True,
         )

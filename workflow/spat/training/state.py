@@ -30,21 +30,27 @@ class Progress:
 
     epoch: int = 0
     best_epoch: int = 0
-    best_mse: float = float("inf")
+    best: float = float("inf")
     waited: int = 0
     status: str = "ok"
     history: list[dict[str, float]] = field(default_factory=list)
     recorded: list[dict[str, Any]] = field(default_factory=list)
     best_weights: dict[str, Tensor] = field(default_factory=dict)
 
-    def add(self, row: dict[str, float], model: nn.Module) -> None:
-        """Count a finished epoch, by its errors and the weights that it left in `model`."""
+    def add(
+        self, row: dict[str, float], model: nn.Module, train_loss: float, validation: float
+    ) -> None:
+        """Count a finished epoch.
+
+        `row` goes into the history, `model` holds the weights that the epoch left, and `validation`
+        is the primary error, by which the best epoch is chosen.
+        """
         self.epoch += 1
         self.history.append(row)
-        if not (math.isfinite(row["train_mse"]) and math.isfinite(row["val_mse"])):
+        if not (math.isfinite(train_loss) and math.isfinite(validation)):
             self.status = "diverged"
-        elif row["val_mse"] < self.best_mse:
-            self.best_mse, self.best_epoch = row["val_mse"], self.epoch
+        elif validation < self.best:
+            self.best, self.best_epoch = validation, self.epoch
             self.best_weights = {k: v.clone() for k, v in model.state_dict().items()}
             self.waited = 0
         else:

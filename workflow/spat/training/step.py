@@ -12,11 +12,9 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from spat.data.windows import Windows
-from spat.models.base import Forecaster
+from spat.tasks.task import Cases, Task
 from spat.training.device import streams
 from spat.training.device.kernels import draw_from
 from spat.training.optimisation import SharpnessAware
@@ -30,25 +28,26 @@ WARM_UP = 3
 
 @contextlib.contextmanager
 def training_step(
-    model: Forecaster,
-    windows: Windows,
+    model: nn.Module,
+    task: Task,
+    cases: Cases,
     optimiser: torch.optim.Optimizer,
     dropout: torch.Generator,
     precision: Precision = "float32",
     sam_rho: float | None = None,
 ) -> Iterator[Step]:
-    """The function that trains on one batch of window indices [B].
+    """The function that trains on one batch of case numbers [B].
 
-    `dropout`, a generator of the windows' device, gives from now on all that is random inside the
-    model. The function returns the sum over the batch of the per-window mean squared errors, a
+    `dropout`, a generator of the cases' device, gives from now on all that is random inside the
+    model. The function returns the sum over the batch of the losses of the cases, a
     scalar on the device. On CUDA the whole context runs on a stream of its own.
     """
     draw_from(model, dropout)
-    step = _eager(model, windows, optimiser, precision, sam_rho)
-    if windows.device.type != "cuda":
+    step = _eager(model, task, cases, optimiser, precision, sam_rho)
+    if cases.device.type != "cuda":
         yield step
         return
-    with streams.on_own(windows.device):
+    with streams.on_own(cases.device):
         captured = CapturedStep(step, dropout)
         try:
             yield captured
@@ -58,13 +57,14 @@ def training_step(
 
 
 def _eager(
-    model: Forecaster,
-    windows: Windows,
+    model: nn.Module,
+    task: Task,
+    cases: Cases,
     optimiser: torch.optim.Optimizer,
     precision: Precision,
     sam_rho: float | None,
 ) -> Step:
-    device = windows.device.type
+    device = cases.device.type
     autocast = (
         (lambda: torch.autocast(device, dtype=torch.bfloat16))
         if precision == "bf16"
@@ -73,12 +73,12 @@ def _eager(
     sharpness = SharpnessAware(model, sam_rho) if sam_rho is not None else None
 
     def step(index: Tensor) -> Tensor:
-        batch = windows.batch(index)
+        batch = cases.batch(index)
 
         def loss() -> Tensor:
             with autocast():
-                forecast = model(batch.x, batch.past_marks, batch.future_marks)
-            return F.mse_loss(forecast.float(), batch.y)
+                output = task.forward(model, batch)
+            return task.loss(output, batch)
 
         optimiser.zero_grad(set_to_none=True)
         if sharpness is not None:

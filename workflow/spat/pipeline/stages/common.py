@@ -15,12 +15,14 @@ from spat.data import series
 from spat.data.series import Prepared
 from spat.data.windows import Splits, Windows, split
 from spat.files import replacing
-from spat.models.registry import Shape
+from spat.models.registry import MODELS, Shape
 from spat.pipeline import runs
 from spat.pipeline.cache import Finished
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
 from spat.surgery import storage
+from spat.tasks import TASKS
+from spat.tasks.task import Task
 from spat.training.loop import Settings, choose_device, prepare_torch
 from spat.training.metrics import Errors
 
@@ -37,6 +39,11 @@ def open_data(config: Config, dataset: str, run: Run) -> tuple[Prepared, Splits]
     prepared = series.load(runs.prepared_file(config, dataset))
     device = choose_device(config.training.device)
     return prepared, split(prepared, run.lookback, run.horizon, device=str(device))
+
+
+def task_of(run: Run) -> Task:
+    """What the run's model is for."""
+    return TASKS[MODELS[run.model].task]
 
 
 def shape_of(config: Config, run: Run, prepared: Prepared) -> Shape:
@@ -87,7 +94,7 @@ def scoring_batches(config: Config, run: Run, windows: Windows) -> list[torch.Te
 
 def errors_row(errors: Errors) -> dict[str, float]:
     """The part of the errors that stands in `metrics.json`."""
-    return {"mse": errors.mse, "mae": errors.mae}
+    return errors.means
 
 
 def device_name(device: torch.device) -> str:
@@ -96,11 +103,13 @@ def device_name(device: torch.device) -> str:
 
 
 @torch.inference_mode()
-def example_forecasts(model: Forecaster, windows: Windows) -> dict[str, np.ndarray[Any, Any]]:
+def example_forecasts(
+    model: Forecaster, task: Task, windows: Windows
+) -> dict[str, np.ndarray[Any, Any]]:
     """A few test windows, evenly spaced: the last channel's input, truth, forecast [W, steps]."""
     index = torch.linspace(0, len(windows) - 1, EXAMPLE_WINDOWS, device=windows.device).long()
     batch = windows.batch(index)
-    forecast = model.eval()(batch.x, batch.past_marks, batch.future_marks)
+    forecast = task.forward(model.eval(), batch)
     return {
         "window": index.cpu().numpy(),
         "input": batch.x[..., -1].cpu().numpy(),

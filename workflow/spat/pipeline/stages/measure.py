@@ -24,13 +24,16 @@ def measure(config: Config, run: Run) -> None:
         models = {
             mask: common.network(source, device) for mask, source in _networks(config, run).items()
         }
+        task = common.task_of(run)
+        shape = next(iter(models.values())).shape
         latency: dict[str, dict[str, float]] = {mask: {} for mask in models}
         memory: dict[str, dict[str, float]] = {mask: {} for mask in models}
         for batch_size in config.measure.batch_sizes:
-            timed = costs.latency(models, batch_size, config.measure.repeats, device)
+            batch = task.example(shape, batch_size, device)
+            timed = costs.latency(models, task, batch, config.measure.repeats, device)
             for mask, model in models.items():
                 latency[mask][str(batch_size)] = timed[mask]
-                memory[mask][str(batch_size)] = costs.peak_memory(model, batch_size, device)
+                memory[mask][str(batch_size)] = costs.peak_memory(model, task, batch, device)
         write_record(
             folder,
             {

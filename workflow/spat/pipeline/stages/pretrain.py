@@ -22,9 +22,10 @@ from spat.pipeline.stages import common
 from spat.scoring.names import offered
 from spat.scoring.send import score_send
 from spat.surgery import cut, storage
+from spat.tasks.task import case_losses
 from spat.training.device import costs
 from spat.training.loop import Fit, Seeds, fit
-from spat.training.metrics import evaluate, window_losses
+from spat.training.metrics import evaluate
 
 OUTPUTS = (
     "model.safetensors",
@@ -72,10 +73,8 @@ class Trained:
 
     @property
     def validation(self) -> float:
-        """The validation MSE of the kept epoch; infinite if training diverged before the first."""
-        if not self.fitted.best_epoch:
-            return math.inf
-        return self.fitted.history[self.fitted.best_epoch - 1]["val_mse"]
+        """The validation error of the kept epoch; infinite if the first epoch diverged."""
+        return self.fitted.best
 
 
 def _state(config: Config, run: Run, kept: Kept, rate: float) -> Path:
@@ -91,7 +90,8 @@ def _train(
         run.model, runs.setup_of(config, run).settings, shape, run.seed_for("weights")
     ).to(splits.train.device)
     if not any(True for _ in model.parameters()):
-        return Trained(rate, model, Fit("ok", 0, 0, [], [], 0.0))
+        return Trained(rate, model, Fit("ok", 0, 0, math.inf, [], [], 0.0))
+    task = common.task_of(run)
     batches = common.scoring_batches(config, run, splits.train)
     settings = common.settings_of(config, run, rate)
     recorded = "send" in offered(MODELS[run.model].view)
@@ -100,7 +100,7 @@ def _train(
         if not recorded or not trained.sites():
             return []
         scored = score_send(
-            trained, splits.train, batches, window_losses, batch_size=settings.batch_size
+            trained, splits.train, batches, case_losses(task), batch_size=settings.batch_size
         )
         frame = scores_frame.aggregate(scores_frame.frame(scored)).assign(epoch=epoch)
         return [
@@ -110,6 +110,7 @@ def _train(
 
     fitted = fit(
         model,
+        task,
         splits,
         settings,
         Seeds(order=run.seed_for("order", 0), dropout=run.seed_for("dropout")),
@@ -139,9 +140,13 @@ def _write(
     pd.DataFrame(fitted.recorded, columns=list(TRAJECTORY)).to_parquet(
         kept.folder / "scores.parquet"
     )
-    validation, test = evaluate(model, splits.validation), evaluate(model, splits.test)
-    np.save(kept.folder / "losses.npy", test.window_mse)
-    common.save_arrays(kept.folder / "forecasts.npz", common.example_forecasts(model, splits.test))
+    task = common.task_of(run)
+    validation = evaluate(model, task, splits.validation)
+    test = evaluate(model, task, splits.test)
+    batch = task.example(model.shape, device=splits.train.device)
+    np.save(kept.folder / "losses.npy", test.losses)
+    forecasts = common.example_forecasts(model, task, splits.test)
+    common.save_arrays(kept.folder / "forecasts.npz", forecasts)
     kept.finish(
         {
             **records.header(config, "pretrain", run, common.device_name(splits.train.device)),
@@ -162,7 +167,7 @@ def _write(
             "heads": [site.heads for site in model.sites()],
             "mask": common.full_mask(cut.heads_of(model)),
             "params": costs.parameters(model),
-            "flops": costs.flops(model),
+            "flops": costs.flops(model, task, batch),
             "wall_s": fitted.seconds,
             "epochs": fitted.epochs,
             "best_epoch": fitted.best_epoch,

@@ -21,6 +21,7 @@ from spat.pipeline.runs import Run
 from spat.pipeline.stages import common, select
 from spat.pipeline.stages.trained import Job, files_of
 from spat.surgery import cut, storage
+from spat.tasks.task import Task
 from spat.training.device import costs
 from spat.training.device.concurrency import Execute, in_turn
 from spat.training.loop import Fit, Restart, Seeds, Settings, fit
@@ -95,10 +96,13 @@ def train_mask(config: Config, run: Run, job: Job) -> None:
         shape = common.shape_of(config, run, prepared)
         settings = runs.setup_of(config, run).settings
         model = build(run.model, settings, shape, run.seed_for("weights")).to(device)
-    removed = cut.prune(model, mask)
-    untuned = evaluate(model, splits.validation), evaluate(model, splits.test)
+    task = common.task_of(run)
+    batch = task.example(model.shape, device=device)
+    removed = cut.prune(model, mask, lambda: task.forward(model, batch))
+    untuned = evaluate(model, task, splits.validation), evaluate(model, task, splits.test)
     fitted = fit(
         model,
+        task,
         splits,
         _settings(config, run, job, dense_metrics),
         Seeds(
@@ -108,8 +112,8 @@ def train_mask(config: Config, run: Run, job: Job) -> None:
         state=kept.state,
         label=f"{run.path} {job.folder}",
     )
-    tuned = evaluate(model, splits.validation), evaluate(model, splits.test)
-    _write(kept.folder, model, mask, fitted, splits, tuned, untuned)
+    tuned = evaluate(model, task, splits.validation), evaluate(model, task, splits.test)
+    _write(kept.folder, model, task, mask, fitted, splits, tuned, untuned)
     kept.finish(
         {
             **records.header(config, "prune", run, common.device_name(device)),
@@ -118,7 +122,7 @@ def train_mask(config: Config, run: Run, job: Job) -> None:
             "phase": job.phase,
             "status": fitted.status,
             "params": costs.parameters(model),
-            "flops": costs.flops(model),
+            "flops": costs.flops(model, task, batch),
             "swept_params": removed.swept,
             "dead_params": removed.dead,
             "wall_s": fitted.seconds,
@@ -146,6 +150,7 @@ def _settings(config: Config, run: Run, job: Job, dense: dict[str, Any]) -> Sett
 def _write(
     folder: Path,
     model: Forecaster,
+    task: Task,
     mask: Mask,
     fitted: Fit,
     splits: Splits,
@@ -154,10 +159,10 @@ def _write(
 ) -> None:
     storage.save(model, folder, mask)
     pd.DataFrame(fitted.history).to_csv(folder / "history.csv", index=False)
-    np.save(folder / "validation_losses.npy", tuned[0].window_mse)
-    np.save(folder / "losses.npy", tuned[1].window_mse)
-    np.save(folder / "untuned_losses.npy", untuned[1].window_mse)
-    common.save_arrays(folder / "forecasts.npz", common.example_forecasts(model, splits.test))
+    np.save(folder / "validation_losses.npy", tuned[0].losses)
+    np.save(folder / "losses.npy", tuned[1].losses)
+    np.save(folder / "untuned_losses.npy", untuned[1].losses)
+    common.save_arrays(folder / "forecasts.npz", common.example_forecasts(model, task, splits.test))
 
 
 def _errors(errors: tuple[Errors, Errors]) -> dict[str, dict[str, float]]:

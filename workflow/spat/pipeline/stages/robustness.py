@@ -31,8 +31,9 @@ from spat.pipeline.stages.trained import finetuned
 from spat.scoring import scores
 from spat.scoring.names import CRITERIA, PASS, offered
 from spat.surgery import cut, storage
+from spat.tasks.task import case_losses
 from spat.training.loop import Seeds, fit
-from spat.training.metrics import evaluate, window_losses
+from spat.training.metrics import evaluate
 
 INTACT: Final = "intact"
 REMOVED: Final = "removed"
@@ -164,6 +165,7 @@ def finetune(bench: Bench, case: Case) -> dict[str, Any]:
         with _in_place(bench, model, case):
             fitted = fit(
                 model,
+                common.task_of(run),
                 bench.splits,
                 common.finetuning_of(config, run),
                 seeds,
@@ -219,7 +221,8 @@ def _in_place(bench: Bench, model: Forecaster, case: Case) -> AbstractContextMan
 
 
 def _errors(bench: Bench, model: Forecaster) -> dict[str, float]:
-    return {split: evaluate(model, getattr(bench.splits, split)).mse for split in SPLITS}
+    task = common.task_of(bench.run)
+    return {s: evaluate(model, task, getattr(bench.splits, s)).primary for s in SPLITS}
 
 
 def _scored(bench: Bench, model: Forecaster, case: Case) -> dict[str, dict[str, float]]:
@@ -230,7 +233,7 @@ def _scored(bench: Bench, model: Forecaster, case: Case) -> dict[str, dict[str, 
         model,
         train,
         batches,
-        window_losses,
+        case_losses(common.task_of(bench.run)),
         names,
         batch_size=common.settings_of(bench.config, bench.run).batch_size,
         statistics=False,

@@ -22,7 +22,8 @@ from spat.pipeline.stages import common
 from spat.pipeline.stages.select import LOSS_DROPS, scorable
 from spat.scoring import probe, scores
 from spat.scoring.names import CRITERIA, offered
-from spat.training.metrics import window_losses
+from spat.scoring.probe import Losses
+from spat.tasks.task import case_losses
 
 COLUMNS = ("epoch", "batch", "site", "name", "head", "criterion", "value")
 
@@ -80,7 +81,8 @@ def _scored(
     _, splits = common.open_data(config, run.dataset, run)
     model = common.network(source, splits.train.device)
     batches = common.scoring_batches(config, run, splits.train)
-    drops = _loss_drops(config, model, splits.validation)
+    losses = case_losses(common.task_of(run))
+    drops = _loss_drops(config, model, splits.validation, losses)
     if drops is not None:
         np.save(folder / LOSS_DROPS, drops)
     batch_size = common.settings_of(config, run).batch_size
@@ -89,7 +91,7 @@ def _scored(
         model,
         splits.train,
         batches,
-        window_losses,
+        losses,
         [name for name in names if CRITERIA[name].origin != "pretraining"],
         batch_size=batch_size,
         validation=drops,
@@ -97,18 +99,16 @@ def _scored(
     frames = [scores_frame.frame(scored)]
     if "send_train" in names:
         frames.append(scores_frame.send_train(source.table("scores.parquet")))
-    maps = probe.attention_maps(
-        model, splits.train, batches[:1], window_losses, batch_size=batch_size
-    )
+    maps = probe.attention_maps(model, splits.train, batches[:1], losses, batch_size=batch_size)
     return scores_frame.joined(frames), maps, len(batches)
 
 
 def _loss_drops(
-    config: Config, model: Forecaster, validation: Windows
+    config: Config, model: Forecaster, validation: Windows, losses: Losses
 ) -> NDArray[np.float64] | None:
     """Per-window validation losses without each site minus with it [sites, windows], in order."""
     site = config.pruning.site
     if "loss_drop_val" not in site.criteria and "loss_drop_bound" not in site.rules:
         return None
     index = torch.arange(len(validation), device=validation.device)
-    return probe.loss_drops(model, validation, [index], window_losses)
+    return probe.loss_drops(model, validation, [index], losses)

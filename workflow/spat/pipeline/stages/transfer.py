@@ -31,7 +31,7 @@ def transfer(config: Config, planned: Planned, target: str) -> None:
         dense = Finished(runs.folder(config, run, "pretrain"))
         rows: list[dict[str, Any]] = []
         for mask, phase, source in _networks(config, planned, dense):
-            errors = evaluate(common.network(source, device), splits.test)
+            errors = evaluate(common.network(source, device), common.task_of(run), splits.test)
             rows.append({"mask": mask, "phase": phase, "order": 0, **common.errors_row(errors)})
         write_record(
             folder,

@@ -1,7 +1,7 @@
 """What a network costs: parameters, FLOPs, latency and peak memory.
 
-Every measurement is a forward pass in `eval()` on random inputs of the model's shape; its mode and
-gradients and the global random numbers are left as they were.
+Every measurement is a forward pass in `eval()` of a batch, by default of random cases
+(`Task.example`). The mode and the gradients of the model stay as they were.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from spat.attention.modes import evaluating
-from spat.models.base import Forecaster
+from spat.tasks.task import Batch, Task
 
 # The first passes choose kernels and fill caches.
 WARM_UP = 3
 MEGABYTE = 1e6
 
 Mode = TypeVar("Mode", bound=TorchDispatchMode)
-Inputs = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 def parameters(model: nn.Module) -> int:
@@ -37,41 +36,25 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def example_inputs(model: Forecaster, batch_size: int = 1) -> Inputs:
-    """Standard normal inputs of the model's shape, the same at each call, on its device.
+def flops(model: nn.Module, task: Task, batch: Batch) -> int:
+    """FLOPs of a batch: two per multiply-add of matrix products and convolutions.
 
-    Returns x [B, L, C], past marks [B, L, F] and future marks [B, H, F] (None without marks).
-    """
-    shape = model.shape
-    # Drawn from a generator of its own: looking at a model must not shift the training's numbers.
-    generator = torch.Generator().manual_seed(0)
-    like = next(model.parameters(), torch.empty(0))
-
-    def draw(steps: int, width: int) -> Tensor:
-        drawn = torch.randn(batch_size, steps, width, generator=generator)
-        return drawn.to(device=like.device, dtype=like.dtype)
-
-    x = draw(shape.lookback, shape.channels)
-    if not shape.marks:
-        return x, None, None
-    return x, draw(shape.lookback, shape.marks), draw(shape.horizon, shape.marks)
-
-
-def flops(model: Forecaster) -> int:
-    """FLOPs of one window: two per multiply-add of matrix products and convolutions.
-
-    Counted by operator while one window passes.
+    They are counted by operator while the batch passes.
     """
     counter = _Flops()
     with evaluating(model), torch.no_grad(), counter:
-        model(*example_inputs(model))
+        task.forward(model, batch)
     return counter.total
 
 
 def latency(
-    models: Mapping[str, Forecaster], batch_size: int, repeats: int, device: str | torch.device
+    models: Mapping[str, nn.Module],
+    task: Task,
+    batch: Batch,
+    repeats: int,
+    device: str | torch.device,
 ) -> dict[str, float]:
-    """Median milliseconds of a forward pass of `batch_size` windows, per model.
+    """Median milliseconds of a forward pass of a batch on `device`, per model.
 
     All models are moved to `device` and take turns, in an order that shifts by one each round, so
     that a drift of the machine's speed falls on all of them. Each pass is awaited to its end.
@@ -83,18 +66,17 @@ def latency(
             stack.enter_context(evaluating(model.to(device)))
         stack.enter_context(_current(device))
         stack.enter_context(torch.inference_mode())
-        inputs = {name: example_inputs(m, batch_size) for name, m in models.items()}
         names = list(models)
         for turn in range(-WARM_UP, repeats):
             shift = turn % max(len(names), 1)
             for name in names[shift:] + names[:shift]:
-                elapsed = _milliseconds(models[name], inputs[name], device)
+                elapsed = _milliseconds(models[name], task, batch, device)
                 if turn >= 0:
                     times[name].append(elapsed)
     return {name: median(measured) for name, measured in times.items()}
 
 
-def peak_memory(model: Forecaster, batch_size: int, device: str | torch.device) -> float:
+def peak_memory(model: nn.Module, task: Task, batch: Batch, device: str | torch.device) -> float:
     """Megabytes (10^6 bytes) that one forward pass holds at its peak, without gradients.
 
     Counted are the model's weights and buffers, and the inputs and activations that live at the
@@ -107,7 +89,7 @@ def peak_memory(model: Forecaster, batch_size: int, device: str | torch.device) 
     model.to(device)
     measure = _cuda_peak if device.type == "cuda" else _cpu_peak
     with evaluating(model), torch.no_grad(), _current(device):
-        return measure(model, batch_size) / MEGABYTE
+        return measure(model, task, batch) / MEGABYTE
 
 
 def _plain(mode: type[Mode]) -> type[Mode]:
@@ -184,31 +166,31 @@ class _LiveStorages(TorchDispatchMode):
         self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
 
 
-def _cpu_peak(model: Forecaster, batch_size: int) -> int:
-    inputs = example_inputs(model, batch_size)
-    live = _LiveStorages((list(model.parameters()), list(model.buffers()), inputs))
+def _cpu_peak(model: nn.Module, task: Task, batch: Batch) -> int:
+    live = _LiveStorages((list(model.parameters()), list(model.buffers()), batch))
     with live:
-        model(*inputs)
+        task.forward(model, batch)
     return live.peak
 
 
-def _cuda_peak(model: Forecaster, batch_size: int) -> int:
-    storages = (t.untyped_storage() for t in (*model.parameters(), *model.buffers()))
+def _cuda_peak(model: nn.Module, task: Task, batch: Batch) -> int:
+    tensors = [*model.parameters(), *model.buffers(), *tree_leaves(batch)]
+    storages = (t.untyped_storage() for t in tensors if isinstance(t, Tensor))
     held = {storage.data_ptr(): storage.nbytes() for storage in storages}
-    model(*example_inputs(model, batch_size))
+    task.forward(model, batch)
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    model(*example_inputs(model, batch_size))
+    task.forward(model, batch)
     torch.cuda.synchronize()
     # The difference: what else stands on the card, other models say, is not this one's.
     return int(torch.cuda.max_memory_allocated() - before) + sum(held.values())
 
 
-def _milliseconds(model: Forecaster, inputs: Inputs, device: torch.device) -> float:
+def _milliseconds(model: nn.Module, task: Task, batch: Batch, device: torch.device) -> float:
     _await(device)
     begun = time.perf_counter()
-    model(*inputs)
+    task.forward(model, batch)
     _await(device)
     return (time.perf_counter() - begun) * 1e3
 

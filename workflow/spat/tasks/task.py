@@ -1,0 +1,100 @@
+"""The interface between a model and the training loop, the scores and the costs.
+
+A *case* is one sample of a dataset: a window of a series, an image, a text. Training, evaluation,
+scoring, surgery and the measurement of costs see models and cases through a `Task` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+# What a task makes of some cases: tensors [B, ...] with the cases along the first axis.
+Batch: TypeAlias = Any
+
+
+@dataclass(frozen=True)
+class Metric:
+    """An error of a case, lower is better. The error of a dataset is the mean over its cases."""
+
+    name: str
+    unit: str
+
+
+class Cases(Protocol):
+    """A dataset in memory, of which batches are gathered by index."""
+
+    device: torch.device
+
+    def __len__(self) -> int:
+        """The number of cases."""
+
+    def batch(self, index: Tensor) -> Batch:
+        """The cases numbered `index`, int64 [B], in that order."""
+
+
+class Splits(Protocol):
+    """The cases of one dataset. The test split is for evaluation alone."""
+
+    @property
+    def train(self) -> Cases:
+        """What training reads."""
+
+    @property
+    def validation(self) -> Cases:
+        """What chooses the epoch, the ratio and the learning rate."""
+
+    @property
+    def test(self) -> Cases:
+        """What is reported."""
+
+
+class Task(Protocol):
+    """How a model is called on a batch, and what its output is worth.
+
+    `metrics` are the errors that `errors` returns, in its order. The first one is primary: the kept
+    epoch and the validated ratio are chosen by it.
+    """
+
+    name: str
+    metrics: tuple[Metric, ...]
+
+    def forward(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The output of the model for a batch, [B, ...]."""
+
+    def losses(self, output: Tensor, batch: Batch) -> Tensor:
+        """The loss of each case, float64 [B], with gradients. Scores differentiate it."""
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """The mean of `losses` in one kernel of float32, a scalar. Training differentiates it."""
+
+    def errors(self, output: Tensor, batch: Batch) -> Tensor:
+        """Each metric of each case, float64 [metrics, B]."""
+
+    def example(
+        self,
+        shape: Any,
+        size: int = 1,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Batch:
+        """A batch of `size` random cases of the model's shape, the same at each call.
+
+        The global random numbers stay as they were.
+        """
+
+    def batch_size(self, model: nn.Module, cases: Cases) -> int:
+        """How many cases an evaluation takes at a time, for speed alone."""
+
+
+def case_losses(task: Task) -> Callable[[nn.Module, Batch], Tensor]:
+    """The function that maps a model and a batch to the loss of each case, float64 [B]."""
+
+    def losses(model: nn.Module, batch: Batch) -> Tensor:
+        return task.losses(task.forward(model, batch), batch)
+
+    return losses
