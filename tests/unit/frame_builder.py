@@ -13,8 +13,11 @@ import numpy as np
 import pandas as pd
 
 from spat.attention.mask import Mask, all_site_masks
+from spat.data.registry import DATASETS
 from spat.pipeline import frames
-from spat.study.pages.reader import Frames
+from spat.pipeline.frames import RUN
+from spat.pipeline.runs import control_of
+from spat.study.pages.reader import WIDE, Frames, empty
 
 HEADS = (4, 4, 4, 4)
 FULL, EMPTY = Mask.full(HEADS).name, Mask.empty(HEADS).name
@@ -26,6 +29,7 @@ REFERENCES = ("DLinear", "RepeatLast", "SeasonalNaive")
 ERRORS = {"DLinear": 0.01, "RepeatLast": 1.20, "SeasonalNaive": 0.60}
 PARAMS_PER_HEAD, FLOPS_PER_HEAD = 10_000, 1_000_000
 PARAMS_REST, FLOPS_REST = 240_000, 24_000_000
+RUN_KEYS = ("experiment", "dataset", "model", "variant", "lookback", "horizon", "seed")
 BATCHES, EPOCHS, KEPT, WINDOWS = 8, 5, 4, 600
 # The two sites that forecasts can spare are 1 and 3; SEND finds 1 first, its reverse finds it last.
 WORTH = (0.004, -0.006, 0.002, -0.003)
@@ -59,6 +63,52 @@ def error(keys: dict[str, Any], mask: Mask, phase: str, target: str, order: int 
     if phase == "pruned":
         mse += 0.01 * len(lost)
     return mse
+
+
+def wide(name: str, rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows as the wide frame `name` that the study reads, with what follows from their runs."""
+    if rows.empty:
+        return empty(name)
+    stations = {dataset: DATASETS[dataset].station for dataset in rows["dataset"].unique()}
+    controls = {variant: control_of(variant) for variant in rows["variant"].unique()}
+    found = rows.assign(
+        source=rows["dataset"].map(stations).astype("str"),
+        control_of=rows["variant"].map(controls).astype("str"),
+    )
+    columns = list(empty(name))
+    assert set(found) >= set(columns) - {"latency_spread_ms"}, set(columns) - set(found)
+    return found.reindex(columns=columns)
+
+
+def long(made: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """The frames of `spat.pipeline.frames` that are read as the wide frames `made`."""
+    found = {}
+    for name, rows in made.items():
+        setting = [f"l{a}-h{b}" for a, b in zip(rows["lookback"], rows["horizon"], strict=True)]
+        found[name] = rows.drop(columns=["lookback", "horizon"]).assign(
+            task="forecasting", setting=setting
+        )
+    results, history = found.pop("results"), found.pop("history", pd.DataFrame())
+    errors, costs = ["mse", "mae"], list(WIDE["results"][7:])
+    found["measurements"] = results.drop(columns=costs).melt(
+        [c for c in results if c not in (*errors, *costs)], errors, "metric", "value"
+    )
+    key = [*RUN, "order", "mask", "phase"]
+    found["networks"] = results[[*key, *costs]].drop_duplicates(key)
+    if len(history):
+        quantities = list(WIDE["history"][4:])
+        key = [column for column in history if column not in quantities]
+        found["history"] = history.melt(key, quantities, "quantity", "value")
+    for rows in found.values():
+        for column in ("head", "batch", "channel"):
+            if column in rows:
+                values = rows[column].astype("Int64")
+                rows[column] = values.mask(values == -1)
+    names = {"losses": {"mse": "losses"}, "maps": {"row": "query", "column": "key"}}
+    return {
+        name: frames.checked(name, rows.rename(columns=names.get(name, {})))
+        for name, rows in found.items()
+    }
 
 
 def run_keys(
@@ -224,34 +274,36 @@ def _history(keys: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _losses(results: pd.DataFrame) -> pd.DataFrame:
     rows = results[(results["split"] == "test") & (results["target"] == results["dataset"])]
-    key = [*frames.RUN, "order", "mask", "phase", "target"]
+    key = [*RUN_KEYS, "order", "mask", "phase", "target"]
     steps = np.arange(WINDOWS)
     return rows[key].assign(
         mse=[(value * (1 + 0.2 * np.sin(steps / 5))).astype(np.float32) for value in rows["mse"]]
     )
 
 
-def _examples(keys: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _forecasts(keys: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if keys["seed"] != 0:
         return
     for window in (0, 20):
         for step in range(96):
             wave = math.sin(step / 24 * 2 * math.pi)
-            row = {**keys, "kind": "forecast", "head": window, "row": step, "column": -1}
+            row = {**keys, "window": window, "step": step, "channel": -1}
             yield {**row, "name": "input", "value": wave}
             if step < keys["horizon"]:
                 names = ("truth", "dense", FULL, EMPTY, nested("send", 0.5).name)
                 for name in names if keys["model"] in ATTENTION else names[:2]:
                     yield {**row, "name": name, "value": wave + 0.1 * noise(name, step, window)}
-    if keys["model"] in ATTENTION:
-        for name, sharpness in (("encoder.1.self", 0.5), ("encoder.0.self", 4.0)):
-            logits = -sharpness * np.abs(np.subtract.outer(np.arange(7), np.arange(7)))
-            maps = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-            for (row_, column), value in np.ndenumerate(maps):
-                yield {
-                    **keys, "kind": "map", "name": name, "head": -1,
-                    "row": row_, "column": column, "value": float(value),
-                }  # fmt: skip
+
+
+def _maps(keys: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if keys["seed"] != 0:
+        return
+    for name, sharpness in (("encoder.1.self", 0.5), ("encoder.0.self", 4.0)):
+        logits = -sharpness * np.abs(np.subtract.outer(np.arange(7), np.arange(7)))
+        maps = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        for (query, key), value in np.ndenumerate(maps):
+            where = {"name": name, "head": -1, "row": query, "column": key}
+            yield {**keys, **where, "value": float(value)}
 
 
 def build(
@@ -267,7 +319,7 @@ def build(
     scratch: bool = False,
     controls: Mapping[str, float] = MappingProxyType({}),
 ) -> dict[str, pd.DataFrame]:
-    """The six frames, checked against their schema.
+    """The wide frames that the study reads.
 
     `controls` adds dense runs of the variant with a plus and each name, their errors this much
     larger.
@@ -301,12 +353,10 @@ def build(
         "scores": pd.DataFrame(row for keys in attention for row in _scores(keys)),
         "history": training,
         "losses": _losses(results),
-        "examples": pd.DataFrame(row for keys in runs for row in _examples(keys)),
+        "maps": pd.DataFrame(row for keys in attention for row in _maps(keys)),
+        "forecasts": pd.DataFrame(row for keys in runs for row in _forecasts(keys)),
     }
-    return {
-        name: frames.checked(name, frame if len(frame) else frames.empty(name))
-        for name, frame in made.items()
-    }
+    return {name: wide(name, frame) for name, frame in made.items()}
 
 
 def frames_of(**changes: Any) -> Frames:

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from frame_builder import wide
 from scipy.signal import lfilter
 
 from spat.attention.mask import Mask, all_site_masks
 from spat.data.registry import DATASETS
-from spat.pipeline import frames
-from spat.study.pages.reader import with_source
 
 HEADS = (2, 2, 2, 2)
 FULL, EMPTY = Mask.full(HEADS).name, Mask.empty(HEADS).name
@@ -156,7 +155,7 @@ def scores(
 
 def _read(name: str, rows: list[Keys]) -> pd.DataFrame:
     """The rows as the study reads them, checked against the schema of the frame."""
-    return with_source(frames.checked(name, pd.DataFrame(rows).drop(columns="source")))
+    return wide(name, pd.DataFrame(rows)).drop(columns="control_of")
 
 
 def overlapping(n: int, seed: int, horizon: int = 96, memory: float = 0.0) -> np.ndarray:

@@ -14,7 +14,7 @@ from spat.pipeline.cache import Kept, stage_lock
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
 
-RUN = Run("synthetic", "DLinear", "published", 48, 24, 0)
+RUN = Run("synthetic", "DLinear", "published", "l48-h24", 0)
 
 
 @pytest.fixture

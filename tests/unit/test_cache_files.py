@@ -18,7 +18,7 @@ from spat.pipeline.stages.decide import decide
 from spat.pipeline.stages.prune import prune, train_mask
 from spat.pipeline.stages.trained import Job, trained
 
-RUN = Run("synthetic", "iTransformer", "deep", 48, 24, 0)
+RUN = Run("synthetic", "iTransformer", "deep", "l48-h24", 0)
 HOSTILE_MASKS = (
     *("../../../victim", "/victim", "..", ".", "", "1.1/../../../../victim", "1.1\\..\\..\\victim"),
     *("~", "1.1\n", "1.1 ", "1,1", "1.2", "1.1.1", "1.11111111", "none", "victim", "$(touch F)"),
@@ -118,7 +118,7 @@ def test_a_file_that_the_record_does_not_list_is_not_read(name: str, config: Con
 def test_missing_jobs_are_named(config: Config) -> None:
     with pytest.raises(FileNotFoundError, match=r"select/metrics\.json"):
         prune(config, RUN)
-    with pytest.raises(DamagedError, match=r"pretrain/metrics\.json: has no 'params'"):
+    with pytest.raises(DamagedError, match=r"pretrain/metrics\.json: has no 'errors'"):
         collect(config)
     with pytest.raises(FileNotFoundError, match=r"pretrain/metrics\.json"):
         collect(config)

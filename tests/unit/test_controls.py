@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from frame_builder import wide
 from planted import FULL, runs
 from planted import results as planted_results
 from small_models import flops_of, prune
@@ -16,9 +17,9 @@ from spat.attention.mask import Mask
 from spat.data.registry import DATASETS
 from spat.models.registry import Shape, build
 from spat.pipeline.config import load_files
-from spat.pipeline.runs import Run, plan, setup_of
+from spat.pipeline.runs import Run, control_of, plan, setup_of
 from spat.study import controls
-from spat.study.pages.reader import Frames, control_of
+from spat.study.pages.reader import Frames
 from spat.surgery import cut
 from spat.training.device import costs
 
@@ -55,7 +56,7 @@ def frame(validation: dict[str, float], test: dict[str, float], seeds: int = 1):
 
 
 def tuned(rows: pd.DataFrame) -> pd.DataFrame:
-    frames = Frames.of(results=rows)
+    frames = Frames.of(results=wide("results", rows))
     return controls.tuned(frames.results, frames.controls)
 
 
@@ -127,7 +128,7 @@ def test_the_ablation_has_them_on_both_files_and_three_seeds() -> None:
 
 @pytest.mark.parametrize("run", CONTROLS, ids=lambda run: run.path)
 def test_a_control_differs_from_its_variant_in_what_it_says(run: Run) -> None:
-    base = Run(run.dataset, run.model, "deep128", run.lookback, run.horizon, run.seed)
+    base = Run(run.dataset, run.model, "deep128", run.setting, run.seed)
     assert base in {p.run for p in plan(CONFIG) if p.prune}
     found = (setup_of(CONFIG, r) for r in (run, base))
     ours, theirs = ({**asdict(f.settings), **asdict(f.recipe)} for f in found)
@@ -143,7 +144,7 @@ def test_a_control_differs_from_its_variant_in_what_it_says(run: Run) -> None:
 
 @pytest.mark.parametrize("dataset", ["ETTh1", "ETTh2"])
 def test_the_narrow_model_costs_what_is_left_without_attention(dataset: str) -> None:
-    runs_of = [Run(dataset, "iTransformer", v, 96, 96, 0) for v in ("deep128", "deep128+narrow")]
+    runs_of = [Run(dataset, "iTransformer", v, "l96-h96", 0) for v in ("deep128", "deep128+narrow")]
     shape = Shape(96, 96, DATASETS[dataset].channels)
     emptied, narrow = (build(r.model, setup_of(CONFIG, r).settings, shape) for r in runs_of)
     prune(emptied, Mask.empty(cut.heads_of(emptied)))

@@ -21,7 +21,7 @@ OF_A_RUN = (
     *("robustness", "decide", "measure", "transfer"),
 )
 STAGES = ("prepare", *(s for s in OF_A_RUN if s != "finetune"), "collect", "tables", "figures")
-RUN = Run("ETTh1", "iTransformer", "deep", 96, 96, 0)
+RUN = Run("ETTh1", "iTransformer", "deep", "l96-h96", 0)
 BASE: dict[str, Any] = {
     "experiment": "test",
     "grid": [{"datasets": ["ETTh1", "synthetic"], "models": ["iTransformer"], "horizons": [96]}],
@@ -216,7 +216,7 @@ def test_a_setting_counts_for_the_stages_that_read_it(
 
 
 def test_generated_data_depend_on_their_generator() -> None:
-    run = Run("synthetic", "iTransformer", "deep", 96, 96, 0)
+    run = Run("synthetic", "iTransformer", "deep", "l96-h96", 0)
     assert changed({"data": {"synthetic": {"rows": 2000}}}, run) == {"prepare", "pretrain"}
 
 

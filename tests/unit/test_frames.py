@@ -9,21 +9,20 @@ from spat.pipeline import frames
 
 ROW = {
     "experiment": "e",
+    "task": "forecasting",
     "dataset": "ETTh1",
+    "source": "ETT1",
     "model": "iTransformer",
     "variant": "deep",
-    "lookback": 96,
-    "horizon": 96,
+    "control_of": None,
+    "setting": "l96-h96",
     "seed": 0,
     "stage": "pretrain",
     "mask": "1.1",
     "order": 0,
     "epoch": 1,
-    "train_mse": 0.5,
-    "val_mse": 0.4,
-    "val_mae": 0.3,
-    "learning_rate": 1e-4,
-    "seconds": 2.0,
+    "quantity": "val_mse",
+    "value": 0.4,
 }
 
 
@@ -44,7 +43,7 @@ def test_a_good_frame_comes_back_ordered_and_typed() -> None:
         (history({}, {}), "epoch"),
         (history({}).drop(columns="seed"), "seed"),
         (history({}).assign(extra=1), "extra"),
-        (history({"seconds": None}), "seconds"),
+        (history({"setting": None}), "setting"),
     ],
     ids=["duplicate", "missing column", "unknown column", "gap"],
 )
@@ -54,7 +53,7 @@ def test_a_bad_frame_is_refused_by_name(frame: pd.DataFrame, named: str) -> None
 
 
 def test_a_diverged_epoch_may_have_no_losses() -> None:
-    assert frames.checked("history", history({"train_mse": None, "val_mse": None})).shape[0] == 1
+    assert frames.checked("history", history({"value": None})).shape[0] == 1
 
 
 @pytest.mark.parametrize("name", list(frames.COLUMNS))

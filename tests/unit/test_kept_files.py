@@ -19,7 +19,7 @@ from spat.pipeline.stages.collect import collect
 from spat.pipeline.stages.grid import grid
 
 ROOT = Path(__file__).parents[2]
-RUN = Run("synthetic", "iTransformer", "tiny", 48, 24, 0)
+RUN = Run("synthetic", "iTransformer", "tiny", "l48-h24", 0)
 VOLATILE = ["wall_s", "seconds", "latency_ms", "memory_mb"]
 MASK = "prune/masks/0.0/order0"
 FILES = (
@@ -70,6 +70,7 @@ def finish(config: Config) -> dict[str, pd.DataFrame]:
     grid(config, "*", minutes=9)
     collect(config)
     found = {n: pd.read_parquet(config.folder / "data" / f"{n}.parquet") for n in COLUMNS}
+    found["history"] = found["history"].query("quantity != 'seconds'")
     return {n: frame.drop(columns=VOLATILE, errors="ignore") for n, frame in found.items()}
 
 

@@ -11,7 +11,7 @@ from spat.pipeline import config as configuration
 from spat.pipeline import records
 from spat.pipeline.runs import Run
 
-RUN = Run("synthetic", "DLinear", "published", 48, 24, 3)
+RUN = Run("synthetic", "DLinear", "published", "l48-h24", 3)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from frame_builder import FULL, build
+from frame_builder import FULL, build, long
 
 from spat.pipeline import frames
-from spat.pipeline.frames import COLUMNS, RUN, FrameError
-from spat.study.pages.reader import Frames
+from spat.pipeline.frames import COLUMNS, FrameError
+from spat.study.pages.reader import WIDE, Frames, widened
 from spat.study.pages.registry import FIGURES, TABLES, rendered
-from spat.study.statistics.cells import keeps_all
+from spat.study.statistics.cells import RUN, keeps_all
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 EXPERIMENTS = sorted(path.parent for path in REFERENCE.glob("*/data"))
@@ -32,7 +32,14 @@ Made = dict[str, pd.DataFrame]
 
 
 @cache
-def read(folder: Path) -> Made:
+def wide(folder: Path) -> Made:
+    """The committed frames as the study reads them."""
+    made = stored(folder)
+    return {name: widened(name, made.__getitem__) for name in WIDE if name in {*made, "results"}}
+
+
+@cache
+def stored(folder: Path) -> Made:
     """The committed frames by name."""
     return {
         path.stem: pd.read_parquet(path) for path in sorted((folder / "data").glob("*.parquet"))
@@ -105,25 +112,25 @@ def _recorded(made: Made) -> list[str]:
 
 @pytest.mark.parametrize("folder", EXPERIMENTS, ids=lambda folder: folder.name)
 def test_frames_have_their_schema_and_no_duplicates(folder: Path) -> None:
-    made = read(folder)
+    made = stored(folder)
     missing = set(COLUMNS) - set(made) - set(MAY_BE_ABSENT)
     assert not missing and set(made) <= set(COLUMNS)
     for name, frame in made.items():
         checked = frames.checked(name, frame, source=str(folder / "data" / name))
         pd.testing.assert_frame_equal(checked, frame)
         assert set(frame["experiment"]) <= {folder.name}
-    assert len(made["results"])
+    assert len(made["measurements"])
 
 
 @pytest.mark.parametrize("folder", EXPERIMENTS, ids=lambda folder: folder.name)
 def test_frames_have_no_gaps(folder: Path) -> None:
-    assert gaps(read(folder)) == []
+    assert gaps(wide(folder)) == []
 
 
 @pytest.mark.parametrize("folder", EXPERIMENTS, ids=lambda folder: folder.name)
 def test_csv_holds_what_parquet_holds(folder: Path) -> None:
     for path in (folder / "data").glob("*.csv"):
-        assert len(pd.read_csv(path, dtype={"mask": str})) == len(read(folder)[path.stem]), path
+        assert len(pd.read_csv(path, dtype={"mask": str})) == len(stored(folder)[path.stem]), path
 
 
 @pytest.mark.parametrize("folder", EXPERIMENTS, ids=lambda folder: folder.name)
@@ -136,7 +143,7 @@ def test_every_table_and_figure_is_there(folder: Path) -> None:
 
 @pytest.mark.parametrize("folder", EXPERIMENTS, ids=lambda folder: folder.name)
 def test_tables_are_those_of_the_frames(folder: Path) -> None:
-    made = Frames.of(**read(folder))
+    made = Frames.of(**wide(folder))
     for name in TABLES:
         for ending, text in rendered(name, made).items():
             assert text == (folder / "tables" / f"{name}.{ending}").read_text(), (name, ending)
@@ -218,6 +225,6 @@ def test_a_gap_is_found(change: Callable[[Made], None], said: str) -> None:
 
 
 def test_a_duplicate_is_found() -> None:
-    rows = whole()["results"]
+    rows = long(whole())["measurements"]
     with pytest.raises(FrameError, match="duplicate"):
-        frames.checked("results", pd.concat([rows, rows.head(1)]))
+        frames.checked("measurements", pd.concat([rows, rows.head(1)]))

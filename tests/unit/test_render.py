@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from frame_builder import build, frames_of
+from frame_builder import build, frames_of, long
 
 from spat.study.methods import in_order
 from spat.study.pages import render
@@ -219,7 +219,9 @@ def test_the_terminal_shows_the_main_table() -> None:
 
 
 def test_frames_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
-    build()["results"].to_parquet(tmp_path / "results.parquet")
+    made = long({"results": build()["results"]})
+    for name, frame in made.items():
+        frame.to_parquet(tmp_path / f"{name}.parquet")
     frames = Frames.load(tmp_path)
     assert len(frames.results) > 0
     with pytest.raises(FileNotFoundError, match=r"scores\.parquet.*snakemake"):
@@ -227,7 +229,7 @@ def test_frames_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
 
 
 def test_tables_survive_the_way_through_parquet(tmp_path: Path) -> None:
-    for name, frame in build().items():
+    for name, frame in long(build()).items():
         frame.to_parquet(tmp_path / f"{name}.parquet")
     frames = Frames.load(tmp_path)
     for name in ("main", "changes", "criteria"):

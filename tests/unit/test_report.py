@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from frame_builder import build
+from frame_builder import build, long
 
 from spat.pipeline.config import load
 from spat.pipeline.stages.report import summary
@@ -17,7 +17,7 @@ def test_the_summary_shows_the_main_table_and_where_the_runs_are_tracked(
     values = {"experiment": "tried", "results": tmp_path, "grid": grid, "tracking": {"uri": uri}}
     config = load(values)
     (config.folder / "data").mkdir(parents=True)
-    for name, frame in build(pairs=()).items():
+    for name, frame in long(build(pairs=())).items():
         frame.to_parquet(config.folder / "data" / f"{name}.parquet")
     lines = summary(config).splitlines()
     assert lines[0].startswith("Test errors of the dense model")

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from frame_builder import wide
 from small_models import LOSSES, TASK
 from torch import Tensor
 
@@ -27,7 +28,7 @@ from spat.pipeline.stages import robustness as stage
 from spat.scoring import probe
 from spat.scoring.scores import score
 from spat.study import robustness as study
-from spat.study.pages.reader import Frames, with_source
+from spat.study.pages.reader import Frames, empty
 from spat.study.pages.registry import draw, rendered
 from spat.study.statistics.averages import summarise
 from spat.study.statistics.cells import RUN
@@ -361,7 +362,7 @@ def values_of(config: Config, phase: str, split: str, quantity: str) -> pd.Serie
 def test_the_stage_leaves_a_valid_frame_with_every_case(studied: Config) -> None:
     (run,) = runs.studied(studied)
     frame = pd.read_parquet(folder_of(studied, "robustness") / "robustness.parquet")
-    frames.checked("robustness", frame.assign(experiment="tiny", **run.keys))
+    frames.checked("robustness", frame.assign(**runs.columns(studied, run)))
     assert not frame["value"].isna().any()
     assert set(frame["manipulation"]) == {"intact", "uniform", "gate:0", "gate:1"}
     assert set(frame["quantity"]) == {
@@ -478,7 +479,7 @@ def planted(values: dict[str, Value], seeds: int = 3, dataset: str = "ETTh1") ->
                     "value": value(seed, site, kind),
                 }
             )
-    return with_source(frames.checked("robustness", pd.DataFrame(rows)))
+    return wide("robustness", pd.DataFrame(rows)).drop(columns="control_of")
 
 
 def lower(seed: int, site: int, kind: str) -> float:
@@ -584,7 +585,7 @@ def test_no_measured_change_decides_nothing() -> None:
     frame = planted({"send": lower})
     assert study.auroc(frame, phase="finetuned").empty
     assert study.measured(frame, "untuned").empty
-    assert study.auroc(with_source(frames.empty("robustness"))).empty
+    assert study.auroc(empty("robustness")).empty
 
 
 def test_a_site_that_was_not_manipulated_so_counts_for_nothing() -> None:

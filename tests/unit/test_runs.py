@@ -8,7 +8,7 @@ from spat.pipeline import runs
 from spat.pipeline.config import Config, ConfigError, load
 from spat.pipeline.runs import Run
 
-RUN = Run("ETTh1", "iTransformer", "deep", 96, 192, 3)
+RUN = Run("ETTh1", "iTransformer", "deep", "l96-h192", 3)
 
 
 def config(*blocks: dict[str, Any], **sections: Any) -> Config:
@@ -18,7 +18,7 @@ def config(*blocks: dict[str, Any], **sections: Any) -> Config:
 def test_a_path_names_a_run_and_back() -> None:
     assert RUN.path == "ETTh1/iTransformer-deep/l96-h192/seed3"
     assert Run.parse(RUN.path) == RUN
-    dashed = Run("ETTh1", "PatchTST", "narrow-2", 96, 96, 0)
+    dashed = Run("ETTh1", "PatchTST", "narrow-2", "l96-h96", 0)
     assert Run.parse(dashed.path) == dashed
 
 
@@ -45,7 +45,7 @@ def test_other_paths_are_refused_by_name(path: str) -> None:
 def test_seeds_depend_on_run_and_purpose_alone() -> None:
     assert RUN.seed_for("weights") == Run.parse(RUN.path).seed_for("weights")
     others = {RUN.seed_for("order", 0), RUN.seed_for("order", 1), RUN.seed_for("weights")}
-    others.add(Run("ETTh1", "iTransformer", "deep", 96, 192, 4).seed_for("weights"))
+    others.add(Run("ETTh1", "iTransformer", "deep", "l96-h192", 4).seed_for("weights"))
     assert len(others) == 4
     assert all(0 <= seed < 2**63 for seed in others)
 

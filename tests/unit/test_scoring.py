@@ -65,7 +65,7 @@ def test_every_criterion_scores_every_site_of_every_model(name: str, criterion: 
 @pytest.mark.parametrize("name", ATTENTIVE)
 def test_the_frame_has_its_schema_and_a_value_per_batch(name: str) -> None:
     frame = scored(name, 32)
-    keys = dict.fromkeys(RUN, 0) | {"epoch": 3}
+    keys = dict.fromkeys(RUN, "x") | {"seed": 0, "epoch": 3}
     assert len(checked("scores", frame.assign(**keys))) == len(frame)
     assert set(frame["criterion"]) == {*COMPUTED, *STATISTICS}
     of = frame.groupby("criterion")["batch"].unique()

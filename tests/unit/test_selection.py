@@ -106,7 +106,8 @@ def test_requested_rows_are_valid_selections() -> None:
         exhaustive=True,
     )
     found = select.requested(table([0.4, 0.1, 0.2, 0.3]), HEADS, section, seed=1)
-    run = dict(zip(frames.RUN, ("e", "d", "m", "v", 96, 96, 0), strict=True))
+    keys = ("e", "forecasting", "d", "s", "m", "v", None, "l96-h96", 0)
+    run = dict(zip(frames.RUN, keys, strict=True))
     assert len(frames.checked("selections", found.assign(**run))) == len(found)
     for name, level, removed in found[["mask", "level", "removed"]].itertuples(index=False):
         mask = Mask.parse(name, HEADS)

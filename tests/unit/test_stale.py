@@ -19,7 +19,7 @@ from spat.pipeline.stages.grid import grid
 from spat.pipeline.stages.prepare import is_prepared, prepare
 
 ROOT = Path(__file__).parents[2]
-RUN = Run("synthetic2", "iTransformer", "tiny", 48, 24, 0)
+RUN = Run("synthetic2", "iTransformer", "tiny", "l48-h24", 0)
 
 
 @pytest.fixture

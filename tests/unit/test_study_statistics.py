@@ -12,7 +12,6 @@ from planted import EMPTY, FULL, additive, overlapping, results, runs
 from statsmodels.stats.multitest import multipletests
 
 from spat.study.accuracy import relative_changes
-from spat.study.pages.reader import with_source
 from spat.study.statistics import averages, bootstrap, cells, tests
 from spat.study.statistics.cells import RUN
 
@@ -177,8 +176,6 @@ def test_rows_of_one_run_share_its_weight_and_missing_values_are_left_out() -> N
     )
     table = averages.average(frame, ["v"])
     assert table["v"].item() == 4.0 and table["runs"].item() == 2
-    with pytest.raises(KeyError, match="nowhere"):
-        with_source(frame.assign(dataset="nowhere"))
 
 
 def test_a_summary_has_the_nested_mean_and_an_interval_over_seeds() -> None:

@@ -24,7 +24,7 @@ from spat.pipeline.cache import Finished, write_record
 from spat.pipeline.config import Config, load
 from spat.pipeline.runs import Run
 
-RUN = Run("ETTh1", "iTransformer", "deep", 96, 96, 0)
+RUN = Run("ETTh1", "iTransformer", "deep", "l96-h96", 0)
 SITES = ("encoder.0.self", "encoder.1.self")
 MASKS = ("1.1", "0.1", "0.0")
 STAGES = ("pretrain", "score", "prune", "measure", "transfer/ETTh2")
@@ -81,7 +81,12 @@ def write_stage(
         metrics |= {"latency_ms": by_size, "memory_mb": by_size}
     else:
         rows = [
-            {"mask": mask, "phase": phase, "order": order, "mse": 0.5 + order, "mae": 0.6}
+            {
+                "mask": mask,
+                "phase": phase,
+                "order": order,
+                "errors": {"mse": 0.5 + order, "mae": 0.6},
+            }
             for mask in MASKS
             for phase, order in (("pruned", 0), ("finetuned", 0), ("finetuned", 1))
         ]
@@ -468,7 +473,7 @@ def test_logging_a_job_of_eight_masks_takes_less_than_two_seconds(config: Config
 
 def _open_and_log(root: Path, seed: int, barrier: Any) -> None:
     config = make_config(root)
-    run = Run("ETTh1", "iTransformer", "deep", 96, 96, seed)
+    run = Run("ETTh1", "iTransformer", "deep", "l96-h96", seed)
     write_stage(config, run, "pretrain")
     from spat.pipeline.tracking import store  # noqa: F401  (all have imported MLflow when they start)
 

@@ -8,7 +8,7 @@ from typing import Final, get_args
 
 from spat.data.registry import DATASETS, TIME_FEATURES
 from spat.models.registry import MODELS, Model, Setup, Shape, View, build, setup
-from spat.tasks import TASKS
+from spat.tasks.registry import TASKS
 from spat.training.device import costs
 
 COLUMNS: Final = (

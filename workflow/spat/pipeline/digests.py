@@ -46,6 +46,8 @@ EXCLUDED: Final = frozenset(
         "spat.models.registry",
         "spat.models.settings",
         "spat.scoring.names",
+        "spat.tasks.registry",
+        "spat.tasks.setting",
     }
 )
 
@@ -266,6 +268,7 @@ def _by_name(stage: str, model: str | None) -> Iterator[str]:
     """Implementations that registries name and nobody imports."""
     if model is not None and stage in _WITH_NETWORKS:
         yield MODELS[model].module
+        yield f"spat.tasks.{MODELS[model].task}"
 
 
 @cache

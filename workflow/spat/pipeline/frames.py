@@ -1,6 +1,7 @@
 """The tidy frames of an experiment: their columns, and the checks that aggregation makes.
 
-Tables and figures read these frames and nothing else.
+Tables and figures read these frames and nothing else. A value that does not apply is missing: the
+`head` of a score of a whole site, the `batch` of a score over all batches.
 """
 
 from __future__ import annotations
@@ -9,36 +10,50 @@ from typing import Final
 
 import pandas as pd
 
-RUN: Final = ("experiment", "dataset", "model", "variant", "lookback", "horizon", "seed")
+# What identifies a run, in front of each frame. `source` is where the data come from: datasets of
+# one source are not independent cases. `control_of` is the variant that a variant is a control of,
+# missing for all others. `setting` is written by the task: l96-h96 is a lookback and a horizon.
+RUN: Final = (
+    "experiment",
+    "task",
+    "dataset",
+    "source",
+    "model",
+    "variant",
+    "control_of",
+    "setting",
+    "seed",
+)
 
-# Column -> dtype. `Int64`, `float64` and `str` columns may hold missing values where noted.
-_KEYS: Final = {
-    "experiment": "str",
-    "dataset": "str",
-    "model": "str",
-    "variant": "str",
-    "lookback": "int64",
-    "horizon": "int64",
-    "seed": "int64",
-}
+_KEYS: Final = {name: "int64" if name == "seed" else "str" for name in RUN}
 
+# Column -> dtype. Which columns may hold missing values is in `MAY_BE_MISSING`.
 COLUMNS: Final[dict[str, dict[str, str]]] = {
-    # One row per measurement. `phase`: dense (pre-trained), pruned (not tuned), finetuned (the mask
-    # of all sites kept is the control), scratch (trained from random weights). `target` is the
-    # dataset evaluated on: the run's own, or another one for zero-shot transfer. Latency and memory
-    # are missing where they were not measured, errors are missing where training diverged.
-    "results": {
+    # One row per error of a network on a split. `phase`: dense (pre-trained), pruned (not tuned),
+    # finetuned (the mask of all sites kept is the control), scratch (trained from random weights).
+    # `target` is the dataset evaluated on: the run's own, or another one for zero-shot transfer.
+    # The value is missing where training diverged.
+    "measurements": {
         **_KEYS,
         "order": "int64",
         "mask": "str",
         "phase": "str",
         "target": "str",
         "split": "str",
-        "mse": "float64",
-        "mae": "float64",
+        "metric": "str",
+        "value": "float64",
+    },
+    # One row per network: its costs, and how it was trained. Latency (with its spread) and memory
+    # are missing where they were not measured.
+    "networks": {
+        **_KEYS,
+        "order": "int64",
+        "mask": "str",
+        "phase": "str",
         "params": "int64",
         "flops": "int64",
         "latency_ms": "float64",
+        "latency_spread_ms": "float64",
         "memory_mb": "float64",
         "wall_s": "float64",
         "epochs": "int64",
@@ -61,46 +76,46 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "mask": "str",
         "finetunings": "int64",
     },
-    # One row per score. `site` is the index in forward order and `name` its name; `head` -1 is the
-    # whole site. `batch` -1 is the score over all batches (at every epoch of pre-training for
-    # `send`, at the kept epoch for all), 0, 1, ... a single batch at the kept epoch.
+    # One row per score. `site` is the index in forward order and `name` its name; `head` is missing
+    # for the whole site. `batch` is missing for the score over all batches (at every epoch of
+    # pre-training for `send`, at the kept epoch for all), else it counts from 0, at the kept epoch.
     # The criterion `uniformity` is the normalised row entropy of the attention maps.
     "scores": {
         **_KEYS,
         "epoch": "int64",
-        "batch": "int64",
+        "batch": "Int64",
         "site": "int64",
         "name": "str",
-        "head": "int64",
+        "head": "Int64",
         "criterion": "str",
         "value": "float64",
     },
-    # One row per epoch of training. `stage`: pretrain, finetune or scratch.
+    # One row per quantity of an epoch of training. `stage`: pretrain, finetune or scratch.
+    # `quantity`: `train_METRIC` (the primary metric), `val_METRIC` of each metric, `learning_rate`,
+    # `seconds`.
     "history": {
         **_KEYS,
         "stage": "str",
         "mask": "str",
         "order": "int64",
         "epoch": "int64",
-        "train_mse": "float64",
-        "val_mse": "float64",
-        "val_mae": "float64",
-        "learning_rate": "float64",
-        "seconds": "float64",
+        "quantity": "str",
+        "value": "float64",
     },
-    # One row per (mask, phase, order): the per-window test losses, a list of float32 per row.
+    # One row per (mask, phase, order): the primary metric of each test case, a list of float32.
     "losses": {
         **_KEYS,
         "order": "int64",
         "mask": "str",
         "phase": "str",
         "target": "str",
-        "mse": "object",
+        "losses": "object",
     },
     # One row per measurement of a network with one manipulated site; the manipulation `intact` is
-    # the network as it was trained. `quantity` is a criterion (its score of that site), `mse`, or
-    # `leave_one_out` (the MSE without the site minus the MSE with it). `phase`: untuned, or
-    # finetuned with the manipulation in place. A value is missing where training diverged.
+    # the network as it was trained. `quantity` is a criterion (its score of that site), the primary
+    # metric, or `leave_one_out` (that metric without the site minus with it). `phase`: untuned, or
+    # finetuned with the manipulation in place. `site` is missing for the intact network. A value is
+    # missing where training diverged.
     "robustness": {
         **_KEYS,
         "site": "int64",
@@ -111,38 +126,51 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "split": "str",
         "value": "float64",
     },
-    # What the pictures need. kind `map`: name = site, head, row = query, column = key, value = mean
-    # attention. kind `forecast`: name = `input`, `truth` or a mask (its fine-tuned forecast; the
-    # dense one is `dense`), head = test window, row = step, column = channel, value = standardised.
-    "examples": {
+    # One row per weight of a mean attention map. `head` is missing for the mean over heads.
+    "maps": {
         **_KEYS,
-        "kind": "str",
         "name": "str",
-        "head": "int64",
-        "row": "int64",
-        "column": "int64",
+        "head": "Int64",
+        "query": "int64",
+        "key": "int64",
+        "value": "float64",
+    },
+    # One row per step of a forecast. `name` is `input`, `truth`, `dense` (the dense network's
+    # forecast) or a mask (its fine-tuned one). `channel` is missing for the last channel. The value
+    # is standardised.
+    "forecasts": {
+        **_KEYS,
+        "name": "str",
+        "window": "int64",
+        "step": "int64",
+        "channel": "Int64",
         "value": "float64",
     },
 }
 
 UNIQUE: Final[dict[str, tuple[str, ...]]] = {
-    "results": (*RUN, "order", "mask", "phase", "target", "split"),
+    "measurements": (*RUN, "order", "mask", "phase", "target", "split", "metric"),
+    "networks": (*RUN, "order", "mask", "phase"),
     "selections": (*RUN, "criterion", "draw", "level", "ratio", "rule"),
     "scores": (*RUN, "epoch", "batch", "site", "head", "criterion"),
-    "history": (*RUN, "stage", "mask", "order", "epoch"),
+    "history": (*RUN, "stage", "mask", "order", "epoch", "quantity"),
     "losses": (*RUN, "order", "mask", "phase", "target"),
     "robustness": (*RUN, "site", "manipulation", "quantity", "phase", "split"),
-    "examples": (*RUN, "kind", "name", "head", "row", "column"),
+    "maps": (*RUN, "name", "head", "query", "key"),
+    "forecasts": (*RUN, "name", "window", "step", "channel"),
 }
 
+# Besides `control_of`, which may be missing in all.
 MAY_BE_MISSING: Final[dict[str, tuple[str, ...]]] = {
-    "results": ("mse", "mae", "latency_ms", "memory_mb"),
+    "measurements": ("value",),
+    "networks": ("latency_ms", "latency_spread_ms", "memory_mb"),
     "selections": ("ratio",),
-    "scores": (),
-    "history": ("train_mse", "val_mse", "val_mae"),
+    "scores": ("batch", "head"),
+    "history": ("value",),
     "losses": (),
     "robustness": ("value",),
-    "examples": (),
+    "maps": ("head",),
+    "forecasts": ("channel",),
 }
 
 
@@ -166,7 +194,7 @@ def checked(name: str, frame: pd.DataFrame, *, source: str = "") -> pd.DataFrame
 
     schema = pa.DataFrameSchema(
         {
-            column: pa.Column(kind, nullable=column in MAY_BE_MISSING[name])
+            column: pa.Column(kind, nullable=column in (*MAY_BE_MISSING[name], "control_of"))
             for column, kind in COLUMNS[name].items()
         },
         strict=True,

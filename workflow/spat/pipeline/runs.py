@@ -14,6 +14,7 @@ from spat.data.registry import TIME_FEATURES, DataError, borders
 from spat.models.settings import Shape
 from spat.pipeline import datasets
 from spat.pipeline.config import NAME, Config, ConfigError, GridBlock
+from spat.tasks.setting import Window
 
 if TYPE_CHECKING:
     from spat.models.registry import Setup
@@ -21,28 +22,36 @@ if TYPE_CHECKING:
 # A name has no slash and no dot in front, so that a path stays inside the experiment's folder.
 _NUMBER = r"(0|[1-9][0-9]{0,18})"
 _PATH = re.compile(
-    rf"({NAME.pattern})/([A-Za-z0-9]+)-({NAME.pattern})/l{_NUMBER}-h{_NUMBER}/seed{_NUMBER}"
+    rf"({NAME.pattern})/([A-Za-z0-9]+)-({NAME.pattern})/(l[1-9][0-9]*-h[1-9][0-9]*)/seed{_NUMBER}"
 )
+# BASE+KIND: a variant that is a control of the variant BASE.
+_CONTROL = re.compile(r"([^+]+)\+.+")
 
 
 @dataclass(frozen=True, order=True)
 class Run:
-    """One (dataset, model, variant, lookback, horizon, seed)."""
+    """One (dataset, model, variant, setting, seed). The task writes the setting: ``l96-h96``."""
 
     dataset: str
     model: str
     variant: str
-    lookback: int
-    horizon: int
+    setting: str
     seed: int
+
+    @property
+    def lookback(self) -> int:
+        """The steps that a forecaster reads."""
+        return Window.parse(self.setting).lookback
+
+    @property
+    def horizon(self) -> int:
+        """The steps that it forecasts."""
+        return Window.parse(self.setting).horizon
 
     @property
     def path(self) -> str:
         """Folder below the experiment, and the run's name on the command line."""
-        return (
-            f"{self.dataset}/{self.model}-{self.variant}"
-            f"/l{self.lookback}-h{self.horizon}/seed{self.seed}"
-        )
+        return f"{self.dataset}/{self.model}-{self.variant}/{self.setting}/seed{self.seed}"
 
     @classmethod
     def parse(cls, path: str) -> Run:
@@ -55,18 +64,41 @@ class Run:
             raise ValueError(
                 f"run {path!r}: expected DATASET/MODEL-VARIANT/lLOOKBACK-hHORIZON/seedSEED"
             )
-        dataset, model, variant, *numbers = found.groups()
-        return cls(dataset, model, variant, *map(int, numbers))
+        dataset, model, variant, setting, seed = found.groups()
+        return cls(dataset, model, variant, setting, int(seed))
 
     @property
     def keys(self) -> dict[str, str | int]:
-        """The identifying columns of every frame."""
+        """What identifies the run within an experiment."""
         return asdict(self)
 
     def seed_for(self, *purpose: str | int) -> int:
         """A 63-bit seed derived from the run's identity and a purpose; the same on any machine."""
         text = json.dumps([self.path, *purpose])
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def control_of(variant: str) -> str | None:
+    """The variant that `variant` (``BASE+KIND``) is a control of; None if it is not a control."""
+    match = _CONTROL.fullmatch(variant)
+    return match[1] if match else None
+
+
+def columns(config: Config, run: Run) -> dict[str, str | int | None]:
+    """The columns of a run in every frame: `spat.pipeline.frames.RUN`."""
+    from spat.models.registry import MODELS
+
+    return {
+        "experiment": config.experiment,
+        "task": MODELS[run.model].task,
+        "dataset": run.dataset,
+        "source": datasets.find(config, run.dataset).station,
+        "model": run.model,
+        "variant": run.variant,
+        "control_of": control_of(run.variant),
+        "setting": run.setting,
+        "seed": run.seed,
+    }
 
 
 @dataclass(frozen=True)
@@ -202,7 +234,7 @@ def targets(config: Config, run: Run) -> tuple[str, ...]:
 
 def _expand(config: Config, block: GridBlock) -> list[Run]:
     return [
-        Run(row.name, model, variant, block.lookback or row.lookback, horizon, seed)
+        Run(row.name, model, variant, str(Window(block.lookback or row.lookback, horizon)), seed)
         for row in (datasets.find(config, name) for name in block.datasets)
         for model in block.models
         for variant in block.variants

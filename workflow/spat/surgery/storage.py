@@ -17,7 +17,7 @@ from spat.files import read_json, replacing, write_json
 from spat.models.base import Forecaster
 from spat.models.registry import MODELS, Shape, build, registered
 from spat.surgery.cut import heads_of, prune, require_same
-from spat.tasks import TASKS
+from spat.tasks.registry import TASKS
 
 WEIGHTS = "model.safetensors"
 ARCHITECTURE = "architecture.json"

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from spat.attention.mask import Mask
 from spat.files import replacing
-from spat.pipeline import frames, runs
+from spat.pipeline import frames, runs, scores_frame
 from spat.pipeline.cache import Finished
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Planned, Run
@@ -21,8 +23,11 @@ from spat.pipeline.stages.trained import Job, trained
 # The pictures show attention maps of at most this many queries and keys.
 LARGEST_MAP = 96
 
-# Columns of `results` that stand in a job's `metrics.json` as they are.
-MEASURED = (
+# Columns of `networks`: from the `metrics.json` of `measure`, by mask and batch size.
+MEASURED = ("latency_ms", "latency_spread_ms", "memory_mb")
+
+# Columns of `networks`: from the `metrics.json` of the job that trained the network.
+RECORDED = (
     "params",
     "flops",
     "wall_s",
@@ -50,15 +55,19 @@ def collect(config: Config, *, finished: bool = False) -> None:
         planned = tuple(p for p in planned if _finished(config, p))
         studied = tuple(run for run in studied if _manipulations(config, run).exists())
     gathered = {
-        "results": _gather("results", (row for p in planned for row in _results(config, p))),
+        "measurements": _gather(
+            "measurements", (row for p in planned for row in _measurements(config, p))
+        ),
+        "networks": _gather("networks", (row for p in planned for row in _networks(config, p))),
         "selections": _join("selections", (_selections(config, p) for p in planned)),
         "scores": _join("scores", (f for p in planned for f in _scores(config, p))),
         "history": _join("history", (f for p in planned for f in _history(config, p))),
         "losses": _gather("losses", (row for p in planned for row in _losses(config, p))),
         "robustness": _join("robustness", (_manipulated(config, run) for run in studied)),
-        "examples": _join("examples", (f for p in planned for f in _examples(config, p))),
+        "maps": _join("maps", (f for p in planned for f in _maps(config, p))),
+        "forecasts": _join("forecasts", (f for p in planned for f in _forecasts(config, p))),
     }
-    if gathered["results"].empty:
+    if gathered["measurements"].empty:
         raise frames.FrameError(f"{config.folder}: there is no result to collect")
     for name, frame in gathered.items():
         path = config.folder / "data" / f"{name}.parquet"
@@ -78,10 +87,6 @@ def _finished(config: Config, planned: Planned) -> bool:
     if missing:
         print(f"{planned.run.path}: left out, there is no {missing}", file=sys.stderr)
     return missing is None
-
-
-def _keys(config: Config, run: Run) -> dict[str, Any]:
-    return {"experiment": config.experiment, **run.keys}
 
 
 def _gather(name: str, rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
@@ -106,49 +111,58 @@ def _masks(config: Config, planned: Planned) -> list[tuple[Job, Finished]]:
     return trained(config, planned.run) if planned.prune else []
 
 
-def _results(config: Config, planned: Planned) -> Iterator[dict[str, Any]]:
+def _networks(config: Config, planned: Planned) -> Iterator[dict[str, Any]]:
+    """The costs of each network; a pruned network that is not yet tuned has those of the tuned."""
     run = planned.run
+    keys = {**runs.columns(config, run), "order": 0}
     dense = _files(config, run, "pretrain").metrics
-    costs = {"latency_ms": None, "memory_mb": None}
-    base = {**_keys(config, run), "order": 0, "target": run.dataset}
-    dense_row = {**base, **_measured(dense), **costs, "mask": dense["mask"], "phase": "dense"}
-    measured = (
-        _files(config, run, "measure").metrics
-        if planned.prune
-        else {"latency_ms": {}, "memory_mb": {}}
-    )
-    masks = {}
-    yield from _splits(dense_row, dense["errors"])
+    unmeasured = dict.fromkeys(MEASURED)
+    yield {**keys, **_recorded(dense), **unmeasured, "mask": dense["mask"], "phase": "dense"}
+    if not planned.prune:
+        return
+    measured = _files(config, run, "measure").metrics
     for job, files in _masks(config, planned):
-        metrics = files.metrics
-        row = {**base, **_measured(metrics), "mask": job.mask, "order": job.order}
-        for column in costs:
-            by_batch = measured[column].get(job.mask, {})
+        row = {**keys, **_recorded(files.metrics), "mask": job.mask, "order": job.order}
+        for column in MEASURED:
+            by_batch = measured.get(column, {}).get(job.mask, {})
             row[column] = by_batch[max(by_batch, key=int)] if by_batch else None
-        masks[job.mask, job.order, job.phase] = row
         if job.phase == "finetuned":
-            pruned = {**row, "epochs": 0, "best_epoch": 0, "wall_s": 0.0, "status": "ok"}
-            yield from _splits({**pruned, "phase": "pruned"}, metrics["errors"]["pruned"])
-        yield from _splits({**row, "phase": job.phase}, metrics["errors"]["finetuned"])
+            untrained = {"epochs": 0, "best_epoch": 0, "wall_s": 0.0, "status": "ok"}
+            yield {**row, **untrained, "phase": "pruned"}
+        yield {**row, "phase": job.phase}
+
+
+def _measurements(config: Config, planned: Planned) -> Iterator[dict[str, Any]]:
+    """The errors of each network, on its own dataset and on those that it is transferred to."""
+    run = planned.run
+    base = {**runs.columns(config, run), "order": 0, "target": run.dataset}
+    dense = _files(config, run, "pretrain").metrics
+    yield from _splits({**base, "mask": dense["mask"], "phase": "dense"}, dense["errors"])
+    for job, files in _masks(config, planned):
+        row = {**base, "mask": job.mask, "order": job.order}
+        errors = files.metrics["errors"]
+        if job.phase == "finetuned":
+            yield from _splits({**row, "phase": "pruned"}, errors["pruned"])
+        yield from _splits({**row, "phase": job.phase}, errors["finetuned"])
     for target in runs.targets(config, run):
-        found = _files(config, run, f"transfer/{target}").metrics
-        for entry in found["masks"]:
-            origin = (
-                dense_row
-                if entry["phase"] == "dense"
-                else masks[entry["mask"], entry["order"], entry["phase"]]
-            )
-            errors = {"mse": entry["mse"], "mae": entry["mae"]}
-            yield {**origin, "phase": entry["phase"], "target": target, "split": "test", **errors}
+        for entry in _files(config, run, f"transfer/{target}").metrics["masks"]:
+            where = {name: entry[name] for name in ("mask", "phase", "order")}
+            row = {**base, **where, "target": target, "split": "test"}
+            yield from _metrics(row, entry["errors"])
 
 
-def _measured(metrics: dict[str, Any]) -> dict[str, Any]:
-    return {name: metrics[name] for name in MEASURED}
+def _recorded(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {name: metrics[name] for name in RECORDED}
 
 
 def _splits(row: dict[str, Any], errors: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for split in ("validation", "test"):
-        yield {**row, "split": split, **errors[split]}
+        yield from _metrics({**row, "split": split}, errors[split])
+
+
+def _metrics(row: dict[str, Any], errors: dict[str, float]) -> Iterator[dict[str, Any]]:
+    for metric, value in errors.items():
+        yield {**row, "metric": metric, "value": value}
 
 
 def _selections(config: Config, planned: Planned) -> pd.DataFrame:
@@ -159,40 +173,53 @@ def _selections(config: Config, planned: Planned) -> pd.DataFrame:
     if not found:  # the run left no weights
         return frames.empty("selections")
     frame = pd.concat(found, ignore_index=True)
-    return frame.assign(**_keys(config, planned.run))
+    return frame.assign(**runs.columns(config, planned.run))
 
 
 def _scores(config: Config, planned: Planned) -> Iterator[pd.DataFrame]:
-    keys = _keys(config, planned.run)
+    keys = runs.columns(config, planned.run)
     trajectory = _files(config, planned.run, "pretrain").table("scores.parquet")
     if planned.prune:
         scored = _files(config, planned.run, "score").table("scores.parquet")
-        yield scored.assign(**keys)
+        yield _missing(scored).assign(**keys)
         # `score` has the kept epoch from the same batches, criterion by criterion.
         trajectory = trajectory[~trajectory["epoch"].isin(scored["epoch"])]
-    yield trajectory.assign(batch=-1, **keys)
+    yield _missing(trajectory.assign(batch=scores_frame.ALL)).assign(**keys)
+
+
+def _missing(scores: pd.DataFrame) -> pd.DataFrame:
+    """Scores with a missing `head` for whole sites, a missing `batch` for all batches."""
+    head, batch = scores["head"].astype("Int64"), scores["batch"].astype("Int64")
+    return scores.assign(
+        head=head.mask(head == scores_frame.SITE), batch=batch.mask(batch == scores_frame.ALL)
+    )
 
 
 def _history(config: Config, planned: Planned) -> Iterator[pd.DataFrame]:
     run = planned.run
     dense = _files(config, run, "pretrain")
-    keys = _keys(config, run)
+    keys = runs.columns(config, run)
     mask = dense.metrics["mask"]
-    yield dense.table("history.csv").assign(stage="pretrain", mask=mask, order=0, **keys)
+    yield _long(dense.table("history.csv")).assign(stage="pretrain", mask=mask, order=0, **keys)
     for job, files in _masks(config, planned):
         stage = "finetune" if job.phase == "finetuned" else "scratch"
-        yield files.table("history.csv").assign(stage=stage, mask=job.mask, order=job.order, **keys)
+        rows = _long(files.table("history.csv"))
+        yield rows.assign(stage=stage, mask=job.mask, order=job.order, **keys)
+
+
+def _long(history: pd.DataFrame) -> pd.DataFrame:
+    return history.melt("epoch", var_name="quantity", value_name="value")
 
 
 def _losses(config: Config, planned: Planned) -> Iterator[dict[str, Any]]:
     run = planned.run
     dense = _files(config, run, "pretrain")
-    base = {**_keys(config, run), "target": run.dataset}
+    base = {**runs.columns(config, run), "target": run.dataset}
     row = {**base, "order": 0, "mask": dense.metrics["mask"], "phase": "dense"}
-    yield {**row, "mse": dense.array("losses.npy")}
+    yield {**row, "losses": dense.array("losses.npy")}
     for job, files in _masks(config, planned):
         row = {**base, "order": job.order, "mask": job.mask, "phase": job.phase}
-        yield {**row, "mse": files.array("losses.npy")}
+        yield {**row, "losses": files.array("losses.npy")}
 
 
 def _manipulations(config: Config, run: Run) -> Path:
@@ -201,72 +228,74 @@ def _manipulations(config: Config, run: Run) -> Path:
 
 def _manipulated(config: Config, run: Run) -> pd.DataFrame:
     files = _files(config, run, "robustness")
-    return files.table("robustness.parquet").assign(**_keys(config, run))
+    return files.table("robustness.parquet").assign(**runs.columns(config, run))
 
 
-def _examples(config: Config, planned: Planned) -> Iterator[pd.DataFrame]:
-    """Attention maps of SEND's lowest and highest site, and a few forecasts, of the first seed."""
+def _forecasts(config: Config, planned: Planned) -> Iterator[pd.DataFrame]:
+    """A few forecasts of the first seed of each cell."""
     run = planned.run
-    if run.seed != min(p.run.seed for p in runs.plan(config) if _same_cell(p.run, run)):
+    if not _is_first_seed(config, run):
         return
-    keys = _keys(config, run)
+    keys = runs.columns(config, run)
     stored = _files(config, run, "pretrain").arrays("forecasts.npz")
     for name, kept in (("input", "input"), ("truth", "truth"), ("dense", "forecast")):
         if np.isfinite(stored[kept]).all():  # not of a model that diverged
-            yield _forecast(name, stored["window"], stored[kept]).assign(**keys)
+            yield _steps(name, stored["window"], stored[kept]).assign(**keys)
+    shown = _shown(config, planned)
     for job, files in _masks(config, planned):
-        if job.order == 0 and job.phase == "finetuned" and _on_path(job.mask):
+        if job.order == 0 and job.phase == "finetuned" and job.mask in shown:
             stored = files.arrays("forecasts.npz")
-            yield _forecast(job.mask, stored["window"], stored["forecast"]).assign(**keys)
-    if planned.prune:
-        yield from (frame.assign(**keys) for frame in _maps(config, run))
+            yield _steps(job.mask, stored["window"], stored["forecast"]).assign(**keys)
 
 
-def _same_cell(one: Run, other: Run) -> bool:
-    return {**one.keys, "seed": 0} == {**other.keys, "seed": 0}
+def _is_first_seed(config: Config, run: Run) -> bool:
+    cell = [p.run for p in runs.plan(config) if replace(p.run, seed=run.seed) == run]
+    return run.seed == min(other.seed for other in cell)
 
 
-def _on_path(mask: str) -> bool:
-    """Masks whose forecasts are shown: everything kept, and everything removed."""
-    return "0" not in mask or "1" not in mask
+def _shown(config: Config, planned: Planned) -> set[str]:
+    """Masks whose forecasts are shown: all kept, none kept, and those that a rule chose."""
+    decisions = _selections(config, planned)
+    chosen = decisions.loc[decisions["rule"] != "", "mask"]
+    masks = {job.mask: Mask.parse(job.mask) for job, _ in _masks(config, planned)}
+    return {*chosen, *(name for name, mask in masks.items() if mask.is_full or mask.is_empty)}
 
 
-def _maps(config: Config, run: Run) -> Iterator[pd.DataFrame]:
+def _maps(config: Config, planned: Planned) -> Iterator[pd.DataFrame]:
+    """Attention maps of SEND's lowest and highest site, of the first seed of each cell."""
+    run = planned.run
+    if not planned.prune or not _is_first_seed(config, run):
+        return
     files = _files(config, run, "score")
     scores = files.table("scores.parquet")
-    send = scores[
-        (scores["criterion"] == "send") & (scores["batch"] == -1) & (scores["head"] == -1)
-    ].set_index("name")["value"]
+    whole = scores["batch"].eq(scores_frame.ALL) & scores["head"].eq(scores_frame.SITE)
+    send = scores[whole & scores["criterion"].eq("send")].set_index("name")["value"]
     if send.empty:  # the run left no weights
         return
     maps = files.arrays("maps.npz")
     for name in dict.fromkeys([send.idxmin(), send.idxmax()]):
         mean = maps[str(name)].mean(axis=0)[:LARGEST_MAP, :LARGEST_MAP]
-        row, column = np.indices(mean.shape)
+        query, key = np.indices(mean.shape)
         yield pd.DataFrame(
             {
-                "kind": "map",
                 "name": name,
-                "head": -1,
-                "row": row.ravel(),
-                "column": column.ravel(),
+                "head": pd.NA,
+                "query": query.ravel(),
+                "key": key.ravel(),
                 "value": mean.ravel().astype(np.float64),
             }
-        )
+        ).assign(**runs.columns(config, run))
 
 
-def _forecast(
-    name: str, window: np.ndarray[Any, Any], values: np.ndarray[Any, Any]
-) -> pd.DataFrame:
-    """values [W, steps] -> one row per (window, step); `column` -1 is the last channel."""
+def _steps(name: str, window: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> pd.DataFrame:
+    """values [W, steps] -> one row per (window, step)."""
     count, steps = values.shape
     return pd.DataFrame(
         {
-            "kind": "forecast",
             "name": name,
-            "head": np.repeat(window, steps),
-            "row": np.tile(np.arange(steps), count),
-            "column": -1,
+            "window": np.repeat(window, steps),
+            "step": np.tile(np.arange(steps), count),
+            "channel": pd.NA,
             "value": values.ravel().astype(np.float64),
         }
     )

@@ -21,10 +21,9 @@ from spat.pipeline.cache import Finished
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
 from spat.surgery import storage
-from spat.tasks import TASKS
+from spat.tasks.registry import TASKS
 from spat.tasks.task import Task
 from spat.training.loop import Settings, choose_device, prepare_torch
-from spat.training.metrics import Errors
 
 if TYPE_CHECKING:
     from spat.models.base import Forecaster
@@ -90,11 +89,6 @@ def scoring_batches(config: Config, run: Run, windows: Windows) -> list[torch.Te
     generator = torch.Generator().manual_seed(run.seed_for("scoring"))
     drawn = torch.randperm(len(windows), generator=generator)[:wanted].to(windows.device)
     return list(torch.split(drawn, config.scoring.batch_size))
-
-
-def errors_row(errors: Errors) -> dict[str, float]:
-    """The part of the errors that stands in `metrics.json`."""
-    return errors.means
 
 
 def device_name(device: torch.device) -> str:

@@ -172,8 +172,8 @@ def _write(
             "epochs": fitted.epochs,
             "best_epoch": fitted.best_epoch,
             "errors": {
-                "validation": common.errors_row(validation),
-                "test": common.errors_row(test),
+                "validation": validation.means,
+                "test": test.means,
             },
         }
     )

@@ -167,6 +167,6 @@ def _write(
 
 def _errors(errors: tuple[Errors, Errors]) -> dict[str, dict[str, float]]:
     return {
-        "validation": common.errors_row(errors[0]),
-        "test": common.errors_row(errors[1]),
+        "validation": errors[0].means,
+        "test": errors[1].means,
     }

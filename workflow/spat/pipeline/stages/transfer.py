@@ -32,7 +32,7 @@ def transfer(config: Config, planned: Planned, target: str) -> None:
         rows: list[dict[str, Any]] = []
         for mask, phase, source in _networks(config, planned, dense):
             errors = evaluate(common.network(source, device), common.task_of(run), splits.test)
-            rows.append({"mask": mask, "phase": phase, "order": 0, **common.errors_row(errors)})
+            rows.append({"mask": mask, "phase": phase, "order": 0, "errors": errors.means})
         write_record(
             folder,
             {

@@ -213,7 +213,7 @@ def _transfer(config: Config, run: Run, files: Finished) -> Entry:
         for row in rows
         if (end := _end(row["mask"]))
         for point in _points(
-            {f"{error}/{row['phase']}/{end}": row[error] for error in ("mse", "mae")},
+            {f"{name}/{row['phase']}/{end}": value for name, value in row["errors"].items()},
             entry.end,
             row["order"],  # the data orders of one mask share a metric, one step each
         )

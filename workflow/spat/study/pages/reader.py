@@ -1,39 +1,71 @@
 """The frames of an experiment, as the study reads them.
 
-All reading goes through `Frames`. It adds the columns that the study needs and that follow from a
-run: `source`, and for the controls `control_of`.
+The files of `data/` are long (`spat.pipeline.frames`). The study works with wide frames: one column
+a metric, errors and costs of a network in one row, lookback and horizon in columns of their own,
+and the codes of `spat.study.statistics.cells` where a value does not apply. All reading goes
+through `Frames`, which makes the wide frames.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 import pandas as pd
 
-from spat.data.registry import DATASETS
 from spat.pipeline import frames
 from spat.pipeline.config import StatisticsSection
+from spat.study.statistics.cells import ALL_BATCHES, WHOLE_SITE
+from spat.tasks.setting import Window
 
-# BASE+KIND, where a control is a variant of its own.
-_CONTROL: Final = re.compile(r"^(?P<base>[^+]+)\+.+$")
+# A run is a row of these; what else is in `frames.RUN` follows from them.
+_RUN: Final = ("experiment", "dataset", "model", "variant", "setting", "seed")
+_NETWORK: Final = (*_RUN, "order", "mask", "phase")
+
+# The columns of a run in the wide frames: `cells.RUN` and `control_of`.
+_WIDE_RUN: Final = (
+    *("experiment", "dataset", "source", "model", "variant", "control_of"),
+    *("lookback", "horizon", "seed"),
+)
+
+# What each wide frame has besides.
+WIDE: Final[dict[str, tuple[str, ...]]] = {
+    "results": (
+        *("order", "mask", "phase", "target", "split", "mse", "mae"),
+        *(
+            column
+            for column in frames.COLUMNS["networks"]
+            if column not in (*frames.RUN, *_NETWORK)
+        ),
+    ),
+    "selections": tuple(c for c in frames.COLUMNS["selections"] if c not in frames.RUN),
+    "scores": tuple(c for c in frames.COLUMNS["scores"] if c not in frames.RUN),
+    "history": (
+        *("stage", "mask", "order", "epoch"),
+        *("train_mse", "val_mse", "val_mae", "learning_rate", "seconds"),
+    ),
+    "losses": ("order", "mask", "phase", "target", "mse"),
+    "robustness": tuple(c for c in frames.COLUMNS["robustness"] if c not in frames.RUN),
+    "maps": ("name", "head", "row", "column", "value"),
+    "forecasts": ("name", "window", "step", "channel", "value"),
+}
+
+# Reads a frame of `spat.pipeline.frames.COLUMNS` by name.
+Read = Callable[[str], pd.DataFrame]
 
 
 class Frames:
-    """The frames of an experiment. Each is read at its first use, and must not be changed in place.
+    """The wide frames of an experiment. Each is made at its first use, and must not be changed.
 
     Runs of a variant that is a control of another variant are in `controls`, and in no other frame.
     `statistics` is the section of the configuration that says how intervals are computed.
     """
 
-    def __init__(
-        self, get: Callable[[str], pd.DataFrame], statistics: StatisticsSection | None = None
-    ) -> None:
-        """`get` returns the frame of a name of `spat.pipeline.frames.COLUMNS`."""
-        self._get = get
+    def __init__(self, wide: Read, statistics: StatisticsSection | None = None) -> None:
+        """`wide` returns the frame of a name of `WIDE`."""
+        self._wide = wide
         self.statistics = statistics or StatisticsSection.model_validate({})
 
     @classmethod
@@ -45,7 +77,7 @@ class Frames:
                 makes it.
         """
 
-        def get(name: str) -> pd.DataFrame:
+        def read(name: str) -> pd.DataFrame:
             path = folder / f"{name}.parquet"
             if not path.exists():
                 raise FileNotFoundError(
@@ -53,12 +85,17 @@ class Frames:
                 )
             return pd.read_parquet(path)
 
-        return cls(get, statistics)
+        return cls(lambda name: widened(name, read), statistics)
 
     @classmethod
-    def of(cls, **given: pd.DataFrame) -> Frames:
-        """Frames in memory; those not given are empty."""
-        return cls(lambda name: given[name] if name in given else frames.empty(name))
+    def of(cls, **wide: pd.DataFrame) -> Frames:
+        """Wide frames in memory, else empty. Without `control_of` they have no controls."""
+
+        def given(name: str) -> pd.DataFrame:
+            rows = wide.get(name, empty(name))
+            return rows if "control_of" in rows else rows.assign(control_of=None)
+
+        return cls(given)
 
     @cached_property
     def results(self) -> pd.DataFrame:
@@ -68,8 +105,7 @@ class Frames:
     @cached_property
     def controls(self) -> pd.DataFrame:
         """The rows of `results` of controls, with `control_of`: the variant they belong to."""
-        rows = with_source(self._get("results"))
-        return _with_base(rows).dropna(subset="control_of")
+        return self._wide("results").dropna(subset="control_of")
 
     @cached_property
     def selections(self) -> pd.DataFrame:
@@ -88,7 +124,7 @@ class Frames:
 
     @cached_property
     def losses(self) -> pd.DataFrame:
-        """One row per fine-tuned mask: its test losses, one per window."""
+        """One row per fine-tuned mask: its test losses `mse`, one per window."""
         return self._runs("losses")
 
     @cached_property
@@ -99,40 +135,62 @@ class Frames:
     @cached_property
     def maps(self) -> pd.DataFrame:
         """Attention maps: `name` (of the site), `row` (query), `column` (key), `value`."""
-        rows = self._runs("examples")
-        return rows[rows["kind"] == "map"]
+        return self._runs("maps")
 
     @cached_property
     def forecasts(self) -> pd.DataFrame:
         """Forecasts: `name` (input, truth, dense, a mask), `window`, `step`, `channel`, `value`."""
-        rows = self._runs("examples")
-        rows = rows[rows["kind"] == "forecast"]
-        return rows.rename(columns={"head": "window", "row": "step", "column": "channel"})
+        return self._runs("forecasts")
 
     def _runs(self, name: str) -> pd.DataFrame:
-        rows = _with_base(with_source(self._get(name)))
+        rows = self._wide(name)
         return rows[rows["control_of"].isna()].drop(columns="control_of")
 
 
-def with_source(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with the column `source`: what the data of its dataset come from.
-
-    Raises:
-        KeyError: naming the datasets that are not in the registry.
-    """
-    names = frame["dataset"].unique()
-    if unknown := sorted(set(names) - set(DATASETS)):
-        raise KeyError(f"datasets {unknown} are not in the registry ({', '.join(DATASETS)})")
-    sources = frame["dataset"].map({name: DATASETS[name].station for name in names})
-    return frame.assign(source=sources.astype("str"))
+def empty(name: str) -> pd.DataFrame:
+    """A wide frame without rows."""
+    return widened(name, frames.empty)
 
 
-def control_of(variant: str) -> str | None:
-    """The variant that `variant` (`BASE+KIND`) is a control of; None if it is not a control."""
-    match = _CONTROL.match(variant)
-    return match["base"] if match else None
+def widened(name: str, read: Read) -> pd.DataFrame:
+    """The wide frame `name`, from the long frames that `read` returns."""
+    if name == "results":
+        rows = _pivoted(read("measurements"), (*_NETWORK, "target", "split"), "metric")
+        costs = read("networks").drop(columns=["task", "source", "control_of"])
+        rows = rows.merge(costs, on=list(_NETWORK), how="left", validate="m:1")
+    elif name == "history":
+        rows = _pivoted(read("history"), (*_RUN, "stage", "mask", "order", "epoch"), "quantity")
+    else:
+        rows = read(name).rename(columns=_RENAMED.get(name, {}))
+    for column, code in _CODES.items():
+        if column in rows:
+            rows[column] = rows[column].fillna(code).astype("int64")
+    windows = {setting: Window.parse(setting) for setting in rows["setting"].unique()}
+    rows = rows.assign(
+        lookback=rows["setting"].map({s: w.lookback for s, w in windows.items()}).astype("int64"),
+        horizon=rows["setting"].map({s: w.horizon for s, w in windows.items()}).astype("int64"),
+    )
+    rows = rows.reindex(columns=[*_WIDE_RUN, *WIDE[name]])
+    numbers = [column for column in _NUMBERS if column in rows and name != "losses"]
+    return rows.astype(dict.fromkeys(numbers, "float64"))
 
 
-def _with_base(frame: pd.DataFrame) -> pd.DataFrame:
-    bases = {variant: control_of(variant) for variant in frame["variant"].unique()}
-    return frame.assign(control_of=frame["variant"].map(bases).astype("str"))
+_RENAMED: Final = {
+    "losses": {"losses": "mse"},
+    "maps": {"query": "row", "key": "column"},
+}
+
+# Columns that were values of a long frame.
+_NUMBERS: Final = ("mse", "mae", "train_mse", "val_mse", "val_mae", "learning_rate", "seconds")
+
+# What a column holds in a wide frame where no single value applies.
+_CODES: Final = {"head": WHOLE_SITE, "batch": ALL_BATCHES, "channel": -1}
+
+
+def _pivoted(rows: pd.DataFrame, key: Sequence[str], column: str) -> pd.DataFrame:
+    """One row per `key`, in the order of its first row, and one column per value of `column`."""
+    found = rows.drop(columns=[column, "value"]).drop_duplicates(list(key))
+    for name, part in rows.groupby(column, sort=False):
+        values = part[[*key, "value"]].rename(columns={"value": str(name)})
+        found = found.merge(values, on=list(key), how="left", validate="1:1")
+    return found
