@@ -81,7 +81,7 @@ def wait_for(path: Path, running: subprocess.Popen[str]) -> None:
 
 def epochs_logged(project: Project, stage: str) -> int:
     log = project.folder / "results/kill/logs" / stage / f"{RUN.removeprefix('results/kill/')}.log"
-    return log.read_text().count(f"/{EPOCHS}: train MSE")
+    return log.read_text().count(f"/{EPOCHS}: train mse")
 
 
 def kill_the_job(

@@ -5,13 +5,15 @@ rule collect:
     output:
         multiext(
             f"{FOLDER}/data/",
-            "results.parquet",
+            "measurements.parquet",
+            "networks.parquet",
             "selections.parquet",
             "scores.parquet",
             "history.parquet",
             "losses.parquet",
             "robustness.parquet",
-            "examples.parquet",
+            "maps.parquet",
+            "forecasts.parquet",
         ),
     log:
         f"{FOLDER}/logs/collect.log",

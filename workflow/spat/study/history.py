@@ -54,7 +54,6 @@ def run_history(rows: pd.DataFrame, chosen: str = "") -> Figure:
 
     `rows` is its part of the frame `history`; `chosen` is the mask of SPAT, if there is one.
     """
-    rows = rows.assign(source=rows["dataset"])
     choice = rows[list(RUN)].drop_duplicates().assign(mask=chosen)
     with style.drawing():
         return curves(rows, choice)

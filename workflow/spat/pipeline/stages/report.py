@@ -43,7 +43,7 @@ def loss_curves(config: Config, run: Run) -> Path | None:
     history = pd.read_csv(folder / "history.csv")
     if history.empty:
         return None
-    keys = {"experiment": config.experiment, **run.keys}
+    keys = {**runs.columns(config, run), "lookback": run.lookback, "horizon": run.horizon}
     figure = run_history(history.assign(stage="pretrain", mask="", order=0, **keys))
     path = folder / "history.png"
     with replacing(path) as temporary:

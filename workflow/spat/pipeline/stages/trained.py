@@ -81,7 +81,7 @@ def forget_incomplete(config: Config, run: Run) -> str | None:
                 if not path.is_file() or path.stat().st_size != size:
                     manifest.unlink()
                     # A missing file is made again only for a job that has to run.
-                    (config.folder / "data" / "results.parquet").unlink(missing_ok=True)
+                    (config.folder / "data" / "measurements.parquet").unlink(missing_ok=True)
                     return f"{path}: missing or cut short; its network is trained again"
     except FileNotFoundError:  # not finished: Snakemake runs the job anyway
         return None
