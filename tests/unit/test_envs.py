@@ -43,7 +43,8 @@ def test_the_container_installs_the_same_file_on_the_same_python() -> None:
 
 def test_pins_satisfy_what_the_project_asks_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for text in project["dependencies"]:
+    extras = project["optional-dependencies"].values()
+    for text in [*project["dependencies"], *(text for extra in extras for text in extra)]:
         wanted = Requirement(text)
         pin = PINNED.get(canonicalize_name(wanted.name))
         assert pin is not None, f"{wanted.name} is not pinned"

@@ -1,3 +1,35 @@
-"""SPAT benchmark: which attention does a time-series Transformer need, and who can tell."""
+"""Attention pruning by sensitivity (SPAT), for models of one's own and as a benchmark.
+
+`find_sites`, `score`, `prune`, `compare`, `save` and `load` work with any model. They are imported
+at their first use, so that `import spat` does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from spat.attention.discovery import find_sites
+    from spat.scoring.foreign import score
+    from spat.surgery.foreign import compare, load, prune, save
 
 __version__ = "0.1.0"
+
+__all__ = ["compare", "find_sites", "load", "prune", "save", "score"]
+
+_HOMES: Final = {
+    "find_sites": "spat.attention.discovery",
+    "score": "spat.scoring.foreign",
+    **dict.fromkeys(("compare", "load", "prune", "save"), "spat.surgery.foreign"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,273 @@
+"""Attention found in the autograd graph: which modules, and S and A as autograd gives them."""
+
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import zoo
+from scoring_cases import batches, small, windows
+from scoring_cases import traces as hook_traces
+from small_models import LOSSES
+from torch import Tensor, nn
+
+import spat
+from spat.attention import discovery, graph
+from spat.attention.errors import (
+    AttentionWarning,
+    InlineAttention,
+    NoResidual,
+    NoSites,
+    NotDifferentiable,
+    NotPerSample,
+    SharedModule,
+    TooCoarse,
+    UnknownSite,
+)
+from spat.scoring.scores import score as pipeline_score
+
+
+def test_torch_has_the_internals_that_the_graph_is_read_with() -> None:
+    assert graph.unsupported() == []
+
+
+@pytest.mark.parametrize("name", zoo.REMOVABLE)
+def test_sites_are_found_in_forward_order(name: str) -> None:
+    maker, names = zoo.REMOVABLE[name]
+    sites = spat.find_sites(zoo.make(maker), zoo.loss, zoo.batch())
+    assert [site.name for site in sites] == names
+    assert all(site.refusal is None and site.heads == zoo.HEADS for site in sites)
+    assert {(site.queries, site.keys) for site in sites} == {(zoo.TOKENS, zoo.TOKENS)}
+
+
+def test_what_a_site_says_of_itself() -> None:
+    (site,) = spat.find_sites(zoo.make(zoo.Twice), zoo.loss, zoo.batch())
+    size = sum(p.numel() for p in zoo.Nano().parameters())
+    assert (site.calls, site.kind, site.parameters, site.branch) == (2, "self", size, ())
+    sites = spat.find_sites(zoo.make(zoo.Beside), zoo.loss, zoo.batch())
+    assert sites[0].branch == ("output.dense",)
+    sites = spat.find_sites(zoo.make(zoo.Decoder), zoo.loss, zoo.batch())
+    assert [site.kind for site in sites] == ["self"] * 3 + ["cross", "self", "cross"]
+
+
+@pytest.mark.parametrize(
+    ("maker", "refusal"),
+    [
+        (zoo.Inline, InlineAttention),
+        (zoo.NoSum, NoResidual),
+        (zoo.Uneven, SharedModule),
+        (lambda: zoo.Layer(zoo.Local()), TooCoarse),
+    ],
+)
+def test_what_cannot_be_removed_says_why(maker: Any, refusal: type[Exception]) -> None:
+    model = zoo.make(maker)
+    (site,) = spat.find_sites(model, zoo.loss, zoo.batch())
+    assert isinstance(site.refusal, refusal)
+    with pytest.raises(refusal):
+        spat.prune(model, [site], zoo.loss, zoo.batch())
+
+
+def test_a_model_without_attention_has_no_sites() -> None:
+    for model in (zoo.make(zoo.Gates), zoo.make(lambda: nn.Linear(zoo.WIDTH, zoo.WIDTH))):
+        with pytest.raises(NoSites, match="_orig_mod"):
+            spat.find_sites(model, zoo.loss, zoo.batch())
+
+
+def test_a_loss_without_gradient_is_refused() -> None:
+    model = zoo.make(zoo.Twice)
+    with pytest.raises(NotDifferentiable, match="detach"):
+        spat.find_sites(model, lambda m, b: zoo.loss(m, b).detach(), zoo.batch())
+    with torch.inference_mode(), pytest.raises(NotDifferentiable, match="inference"):
+        spat.find_sites(model, zoo.loss, zoo.batch())
+
+
+def test_a_scalar_loss_finds_sites_but_gives_no_scores() -> None:
+    model = zoo.make(zoo.Twice)
+    mean = lambda m, b: zoo.loss(m, b).mean()  # noqa: E731
+    assert len(spat.find_sites(model, mean, zoo.batch())) == 1
+    with pytest.raises(NotPerSample, match=r"shape \(\)"):
+        spat.score(model, [zoo.batch()], mean)
+    with pytest.raises(NotPerSample, match="3 "):
+        spat.score(model, [zoo.batch()], lambda m, b: zoo.loss(m, b).repeat(2)[:2])
+
+
+def test_units_replace_discovery() -> None:
+    model = zoo.make(lambda: nn.Sequential(zoo.Layer(zoo.Local()), zoo.Layer(zoo.Local())))
+    sites = spat.find_sites(model, zoo.loss, zoo.batch(), units=["*.attention"])
+    assert [site.name for site in sites] == ["0.attention", "1.attention"]
+    assert all(site.refusal is None and site.calls == 1 for site in sites)
+    with pytest.raises(UnknownSite, match="did you mean '0.attention'"):
+        spat.find_sites(model, zoo.loss, zoo.batch(), units=["0.atention"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_frozen_model_of_any_precision_is_found_and_left_as_it_was(dtype: torch.dtype) -> None:
+    model = zoo.make(lambda: zoo.Layer(zoo.Nano()), dtype).requires_grad_(False)
+    with torch.no_grad():
+        assert len(spat.find_sites(model, zoo.loss, zoo.batch(dtype))) == 1
+        spat.score(model, [zoo.batch(dtype)], zoo.loss)
+    assert model.training
+    assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def masked_attention(mask: Tensor) -> Any:
+    """F.scaled_dot_product_attention with an explicit mask of ones on A."""
+
+    def attention(
+        q: Tensor, k: Tensor, v: Tensor, attn_mask: Any = None, *_: Any, **given: Any
+    ) -> Tensor:
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
+        logits = q @ k.mT / math.sqrt(q.shape[-1])
+        if given.get("is_causal"):
+            logits = logits.masked_fill(torch.ones(logits.shape[-2:]).triu(1).bool(), -math.inf)
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            logits = logits.masked_fill(~attn_mask, -math.inf)
+        elif attn_mask is not None:
+            logits = logits + attn_mask
+        return (logits.softmax(-1) * mask) @ v
+
+    return attention
+
+
+@pytest.mark.parametrize("maker", [
+    lambda: zoo.Layer(zoo.Nano()),
+    lambda: zoo.Layer(zoo.Grouped()),
+    lambda: nn.TransformerEncoderLayer(zoo.WIDTH, zoo.HEADS, 24, 0.0, batch_first=True),
+])  # fmt: skip
+def test_fused_sensitivity_is_the_gradient_by_a_mask_of_ones(
+    maker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, given = zoo.make(maker).eval(), zoo.batch()
+    (trace,) = discovery.traces(model, zoo.loss, given)
+    S = trace.mixing.S[:, 0]
+    mask = torch.ones(*S.shape, dtype=torch.float64, requires_grad=True)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", masked_attention(mask))
+    (exact,) = torch.autograd.grad(zoo.loss(model, given).sum(), mask)
+    assert float((S - exact).abs().max() / exact.abs().max()) < 1e-12
+
+
+def test_sensitivity_of_a_softmax_is_the_gradient_by_a_mask_of_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, given = zoo.make(lambda: zoo.Layer(zoo.Einsum())), zoo.batch()
+    (trace,) = discovery.traces(model, zoo.loss, given)
+    S = trace.mixing.S[:, 0]
+    mask = torch.ones(*S.shape, dtype=torch.float64, requires_grad=True)
+    plain = torch.softmax
+    monkeypatch.setattr(torch, "softmax", lambda t, dim: plain(t, dim) * mask)
+    (exact,) = torch.autograd.grad(zoo.loss(model, given).sum(), mask)
+    assert float((S - exact).abs().max() / exact.abs().max()) < 1e-12
+
+
+def test_hidden_keys_do_not_count() -> None:  # R3
+    model = zoo.make(lambda: zoo.Layer(zoo.Nano()))
+    (trace,) = discovery.traces(model, zoo.loss, zoo.batch())
+    expected = torch.ones(zoo.TOKENS, zoo.TOKENS, dtype=torch.bool).tril()
+    assert torch.equal(trace.mixing.allowed, expected)
+    trace = discovery.traces(zoo.make(zoo.Padded), zoo.loss, zoo.batch())[0]
+    kept = trace.mixing.allowed[:, 0, 0, 0].sum(-1).tolist()
+    assert kept == [zoo.TOKENS, zoo.TOKENS - 2, 2]
+
+
+def test_channels_in_the_batch_are_sequences_of_a_window() -> None:  # R2
+    (trace,) = discovery.traces(zoo.make(zoo.ByChannel), zoo.loss, zoo.batch())
+    assert trace.mixing.S.shape == (zoo.SAMPLES, 5, zoo.HEADS, zoo.TOKENS, zoo.TOKENS)
+
+
+def test_heads_that_are_joined_with_the_batch_are_told_apart() -> None:
+    model = zoo.make(
+        lambda: zoo.Layer(nn.MultiheadAttention(zoo.WIDTH, zoo.HEADS, batch_first=True))
+    )
+    (trace,) = discovery.traces(model, zoo.loss, zoo.batch())
+    assert trace.mixing.S.shape == (zoo.SAMPLES, 1, zoo.HEADS, zoo.TOKENS, zoo.TOKENS)
+
+
+def test_a_batch_in_the_second_axis_gives_the_same_scores() -> None:
+    first = zoo.make(
+        lambda: zoo.Layer(nn.MultiheadAttention(zoo.WIDTH, zoo.HEADS, batch_first=True))
+    )
+    second = zoo.make(lambda: zoo.Layer(nn.MultiheadAttention(zoo.WIDTH, zoo.HEADS)))
+    second.load_state_dict(first.state_dict())
+
+    def turned(model: Any, given: Any) -> Tensor:
+        y = model(given[0].transpose(0, 1)).transpose(0, 1)
+        return F.mse_loss(y, given[1], reduction="none").mean((1, 2))
+
+    a = spat.score(first, [zoo.batch()], zoo.loss).values
+    b = spat.score(second, [zoo.batch()], turned).values
+    assert a == pytest.approx(b, rel=1e-12)
+
+
+def test_a_loss_that_hardly_depends_on_attention_is_warned_of() -> None:  # R5
+    model = zoo.make(lambda: nn.Sequential(zoo.Layer(zoo.Nano()), nn.LayerNorm(zoo.WIDTH)))
+    flat = lambda m, b: 0 * m(b[0]).square().mean((1, 2)) + 1  # noqa: E731
+    with pytest.warns(AttentionWarning, match="rounding noise"):
+        spat.score(model, [zoo.batch()], flat)
+
+
+@pytest.mark.parametrize("name", ["iTransformer", "PatchTST", "Transformer"])
+def test_discovery_agrees_with_the_hooks_of_the_own_models(name: str) -> None:  # R1, R4
+    model, cases, cut = small(name), windows(), batches(20)
+    given = cases.batch(cut[0])
+    hooked, found = hook_traces(model, given), discovery.traces(model, LOSSES, given)
+    # The last cross-attention of Transformer is no site of the pipeline.
+    assert len(found) - len(hooked) == (name == "Transformer")
+    for hook, own in zip(hooked, found, strict=False):
+        for part in ("S", "A"):
+            a, b = getattr(hook.mixing, part), getattr(own.mixing, part)
+            assert a.shape == b.shape
+            assert float((a - b).abs().max() / a.abs().max()) < 1e-12
+        assert float((hook.output.y - own.output.y).abs().max()) < 1e-12
+        assert float((hook.output.dy - own.output.dy).abs().max()) < 1e-12
+    for criterion in ("send", "send_window", "michel", "cosine", "block_influence"):
+        wanted = pipeline_score(model, cases, cut, LOSSES, [criterion], batch_size=20)
+        wanted = [one.value for one in wanted if one.criterion == criterion]
+        scores = spat.score(model, map(cases.batch, cut), LOSSES, criterion=criterion)
+        for values, whole, each in zip(wanted, scores.values, scores.per_batch, strict=False):
+            assert whole == pytest.approx(values[0, 0], rel=1e-12)
+            assert each == pytest.approx(values[1:, 0], rel=1e-12)
+
+
+def test_scores_are_a_table_and_give_the_lowest() -> None:
+    model = zoo.make(zoo.REMOVABLE["TransformerEncoder pre-norm"][0])
+    scores = spat.score(model, [zoo.batch()] * 5, zoo.loss, batches_max=2)
+    assert scores.per_batch.shape == (3, 2)
+    order = sorted(scores.sites, key=lambda site: scores[site.name])
+    assert scores.lowest(1) == (order[0].name,)
+    assert scores.lowest(0.5) == (order[0].name, order[1].name)
+    assert "queries x keys" in str(scores) and "layers.0.self_attn" in str(scores)
+    assert len(scores.table()) == 3 * (1 + zoo.HEADS)
+    with pytest.raises(UnknownSite, match="did you mean"):
+        scores["layers.0.self_atn"]
+    with pytest.raises(ValueError, match="3 of the sites"):
+        scores.lowest(4)
+    with pytest.raises(ValueError, match="choose from"):
+        spat.score(model, [zoo.batch()], zoo.loss, criterion="loss_drop")
+
+
+ALONE = """
+import sys
+for name in ("pandas", "pydantic", "snakemake", "mlflow"):
+    sys.modules[name] = None
+import spat
+assert "torch" not in sys.modules
+sys.path.insert(0, sys.argv[1])
+import zoo
+model = zoo.make(lambda: zoo.Layer(zoo.Nano()))
+scores = spat.score(model, [zoo.batch()], zoo.loss)
+small = spat.prune(model, scores.lowest(1), zoo.loss, zoo.batch())
+print(scores, spat.compare(model, small, zoo.batch()[0], repeats=1))
+"""
+
+
+def test_the_library_needs_neither_pandas_nor_the_pipeline() -> None:
+    folder = zoo.__file__.rpartition("/")[0]
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, folder], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "attention" in done.stdout and "flops" in done.stdout

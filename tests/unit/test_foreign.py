@@ -1,0 +1,265 @@
+"""Removal from any model: what is left equals the model with the attention at zero."""
+
+import copy
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import zoo
+from torch import Tensor, nn
+
+import spat
+from spat.attention.errors import (
+    AttentionWarning,
+    DeadParameters,
+    InputLost,
+    SharedOutput,
+    Stochastic,
+    UnknownSite,
+)
+from spat.surgery.foreign import Removal, Removed
+
+
+def pruned(model: nn.Module, names: Any, **given: Any) -> nn.Module:
+    """The pruned copy, without the warnings that other tests are about."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AttentionWarning)
+        return spat.prune(model, names, zoo.loss, zoo.batch(), **given)
+
+
+def record(model: nn.Module) -> Removal:
+    """What was removed."""
+    found = model.spat_removal
+    assert isinstance(found, Removal)
+    return found
+
+
+@pytest.mark.parametrize("name", zoo.REMOVABLE)
+def test_every_site_alone_and_all_together_can_be_removed(name: str) -> None:
+    maker, names = zoo.REMOVABLE[name]
+    model = zoo.make(maker)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    for chosen in [[one] for one in names] + [names]:
+        small = pruned(model, chosen)
+        with torch.no_grad():
+            x = zoo.batch()[0]
+            expected = zeroed(model, (*chosen, *branches(model, chosen)), x)
+            assert torch.allclose(small.eval()(x), expected, atol=1e-12)
+        assert record(small).after < record(small).before
+    after = model.state_dict()
+    assert model.training and before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def branches(model: nn.Module, names: list[str]) -> list[str]:
+    """What goes with the sites of these names."""
+    sites = spat.find_sites(model, zoo.loss, zoo.batch())
+    return [part for site in sites if site.name in names for part in site.branch]
+
+
+def zeroed(model: nn.Module, names: Any, x: Tensor) -> Tensor:
+    """What a copy computes with the output of these modules at zero, its biases included (R13)."""
+    model = copy.deepcopy(model).eval()
+
+    def zero(_module: nn.Module, _args: Any, y: Any) -> Any:
+        return (y[0] * 0, *y[1:]) if isinstance(y, tuple) else y * 0
+
+    for name in names:
+        model.get_submodule(name).register_forward_hook(zero)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        return model(x)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def test_a_shared_module_goes_from_every_place() -> None:
+    small: Any = pruned(zoo.make(zoo.Alias), ["a.attention"])
+    assert isinstance(small.a.attention, Removed)
+    assert small.a.attention is small.b.attention
+
+
+def test_a_norm_that_only_the_attention_used_becomes_the_identity() -> None:  # R12
+    small: Any = pruned(zoo.make(lambda: zoo.Layer(zoo.Nano())), ["attention"])
+    assert isinstance(small.n1, nn.Identity) and isinstance(small.n2, nn.LayerNorm)
+    assert record(small).identity == ("n1",) and record(small).dead == ()
+
+
+def test_dead_parameters_are_named() -> None:  # R12
+    class Positions(zoo.Layer):
+        def __init__(self) -> None:
+            super().__init__(zoo.Nano())
+            self.positions = nn.Parameter(torch.randn(zoo.TOKENS, zoo.WIDTH))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + self.attention(self.n1(x) + self.positions)
+            return x + self.mlp(self.n2(x))
+
+    with pytest.warns(DeadParameters, match="positions"):
+        small = spat.prune(zoo.make(Positions), ["attention"], zoo.loss, zoo.batch())
+    assert record(small).dead == ("positions",)
+
+
+def test_a_lost_input_is_warned_of() -> None:  # R11
+    class Summary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = zoo.Layer(zoo.Nano())
+            self.token = nn.Parameter(torch.randn(1, 1, zoo.WIDTH))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.cat([x, self.token.expand(len(x), -1, -1)], 1)
+            return self.layer(x)[:, -1:].expand(-1, zoo.TOKENS, -1)
+
+    with pytest.warns(InputLost, match="no longer depends"):
+        spat.prune(zoo.make(Summary), ["layer.attention"], zoo.loss, zoo.batch())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InputLost)
+        spat.prune(zoo.make(zoo.Twice), ["layer.attention"], zoo.loss, zoo.batch())
+
+
+def test_an_output_that_others_use_is_found_and_undone() -> None:  # R7
+    model = zoo.make(zoo.Biased)
+    before = zoo.loss(model.eval(), zoo.batch())
+    with pytest.raises(SharedOutput, match="first"):
+        pruned(model, ["first"], inplace=True)
+    assert torch.equal(zoo.loss(model, zoo.batch()), before)
+    assert not any(isinstance(module, Removed) for module in model.modules())
+    pruned(model, ["second"])
+
+
+def test_padded_samples_pass_without_gradients() -> None:  # R10
+    model: Any = zoo.make(zoo.Padded, torch.float32).eval()
+    x = zoo.batch(torch.float32)[0]
+    for name in ("encoder.layers.0.self_attn", "encoder.layers.1.self_attn"):
+        small = spat.prune(model, [name], zoo.loss, zoo.batch(torch.float32)).eval()
+        with_gradients = small(x).detach()
+        with torch.no_grad():
+            assert torch.allclose(small(x), with_gradients, atol=1e-5)
+
+
+def test_a_model_that_draws_is_verified_with_fixed_noise() -> None:
+    model = zoo.make(zoo.Draws)
+    state = torch.get_rng_state()
+    # Discovery itself runs the model, which draws.
+    with torch.random.fork_rng():
+        small: Any = pruned(model, ["layer.attention"])
+    assert isinstance(small.layer.attention, Removed)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_model_with_noise_of_its_own_is_refused() -> None:
+    class Own(zoo.Twice):
+        def forward(self, x: Tensor) -> Tensor:
+            self.count = getattr(self, "count", 0) + 1
+            return super().forward(x) + self.count
+
+    with pytest.raises(Stochastic, match="verify=False"):
+        pruned(zoo.make(Own), ["layer.attention"])
+    pruned(zoo.make(Own), ["layer.attention"], verify=False)
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(UnknownSite, match="did you mean 'layer.attention'"):
+        pruned(zoo.make(zoo.Twice), ["layer.atention"])
+
+
+def test_layer_zero_of_a_cache_and_save_pretrained_are_warned_of() -> None:  # R8, R9
+    class Cached(zoo.Nano):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer_idx = 0
+
+    class Pretrained(zoo.Layer):
+        def save_pretrained(self) -> None: ...
+
+    with pytest.warns(AttentionWarning) as caught:
+        spat.prune(zoo.make(lambda: Pretrained(Cached())), ["attention"], zoo.loss, zoo.batch())
+    messages = " ".join(str(one.message) for one in caught)
+    assert "layer 0" in messages and "save_pretrained" in messages
+
+
+@pytest.mark.parametrize("name", zoo.REMOVABLE)
+def test_a_file_gives_the_same_model(name: str, tmp_path: Path) -> None:
+    maker, names = zoo.REMOVABLE[name]
+    small = pruned(zoo.make(maker), names[:1]).eval()
+    spat.save(small, tmp_path / "small.safetensors")
+    torch.manual_seed(5)
+    again = spat.load(maker().double(), tmp_path / "small.safetensors").eval()
+    x = zoo.batch()[0]
+    with torch.no_grad():
+        assert torch.equal(small(x), again(x))
+    assert record(again) == record(small)
+    with torch.no_grad():
+        assert torch.equal(pickle.loads(pickle.dumps(small))(x), small(x))
+
+
+def test_a_model_can_be_pruned_in_two_steps(tmp_path: Path) -> None:
+    maker, names = zoo.REMOVABLE["nanoGPT"]
+    small = pruned(pruned(zoo.make(maker), names[:1]), names[1:])
+    assert record(small).removed == tuple(names)
+    assert set(record(small).identity) == {"0.n1", "1.n1"}
+    spat.save(small, tmp_path / "small")
+    again = spat.load(maker().double(), tmp_path / "small")
+    assert torch.equal(again.eval()(zoo.batch()[0]), small.eval()(zoo.batch()[0]))
+
+
+def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "small.safetensors"
+    with pytest.raises(FileNotFoundError, match="small"):
+        spat.load(zoo.Twice(), path)
+    spat.save(pruned(zoo.make(zoo.Twice), ["layer.attention"]), path)
+    with pytest.raises(ValueError, match="of a Twice"):
+        spat.load(zoo.Alias(), path)
+    path.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="not a file of spat.save"):
+        spat.load(zoo.Twice(), path)
+
+
+def test_costs_are_compared() -> None:  # R6
+    maker, names = zoo.REMOVABLE["TransformerEncoder post-norm"]
+    model = zoo.make(maker, torch.float32)
+    small = spat.prune(model, names, zoo.loss, zoo.batch(torch.float32))
+    report = spat.compare(model, small, zoo.batch(torch.float32)[0], repeats=2)
+    width, tokens = zoo.WIDTH, zoo.TOKENS
+    projections, products = 8 * tokens * width**2, 4 * tokens**2 * width
+    gone = len(names) * zoo.SAMPLES * (projections + products)
+    assert report.flops[0] - report.flops[1] == gone
+    assert report.parameters[0] - report.parameters[1] == 3 * (4 * width**2 + 4 * width)
+    assert "milliseconds" in str(report) and len(report.table()) == 4
+
+
+HUGGING_FACE: dict[str, Any] = {
+    "Bert": {"num_hidden_layers": 2, "intermediate_size": 24},
+    "GPT2": {"n_embd": 16, "n_layer": 2, "n_head": 4},
+    "Llama": {"num_hidden_layers": 2, "num_key_value_heads": 2, "intermediate_size": 24},
+    "Mixtral": {"num_hidden_layers": 2, "num_key_value_heads": 2, "intermediate_size": 24},
+}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", HUGGING_FACE)
+def test_models_of_transformers(name: str, attention: str) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_attention_heads": 4, **HUGGING_FACE[name]}
+    if "n_embd" in sizes:
+        del sizes["hidden_size"], sizes["num_attention_heads"]
+    config = getattr(transformers, f"{name}Config")(**sizes, attn_implementation=attention)
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{name}Model")(config)
+    ids = torch.randint(0, 50, (3, 6))
+
+    def loss(model: Any, ids: Tensor) -> Tensor:
+        return (model(ids).last_hidden_state * torch.arange(16.0)).mean((1, 2))
+
+    sites = spat.find_sites(model, loss, ids)
+    assert len(sites) == 2
+    assert all(site.refusal is None and site.heads == 4 for site in sites)
+    assert (spat.score(model, [ids], loss).values > 0).all()
+    with pytest.warns(AttentionWarning, match="save_pretrained"):
+        small = spat.prune(model, sites, loss, ids)
+    assert record(small).after < record(small).before

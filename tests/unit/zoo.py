@@ -1,0 +1,328 @@
+"""Models in common styles of writing attention, none of which knows this package."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+WIDTH, HEADS, TOKENS, SAMPLES = 16, 4, 7, 3
+
+
+def split(t: Tensor, heads: int = HEADS) -> Tensor:
+    """[B, T, width] -> [B, H, T, D]."""
+    return t.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+class Einsum(nn.Module):
+    """Attention by einsum, with heads behind tokens; returns a pair."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        q, k, v = (f(x).unflatten(-1, (HEADS, -1)) for f in (self.q, self.k, self.v))
+        A = torch.softmax(torch.einsum("blhe,bshe->bhls", q, k) / math.sqrt(q.shape[-1]), -1)
+        return self.o(torch.einsum("bhls,bshd->blhd", A, v).flatten(2)), None
+
+
+class Nano(nn.Module):
+    """Causal fused attention with one matrix for q, k and v."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.o = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = map(split, self.qkv(x).chunk(3, -1))
+        O = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # noqa: E741
+        return self.o(O.transpose(1, 2).flatten(2))
+
+
+class Grouped(nn.Module):
+    """Two heads of k and v for four of q."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.o = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.kv = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        k, v = (split(t, 2) for t in self.kv(x).chunk(2, -1))
+        q = split(self.q(x))
+        O = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)  # noqa: E741
+        return self.o(O.transpose(1, 2).flatten(2))
+
+
+class Layer(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        self.attention = attention
+        self.n1, self.n2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.mlp = nn.Sequential(nn.Linear(WIDTH, 24), nn.GELU(), nn.Linear(24, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.n1(x)
+        several = isinstance(self.attention, nn.MultiheadAttention)
+        y = self.attention(y, y, y) if several else self.attention(y)
+        x = x + (y[0] if isinstance(y, tuple) else y)
+        return x + self.mlp(self.n2(x))
+
+
+class Beside(nn.Module):
+    """The output projection and the residual sum are in a second module."""
+
+    class Output(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense, self.norm = nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH)
+
+        def forward(self, y: Tensor, x: Tensor) -> Tensor:
+            return self.norm(self.dense(y) + x)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.output = Nano(), self.Output()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(self.inner(x), x)
+
+
+class Inline(nn.Module):
+    """Attention in the forward of the block itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.o = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = map(split, self.qkv(x).chunk(3, -1))
+        O = F.scaled_dot_product_attention(q, k, v)  # noqa: E741
+        return x + self.o(O.transpose(1, 2).flatten(2))
+
+
+class NoSum(nn.Module):
+    """Nothing is added to the output of the attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.f = Nano(), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.f(self.attention(x)).relu()
+
+
+class Local(Nano):
+    """Attention plus a linear map of its input, in one module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.local = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.local(x)
+
+
+class Gates(nn.Module):
+    """A dense mixture of experts: the softmax of a router times the outputs, as a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(WIDTH, 5)
+        self.experts = nn.Parameter(torch.randn(5, WIDTH, WIDTH) / 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        each = torch.einsum("btd,edf->btef", x, self.experts)
+        return x + torch.einsum("bte,btef->btf", self.router(x).softmax(-1), each)
+
+
+class Biased(nn.Module):
+    """The first layer's attention computes a bias that the second uses too."""
+
+    class Attention(nn.Module):
+        def __init__(self, makes: bool) -> None:
+            super().__init__()
+            self.qkv, self.o = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+            self.bias = nn.Parameter(torch.randn(TOKENS, TOKENS)) if makes else None
+
+        def forward(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            bias = self.bias if self.bias is not None else bias
+            q, k, v = map(split, self.qkv(x).chunk(3, -1))
+            logits = q @ k.mT if bias is None else q @ k.mT + bias
+            return self.o((logits.softmax(-1) @ v).transpose(1, 2).flatten(2)), bias
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = self.Attention(True), self.Attention(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, bias = self.first(x, None)
+        x = x + y
+        return x + self.second(x, bias)[0]
+
+
+class Twice(nn.Module):
+    """One layer, called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = Layer(Nano())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.layer(x))
+
+
+class Alias(nn.Module):
+    """One attention under two names, in two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        shared = Nano()
+        self.a, self.b = Layer(shared), Layer(shared)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x))
+
+
+class Uneven(nn.Module):
+    """One attention, called once with a residual sum and once without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.f = Nano(), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.f(self.attention(x + self.attention(x)))
+
+
+class ByChannel(nn.Module):
+    """Independent channels: [B, T, C, width] -> attention over [B * C, T, width]."""
+
+    def __init__(self, channels: int = 5) -> None:
+        super().__init__()
+        self.layer, self.channels = Layer(Nano()), channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        each = torch.stack([x * (1 + c) for c in range(self.channels)], 1).flatten(0, 1)
+        return self.layer(each).unflatten(0, (-1, self.channels)).mean(1)
+
+
+class Padded(nn.Module):
+    """An encoder whose samples have different lengths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 24, 0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        lengths = torch.tensor([[TOKENS], [TOKENS - 2], [2]])[: len(x)]
+        hidden = torch.arange(TOKENS) >= lengths
+        return self.encoder(x, src_key_padding_mask=hidden).masked_fill(hidden[..., None], 0.0)
+
+
+class Decoder(nn.Module):
+    """An encoder-decoder whose source is its target, shifted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = nn.Transformer(WIDTH, HEADS, 2, 2, 24, 0.0, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.both(x + 1, x)
+
+
+class Draws(nn.Module):
+    """Attention that draws, before another module that draws, in evaluation too."""
+
+    class Noise(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.randn_like(x)
+
+    class Sampled(Nano):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + 0.1 * torch.randn_like(x))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.noise = Layer(self.Sampled()), self.Noise()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.noise(self.layer(x))
+
+
+def _encoder(first: bool) -> nn.Module:
+    layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 24, 0.1, batch_first=True, norm_first=first)
+    return nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+
+
+def _mha() -> nn.Module:
+    return Layer(nn.MultiheadAttention(WIDTH, HEADS, batch_first=True))
+
+
+# name -> maker, names of the sites in forward order.
+REMOVABLE: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
+    "MultiheadAttention with weights": (
+        lambda: nn.Sequential(_mha(), _mha()),
+        ["0.attention", "1.attention"],
+    ),
+    "TransformerEncoder post-norm": (
+        lambda: _encoder(False),
+        [f"layers.{i}.self_attn" for i in range(3)],
+    ),
+    "TransformerEncoder pre-norm": (
+        lambda: _encoder(True),
+        [f"layers.{i}.self_attn" for i in range(3)],
+    ),
+    "Transformer": (
+        Decoder,
+        [
+            *(f"both.encoder.layers.{i}.self_attn" for i in range(2)),
+            *(
+                f"both.decoder.layers.{i}.{name}"
+                for i in range(2)
+                for name in ("self_attn", "multihead_attn")
+            ),
+        ],
+    ),
+    "padded": (Padded, ["encoder.layers.0.self_attn", "encoder.layers.1.self_attn"]),
+    "einsum": (
+        lambda: nn.Sequential(Layer(Einsum()), Layer(Einsum())),
+        ["0.attention", "1.attention"],
+    ),
+    "nanoGPT": (
+        lambda: nn.Sequential(Layer(Nano()), Layer(Nano())),
+        ["0.attention", "1.attention"],
+    ),
+    "grouped queries": (lambda: Layer(Grouped()), ["attention"]),
+    "projection beside": (lambda: nn.Sequential(Beside(), Beside()), ["0.inner", "1.inner"]),
+    "gates": (lambda: nn.Sequential(Layer(Nano()), Gates()), ["0.attention"]),
+    "called twice": (Twice, ["layer.attention"]),
+    "alias": (Alias, ["a.attention"]),
+    "channels": (ByChannel, ["layer.attention"]),
+}  # fmt: skip
+
+
+def make(maker: Callable[[], nn.Module], dtype: torch.dtype = torch.float64) -> nn.Module:
+    """A model with weights of seed 0, in training mode."""
+    torch.manual_seed(0)
+    return maker().to(dtype)
+
+
+def batch(dtype: torch.dtype = torch.float64, size: int = SAMPLES) -> tuple[Tensor, Tensor]:
+    """Input and target, [B, T, width] each."""
+    generator = torch.Generator().manual_seed(1)
+    x, y = (torch.randn(size, TOKENS, WIDTH, generator=generator) for _ in range(2))
+    return x.to(dtype), y.to(dtype)
+
+
+def loss(model: Any, given: tuple[Tensor, Tensor]) -> Tensor:
+    """Mean square error of each sample, [B]."""
+    return F.mse_loss(model(given[0]), given[1], reduction="none").mean((1, 2))

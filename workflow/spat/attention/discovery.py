@@ -1,0 +1,358 @@
+"""Find the attention of any model: what can be removed, what cannot and why, and what it shows.
+
+A site is the outermost module that is called on the way from the residual sum down to the
+attention. Its branch are the other modules between the attention and that sum, for example an
+output projection beside it. Heads of such sites cannot be removed one by one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from spat.attention.errors import (
+    AttentionError,
+    InlineAttention,
+    NoResidual,
+    NoSites,
+    NotDifferentiable,
+    NotPerSample,
+    SharedModule,
+    TooCoarse,
+    UnknownSite,
+)
+from spat.attention.graph import Call, Core, Graph, read, recording
+from spat.attention.modes import evaluating
+from spat.attention.views import Joined, Output, Trace
+
+# model, batch -> the loss of each sample [B]; where said, one scalar does too.
+Loss: TypeAlias = Callable[[Any, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class ForeignSite:
+    """Attention in a model that this package does not know.
+
+    `branch` names the modules that are removed with the module `name`. `calls` counts the
+    attentions of one forward pass, `queries` and `keys` are those of the first, and `parameters`
+    counts what would be removed. `refusal` says why the site cannot be removed; None if it can.
+    """
+
+    name: str
+    branch: tuple[str, ...]
+    kind: Literal["self", "cross", "router"]
+    calls: int
+    heads: int
+    queries: int
+    keys: int
+    parameters: int
+    refusal: AttentionError | None = None
+
+
+@dataclass(eq=False)
+class Found:
+    """A site while its graph is there: its calls and what was seen in them."""
+
+    name: str
+    call: Call
+    branch: list[Call]
+    owner: Call | None  # the call that holds the residual sum
+    cores: list[Core]
+    refusal: AttentionError | None = None
+    outputs: list[Call] = field(default_factory=list)  # the last module of each call of the branch
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The modules that are removed together."""
+        return tuple(dict.fromkeys([self.name, *(call.name for call in self.branch)]))
+
+
+def find_sites(
+    model: nn.Module, loss: Loss, batch: Any, *, units: Sequence[str] = ()
+) -> tuple[ForeignSite, ...]:
+    """The attention of a model in forward order, from one forward pass in `eval()`.
+
+    Args:
+        model: stays as it is.
+        loss: model, batch -> a scalar, or the loss of each sample [B].
+        batch: anything that `loss` takes.
+        units: names of modules that are the sites instead, with * and ? as in a shell.
+
+    Raises:
+        NoSites: if there is no attention, or no unit of the given names.
+        NotDifferentiable: if the loss has no gradient.
+    """
+    with looking(model, loss, batch, units) as (_, _, found):
+        return tuple(_described(one, model) for one in found)
+
+
+@contextlib.contextmanager
+def looking(
+    model: nn.Module, loss: Loss, batch: Any, units: Sequence[str] = ()
+) -> Iterator[tuple[Tensor, Graph, list[Found]]]:
+    """The loss of a batch, its graph, and the sites in forward order."""
+    with differentiable(model):
+        with recording(model) as calls:
+            each = loss(model, batch)
+        if not isinstance(each, Tensor) or each.grad_fn is None:
+            raise NotDifferentiable(
+                f"the loss of {type(model).__name__} has no gradient: return a tensor that was "
+                "computed from the model, without detach, no_grad or inference_mode"
+            )
+        graph = read(each.sum(), calls)
+        found = _units(model, graph, units) if units else _sites(graph)
+        if not found:
+            raise NoSites(
+                f"{type(model).__name__}: the loss was computed without a softmax(q k^T) v. Of a "
+                "compiled model give `model._orig_mod`, of a scripted one its source, and turn "
+                "checkpointing and custom kernels off; a model without attention has no sites"
+            )
+        yield each, graph, found
+
+
+@contextlib.contextmanager
+def differentiable(model: nn.Module) -> Iterator[None]:
+    """The model in eval() with gradients for all parameters; afterwards as it was.
+
+    Raises:
+        NotDifferentiable: in inference mode, or if parameters were made in it.
+    """
+    parameters = [p for p in model.parameters() if p.is_floating_point()]
+    if torch.is_inference_mode_enabled() or any(p.is_inference() for p in parameters):
+        raise NotDifferentiable(
+            "inference mode keeps no gradients: make the model and call this outside of it"
+        )
+    frozen = [p for p in parameters if not p.requires_grad]
+    with evaluating(model), torch.enable_grad():
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        try:
+            yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+
+
+def traces(model: nn.Module, loss: Loss, batch: Any, units: Sequence[str] = ()) -> list[Trace]:
+    """What each site shows of a batch, for the criteria; see `scoring.probe.observe`.
+
+    Raises:
+        NotPerSample: if the loss is not [B] for the B samples of the batch.
+        NoSites, NotDifferentiable: as `find_sites`.
+    """
+    with looking(model, loss, batch, units) as (each, graph, found):
+        if each.ndim != 1:
+            raise NotPerSample(
+                f"the loss has the shape {tuple(each.shape)}: return one value for each sample, "
+                'for example F.mse_loss(y, target, reduction="none").mean((1, 2))'
+            )
+        for core in graph.cores:
+            core.keep()
+        ends = [
+            y
+            for one in found
+            for call in one.outputs
+            if (y := call.y) is not None and y.requires_grad
+        ]
+        weights = [p for p in model.parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(each.double().sum(), [*ends, *weights], allow_unused=True)
+        slopes = {id(y): g for y, g in zip(ends, gradients, strict=False)}
+        with torch.no_grad():
+            return [_trace(i, one, slopes, len(each)) for i, one in enumerate(found)]
+
+
+def unknown(name: str, names: Sequence[str]) -> UnknownSite:
+    """The error that a model has no site of this name."""
+    import difflib
+
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(names)}"
+    return UnknownSite(f"there is no site {name!r}: {hint}")
+
+
+def _sites(graph: Graph) -> list[Found]:
+    merged: dict[int, Found] = {}
+    for core in graph.cores:
+        new = _located(core, graph)
+        # A second attention within the branch of the first (a router pair) goes with the first.
+        into = next(
+            (one for one in merged.values() if _within(new.call, one.branch)),
+            merged.get(id(new.call.module)),
+        )
+        if into is None:
+            merged[id(new.call.module)] = new
+            continue
+        into.cores.append(core)
+        if _within(new.call, into.branch):
+            continue
+        if new.call not in (into.call, *(call for call in into.outputs)):
+            into.outputs += new.outputs
+        into.branch += new.branch
+        if (into.refusal is None) != (new.refusal is None):
+            why = into.refusal or new.refusal
+            into.refusal = SharedModule(
+                f"{into.name!r} is called several times, and one call cannot go ({why}): give each "
+                "call a module of its own"
+            )
+    return list(merged.values())
+
+
+def _within(call: Call, branch: list[Call]) -> bool:
+    return any(part in call.chain() for part in branch)
+
+
+def _located(core: Core, graph: Graph) -> Found:
+    """The site of a core: below the first sum that is outside of the module of the attention."""
+    inner = core.call
+    if inner is None:
+        raise InlineAttention(
+            "attention is computed in the loss, outside of the model: move it into a module"
+        )
+    chain = inner.chain()
+    passed = False
+    for node, path in graph.sums(core):
+        home = graph.call_of(node)
+        if home is None or home is inner:
+            passed = True
+            continue
+        homes = home.chain()
+        top = next((call for call in homes if call in chain), None)
+        if top is None or top is inner:
+            passed = True
+            continue
+        site = chain[chain.index(top) - 1]
+        branch = list(dict.fromkeys(_branch(path, site, home, top, graph)))
+        found = Found(site.name, site, branch, top, [core])
+        found.outputs = [max([site, *branch], key=lambda call: call.stop)]
+        if passed:
+            found.refusal = TooCoarse(
+                f"{site.name!r} adds more than attention to its input: move the attention, with "
+                "its output projection, into a module of its own, or name one as units="
+            )
+        return found
+    error: AttentionError
+    if passed:
+        error = InlineAttention(
+            f"{inner.name or type(inner.module).__name__!r} computes attention and its residual "
+            "sum in one forward: move the attention, with its projections, into a module"
+        )
+    else:
+        error = NoResidual(
+            f"{inner.name!r}: nothing is added to the output of the attention, so without it the "
+            "input is lost: add a residual connection, or keep it"
+        )
+    return Found(inner.name, inner, [], None, [core], error, [inner])
+
+
+def _branch(path: list[Any], site: Call, home: Call, top: Call, graph: Graph) -> Iterator[Call]:
+    """The outermost calls, other than the site, of the modules on the way to the sum."""
+    for node in path:
+        call = graph.call_of(node)
+        chain = call.chain() if call is not None else []
+        if site in chain:
+            continue
+        base = home if home in chain else top if top in chain else None
+        if base is None or chain[0] is base:
+            continue
+        part = chain[chain.index(base) - 1]
+        if part not in home.chain():
+            yield part
+
+
+def _units(model: nn.Module, graph: Graph, units: Sequence[str]) -> list[Found]:
+    names = [name for name, _ in model.named_modules() if name]
+    for pattern in units:
+        if not fnmatch.filter(names, pattern):
+            raise unknown(pattern, names)
+    found: dict[str, Found] = {}
+    for call in sorted(graph.calls, key=lambda call: call.start):
+        if not any(fnmatch.fnmatchcase(call.name, pattern) for pattern in units):
+            continue
+        one = found.setdefault(call.name, Found(call.name, call, [], call.parent, []))
+        one.outputs.append(call)
+        one.cores += [core for core in graph.cores if core.call and call in core.call.chain()]
+    return list(found.values())
+
+
+def _described(found: Found, model: nn.Module) -> ForeignSite:
+    modules = [call.module for call in (found.call, *found.branch)]
+    parameters = {p for module in modules for p in module.parameters()}
+    size = sum(p.numel() for p in parameters)
+    branch = found.names[1:]
+    if not found.cores:
+        return ForeignSite(found.name, branch, "self", 0, 1, 0, 0, size, found.refusal)
+    core = found.cores[0]
+    heads = core.shape[-3] if len(core.shape) > 3 else max(1, core.shape[0] // _batch(found, core))
+    several = len({id(c.call.module) for c in found.cores if c.call}) > 1
+    kind: Literal["self", "cross", "router"] = "router" if several else _kind(found)
+    queries, keys = core.shape[-2:]
+    return ForeignSite(
+        found.name, branch, kind, len(found.cores), heads, queries, keys, size, found.refusal
+    )
+
+
+def _kind(found: Found) -> Literal["self", "cross"]:
+    """Cross-attention computes queries and keys from different inputs of the module."""
+    graph = Graph([], [], {})
+    q, k = (graph.sources(node, found.call) for node in found.cores[0].operands)
+    return "cross" if (q or k) and q.isdisjoint(k) else "self"
+
+
+def _batch(found: Found, core: Core) -> int:
+    """The number of sequences in the input of the module that computes the attention."""
+    x = core.call.x if core.call is not None else None
+    x = found.call.x if x is None or x.ndim < 3 or x.shape[0] > core.shape[0] else x
+    if x is None or x.ndim < 2:
+        return core.shape[0]
+    return x.shape[1] if getattr(found.call.module, "batch_first", True) is False else x.shape[0]
+
+
+def _trace(index: int, found: Found, slopes: dict[int, Any], windows: int) -> Trace:
+    first = not getattr(found.call.module, "batch_first", True)
+
+    def rows(tensors: list[Tensor]) -> Tensor:
+        """[batch, ..., width] of each call -> [W, R, tokens, width], the calls side by side."""
+        folded = []
+        for t in tensors:
+            t = (t.transpose(0, 1) if first and t.ndim > 2 else t).detach()
+            if t.ndim < 2 or t.shape[0] % windows:
+                raise NotPerSample(
+                    f"site {found.name!r} computes {t.shape[0]} sequences and the loss has "
+                    f"{windows} values: return one value for each sample of the batch"
+                )
+            tokens = t[0, ..., 0].numel()
+            folded.append(t.reshape(windows, -1, tokens, t.shape[-1]))
+        return folded[0] if len(folded) == 1 else torch.cat(folded, dim=-2)
+
+    calls = found.outputs
+    pairs = [(call, call.y) for call in calls]
+    y = [t for _, t in pairs if t is not None]
+    dy = [g if (g := slopes.get(id(t))) is not None else torch.zeros_like(t) for t in y]
+    shown = rows(y)
+    starts = [found.call.x] if len(calls) == 1 else [call.x for call in calls]
+    x = rows([t for t in starts if t is not None])
+    before, after = x, x + shown if x.shape == shown.shape else shown
+    owner = found.owner
+    if owner is not None and owner.parent is not None and len(calls) == 1:
+        layer = [owner.x, owner.y]
+        if all(t is not None and t.shape == y[0].shape for t in layer):
+            before, after = (rows([t]) for t in layer if t is not None)
+    sources = []
+    for core in found.cores:
+        batch = _batch(found, core)
+        if batch % windows or core.shape[0] % windows:
+            raise NotPerSample(
+                f"site {found.name!r}: {core.shape[0]} attention maps cannot be shared out among "
+                f"{windows} values of the loss: return one value for each sample of the batch"
+            )
+        sources.append(core.source(windows, batch))
+    source = sources[0] if len(sources) == 1 else Joined(tuple(sources)) if sources else None
+    several = len({id(core.call.module) for core in found.cores if core.call}) > 1
+    output = Output(x, shown, rows(dy), before, after)
+    return Trace(index, found.name, output, None, source, by_head=not several, several=several)

@@ -1,0 +1,396 @@
+"""Attention in the autograd graph of a loss: the one module that reads internals of torch.
+
+The backward nodes of attention keep what the sensitivity needs: fused attention keeps q, k, v and
+the mask, a softmax keeps A. A hook on the node sees the gradient. The sequence number of a node,
+compared with those at the entry and exit of a module, says which call of a module made the node.
+Nothing is inserted into the forward pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from spat.attention.views import Mixing, Source, Weighted
+
+# Parts of the names of backward nodes. Nodes that change the layout of a tensor, and no value:
+_LAYOUT: Final = (
+    "View", "Expand", "Transpose", "Permute", "Reshape", "Unsqueeze", "Squeeze", "Slice", "Select",
+    "TBackward", "Clone", "ToCopy", "Unsafe", "Alias", "AsStrided", "Contiguous",
+)  # fmt: skip
+# Those between A and its product with v, and those between q k^T and the softmax:
+_AFTER: Final = (*_LAYOUT, "Dropout", "Mul", "Div", "MaskedFill", "Where", "NanToNum")
+_BEFORE: Final = (
+    *_AFTER, "Add", "Sub", "Tanh", "Neg", "Index", "Gather", "Copy", "Clamp", "Cat", "Masked",
+)  # fmt: skip
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a module: its first tensors, and the sequence numbers at entry and exit."""
+
+    name: str
+    module: nn.Module
+    parent: Call | None
+    start: int
+    stop: int = 0
+    inputs: list[tuple[int, ...]] = field(default_factory=list)  # shapes of floating inputs
+    x: Tensor | None = None
+    output: Any = None
+
+    @property
+    def y(self) -> Tensor | None:
+        """The first floating tensor of the output."""
+        return next(iter(floating(self.output)), None)
+
+    def chain(self) -> list[Call]:
+        """The call, the call that it was made in, and so on to the outermost."""
+        return [self, *(self.parent.chain() if self.parent else [])]
+
+
+@dataclass(eq=False)
+class Core:
+    """One softmax(q k^T) v of a forward pass."""
+
+    node: Any
+    fused: bool
+    shape: tuple[int, ...]  # [..., Q, K]
+    order: tuple[int, ...]  # axes of the saved A in the order of `shape`; of fused ones empty
+    operands: tuple[Any, Any]  # the nodes that made q and k
+    call: Call | None = None
+    gradient: Tensor | None = None  # by O where fused, else by A
+
+    def source(self, windows: int, sequences: int) -> Source:
+        """What the core shows after `backward`, in `windows` windows; 3-D maps join batch and head.
+
+        `sequences` is the size of the batch that the module saw, a multiple of `windows`.
+        """
+        node = self.node
+        heads = self.shape[-3] if len(self.shape) > 3 else max(1, self.shape[0] // sequences)
+
+        def fold(t: Tensor) -> Tensor:
+            return t.detach().reshape(windows, -1, heads, *t.shape[-2:])
+
+        if not self.fused:
+            A = self._kept["A"].permute(self.order)
+            g = torch.zeros_like(A) if self.gradient is None else self.gradient.permute(self.order)
+            return Weighted(fold(A), fold(g), allowed(fold(A)))
+        q, k, v = (self._kept[name] for name in "qkv")
+        g = torch.zeros_like(q) if self.gradient is None else self.gradient
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
+        mask = self._kept["mask"]
+        if mask is not None:
+            mask = fold(mask.expand(*q.shape[:-1], k.shape[-2]))
+        scale = node._saved_scale
+        scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
+        return Fused(fold(q), fold(k), fold(v), fold(g), mask, bool(node._saved_is_causal), scale)
+
+    _kept: dict[str, Any] = field(default_factory=dict)
+
+    def keep(self) -> None:
+        """Keep what the node saved, which the backward pass frees, and note the gradient."""
+        node = self.node
+        if self.fused:
+            self._kept = {
+                "q": node._saved_query, "k": node._saved_key, "v": node._saved_value,
+                "mask": getattr(node, "_saved_attn_mask", getattr(node, "_saved_attn_bias", None)),
+            }  # fmt: skip
+        else:
+            self._kept = {"A": node._saved_result}
+        node.register_prehook(self._note)
+
+    def _note(self, gradients: Sequence[Tensor | None]) -> None:
+        self.gradient = gradients[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Fused:
+    """S = A * (dL/dO V^T) of fused attention, with A recomputed from q, k and the mask."""
+
+    q: Tensor  # [W, R, H, Q, D]
+    k: Tensor  # [W, R, H, K, D]
+    v: Tensor  # [W, R, H, K, D]
+    dO: Tensor  # noqa: N815  as q
+    mask: Tensor | None  # bool (may attend) or added to the logits, [W, R, H, Q, K]
+    causal: bool
+    scale: float
+
+    @property
+    def elements(self) -> int:
+        """The number of elements of A in one window."""
+        return self.q[0, ..., 0].numel() * self.k.shape[-2]
+
+    def mixing(self, dtype: torch.dtype) -> Mixing:
+        """A and S, computed in this precision."""
+        logits = self.q.to(dtype) @ self.k.to(dtype).mT * self.scale
+        if self.causal:
+            hidden = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).triu(1)
+            logits = logits.masked_fill(hidden, -math.inf)
+        if self.mask is not None and self.mask.dtype == torch.bool:
+            logits = logits.masked_fill(~self.mask, -math.inf)
+        elif self.mask is not None:
+            logits = logits + self.mask.to(dtype)
+        A = logits.softmax(-1).nan_to_num(0.0)
+        return Mixing(A, A * (self.dO.to(dtype) @ self.v.to(dtype).mT), allowed(A))
+
+    def cut(self, windows: slice) -> Fused:
+        """The source of some of the windows."""
+        mask = None if self.mask is None else self.mask[windows]
+        q, k, v, dO = (t[windows] for t in (self.q, self.k, self.v, self.dO))
+        return replace(self, q=q, k=k, v=v, dO=dO, mask=mask)
+
+
+def allowed(A: Tensor) -> Tensor:
+    """The keys with a weight above 0, bool [rows, keys] where every map has the same, else as A."""
+    found = A > 0
+    first = found.flatten(0, -3)[0]
+    return first.cpu() if bool((found == first).all()) else found
+
+
+@dataclass
+class Graph:
+    """The calls of modules and the attention in one forward pass."""
+
+    calls: list[Call]
+    cores: list[Core]
+    users: dict[Any, list[Any]]
+
+    def call_of(self, node: Any) -> Call | None:
+        """The innermost call that made a node."""
+        number = node._sequence_nr()
+        around = [call for call in self.calls if call.start <= number < call.stop]
+        return min(around, key=lambda call: call.stop - call.start, default=None)
+
+    def sums(self, core: Core) -> Iterator[tuple[Any, list[Any]]]:
+        """The sums of what descends from a core and what does not, in forward order.
+
+        Each comes with the nodes on the way from the core. A bias is not such a sum.
+        """
+        reached, waiting, count = {core.node}, [(core.node._sequence_nr(), 0, core.node)], 1
+        while waiting:
+            node = heapq.heappop(waiting)[2]
+            if node is not core.node and "AddBackward" in node.name():
+                parts = [part for part, _ in node.next_functions]
+                if len(parts) == 2 and (parts[0] in reached) != (parts[1] in reached):
+                    inner, outer = parts if parts[0] in reached else parts[::-1]
+                    if not _bias(outer):
+                        yield node, _between(inner, reached)
+            for user in self.users[node]:
+                if user not in reached:
+                    reached.add(user)
+                    heapq.heappush(waiting, (user._sequence_nr(), count, user))
+                    count += 1
+
+    def sources(self, node: Any, call: Call) -> set[Any]:
+        """The nodes made before a call from which a node within it was computed."""
+        found, seen, waiting = set(), set(), [node]
+        while waiting:
+            one = waiting.pop()
+            if one is None or one in seen or _is_leaf(one):
+                continue
+            seen.add(one)
+            if one._sequence_nr() < call.start:
+                found.add(one)
+            else:
+                waiting += [before for before, _ in one.next_functions]
+        return found
+
+
+@contextlib.contextmanager
+def recording(model: nn.Module) -> Iterator[list[Call]]:
+    """Note every call of a module of the model within the block."""
+    number = torch._C._autograd._get_sequence_nr
+    calls: list[Call] = []
+    open_calls: list[Call] = []
+
+    def enter(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        while open_calls and open_calls[-1].stop:
+            open_calls.pop()
+        call = Call(name, module, open_calls[-1] if open_calls else None, number())
+        tensors = floating((args, kwargs))
+        call.inputs = [tuple(t.shape) for t in tensors]
+        call.x = tensors[0] if tensors else None
+        open_calls.append(call)
+
+    def leave(_module: nn.Module, _args: Any, output: Any) -> None:
+        call = open_calls.pop()
+        call.stop, call.output = number(), output
+        calls.append(call)
+
+    with contextlib.ExitStack() as hooks:
+        for name, module in model.named_modules():
+
+            def before(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+                enter(name, module, args, kwargs)
+
+            handle = module.register_forward_pre_hook(before, with_kwargs=True)
+            hooks.callback(handle.remove)
+            hooks.callback(module.register_forward_hook(leave).remove)
+        yield calls
+
+
+def read(loss: Tensor, calls: list[Call]) -> Graph:
+    """The graph of a loss with `grad_fn`: every attention in forward order, ready for `backward`.
+
+    A softmax is attention if its input comes from a product of two activations and its result
+    enters another product; gates and routers of experts are not.
+    """
+    users: dict[Any, list[Any]] = defaultdict(list)
+    nodes, waiting = {loss.grad_fn}, [loss.grad_fn]
+    while waiting:
+        node: Any = waiting.pop()
+        for before, _ in node.next_functions:
+            if before is not None:
+                users[before].append(node)
+                if before not in nodes:
+                    nodes.add(before)
+                    waiting.append(before)
+    graph = Graph(calls, [], users)
+    for node in nodes:
+        name = node.name()
+        if "ScaledDotProduct" in name:
+            q, k = node._saved_query, node._saved_key
+            q_node, k_node = (part for part, _ in node.next_functions[:2])
+            graph.cores.append(Core(node, True, (*q.shape[:-1], k.shape[-2]), (), (q_node, k_node)))
+        elif "SoftmaxBackward" in name and "Log" not in name:
+            product = _product_before(node)
+            order = _order_after(node, users)
+            if product is not None and order is not None and len(order) > 2:
+                shape = tuple(node._saved_result.shape[axis] for axis in order)
+                graph.cores.append(Core(node, False, shape, order, product))
+    graph.cores.sort(key=lambda core: core.node._sequence_nr())
+    for core in graph.cores:
+        core.call = graph.call_of(core.node)
+    return graph
+
+
+def floating(tree: Any) -> list[Tensor]:
+    """The floating tensors in a nest of containers, in order."""
+    return [t for t in tree_leaves(tree) if isinstance(t, Tensor) and t.is_floating_point()]
+
+
+def unsupported() -> list[str]:
+    """What this module needs of torch and this version of torch does not have, a sentence each."""
+    problems = []
+    if not hasattr(torch._C._autograd, "_get_sequence_nr"):
+        problems.append("torch has no sequence number of autograd nodes (_get_sequence_nr)")
+    x = torch.rand(1, 1, 3, 2, requires_grad=True)
+    fused = nn.functional.scaled_dot_product_attention(x, x, x).grad_fn
+    softmax = x.softmax(-1).grad_fn
+    names = ("query", "key", "value", "is_causal", "scale")
+    for node, saved in ((fused, names), (softmax, ("result", "dim"))):
+        needed = ("register_prehook", "next_functions", "_sequence_nr", "name")
+        for attribute in (*needed, *(f"_saved_{name}" for name in saved)):
+            if not hasattr(node, attribute):
+                kind = type(node).__name__
+                problems.append(f"the backward node {kind} has no attribute {attribute}")
+    return problems
+
+
+def _is(node: Any, names: Sequence[str]) -> bool:
+    return any(part in node.name() for part in names)
+
+
+def _is_leaf(node: Any) -> bool:
+    return "AccumulateGrad" in node.name()
+
+
+def _bare(node: Any) -> Tensor | None:
+    """The parameter that a node is, but for its layout."""
+    while node is not None and not _is_leaf(node) and _is(node, _LAYOUT):
+        node = node.next_functions[0][0]
+    return node.variable if node is not None and _is_leaf(node) else None
+
+
+def _bias(node: Any) -> bool:
+    found = _bare(node)
+    return found is not None and found.ndim < 2
+
+
+def _product(node: Any) -> tuple[Any, Any] | None:
+    """The two factors of a matrix product of activations."""
+    name = node.name().lower()
+    if "bmm" not in name and not name.startswith("mmbackward"):
+        return None
+    left, right = (part for part, _ in node.next_functions[-2:])
+    if _bare(left) is not None or _bare(right) is not None:
+        return None
+    return left, right
+
+
+def _product_before(node: Any) -> tuple[Any, Any] | None:
+    seen, waiting = set(), [part for part, _ in node.next_functions]
+    while waiting:
+        one = waiting.pop(0)
+        if one is None or one in seen or _is_leaf(one):
+            continue
+        seen.add(one)
+        if (factors := _product(one)) is not None:
+            return factors
+        if _is(one, _BEFORE) and "mm" not in one.name().lower():
+            waiting += [part for part, _ in one.next_functions]
+    return None
+
+
+def _signed(value: int) -> int:
+    return value - 2**64 if value >= 2**63 else value
+
+
+def _order_after(node: Any, users: dict[Any, list[Any]]) -> tuple[int, ...] | None:
+    """The axes of A as its product with v takes them, keys last; None if there is no product.
+
+    Transpositions count up to the first change of shape, since that joins axes in their order.
+    """
+    size = node._saved_result.ndim
+    # An axis that was inserted is -1.
+    start = list(range(size))
+    seen, waiting = {node}, [(node, start, True)]
+    keys = _signed(node._saved_dim) % size
+    while waiting:
+        one, axes, open_ = waiting.pop(0)
+        for user in users[one]:
+            if "bmm" in user.name().lower() or user.name().startswith("MmBackward"):
+                lead = [axis for axis in axes if axis not in (-1, keys)]
+                return (*lead, keys)
+            if user in seen or not _is(user, _AFTER):
+                continue
+            seen.add(user)
+            found, going = _moved(user, axes) if open_ else (axes, False)
+            waiting.append((user, found, going))
+    return None
+
+
+def _moved(node: Any, axes: list[int]) -> tuple[list[int], bool]:
+    """The axes after a node, and whether those after the next can still be told."""
+    name = node.name()
+    if name.startswith("PermuteBackward"):
+        return [axes[_signed(axis)] for axis in node._saved_dims], True
+    if name.startswith("TransposeBackward"):
+        first, second = (_signed(axis) for axis in (node._saved_dim0, node._saved_dim1))
+        axes = list(axes)
+        axes[first], axes[second] = axes[second], axes[first]
+        return axes, True
+    if name.startswith("UnsqueezeBackward"):
+        axis = _signed(node._saved_dim) % (len(axes) + 1)
+        return [*axes[:axis], -1, *axes[axis:]], True
+    return axes, not _is(node, ("View", "Reshape", "Squeeze", "Select", "AsStrided"))
+
+
+def _between(last: Any, reached: set[Any]) -> list[Any]:
+    """The nodes in `reached` from which `last` was computed."""
+    found, waiting = {last}, [last]
+    while waiting:
+        for before, _ in waiting.pop().next_functions:
+            if before in reached and before not in found:
+                found.add(before)
+                waiting.append(before)
+    return sorted(found, key=lambda node: int(node._sequence_nr()))

@@ -1,0 +1,227 @@
+"""Scores of the attention of any model, by the criteria of `names.CRITERIA`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from spat.attention.discovery import ForeignSite, Loss, find_sites, traces, unknown
+from spat.attention.errors import AttentionWarning
+from spat.attention.views import Trace
+from spat.scoring import criteria as _criteria  # noqa: F401
+from spat.scoring import send as _send  # noqa: F401
+from spat.scoring.criterion import RULES
+from spat.scoring.names import CRITERIA, PASS
+from spat.scoring.probe import GROUP, Shared, SiteScores, window_means
+from spat.surgery import choose
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """The score of each site by one criterion; a high one means keep. Prints as a table.
+
+    `values` is [sites], `per_batch` [sites, batches], and `heads` has an array [heads] for each
+    site, empty where single heads have no score.
+    """
+
+    criterion: str
+    sites: tuple[ForeignSite, ...]
+    values: NDArray[np.float64]
+    per_batch: NDArray[np.float64]
+    heads: tuple[NDArray[np.float64], ...]
+
+    def __getitem__(self, name: str) -> float:
+        """The score of a site.
+
+        Raises:
+            UnknownSite: if there is none of this name.
+        """
+        names = [site.name for site in self.sites]
+        if name not in names:
+            raise unknown(name, names)
+        return float(self.values[names.index(name)])
+
+    def lowest(self, amount: float) -> tuple[str, ...]:
+        """The names of the sites to remove first: a number (int) or a share (float) of them.
+
+        Sites that cannot be removed do not count. A share is rounded as in `choose.count`.
+
+        Raises:
+            ValueError: if the number is larger than that of the sites, or the share above 1.
+        """
+        free = [i for i, site in enumerate(self.sites) if site.refusal is None]
+        k = amount if isinstance(amount, int) else choose.count(amount, len(free))
+        if not 0 <= k <= len(free):
+            raise ValueError(f"lowest({amount}): {len(free)} of the sites can be removed")
+        return tuple(self.sites[free[i]].name for i in choose.lowest(self.values[free], k))
+
+    def table(self) -> pd.DataFrame:
+        """One row a site and head: site, head (-1 is the whole site), criterion, value."""
+        import pandas as pd
+
+        rows = [
+            (site.name, head, self.criterion, value)
+            for site, whole, heads in zip(self.sites, self.values, self.heads, strict=True)
+            for head, value in [(choose.WHOLE, float(whole)), *enumerate(map(float, heads))]
+        ]
+        return pd.DataFrame(rows, columns=["site", "head", "criterion", "value"])
+
+    def __str__(self) -> str:
+        head = ("site", "kind", "heads", "queries x keys", "parameters", self.criterion, "")
+        lines = [
+            (
+                site.name, site.kind, str(site.heads), f"{site.queries} x {site.keys}",
+                f"{site.parameters:,}", f"{value:.4g}",
+                "" if site.refusal is None else type(site.refusal).__name__,
+            )
+            for site, value in zip(self.sites, self.values, strict=True)
+        ]  # fmt: skip
+        return columns([head, *lines])
+
+    __repr__ = __str__
+
+
+def score(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss: Loss,
+    *,
+    criterion: str = "send",
+    batches_max: int | None = None,
+    units: Sequence[str] = (),
+) -> Scores:
+    """Score the attention of a model on batches of any kind.
+
+    The windows of a batch share one mask where the criterion asks for that (`send`). The model is
+    in `eval()` meanwhile, and its modes, weights and gradients stay as they are.
+
+    Args:
+        model: any model.
+        batches: anything that `loss` takes, for example a data loader.
+        loss: model, batch -> the loss of each sample, [B].
+        criterion: a name of `scoring.names.CRITERIA` that needs no output projection.
+        batches_max: how many batches are read; by default all.
+        units: as in `find_sites`.
+
+    Raises:
+        NotPerSample: if the loss is not [B].
+        NoSites, NotDifferentiable: as `find_sites`.
+        ValueError: on a criterion that is unknown or cannot be had, or no batches.
+    """
+    rule = RULES.get(criterion) if criterion in CRITERIA else None
+    if rule is None or CRITERIA[criterion].origin not in PASS or rule.needs.__name__ == "Heads":
+        works = [n for n, r in RULES.items() if n in CRITERIA and r.needs.__name__ != "Heads"]
+        raise ValueError(f"criterion {criterion!r} of a model of one's own: choose from {works}")
+    sites: tuple[ForeignSite, ...] = ()
+    total: list[Any] = []
+    parts, windows = [], 0
+    for number, batch in enumerate(batches):
+        if number == batches_max:
+            break
+        found = traces(model, loss, batch, units)
+        if not sites:
+            sites = find_sites(model, loss, batch, units=units)
+        if [trace.name for trace in found] != [site.name for site in sites]:
+            raise ValueError(
+                f"batch {number} passes other sites than the first one: score it apart"
+            )
+        for trace in found:
+            if not trace.offers(rule.needs):
+                raise ValueError(
+                    f"criterion {criterion!r} needs {rule.needs.__name__}, which {trace.name!r} "
+                    "does not show: no softmax(q k^T) v was found in it"
+                )
+        _warn_of_nothing(found)
+        size = found[0].windows
+        single: dict[str, Any] = {}
+        shared: dict[str, Shared] = {}
+        if rule.over == "window":
+            single["value"] = rule.function
+        else:
+            together = size if rule.over == "batch" else GROUP
+            shared["value"] = Shared(rule.function, together, rule.dtype)
+        means = window_means(
+            partial(_some, found),
+            _Places(),
+            [torch.arange(size)],
+            single,
+            shared,
+            batch_size=size,
+        )
+        parts.append(means)
+        sums = [site.means["value"][0] * size for site in means]
+        total = [a + b for a, b in zip(total, sums, strict=True)] if total else sums
+        windows += size
+    if not parts:
+        raise ValueError("no batches to score: give at least one")
+    names = [site.name for site in sites]
+
+    def finished(index: int, means: Any) -> NDArray[np.float64]:
+        values = rule.finish(means.unsqueeze(0))
+        row: NDArray[np.float64] = SiteScores.of(parts[0][index], criterion, values).value[0]
+        return row
+
+    import numpy as np
+
+    whole = [finished(i, total[i] / windows) for i in range(len(names))]
+    each = [[finished(i, m[i].means["value"][0])[0] for m in parts] for i in range(len(names))]
+    return Scores(
+        criterion,
+        sites,
+        np.array([values[0] for values in whole]),
+        np.array(each),
+        tuple(values[1:] for values in whole),
+    )
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text as aligned columns, the first to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            text.ljust(width) if i == 0 else text.rjust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+class _Places:
+    """The windows of a batch by their place: `window_means` asks for slices of the traces."""
+
+    def batch(self, index: torch.Tensor) -> slice:
+        return slice(int(index[0]), int(index[-1]) + 1)
+
+
+def _some(found: Sequence[Trace], windows: slice) -> list[Trace]:
+    return [
+        replace(
+            trace,
+            output=trace.output.cut(windows),
+            source=trace.source.cut(windows) if trace.source is not None else None,
+        )
+        for trace in found
+    ]
+
+
+def _warn_of_nothing(found: Sequence[Trace]) -> None:
+    for trace in found:
+        if trace.output.dy.abs().max() * trace.output.y.abs().max() < 1e-12:
+            warnings.warn(
+                f"site {trace.name!r}: the loss hardly depends on it, so that its score is "
+                "rounding noise. Choose a loss with a gradient: the mean square of a normalised "
+                "output, for example, is constant",
+                AttentionWarning,
+                stacklevel=3,
+            )

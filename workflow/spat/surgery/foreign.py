@@ -1,0 +1,579 @@
+"""Remove attention from any model, verified or undone, and keep the result in a file."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import math
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from spat.attention.discovery import (
+    ForeignSite,
+    Found,
+    Loss,
+    differentiable,
+    looking,
+    unknown,
+)
+from spat.attention.errors import (
+    AttentionError,
+    AttentionWarning,
+    DeadParameters,
+    InputLost,
+    SharedOutput,
+    Stochastic,
+    TooCoarse,
+)
+from spat.attention.graph import Call, floating
+from spat.files import replacing
+from spat.scoring.foreign import columns
+from spat.training.device import costs
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KEY: Final = "spat_removal"
+VERSION: Final = 1
+
+
+class Removed(nn.Module):
+    """The place of a removed module: adds zero to the residual sum and computes nothing.
+
+    The zeros have the leading shape of the floating input number `like`, and are `width` wide.
+    `extra` is the number of further values in the output, each None; -1 stands for no tuple.
+    """
+
+    def __init__(self, like: int, width: int, extra: int, instead_of: nn.Module | None = None):
+        super().__init__()
+        self.like, self.width, self.extra = like, width, extra
+        # What the owner reads of its attention, for example the number of heads.
+        for name, value in vars(instead_of).items() if instead_of is not None else ():
+            if not name.startswith("_") and isinstance(value, bool | int | float | str):
+                self.__dict__.setdefault(name, value)
+        # nn.TransformerEncoderLayer then keeps off its fused path, which reads weights.
+        self.batch_first = False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Zeros in the place of the first output."""
+        x = floating((args, kwargs))[self.like]
+        zeros = x.new_zeros(()).expand(*x.shape[:-1], self.width)
+        return zeros if self.extra < 0 else (zeros, *[None] * self.extra)
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What `prune` did: the modules removed, the norms that became the identity, and sizes.
+
+    `dead` names the parameters that stay and take part in nothing; `before` and `after` count
+    parameters.
+    """
+
+    removed: tuple[str, ...]
+    identity: tuple[str, ...]
+    dead: tuple[str, ...]
+    before: int
+    after: int
+
+
+def prune(
+    model: nn.Module,
+    sites: Sequence[str | ForeignSite],
+    loss: Loss,
+    batch: Any,
+    *,
+    units: Sequence[str] = (),
+    inplace: bool = False,
+    verify: bool = True,
+    tolerance: float = 1e-5,
+) -> nn.Module:
+    """Remove whole attention sites of any model; a copy, unless `inplace`.
+
+    The result computes what the model does with the outputs of those sites at zero, which is
+    verified on `batch`; a model that was changed in place is put back if that fails. Norms that
+    only the removed attention used become the identity. `spat_removal` of the result says what was
+    done. Single heads cannot be removed.
+
+    Args:
+        model: any model.
+        sites: names, or sites of `find_sites`.
+        loss: model, batch -> a scalar or the loss of each sample [B].
+        batch: anything that `loss` takes.
+        units: as in `find_sites`.
+        inplace: whether the model itself is changed.
+        verify: whether the result is compared with the model.
+        tolerance: the largest difference, absolute and relative.
+
+    Raises:
+        UnknownSite: if the model has no such site.
+        InlineAttention, NoResidual, TooCoarse, SharedModule: if a site cannot be removed.
+        SharedOutput: if the result computes something else; the model is as it was.
+        Stochastic: if the model itself computes something else each time.
+        NoSites, NotDifferentiable: as `find_sites`.
+    """
+    model = model if inplace else copy.deepcopy(model)
+    wanted = [site if isinstance(site, str) else site.name for site in sites]
+    with looking(model, loss, batch, units) as (_, _, found):
+        chosen = _chosen(found, wanted)
+        stubs = {call.name: _stub(call) for one in chosen for call in (one.call, *one.branch)}
+    if not chosen:
+        model.spat_removal = _record(model, (), ())  # type: ignore[assignment]
+        return model
+    before = costs.parameters(model)
+    was = _Run.of(model, loss, batch)
+    reached = _reached(model, loss, batch)
+    if verify and not was.equals(_Run.of(model, loss, batch), tolerance):
+        raise Stochastic(
+            f"{type(model).__name__} computes something else each time: fix its own generators, "
+            "or give verify=False"
+        )
+    with _zeroed(model, stubs):
+        expected = _Run.of(model, loss, batch) if verify else None
+    undo: list[Callable[[], None]] = []
+    try:
+        for name, stub in stubs.items():
+            if (old := _get(model, name)) is not None:
+                _warn_of_caches(name, old)
+                undo.append(_replace(model, old, stub))
+        undo.append(_plain_tensors(model))
+        try:
+            lost = reached - _reached(model, loss, batch)
+            norms = _dead_norms(model, lost)
+            for name in norms:
+                back = _replace(model, model.get_submodule(name), nn.Identity())
+                undo.append(back)
+            got = _Run.of(model, loss, batch)
+        except AttentionError:
+            raise
+        except Exception as error:
+            raise SharedOutput(
+                f"without {', '.join(wanted)} the model fails ({type(error).__name__}: {error}): "
+                "another module uses more of its output than the residual branch; keep it"
+            ) from error
+        if expected is not None and not got.equals(expected, tolerance):
+            raise SharedOutput(
+                f"without {', '.join(wanted)} the model computes something else than with their "
+                f"outputs at zero (loss {got.loss:.6g}, not {expected.loss:.6g}): another module "
+                "uses what they compute; remove fewer sites"
+            )
+    except BaseException:
+        for step in reversed(undo):
+            step()
+        raise
+    dead = tuple(sorted(n for n in lost if n in dict(model.named_parameters())))
+    record = _record(model, dead, norms)
+    model.spat_removal = Removal(  # type: ignore[assignment]
+        record.removed, record.identity, dead, before, record.after
+    )
+    _warn_of(model, wanted, dead, was, loss, batch)
+    return model
+
+
+def save(model: nn.Module, path: str | Path) -> None:
+    """Write the weights of a model, and what was removed from it, as one safetensors file.
+
+    Tensors that share memory are written once.
+    """
+    weights: dict[str, Tensor] = {}
+    seen: set[Any] = set()
+    for name, value in model.state_dict().items():
+        place = _place(value)
+        if place not in seen:
+            seen.add(place)
+            weights[name] = value.detach().cpu().contiguous()
+    stubs = {
+        name: [module.like, module.width, module.extra]
+        for name, module in model.named_modules()
+        if isinstance(module, Removed)
+    }
+    removal = getattr(model, "spat_removal", None)
+    values = {
+        "version": VERSION,
+        "class": type(model).__name__,
+        "removed": stubs,
+        "removal": asdict(removal) if isinstance(removal, Removal) else None,
+    }
+    with replacing(Path(path)) as temporary:
+        save_file(weights, temporary, metadata={KEY: json.dumps(values)})
+
+
+def load(model: nn.Module, path: str | Path) -> nn.Module:
+    """Prune a freshly built dense model as a file of `save` says, in place, and load its weights.
+
+    Raises:
+        FileNotFoundError: if there is no file.
+        ValueError: naming the file, if it is damaged, not of `save`, or of another model. The
+            model may then be partly pruned: build it again.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    try:
+        with safe_open(path, "pt") as file:
+            values = json.loads((file.metadata() or {})[KEY])
+        weights = load_file(path)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"{path}: not a file of spat.save ({error!r})") from None
+    if values["version"] != VERSION or values["class"] != type(model).__name__:
+        raise ValueError(
+            f"{path}: version {values['version']} of a {values['class']}; this reads version "
+            f"{VERSION}, and the model is a {type(model).__name__}"
+        )
+    names = [name for name, _ in model.named_modules()]
+    removal = values["removal"] or {}
+    for name, stub in values["removed"].items():
+        if name not in names:
+            raise ValueError(f"{path}: {unknown(name, names)}")
+        old = model.get_submodule(name)
+        _replace(model, old, Removed(stub[0], stub[1], stub[2], old))
+    for name in removal.get("identity", ()):
+        _replace(model, model.get_submodule(name), nn.Identity())
+    if values["removed"]:
+        _plain_tensors(model)
+    own = model.state_dict()
+    given = {_place(own[name]) for name in weights if name in own}
+    missing = [name for name, value in own.items() if _place(value) not in given]
+    wrong = [n for n, value in weights.items() if n not in own or own[n].shape != value.shape]
+    if missing or wrong:
+        raise ValueError(f"{path}: of another model (first differences: {(missing + wrong)[:3]})")
+    model.load_state_dict(weights, strict=False)
+    if removal:
+        tuples: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in removal.items()
+        }
+        model.spat_removal = Removal(**tuples)  # type: ignore[assignment]
+    return model
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Costs of two models on the same inputs. Prints as a table.
+
+    `parameters` and `flops` count, `milliseconds` is the median latency, `megabytes` the peak
+    memory of a forward pass; each for the dense and the pruned model.
+    """
+
+    parameters: tuple[int, int]
+    flops: tuple[int, int]
+    milliseconds: tuple[float, float]
+    megabytes: tuple[float, float]
+
+    def table(self) -> pd.DataFrame:
+        """One row a cost: dense, pruned, and the relative change."""
+        import pandas as pd
+
+        rows = [(name, *pair, _change(pair)) for name, pair in self._pairs()]
+        return pd.DataFrame(rows, columns=["cost", "dense", "pruned", "change"])
+
+    def __str__(self) -> str:
+        head = ("", "dense", "pruned", "change")
+        lines = [
+            (name, f"{a:,.6g}", f"{b:,.6g}", f"{_change((a, b)):+.1%}")
+            for name, (a, b) in self._pairs()
+        ]
+        return columns([head, *lines])
+
+    __repr__ = __str__
+
+    def _pairs(self) -> list[tuple[str, tuple[float, float]]]:
+        return [(name, getattr(self, name)) for name in self.__dataclass_fields__]
+
+
+def compare(dense: nn.Module, pruned: nn.Module, inputs: Any, *, repeats: int = 30) -> Comparison:
+    """Parameters, FLOPs, latency and peak memory of two models on the same inputs.
+
+    `inputs` is a tensor, a tuple of arguments or a mapping of keyword arguments, on the device of
+    the models. Latencies are medians of passes in turn.
+    """
+    models = {"dense": dense, "pruned": pruned}
+    task, batch = cast(Any, _Calls()), inputs
+    device = next((t.device for m in models.values() for t in m.parameters()), torch.device("cpu"))
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the fused encoder layer counts no FLOPs
+    try:
+        flops = [costs.flops(model, task, batch) for model in models.values()]
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    times = costs.latency(models, task, batch, repeats, device)
+    memory = [costs.peak_memory(model, task, batch, device) for model in models.values()]
+    return Comparison(
+        (costs.parameters(dense), costs.parameters(pruned)),
+        (flops[0], flops[1]),
+        (times["dense"], times["pruned"]),
+        (memory[0], memory[1]),
+    )
+
+
+class _Calls:
+    """A model called with a batch that holds its arguments."""
+
+    def forward(self, model: nn.Module, batch: Any) -> Any:
+        if isinstance(batch, Mapping):
+            return model(**batch)
+        return model(*batch) if isinstance(batch, tuple | list) else model(batch)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a model computed: the loss, and the floating tensors of its outputs."""
+
+    loss: float
+    outputs: list[Tensor]
+
+    @classmethod
+    def of(cls, model: nn.Module, loss: Loss, batch: Any, flipped: bool = False) -> _Run:
+        """One pass in `eval()`; `flipped` gives the model its samples in reverse order."""
+        outputs: list[Tensor] = []
+
+        def note(_module: nn.Module, _args: Any, output: Any) -> None:
+            outputs.extend(t.detach() for t in floating(output))
+
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(differentiable(model))
+            stack.enter_context(_fixed_noise(model))
+            if flipped:
+                handle = model.register_forward_pre_hook(_flip, with_kwargs=True)
+                stack.callback(handle.remove)
+            stack.callback(model.register_forward_hook(note).remove)
+            value = loss(model, batch).detach().double().sum()
+        return cls(float(value), outputs)
+
+    def equals(self, other: _Run, tolerance: float) -> bool:
+        """Whether the losses agree, and the outputs (the first ones, if one has more)."""
+        close = math.isclose(self.loss, other.loss, rel_tol=tolerance, abs_tol=tolerance)
+        if len(self.outputs) != len(other.outputs):
+            a, b = self.outputs[:1], other.outputs[:1]
+        else:
+            a, b = self.outputs, other.outputs
+        return close and all(
+            x.shape == y.shape and torch.allclose(x, y, tolerance, tolerance, equal_nan=True)
+            for x, y in zip(a, b, strict=False)
+        )
+
+
+@contextlib.contextmanager
+def _fixed_noise(model: nn.Module) -> Iterator[None]:
+    """Seed torch at the entry and exit of each module, by its name and the number of the call.
+
+    What one module draws then does not depend on what another, which may be gone, has drawn.
+    """
+    count: dict[str, int] = {}
+
+    def seed(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            count[name] = count.get(name, 0) + 1
+            torch.manual_seed(zlib.crc32(f"{name} {count[name]}".encode()))
+
+        return hook
+
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices), contextlib.ExitStack() as hooks:
+        torch.manual_seed(0)
+        for name, module in model.named_modules():
+            hooks.callback(module.register_forward_pre_hook(seed(f"{name} in")).remove)
+            hooks.callback(module.register_forward_hook(seed(f"{name} out")).remove)
+        yield
+
+
+@contextlib.contextmanager
+def _zeroed(model: nn.Module, names: Mapping[str, Removed]) -> Iterator[None]:
+    def zero(_module: nn.Module, _args: Any, output: Any) -> Any:
+        if isinstance(output, Tensor):
+            return torch.zeros_like(output)
+        return (torch.zeros_like(output[0]), *output[1:])
+
+    with contextlib.ExitStack() as hooks:
+        for name in names:
+            hooks.callback(model.get_submodule(name).register_forward_hook(zero).remove)
+        yield
+
+
+def _chosen(found: Sequence[Found], wanted: Sequence[str]) -> list[Found]:
+    by_name = {one.name: one for one in found}
+    for name in wanted:
+        if name not in by_name:
+            raise unknown(name, list(by_name))
+        refusal = by_name[name].refusal
+        if refusal is not None:
+            raise refusal
+    return [by_name[name] for name in dict.fromkeys(wanted)]
+
+
+def _stub(call: Call) -> Removed:
+    """What takes the place of the module of a call."""
+    output = call.output
+    first = output[0] if isinstance(output, tuple | list) and output else output
+    if not isinstance(first, Tensor):
+        raise TooCoarse(
+            f"{call.name!r} returns a {type(output).__name__}, not a tensor or a tuple that starts "
+            "with one: name a smaller module as units="
+        )
+    lead = tuple(first.shape[:-1])
+    like = next((i for i, shape in enumerate(call.inputs) if shape[:-1] == lead), None)
+    if like is None:
+        raise TooCoarse(
+            f"{call.name!r} returns {tuple(first.shape)}, which has the leading shape of none of "
+            f"its inputs {call.inputs}: without it the shape is lost"
+        )
+    extra = len(output) - 1 if isinstance(output, tuple | list) else -1
+    return Removed(like, first.shape[-1], extra, call.module)
+
+
+def _get(model: nn.Module, name: str) -> nn.Module | None:
+    """The module of this name, None where it went with a module round it."""
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> Callable[[], None]:
+    """Put a module in every place that holds another one; returns what puts it back."""
+    places = [
+        (owner, name)
+        for owner in model.modules()
+        for name, child in owner._modules.items()
+        if child is old
+    ]
+    new.train(old.training)
+    for owner, name in places:
+        owner._modules[name] = new
+
+    def back() -> None:
+        for owner, name in places:
+            owner._modules[name] = old
+
+    return back
+
+
+def _plain_tensors(model: nn.Module) -> Callable[[], None]:
+    """Keep encoders from packing padded sequences, which the place of a module cannot take."""
+    changed = [m for m in model.modules() if getattr(m, "enable_nested_tensor", False) is True]
+    changed += [m for m in model.modules() if getattr(m, "use_nested_tensor", False) is True]
+    names = ("enable_nested_tensor", "use_nested_tensor")
+    old = [(m, n, getattr(m, n)) for m in changed for n in names if hasattr(m, n)]
+    for module, name, _ in old:
+        setattr(module, name, False)
+
+    def back() -> None:
+        for module, name, value in old:
+            setattr(module, name, value)
+
+    return back
+
+
+def _reached(model: nn.Module, loss: Loss, batch: Any) -> set[str]:
+    """The parameters that take part in the loss, or in an output of the model."""
+    outputs: list[Tensor] = []
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(differentiable(model))
+        stack.enter_context(_fixed_noise(model))
+
+        def note(_module: nn.Module, _args: Any, output: Any) -> None:
+            outputs.extend(t for t in floating(output) if t.requires_grad)
+
+        stack.callback(model.register_forward_hook(note).remove)
+        value = loss(model, batch).sum()
+        for output in outputs:
+            value = value + output.sum()
+        named = dict(model.named_parameters())
+        weights = [p for p in named.values() if p.requires_grad]
+        if not value.requires_grad or not weights:
+            return set()
+        gradients = torch.autograd.grad(value, weights, allow_unused=True)
+        alive = {id(p) for p, g in zip(weights, gradients, strict=True) if g is not None}
+    return {name for name, p in named.items() if id(p) in alive}
+
+
+def _dead_norms(model: nn.Module, lost: set[str]) -> tuple[str, ...]:
+    """Modules without children whose parameters, all vectors, are out of use: norms and scales."""
+    found = []
+    for name, module in model.named_modules():
+        parameters = dict(module.named_parameters())
+        if (
+            parameters
+            and not list(module.children())
+            and all(p.ndim == 1 and f"{name}.{n}" in lost for n, p in parameters.items())
+        ):
+            found.append(name)
+    return tuple(found)
+
+
+def _record(model: nn.Module, dead: tuple[str, ...], norms: tuple[str, ...]) -> Removal:
+    removed = tuple(name for name, m in model.named_modules() if isinstance(m, Removed))
+    earlier = getattr(model, "spat_removal", None)
+    identity = (*(earlier.identity if isinstance(earlier, Removal) else ()), *norms)
+    size = costs.parameters(model)
+    return Removal(removed, tuple(dict.fromkeys(identity)), dead, size, size)
+
+
+def _place(tensor: Tensor) -> Any:
+    """What tensors of the same memory have in common; tensors without memory are all different."""
+    if tensor.numel() == 0:
+        return id(tensor)
+    return tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
+
+
+def _change(pair: tuple[float, float]) -> float:
+    return pair[1] / pair[0] - 1 if pair[0] else math.nan
+
+
+def _flip(_module: nn.Module, args: Any, kwargs: Any) -> Any:
+    return tree_map_only(Tensor, lambda t: t.flip(0) if t.ndim else t, (args, kwargs))
+
+
+def _warn_of_caches(name: str, module: nn.Module) -> None:
+    if any(getattr(part, "layer_idx", None) == 0 for part in module.modules()):
+        warnings.warn(
+            f"{name!r} is the attention of layer 0, from which a cache of keys may read the number "
+            "of tokens that it holds: in cached decoding, give the positions yourself",
+            AttentionWarning,
+            stacklevel=3,
+        )
+
+
+def _warn_of(
+    model: nn.Module,
+    wanted: Sequence[str],
+    dead: tuple[str, ...],
+    was: _Run,
+    loss: Loss,
+    batch: Any,
+) -> None:
+    if dead:
+        warnings.warn(
+            f"without {', '.join(wanted)} these parameters take part in nothing: {', '.join(dead)}",
+            DeadParameters,
+            stacklevel=3,
+        )
+    if hasattr(model, "save_pretrained"):
+        warnings.warn(
+            "save_pretrained of a pruned model brings the removed attention back with random "
+            "weights: use spat.save, and spat.load on a freshly built model",
+            AttentionWarning,
+            stacklevel=3,
+        )
+    try:
+        now, turned = (_Run.of(model, loss, batch, flipped) for flipped in (False, True))
+    except Exception:  # a model that does not take its samples in another order
+        return
+    outputs = list(zip(now.outputs, turned.outputs, strict=False))
+    varied = any(len(t) > 1 and not torch.equal(t, t.flip(0)) for t in was.outputs if t.ndim)
+    if varied and outputs and all(torch.equal(a, b) for a, b in outputs):
+        warnings.warn(
+            f"without {', '.join(wanted)} the output no longer depends on the input: keep a site",
+            InputLost,
+            stacklevel=3,
+        )
