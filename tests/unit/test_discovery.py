@@ -173,8 +173,13 @@ def test_hidden_keys_do_not_count() -> None:  # R3
     assert kept == [zoo.TOKENS, zoo.TOKENS - 2, 2]
 
 
-def test_channels_in_the_batch_are_sequences_of_a_window() -> None:  # R2
-    (trace,) = discovery.traces(zoo.make(zoo.ByChannel), zoo.loss, zoo.batch())
+@pytest.mark.parametrize(
+    "attention",
+    [zoo.Nano, lambda: nn.MultiheadAttention(zoo.WIDTH, zoo.HEADS, batch_first=True)],
+)
+def test_channels_in_the_batch_are_sequences_of_a_window(attention: Any) -> None:  # R2
+    model = zoo.make(lambda: zoo.ByChannel(attention()))
+    (trace,) = discovery.traces(model, zoo.loss, zoo.batch())
     assert trace.mixing.S.shape == (zoo.SAMPLES, 5, zoo.HEADS, zoo.TOKENS, zoo.TOKENS)
 
 

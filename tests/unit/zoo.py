@@ -135,12 +135,13 @@ class Gates(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.router = nn.Linear(WIDTH, 5)
+        self.router = nn.Parameter(torch.randn(WIDTH, 5))
         self.experts = nn.Parameter(torch.randn(5, WIDTH, WIDTH) / 4)
 
     def forward(self, x: Tensor) -> Tensor:
         each = torch.einsum("btd,edf->btef", x, self.experts)
-        return x + torch.einsum("bte,btef->btf", self.router(x).softmax(-1), each)
+        gates = torch.einsum("btd,de->bte", x, self.router).softmax(-1)
+        return x + torch.einsum("bte,btef->btf", gates, each)
 
 
 class Biased(nn.Module):
@@ -205,9 +206,9 @@ class Uneven(nn.Module):
 class ByChannel(nn.Module):
     """Independent channels: [B, T, C, width] -> attention over [B * C, T, width]."""
 
-    def __init__(self, channels: int = 5) -> None:
+    def __init__(self, attention: nn.Module | None = None, channels: int = 5) -> None:
         super().__init__()
-        self.layer, self.channels = Layer(Nano()), channels
+        self.layer, self.channels = Layer(attention or Nano()), channels
 
     def forward(self, x: Tensor) -> Tensor:
         each = torch.stack([x * (1 + c) for c in range(self.channels)], 1).flatten(0, 1)
