@@ -1,6 +1,8 @@
 """The configuration refuses what cannot run, and says which key, which value and what is valid."""
 
 import json
+import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,52 @@ def test_defaults_need_only_an_experiment_and_a_grid() -> None:
         ({"training": {"device": "gpu"}}, "training.device", "'auto', 'cpu' or 'cuda'"),
         ({"finetune": {"epochs": 0}}, "finetune.epochs", "given: 0"),
         ({"variants": {"deep": {}}}, "variants.deep", "belongs to the model registry"),
+        ({"finetune": {"epochs": True}}, "finetune.epochs", "true is a truth value"),
+        ({"finetune": {"lr_scale": True}}, "finetune.lr_scale", "true is a truth value"),
+        ({"finetune": {"lr_scale": math.inf}}, "finetune.lr_scale", "finite number (given: inf)"),
+        ({"finetune": {"lr_scale": math.nan}}, "finetune.lr_scale", "finite number (given: nan)"),
+        ({"finetune": {"epochs": math.inf}}, "finetune.epochs", "finite number (given: inf)"),
+        ({"finetune": {"epochs": 1.5}}, "finetune.epochs", "a valid integer"),
+        ({"finetune": {"epochs": 10**30}}, "finetune.epochs", "less than or equal to 1000000"),
+        ({"grid": [{**BLOCK, "seeds": [True]}]}, "grid.0.seeds", "true is a truth value"),
+        ({"grid": [{**BLOCK, "seeds": [0, 0]}]}, "grid.0.seeds", "0 is in the list twice"),
+        (
+            {"grid": [{**BLOCK, "seeds": [2**63]}]},
+            "grid.0.seeds.0",
+            "less than 9223372036854775808",
+        ),
+        ({"grid": [{**BLOCK, "seeds": []}]}, "grid.0.seeds: list", "at least 1 item"),
+        ({"grid": [{**BLOCK, "horizons": []}]}, "grid.0.horizons: list", "at least 1 item"),
+        ({"grid": [{**BLOCK, "horizons": [False]}]}, "grid.0.horizons", "false is a truth value"),
+        ({"grid": [{**BLOCK, "lookback": True}]}, "grid.0.lookback", "true is a truth value"),
+        ({"grid": [{**BLOCK, "orders": math.nan}]}, "grid.0.orders", "finite number"),
+        ({"grid": [{**BLOCK, "prune": 2}]}, "grid.0.prune", "boolean"),
+        ({"measure": {"batch_sizes": []}}, "measure.batch_sizes: list", "at least 1 item"),
+        ({"measure": {"batch_sizes": [0]}}, "measure.batch_sizes.0", "greater than or equal to 1"),
+        ({"measure": {"batch_sizes": [1, 1]}}, "measure.batch_sizes", "1 is in the list twice"),
+        ({"measure": {"batch_sizes": [10**9]}}, "measure.batch_sizes.0", "or equal to 65536"),
+        ({"measure": {"batch_sizes": [True]}}, "measure.batch_sizes", "true is a truth value"),
+        ({"pruning": {"site": {"criteria": ["send", "send"]}}}, "pruning.site.criteria", "twice"),
+        ({"pruning": {"site": {"ratios": [0.5, "0.5"]}}}, "pruning.site.ratios", "0.5 is in the"),
+        ({"pruning": {"site": {"ratios": [True]}}}, "pruning.site.ratios", "True is neither a"),
+        ({"transfer": {"pairs": [["ETTh1", "ETTh2"]] * 2}}, "transfer.pairs", "twice"),
+        ({"data": {"synthetic": {"noise": math.inf}}}, "data.synthetic.noise", "finite number"),
+        ({"data": {"synthetic": {"rows": True}}}, "data.synthetic.rows", "true is a truth value"),
+        ({"data": {"synthetic": {"rows": 10**6, "channels": 501}}}, "data.synthetic", "more than"),
+        ({"statistics": {"bootstrap": 10**9}}, "statistics.bootstrap", "or equal to 1000000"),
+        ({"statistics": {"confidence": True}}, "statistics.confidence", "true is a truth value"),
+        ({"statistics": {"margin": math.inf}}, "statistics.margin", "finite number"),
+        (
+            {"variants": {"w": {"learning_rates": [math.inf]}}},
+            "variants.w.learning_rates",
+            "finite",
+        ),
+        ({"variants": {"w": {"sam_rho": True}}}, "variants.w.sam_rho", "true is a truth value"),
+        ({"scoring": {"batches": 0}}, "scoring.batches", "greater than or equal to 1"),
+        ({"scoring": {"batches": "many"}}, "scoring.batches", "valid integer"),
+        ({"results": True}, "results", "true is a truth value"),
+        ({"experiment": True}, "experiment", "true is a truth value"),
+        ({"experiment": None}, "experiment", "valid string"),
     ],
 )
 def test_mistakes_are_named(change: dict[str, object], key: str, says: str) -> None:
@@ -106,14 +154,100 @@ def test_files_merge_section_by_section_and_lists_are_replaced(tmp_path: Path) -
     assert config.grid[0].datasets == ("ILI",)
 
 
-def test_files_that_are_no_configuration_are_named(tmp_path: Path) -> None:
-    for content in ("- a\n- b\n", "a: [\n"):
-        path = tmp_path / "broken.yaml"
-        path.write_text(content)
-        with pytest.raises(ConfigError, match=r"broken\.yaml"):
+LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"- a\n- b\n", "expected a mapping of keys, found list"),
+        (b"", "expected a mapping of keys, found NoneType"),
+        (b"a: [\n", "expected the node content"),
+        (b"a: 1\nb: 2\na: 3\n", "line 3: the key 'a' is there twice (first in line 1)"),
+        (b"a: {b: 1, c: {d: 1, d: 1}}\n", "line 1: the key 'd' is there twice"),
+        (b"a: {b: 1, 'b': 2}\n", "line 1: the key 'b' is there twice"),
+        (b"g: [{s: 1,\n s: 2}]\n", "line 2: the key 's' is there twice"),
+        (LAUGHS.encode(), "more than 100000 values"),
+        (b"a: &a [*a]\n", "line 1: the alias refers to the value that contains it"),
+        (b"a: *b\n", "found undefined alias"),
+        (b"a: " + b"[" * 5000, "nested too deeply"),
+        (b"a: b: c\n", "mapping values are not allowed here"),
+        (b"a: caf\xe9\n", "byte 6 is not UTF-8"),
+        ("a: 1".encode("utf-16"), "byte 0 is not UTF-8"),
+        (b"a: \x00\n", "special characters are not allowed"),
+        (b"a: !!python/object/apply:os.system [id]\n", "could not determine a constructor"),
+        (b"a: 2021-13-45\n", "month must be in 1..12"),
+        (b"a: !!int x\n", "invalid literal"),
+        (b"? [1, 2]\n: 3\n", "found unhashable key"),
+        (b"a: 1\n--- \nb: 2\n", "expected a single document"),
+        (b"\ta: 1\n", "cannot start any token"),
+        (b"PK\x03\x04\x00\x00", "special characters are not allowed"),
+    ],
+)
+def test_files_that_are_not_a_configuration_are_named(
+    content: bytes, says: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as error:
+        load_files(path)
+    assert str(error.value).startswith(f"{path}: ") and says in str(error.value)
+
+
+def test_what_is_not_a_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for path, says in (
+        (tmp_path / "absent.yaml", "No such file"),
+        (tmp_path, "a folder"),
+        (tmp_path / "pipe.yaml", "a pipe or a device"),
+        (Path("/dev/zero"), "a pipe or a device"),
+    ):
+        with pytest.raises(ConfigError, match=says) as error:
             load_files(path)
-    with pytest.raises(ConfigError, match=r"absent\.yaml"):
-        load_files(tmp_path / "absent.yaml")
+        assert str(path) in str(error.value)
+
+
+def test_aliases_and_merged_keys_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "aliases.yaml"
+    path.write_text(
+        "experiment: small\n"
+        "grid:\n"
+        "  - &block {datasets: [ETTh1], models: [PatchTST], horizons: &h [96, 192]}\n"
+        "  - {<<: *block, datasets: [ETTh2], horizons: *h}\n"
+    )
+    config = load_files(path)
+    assert config.grid[1].models == ("PatchTST",) and config.grid[1].datasets == ("ETTh2",)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"robustness": {"runs": ["ILI/*"]}}, "robustness.runs: 'ILI/*' matches no run"),
+        ({"variants": {"deep2": {"model": {"d_model": 10**7}}}}, "d_model: 10000000 is too large"),
+        ({"variants": {"deep2": {"model": {"d_model": True}}}}, "d_model: True is not of type int"),
+        ({"variants": {"deep2": {"model": {"e_layers": 0}}}}, "e_layers: 0 is not a positive"),
+        ({"variants": {"deep2": {"model": {"n_heads": 512}}}}, "n_heads 512 exceeds d_model"),
+        ({"variants": {"deep2": {"model": {"patch_len": 120}}}}, "holds no patch of 120 steps"),
+        ({"variants": {"deep2": {"model": {"batch_size": 0}}}}, "batch_size: 0 is not a positive"),
+        ({"transfer": {"pairs": [["synthetic", "synthetic2"]]}}, "more rows"),
+    ],
+)
+def test_grid_checks_all_that_snakemake_checks(
+    change: dict[str, Any], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    block = {**BLOCK, "horizons": [96], "variants": ["deep2"] if "variants" in change else ["deep"]}
+    if "transfer" in change:
+        block["datasets"] = ["synthetic"]
+        change = {**change, "data": {"synthetic": {"rows": 300}}}
+    path = tmp_path / "mine.yaml"
+    values = {"experiment": "small", "results": str(tmp_path / "results"), "grid": [block]}
+    path.write_text(yaml.safe_dump({**values, **change}))
+    assert main(["grid", "--config", str(path)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("spat grid: ") and says in error and "Traceback" not in error
+    assert not (tmp_path / "results").exists()
 
 
 def test_the_resolved_configuration_reads_back_the_same() -> None:

@@ -195,11 +195,11 @@ def test_every_run_of_the_registries_can_be_built(name: str) -> None:
             ("iTransformer", "deep", "ETTh1", 96, {"time_features": 1}),
             "time_features: 1 is not of type bool",
         ),
-        (("PatchTST", "deep", "ETTh1", 96, {"e_layers": 0}), "e_layers: 0 is not positive"),
+        (("PatchTST", "deep", "ETTh1", 96, {"e_layers": 0}), "e_layers: 0 is not a positive"),
         (("PatchTST", "deep", "ETTh1", 96, {"dropout": 1.0}), r"dropout: 1.0 is not in \[0, 1\)"),
         (
             ("PatchTST", "deep", "ETTh1", 96, {"learning_rate": float("nan")}),
-            "learning_rate: nan is not positive",
+            "learning_rate: nan is not a positive, finite number",
         ),
     ],
 )

@@ -100,3 +100,11 @@ def test_a_run_outside_the_grid_is_named(pristine: Project) -> None:
 @pytest.mark.parametrize("profile", ["gpu"])
 def test_profiles_plan_the_same_jobs(profile: str, pristine: Project) -> None:
     assert pristine.planned("--workflow-profile", profile) == pristine.planned()
+
+
+def test_a_key_that_is_there_twice_fails_before_any_job(pristine: Project, tmp_path: Path) -> None:
+    overlay = tmp_path / "twice.yaml"
+    overlay.write_text("finetune: {epochs: 1}\nfinetune: {epochs: 2}\n", encoding="utf-8")
+    shown = pristine.snakemake("--configfile", str(overlay), fails=True)
+    assert "twice.yaml: line 2: the key 'finetune' is there twice" in shown
+    assert "Traceback" not in shown

@@ -8,7 +8,8 @@ from snakemake.exceptions import WorkflowError
 
 from spat.pipeline import datasets, digests, runs
 from spat.pipeline.resources import BASE_MB, gpus, memory_mb, prune_threads
-from spat.pipeline.config import ConfigError, load
+from spat.pipeline.checks import checked_plan
+from spat.pipeline.config import ConfigError, load, read_file
 from spat.data.registry import DATASETS
 from spat.study.pages.registry import FIGURES, TABLES
 from spat.pipeline.stages import trained
@@ -25,8 +26,10 @@ os.environ.update(
 try:
     # Its own configuration comes last in Snakemake's list, and before all others in fact.
     *overlays, base = workflow.configfiles
+    for file in [base, *overlays]:
+        read_file(Path(file))  # Snakemake's reader takes a key that is there twice
     CONFIG = load(config, " + ".join(map(str, [base, *overlays])))
-    PLAN = {planned.run.path: planned for planned in runs.plan(CONFIG)}
+    PLAN = {planned.run.path: planned for planned in checked_plan(CONFIG)}
     STUDIED = [run.path for run in runs.studied(CONFIG)]
 except ConfigError as error:
     raise WorkflowError(str(error)) from None

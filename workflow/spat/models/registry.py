@@ -41,6 +41,9 @@ View = Literal["Output", "Heads", "Mixing"]
 
 VARIANTS: Final = ("published", "deep")
 
+# The largest whole number in settings and recipes: a layer of this width has 10^10 weights.
+MOST: Final = 100_000
+
 # A naive model has nothing to train.
 _UNTRAINED: Final = Recipe(learning_rate=0.0, batch_size=32, epochs=0, patience=0)
 
@@ -323,7 +326,9 @@ def _checked(name: str, value: Any, kinds: Mapping[str, Any]) -> Any:
         if not 0 <= value < math.inf:
             raise ValueError(f"{name}: {value!r} is negative or not finite")
     elif kind in (int, float) and not 0 < value < math.inf:
-        raise ValueError(f"{name}: {value!r} is not positive")
+        raise ValueError(f"{name}: {value!r} is not a positive, finite number")
+    if kind is int and value > MOST:
+        raise ValueError(f"{name}: {value!r} is too large to train: choose at most {MOST}")
     return value
 
 

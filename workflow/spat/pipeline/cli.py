@@ -68,9 +68,10 @@ def _dataset(name: str) -> str:
 
 def _planned(config: Config, path: str) -> Planned:
     from spat.pipeline import runs
+    from spat.pipeline.checks import checked_plan
 
     wanted = runs.Run.parse(path)
-    for planned in runs.plan(config):
+    for planned in checked_plan(config):
         if planned.run == wanted:
             return planned
     raise ValueError(f"run {path!r} is not in the grid of experiment {config.experiment!r}")

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -21,17 +21,24 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
 
 from spat.data.registry import DATASETS, GapRule, step_seconds
+from spat.pipeline import yaml_reader
 from spat.training.options import Device, Precision
 
 Rule = Literal["gap", "one_se", "loss_drop_bound", "validation"]
-Count = Annotated[int, Field(ge=1)]
+# The bounds are far above what is of use, and below what would fail hours later.
+Count = Annotated[int, Field(ge=1, le=10**6)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Ratio = Annotated[float, Field(gt=0.0, le=1.0)]
+
+# Values of a generated series: 4 GB.
+MOST_GENERATED = 5 * 10**8
 
 # Names become folders and words of shell commands.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
@@ -88,7 +95,39 @@ class ConfigError(ValueError):
 class Section(BaseModel):
     """A part of the configuration: immutable, and a key it does not know is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_values_as_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if kind is not bool and "bool" not in str(kind) and (bad := _truth_value(value)):
+            raise ValueError(f"{bad} is a truth value; quote it if a name is meant")
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _nothing_twice(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, tuple) and info.field_name not in cls._MAY_REPEAT:
+            for i, item in enumerate(value):
+                if item in value[:i]:
+                    raise ValueError(f"{_shown(item)} is in the list twice")
+        return value
+
+    _MAY_REPEAT: ClassVar[frozenset[str]] = frozenset()
+
+
+def _truth_value(value: Any) -> str | None:
+    """The first truth value in a list, or the value itself if it is one, as YAML writes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return next(filter(None, map(_truth_value, value)), None)
+    return None
+
+
+def _shown(item: Any) -> str:
+    return str(list(item)) if isinstance(item, tuple) else repr(item)
 
 
 class GridBlock(Section):
@@ -102,10 +141,10 @@ class GridBlock(Section):
         description="`published` (the authors' sizes), `deep` (four sites), or one of `variants`.",
     )
     lookback: Count | None = Field(None, description="Input steps; the dataset's own when absent.")
-    horizons: tuple[Count, ...] | None = Field(
+    horizons: Annotated[tuple[Count, ...], Field(min_length=1)] | None = Field(
         None, description="Forecast steps; the dataset's standard horizons when absent."
     )
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+    seeds: tuple[Seed, ...] = Field(
         (0,), min_length=1, description="Each seed is a run of its own."
     )
     orders: Count = Field(1, description="Data orders in which each mask is fine-tuned.")
@@ -142,11 +181,20 @@ class SyntheticSection(Section):
 
     rows: Count = Field(6000, description="Time steps.")
     channels: Count = Field(7, description="Channels.")
-    seed: int = Field(0, ge=0, description="Seed of the generator; `synthetic2` uses the next one.")
+    seed: Seed = Field(0, description="Seed of the generator; `synthetic2` uses the next one.")
     coupling: float = Field(
         0.6, ge=0.0, le=1.0, description="Share of a channel that follows another one with a lag."
     )
     noise: float = Field(0.3, ge=0.0, description="Standard deviation of the white noise.")
+
+    @model_validator(mode="after")
+    def _fits_into_memory(self) -> SyntheticSection:
+        if self.rows * self.channels > MOST_GENERATED:
+            raise ValueError(
+                f"{self.rows} rows of {self.channels} channels are more than {MOST_GENERATED} "
+                "values: generate fewer"
+            )
+        return self
 
 
 class CustomSection(Section):
@@ -189,6 +237,8 @@ class CustomSection(Section):
     )
     decimal: Literal[".", ","] = Field(".", description="The decimal point.")
     encoding: str = Field("utf-8", description="Encoding of the text, such as latin-1 or utf-16.")
+
+    _MAY_REPEAT: ClassVar[frozenset[str]] = frozenset({"split"})
 
     @field_validator("date", "drop", mode="before")
     @classmethod
@@ -372,7 +422,9 @@ class TransferSection(Section):
 class MeasureSection(Section):
     """Latency and memory, alone on the machine."""
 
-    batch_sizes: tuple[Count, ...] = Field((1, 128), description="Windows per forward pass.")
+    batch_sizes: tuple[Annotated[int, Field(ge=1, le=2**16)], ...] = Field(
+        (1, 128), min_length=1, description="Windows per forward pass."
+    )
     repeats: Count = Field(15, description="Alternating rounds; the median is reported.")
 
 
@@ -386,7 +438,7 @@ class TrackingSection(Section):
 class StatisticsSection(Section):
     """Intervals and tests."""
 
-    bootstrap: Annotated[int, Field(ge=100)] = Field(2000, description="Bootstrap draws.")
+    bootstrap: Annotated[int, Field(ge=100, le=10**6)] = Field(2000, description="Bootstrap draws.")
     confidence: float = Field(0.95, gt=0.0, lt=1.0, description="Level of the intervals.")
     margin: float = Field(0.01, gt=0.0, description="Equivalence margin, as a share of the MSE.")
 
@@ -408,6 +460,8 @@ class Config(Section):
     measure: MeasureSection = MeasureSection()
     tracking: TrackingSection = TrackingSection()
     statistics: StatisticsSection = StatisticsSection()
+
+    _MAY_REPEAT: ClassVar[frozenset[str]] = frozenset({"grid"})
 
     @model_validator(mode="after")
     def _names_exist(self) -> Config:
@@ -486,16 +540,26 @@ def load(values: Mapping[str, Any], source: str = "config") -> Config:
         raise ConfigError(_explain(error, source)) from None
 
 
+def read_file(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file, as they stand there.
+
+    Raises:
+        ConfigError: naming the file, as `yaml_reader.read`, or if it is not a mapping.
+    """
+    try:
+        values = yaml_reader.read(path)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys, found {type(values).__name__}")
+    return values
+
+
 def load_files(*paths: Path) -> Config:
     """Validate YAML files, each merged over the one before it (lists are replaced, not joined)."""
     merged: dict[str, Any] = {}
     for path in paths:
-        try:
-            values = yaml.safe_load(path.read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path}: cannot be read: {error}") from None
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path}: expected a mapping of keys, found {type(values).__name__}")
+        values = read_file(path)
         merged = _merge(merged, values)
     return load(merged, " + ".join(map(str, paths)))
 

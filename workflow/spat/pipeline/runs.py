@@ -120,7 +120,7 @@ def plan(config: Config) -> tuple[Planned, ...]:
     found: dict[Run, Planned] = {}
     for index, block in enumerate(config.grid):
         for run in _expand(config, block):
-            if problem := _too_short(config, run) or _does_not_fit(config, run):
+            if problem := too_short(config, run) or does_not_fit(config, run):
                 raise ConfigError(f"grid.{index}: {run.path}: {problem}")
             planned = Planned(run, block.orders, block.prune and _has_sites(run.model))
             if found.setdefault(run, planned) != planned:
@@ -131,7 +131,7 @@ def plan(config: Config) -> tuple[Planned, ...]:
     return tuple(found.values())
 
 
-def _too_short(config: Config, run: Run) -> str | None:
+def too_short(config: Config, run: Run) -> str | None:
     """Why the run's dataset holds no window of its shape in some split."""
     row = datasets.find(config, run.dataset)
     try:
@@ -150,7 +150,7 @@ def _too_short(config: Config, run: Run) -> str | None:
     return None
 
 
-def _does_not_fit(config: Config, run: Run) -> str | None:
+def does_not_fit(config: Config, run: Run) -> str | None:
     """Why the run's model cannot be built for its dataset."""
     row = datasets.find(config, run.dataset)
     shape = Shape(run.lookback, run.horizon, row.channels, len(TIME_FEATURES) if row.mark else 0)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from spat.pipeline import datasets, runs
+from spat.pipeline.checks import checked_plan
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Planned, Run
 from spat.training.device.concurrency import Lanes
@@ -27,13 +28,16 @@ def grid(config: Config, pattern: str, minutes: float, count: int | None = None)
     finished.
 
     Raises:
-        ValueError: if no run matches.
+        ConfigError: as `checked_plan`, before anything is computed.
+        ValueError: if no run matches, or `minutes` or `count` is not positive.
         RuntimeError: naming the runs that failed, once all others are through.
     """
     from spat.training.loop import choose_device
 
+    if not minutes > 0:
+        raise ValueError(f"--minutes {minutes}: give a number above 0")
     end = time.monotonic() + 60 * minutes
-    chosen = [p for p in runs.plan(config) if fnmatch.fnmatch(p.run.path, pattern)]
+    chosen = [p for p in checked_plan(config) if fnmatch.fnmatch(p.run.path, pattern)]
     if not chosen:
         raise ValueError(f"no run of {config.experiment!r} matches {pattern!r}")
     device = choose_device(config.training.device)

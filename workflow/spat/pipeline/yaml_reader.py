@@ -1,0 +1,78 @@
+"""A YAML file as plain values; what YAML accepts and a configuration should not is an error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+# Values in a file once aliases are followed; the largest experiment has a few hundred.
+MOST_VALUES: Final = 100_000
+
+
+def read(path: Path) -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        ValueError: naming the file, and the line where there is one, if the file cannot be read, is
+            not YAML in UTF-8, holds a key twice in one mapping, or has aliases that refer to
+            themselves or expand to more than `MOST_VALUES` values.
+    """
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a pipe or a device"
+        raise ValueError(f"{path}: {kind}, not a regular file")
+    try:
+        return yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: byte {error.start} is not UTF-8: save the file as UTF-8"
+        ) from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    except RecursionError:
+        raise ValueError(f"{path}: nested too deeply") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None:
+            _check(node, {})
+        return node
+
+
+def _check(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """How many values a node holds, those that an alias repeats included."""
+    if (known := sizes.get(id(node))) is not None:
+        if not known:
+            raise ValueError(f"{_place(node)}: the alias refers to the value that contains it")
+        return known
+    sizes[id(node)] = 0  # until it is known: the node contains itself if it is met again
+    parts: list[yaml.Node] = []
+    if isinstance(node, yaml.SequenceNode):
+        parts = node.value
+    elif isinstance(node, yaml.MappingNode):
+        first: dict[tuple[str, Any], yaml.Node] = {}
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                earlier = first.setdefault((key.tag, key.value), key)
+                if earlier is not key:
+                    raise ValueError(
+                        f"{_place(key)}: the key {key.value!r} is there twice (first in "
+                        f"{_place(earlier)}): keep one"
+                    )
+            parts += [key, value]
+    size = 1 + sum(_check(part, sizes) for part in parts)
+    if size > MOST_VALUES:
+        raise ValueError(
+            f"{_place(node)}: more than {MOST_VALUES} values (aliases included): write fewer"
+        )
+    sizes[id(node)] = size
+    return size
+
+
+def _place(node: yaml.Node) -> str:
+    return f"line {node.start_mark.line + 1}"
