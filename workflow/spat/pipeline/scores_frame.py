@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import pandas as pd
 
-from spat.pipeline.frames import empty
-
 if TYPE_CHECKING:
     from spat.scoring.probe import SiteScores
 
@@ -17,7 +15,15 @@ if TYPE_CHECKING:
 ALL: Final = -1
 SITE: Final = -1
 
-COLUMNS: Final = ("batch", "site", "name", "head", "criterion", "value")
+_KINDS: Final = {
+    "batch": "int64",
+    "site": "int64",
+    "name": "str",
+    "head": "int64",
+    "criterion": "str",
+    "value": "float64",
+}
+COLUMNS: Final = tuple(_KINDS)
 
 
 def frame(scores: Iterable[SiteScores]) -> pd.DataFrame:
@@ -42,7 +48,8 @@ def frame(scores: Iterable[SiteScores]) -> pd.DataFrame:
 
 def joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Frames of scores below each other; of none, an empty one with the same columns."""
-    return pd.concat([empty("scores")[list(COLUMNS)], *frames], ignore_index=True)
+    none = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in _KINDS.items()})
+    return pd.concat([none, *frames], ignore_index=True)
 
 
 def aggregate(scores: pd.DataFrame) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import product
 
 from spat.pipeline import digests, records, runs
 from spat.pipeline.cache import DamagedError, Finished, stage_lock, write_record
@@ -25,10 +26,11 @@ def measure(config: Config, run: Run) -> None:
             mask: common.network(source, device) for mask, source in _networks(config, run).items()
         }
         task = common.task_of(run)
-        shape = next(iter(models.values())).shape
         latency: dict[str, dict[str, float]] = {mask: {} for mask in models}
         memory: dict[str, dict[str, float]] = {mask: {} for mask in models}
-        for batch_size in config.measure.batch_sizes:
+        # A run whose baseline diverged at once has no masks.
+        shapes = [model.shape for model in models.values()][:1]
+        for batch_size, shape in product(config.measure.batch_sizes, shapes):
             batch = task.example(shape, batch_size, device)
             timed = costs.latency(models, task, batch, config.measure.repeats, device)
             for mask, model in models.items():
