@@ -103,7 +103,7 @@ def load() -> float:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
     facts = {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in lines)}

@@ -56,6 +56,7 @@ def _peak(case: Case, batches: int, batch_size: int) -> float:
     chosen = scoring_batches(len(train), batches, batch_size)
     score(model, train, chosen, case_losses(TASK), SCORED, batch_size=batch_size)
     # Not what getrusage says: that remembers the process which started this one.
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", STATUS.read_text(), flags=re.MULTILINE)
+    status = STATUS.read_text(encoding="utf-8")
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, flags=re.MULTILINE)
     assert found is not None
     return max(1024 * int(found.group(1)) - held, MEGABYTE) / MEGABYTE

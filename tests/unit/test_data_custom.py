@@ -30,7 +30,7 @@ def write(path: Path, separator: str = ",", decimal: str = ".", lost: tuple[int,
             cells[0] = "NA"
         lines.append(separator.join([str(time).replace("T", " "), *cells]))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 

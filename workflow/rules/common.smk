@@ -9,6 +9,7 @@ from snakemake.exceptions import WorkflowError
 from spat.pipeline import datasets, digests, runs
 from spat.pipeline.resources import BASE_MB, gpus, memory_mb, prune_threads
 from spat.pipeline.checks import checked_plan
+from spat.pipeline.failures import explain
 from spat.pipeline.config import ConfigError, load, read_file
 from spat.data.registry import DATASETS
 from spat.study.pages.registry import FIGURES, TABLES
@@ -31,12 +32,12 @@ try:
     CONFIG = load(config, " + ".join(map(str, [base, *overlays])))
     PLAN = {planned.run.path: planned for planned in checked_plan(CONFIG)}
     STUDIED = [run.path for run in runs.studied(CONFIG)]
-except ConfigError as error:
-    raise WorkflowError(str(error)) from None
+    RESOLVED = digests.write_resolved(CONFIG).as_posix()
+except (ConfigError, OSError) as error:
+    raise WorkflowError(explain(error)) from None
 
 FOLDER = CONFIG.folder.as_posix()
 CACHE = CONFIG.data.cache.as_posix()
-RESOLVED = digests.write_resolved(CONFIG).as_posix()
 GPUS = gpus(CONFIG.training.device)
 # Networks are not files of any rule: what is no longer whole is made again.
 if workflow.is_main_process and not workflow.dryrun:

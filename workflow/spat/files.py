@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,9 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
     With `durable`, the file and its name are on the disk before the block is left: a machine that
     loses power has the old file or the new one.
+
+    Raises:
+        OSError: naming `path`, if the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -27,8 +32,21 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
         temporary.replace(path)
         if durable:
             _sync(path.parent)
+    except Exception as error:
+        if is_disk_full(error) and getattr(error, "filename", None) is None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that a disk is full, or a quota reached, whichever library says it."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    # Some libraries pass on the text alone, and numpy reports how much it could write.
+    signs = r"No space left on device|\d+ requested and \d+ written"
+    return re.search(signs, str(error)) is not None
 
 
 def _sync(path: Path) -> None:

@@ -214,6 +214,23 @@ def write_record(
     write_json(folder / name, {**body, "checksum": digest_of(body)})
 
 
+def save_table(path: Path, frame: pd.DataFrame) -> None:
+    """Write a table as `.csv` (without its index) or `.parquet`, atomically."""
+    with replacing(path) as temporary:
+        if path.suffix == ".csv":
+            frame.to_csv(temporary, index=False)
+        else:
+            frame.to_parquet(temporary)
+
+
+def save_array(path: Path, array: np.ndarray[Any, Any]) -> None:
+    """Write an array as `.npy`, atomically."""
+    import numpy as np
+
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
 def _record(path: Path) -> dict[str, Any]:
     try:
         found = read_json(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import gc
+import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -21,29 +22,45 @@ Command = Callable[["Config", argparse.Namespace], int | None]
 # and going through them again and again took a fifth of their time.
 GARBAGE = (700, 10, 100)
 
+DEBUG = "show the traceback of a failure"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a subcommand; expected failures are one message on stderr and exit status 1."""
-    gc.set_threshold(*GARBAGE)
-    options = _parser().parse_args(arguments)
-    if options.command is _schema:
-        return _schema() or 0
-    if options.stage == "models":
-        return _models(options)
-    from spat.pipeline import resources
-    from spat.pipeline.config import ConfigError, load_files
+    """Run a subcommand; a failure is one message on stderr and exit status 1 (130 on Ctrl-C).
 
-    resources.prepare_cuda()
+    With `--debug` the exception is raised.
+    """
+    gc.set_threshold(*GARBAGE)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a locale that is not UTF-8 lacks some signs
+    options = _parser().parse_args(arguments)
     try:
-        if options.command is _add_file:
-            return _add_file(options) or 0
-        config = load_files(*options.config)
-        return options.command(config, options) or 0
-    except (ConfigError, OSError, ValueError, RuntimeError) as error:
+        done = _run(options)
+        sys.stdout.flush()
+        return done
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        sys.stdout = None  # it cannot be flushed at the exit
+        return 1
+    except (Exception, KeyboardInterrupt) as error:
         if options.debug:
             raise
-        print(f"spat {options.stage}: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+        from spat.pipeline.failures import INTERRUPTED, explain
+
+        interrupted = isinstance(error, KeyboardInterrupt)
+        message = INTERRUPTED if interrupted else explain(error)
+        print(f"spat {options.stage}: {message}", file=sys.stderr)
+        return 130 if interrupted else 1
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.command in (_schema, _models, _add_file):  # they need no configuration
+        return options.command(options) or 0
+    from spat.pipeline import resources
+    from spat.pipeline.config import load_files
+
+    resources.prepare_cuda()
+    return options.command(load_files(*options.config), options) or 0
 
 
 def _download(config: Config, options: argparse.Namespace) -> None:
@@ -108,6 +125,8 @@ def _prune(config: Config, options: argparse.Namespace) -> None:
     from spat.training.device.concurrency import executor
     from spat.training.loop import choose_device
 
+    if options.workers < 1:
+        raise ValueError(f"--workers {options.workers}: give at least 1")
     planned = _planned(config, options.run)
     device = choose_device(config.training.device)
     prune(config, planned.run, planned.orders, executor(device, options.workers))
@@ -198,24 +217,19 @@ def _rebuild(config: Config, options: argparse.Namespace) -> None:
     print(f"{tracking.rebuild(config)} MLflow runs were written")
 
 
-def _schema() -> None:
+def _schema(options: argparse.Namespace) -> None:
     from spat.pipeline.config import Config
 
     print(json.dumps(Config.model_json_schema(), indent=1))
 
 
-def _models(options: argparse.Namespace) -> int:
+def _models(options: argparse.Namespace) -> None:
     from spat.models.overview import COLUMNS, overview
 
+    rows = list(overview(options.dataset, options.horizon, options.lookback))
     writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
-    try:
-        rows = list(overview(options.dataset, options.horizon, options.lookback))
-    except ValueError as error:
-        print(f"spat models: {error}", file=sys.stderr)
-        return 1
     writer.writeheader()
     writer.writerows(rows)
-    return 0
 
 
 def _add_file(options: argparse.Namespace) -> None:
@@ -269,19 +283,22 @@ def _parser() -> argparse.ArgumentParser:
             metavar="FILE",
             help="YAML files, each merged over the one before it (default: config.yaml)",
         )
-        stage.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+        stage.add_argument("--debug", action="store_true", help=DEBUG)
         for option in wanted:
             _add(stage, option)
     schema = stages.add_parser("schema", help="print the JSON schema of the configuration")
     schema.set_defaults(command=_schema)
+    schema.add_argument("--debug", action="store_true", help=DEBUG)
     models = stages.add_parser("models", help="print the models, their settings and costs as CSV")
     models.add_argument("--dataset", required=True)
     models.add_argument("--horizon", type=int, required=True)
     models.add_argument("--lookback", type=int, help="default: the dataset's own")
+    models.add_argument("--debug", action="store_true", help=DEBUG)
     models.set_defaults(command=_models)
     text = "print the block of the configuration for a file of your own"
     add = stages.add_parser("add", help=text, description=text)
-    add.set_defaults(command=_add_file, config=[], debug=False)
+    add.set_defaults(command=_add_file)
+    add.add_argument("--debug", action="store_true", help=DEBUG)
     add.add_argument("file", type=Path, help="delimited text with a header and time stamps")
     return parser
 

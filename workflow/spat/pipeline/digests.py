@@ -32,6 +32,9 @@ EXCLUDED: Final = frozenset(
     {
         "spat",
         "spat.pipeline.config",
+        "spat.pipeline.yaml_reader",
+        "spat.pipeline.checks",
+        "spat.pipeline.failures",
         "spat.training.options",
         "spat.pipeline.runs",
         "spat.pipeline.records",

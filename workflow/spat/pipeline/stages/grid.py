@@ -12,6 +12,7 @@ from functools import partial
 from spat.pipeline import datasets, runs
 from spat.pipeline.checks import checked_plan
 from spat.pipeline.config import Config
+from spat.pipeline.failures import explain
 from spat.pipeline.runs import Planned, Run
 from spat.training.device.concurrency import Lanes
 
@@ -52,8 +53,8 @@ def grid(config: Config, pattern: str, minutes: float, count: int | None = None)
     for planned in whole:
         _measure(config, planned)
     if failed:
-        said = "\n".join(f"{path}: {type(e).__name__}: {e}" for path, e in failed.items())
-        message = f"{len(failed)} of {len(chosen)} runs failed, {len(whole)} are whole\n{said}"
+        reasons = "\n".join(f"{path}: {type(e).__name__}: {e}" for path, e in failed.items())
+        message = f"{len(failed)} of {len(chosen)} runs failed, {len(whole)} are whole\n{reasons}"
         raise RuntimeError(message) from next(iter(failed.values()))
     return len(whole)
 
@@ -72,7 +73,7 @@ def _attempt(
         if in_turn:
             _measure(config, planned)
     except Exception as error:
-        print(f"{planned.run.path}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        print(f"{planned.run.path}: {explain(error)}", file=sys.stderr, flush=True)
         traceback.clear_frames(error.__traceback__)  # they hold on to the model and its data
         return error
     print(f"{planned.run.path}: whole", file=sys.stderr, flush=True)

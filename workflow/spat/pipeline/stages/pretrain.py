@@ -8,14 +8,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from spat.data.windows import Splits
 from spat.models.base import Forecaster
 from spat.models.registry import MODELS, Shape, build
 from spat.pipeline import digests, records, runs, scores_frame
-from spat.pipeline.cache import Kept, stage_lock
+from spat.pipeline.cache import Kept, save_array, save_table, stage_lock
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
 from spat.pipeline.stages import common
@@ -134,17 +133,15 @@ def _write(
     model, fitted = best.model, best.fitted
     recipe = runs.setup_of(config, run).recipe
     storage.save(model, kept.folder)
-    pd.DataFrame(fitted.history, columns=list(HISTORY)).to_csv(
-        kept.folder / "history.csv", index=False
-    )
-    pd.DataFrame(fitted.recorded, columns=list(TRAJECTORY)).to_parquet(
-        kept.folder / "scores.parquet"
-    )
+    history = pd.DataFrame(fitted.history, columns=list(HISTORY))
+    save_table(kept.folder / "history.csv", history)
+    trajectory = pd.DataFrame(fitted.recorded, columns=list(TRAJECTORY))
+    save_table(kept.folder / "scores.parquet", trajectory)
     task = common.task_of(run)
     validation = evaluate(model, task, splits.validation)
     test = evaluate(model, task, splits.test)
     batch = task.example(model.shape, device=splits.train.device)
-    np.save(kept.folder / "losses.npy", test.losses)
+    save_array(kept.folder / "losses.npy", test.losses)
     forecasts = common.example_forecasts(model, task, splits.test)
     common.save_arrays(kept.folder / "forecasts.npz", forecasts)
     kept.finish(

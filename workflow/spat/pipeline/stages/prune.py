@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from spat.attention.mask import Mask
@@ -15,7 +14,15 @@ from spat.data.windows import Splits
 from spat.models.base import Forecaster
 from spat.models.registry import build
 from spat.pipeline import digests, records, runs
-from spat.pipeline.cache import MANIFEST, Finished, Kept, stage_lock, write_record
+from spat.pipeline.cache import (
+    MANIFEST,
+    Finished,
+    Kept,
+    save_array,
+    save_table,
+    stage_lock,
+    write_record,
+)
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
 from spat.pipeline.stages import common, select
@@ -158,10 +165,10 @@ def _write(
     untuned: tuple[Errors, Errors],
 ) -> None:
     storage.save(model, folder, mask)
-    pd.DataFrame(fitted.history).to_csv(folder / "history.csv", index=False)
-    np.save(folder / "validation_losses.npy", tuned[0].losses)
-    np.save(folder / "losses.npy", tuned[1].losses)
-    np.save(folder / "untuned_losses.npy", untuned[1].losses)
+    save_table(folder / "history.csv", pd.DataFrame(fitted.history))
+    save_array(folder / "validation_losses.npy", tuned[0].losses)
+    save_array(folder / "losses.npy", tuned[1].losses)
+    save_array(folder / "untuned_losses.npy", untuned[1].losses)
     common.save_arrays(folder / "forecasts.npz", common.example_forecasts(model, task, splits.test))
 
 

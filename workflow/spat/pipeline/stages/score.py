@@ -15,7 +15,7 @@ from spat.data.windows import Windows
 from spat.models.base import Forecaster
 from spat.models.registry import MODELS
 from spat.pipeline import digests, records, runs, scores_frame
-from spat.pipeline.cache import Finished, stage_lock, write_record
+from spat.pipeline.cache import Finished, save_array, save_table, stage_lock, write_record
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
 from spat.pipeline.stages import common
@@ -53,9 +53,8 @@ def score(config: Config, run: Run) -> None:
             frame, maps, batches = _scored(config, run, folder, source)
         else:
             frame, maps, batches = pd.DataFrame(columns=list(COLUMNS)), {}, 0
-        frame.assign(epoch=trained["best_epoch"])[list(COLUMNS)].to_parquet(
-            folder / "scores.parquet"
-        )
+        frame = frame.assign(epoch=trained["best_epoch"])[list(COLUMNS)]
+        save_table(folder / "scores.parquet", frame)
         common.save_arrays(folder / "maps.npz", maps)
         drops = [LOSS_DROPS] if (folder / LOSS_DROPS).exists() else []
         write_record(
@@ -84,7 +83,7 @@ def _scored(
     losses = case_losses(common.task_of(run))
     drops = _loss_drops(config, model, splits.validation, losses)
     if drops is not None:
-        np.save(folder / LOSS_DROPS, drops)
+        save_array(folder / LOSS_DROPS, drops)
     batch_size = common.settings_of(config, run).batch_size
     names = wanted(config, run)
     scored = scores.score(

@@ -12,6 +12,7 @@ import gc
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import sys
 import threading
 import time
@@ -53,12 +54,22 @@ class Processes:
         """Do all of them."""
         context = multiprocessing.get_context("spawn")
         count = max(1, min(self.count, len(works)))
-        with ProcessPoolExecutor(count, context, initializer=_die_with_parent) as pool:
-            _results([pool.submit(work) for work in works])
+        with ProcessPoolExecutor(count, context, initializer=_follow_parent) as pool:
+            try:
+                _results([pool.submit(work) for work in works])
+            except KeyboardInterrupt:
+                # What they keep is replaced atomically; to wait for their ends would take hours.
+                for worker in multiprocessing.active_children():
+                    worker.kill()
+                raise
 
 
-def _die_with_parent() -> None:
-    """A worker whose parent was killed ends at once, and never writes beside its successor."""
+def _follow_parent() -> None:
+    """A worker whose parent was killed ends at once, and never writes beside its successor.
+
+    Ctrl-C reaches the workers too: the parent alone reports it, and ends them.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
 
@@ -154,7 +165,12 @@ class Lanes:
                 return _results([pool.submit(work) for work in works])
             except KeyboardInterrupt:
                 # Threads cannot be interrupted; what they keep is replaced atomically.
-                print("interrupted: the same command goes on from here", file=sys.stderr)
+                print(
+                    "interrupted. Finished work is kept, and training resumes from its last saved "
+                    "epoch: run the same command again to go on",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 os._exit(130)
 
     def _admits(self) -> bool:

@@ -176,7 +176,7 @@ def _weight_gradient(rows: Tensor, x_rows: Tensor) -> Tensor:
 def _mkl_holds_back() -> bool:
     """Whether MKL leaves half of the vector registers unused: on what is not made by Intel."""
     try:
-        intel = "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+        intel = "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return False
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512"

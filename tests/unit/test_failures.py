@@ -1,0 +1,201 @@
+"""A command that fails prints one message, with the file and the remedy, and no traceback."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from spat.files import replacing, sha256
+from spat.pipeline import cli
+from spat.pipeline.failures import explain
+
+SMALL = {"experiment": "small", "grid": [{"datasets": ["synthetic"], "models": ["DLinear"]}]}
+
+
+def at_work(file: Path) -> Callable[..., None]:
+    """A stage that reads `file` and replaces it."""
+
+    def stage(*_: Any, **__: Any) -> None:
+        with replacing(file):
+            sha256(file)
+
+    return stage
+
+
+@pytest.fixture
+def configuration(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump({**SMALL, "results": str(tmp_path / "results")}), "utf-8")
+    return path
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (KeyError("mask"), "KeyError: 'mask' (in files.py, line"),
+        (TypeError("'int' object is not subscriptable"), "restore or delete it and run the same"),
+        (AttributeError("x"), "AttributeError: x (in files.py"),
+        (IndexError("list index out of range"), "IndexError: list index out of range (in"),
+        (AssertionError(), "AssertionError (in files.py"),
+        (ZeroDivisionError("division by zero"), "ZeroDivisionError: division by zero (in"),
+        (EOFError("Ran out of input"), "EOFError: Ran out of input (in"),
+        (zipfile.BadZipFile("File is not a zip file"), "BadZipFile: File is not a zip file (in"),
+        (csv.Error("field larger than field limit"), "field larger than field limit (in"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), "can't decode byte 0xff"),
+        (RecursionError("maximum recursion depth exceeded"), "maximum recursion depth"),
+        (MemoryError(), "MemoryError. There is too little memory: run fewer jobs"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "too little memory"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "too little memory"),
+        (BrokenProcessPool("terminated abruptly"), "fewer --workers"),
+        (FULL, "file.bin'. The disk is full"),
+        (
+            OSError(errno.EDQUOT, "Disk quota exceeded", "a"),
+            "The disk is full, or a quota is reached",
+        ),
+        (OSError("4096 requested and 0 written"), "file.bin'. The disk is full"),
+        (Exception("I/O error: No space left on device (os error 28)"), "file.bin'. The disk is"),
+        (PermissionError(errno.EACCES, "Permission denied", "r"), "'r'. Give yourself access"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "r"), "directory: 'r'"),
+        (ValueError("run 'x' is not there"), "spat collect: ValueError: run 'x' is not there\n"),
+        (KeyboardInterrupt(), "interrupted. Finished work is kept, and training resumes from"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_one_message_and_no_traceback(
+    error: BaseException,
+    says: str,
+    configuration: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = configuration.with_name("file.bin")
+    file.write_bytes(b"x")
+    monkeypatch.setitem(cli.STAGES, "collect", (at_work(file), *cli.STAGES["collect"][1:]))
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("hashlib.file_digest", fail)
+    status = cli.main(["collect", "--config", str(configuration)])
+    shown = capsys.readouterr().err
+    assert says in shown and "Traceback" not in shown
+    assert shown.startswith("spat collect: ") and shown.count("\n") == 1
+    assert status == (130 if isinstance(error, KeyboardInterrupt) else 1)
+    if "(in files.py" in shown:
+        assert str(file) in shown
+    with pytest.raises((type(error), OSError)):
+        cli.main(["collect", "--config", str(configuration), "--debug"])
+
+
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "bytes": lambda path: path.write_bytes(b"x" * 100_000),
+    "text": lambda path: path.write_text("x" * 100_000, encoding="utf-8"),
+    "npy": lambda path: np.save(path.open("wb"), np.zeros(100_000)),
+    "npz": lambda path: np.savez(path.open("wb"), a=np.zeros(100_000)),
+    "csv": lambda path: pd.DataFrame({"a": range(100_000)}).to_csv(path),
+    "parquet": lambda path: pd.DataFrame({"a": range(100_000)}).to_parquet(path),
+}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_full_disk_says_so_with_the_path(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"result.{kind}"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match=f"result.{kind}") as caught, replacing(path) as temporary:
+        temporary.symlink_to("/dev/full")
+        WRITERS[kind](temporary)
+    assert caught.value.errno == errno.ENOSPC
+    assert "The disk is full" in explain(caught.value)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["models", "--dataset", "ETTh9", "--horizon", "96"],
+        ["models", "--dataset", "ETTh1", "--horizon", "0"],
+        ["models", "--dataset", "ETTh1", "--horizon", "96", "--lookback", "-3"],
+        ["add", "absent.csv"],
+        ["add", "/dev/null"],
+        ["pretrain", "--config", "absent.yaml", "--run", "a"],
+        ["pretrain", "--config", "CONFIG", "--run", "../../x"],
+        ["pretrain", "--config", "CONFIG", "--run", "ETTh1/PatchTST-deep/l96-h96/seed0"],
+        ["prune", "--config", "CONFIG", "--run", "x", "--workers", "0"],
+        ["transfer", "--config", "CONFIG", "--run", "x", "--target", "y"],
+        ["grid", "--config", "CONFIG", "--runs", "none"],
+        ["grid", "--config", "CONFIG", "--minutes", "nan"],
+        ["grid", "--config", "CONFIG", "--lanes", "0"],
+        ["collect", "--config", "CONFIG"],
+        ["tables", "--config", "CONFIG"],
+        ["figures", "--config", "CONFIG"],
+        ["summary", "--config", "CONFIG"],
+        ["prepare", "--config", "CONFIG", "--dataset", "ETTh9"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_arguments_are_one_message(
+    arguments: list[str], configuration: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = cli.main([str(configuration) if a == "CONFIG" else a for a in arguments])
+    shown = capsys.readouterr().err
+    assert status == 1 and "Traceback" not in shown
+    assert shown.startswith(f"spat {arguments[0]}: ") and "(in " not in shown
+
+
+def test_ctrl_c_says_what_is_kept(configuration: Path) -> None:
+    program = (
+        "import time; from spat.pipeline import cli\n"
+        "def stage(*_): print('begun', flush=True), time.sleep(60)\n"
+        "cli.STAGES['collect'] = (stage, '', ())\n"
+        f"raise SystemExit(cli.main(['collect', '--config', {str(configuration)!r}]))"
+    )
+    job = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert job.stdout is not None and job.stdout.readline() == "begun\n"
+    time.sleep(0.1)
+    job.send_signal(signal.SIGINT)
+    _, shown = job.communicate(timeout=30)
+    assert job.returncode == 130
+    assert shown.startswith("spat collect: interrupted.") and "Traceback" not in shown
+
+
+def test_a_closed_pipe_and_a_narrow_locale_are_no_failure(configuration: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    program = (
+        "from spat.pipeline import cli\n"
+        "cli.STAGES['collect'] = (lambda *_: print('\\u2212' * 100000), '', ())\n"
+        f"raise SystemExit(cli.main(['collect', '--config', {str(configuration)!r}]))"
+    )
+    command = f'"{sys.executable}" -c "$PROGRAM" | head -c 5'
+    done = subprocess.run(
+        ["bash", "-c", command],
+        env={**environment, "PROGRAM": program},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("?????", "")
