@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,12 +41,29 @@ def test_every_make_target_exists(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
+def snippets() -> list[str]:
+    section = README.split("## Prune a model of your own")[1]
+    return [part.split("```")[0] for part in section.split("```python\n")[1:]]
+
+
+def test_the_snippet_for_any_model_runs_as_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(snippets()[0], "README.md", "exec"), names)
+    dense, small = (sum(p.numel() for p in names[n].parameters()) for n in ("model", "small"))
+    assert small < dense
+    shown = capsys.readouterr().out
+    assert "encoder.layers.0.self_attn" in shown and "parameters" in shown
+    assert (tmp_path / "small.safetensors").exists()
+
+
 def test_the_snippet_prunes_fine_tunes_and_saves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As printed, on small stand-ins of the files that `make run` leaves."""
-    section = README.split("## Prune a model of your own")[1]
-    snippet = section.split("```python\n")[1].split("```")[0]
+    snippet = snippets()[1]
     data, dense = (tmp_path / path for path in re.findall(r'"(results/[^"]+)"', snippet)[::-1])
     values = np.random.default_rng(0).standard_normal((620, 3)).astype(np.float32)
     borders = Borders((0, 220), (220, 420), (420, 620))
