@@ -1,5 +1,5 @@
-# Each target is a line over plain commands, which work the same in an activated environment.
-# More arguments for Snakemake: make run ARGS="--configfile workflow/experiments/smoke.yaml"
+# Each target calls plain commands, which also work in an activated environment.
+# To pass arguments to Snakemake: make run ARGS="--configfile workflow/experiments/smoke.yaml"
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c

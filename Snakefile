@@ -1,5 +1,5 @@
-# The benchmark: data in, paper-style tables and figures out. One rules file a stage; each rule calls
-# `python -m spat STAGE`, so that every job can be run again by hand from its log line.
+# The benchmark: from data to paper-style tables and figures. One rules file per stage. Each rule calls
+# `python -m spat STAGE`, so that every job can be run again by hand with the command in its log.
 
 from snakemake.utils import min_version
 
@@ -25,7 +25,7 @@ include: "workflow/rules/tables.smk"
 include: "workflow/rules/figures.smk"
 
 
-# Seconds of work on small files: on a cluster they stay where Snakemake runs.
+# These take seconds. On a cluster they run on the head node.
 localrules:
     all,
     download,

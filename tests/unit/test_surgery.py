@@ -301,5 +301,5 @@ def test_what_is_called_in_vain_is_counted_and_stays() -> None:
 
 
 def test_a_model_of_ones_own_is_pruned_but_not_saved(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"Memory is no row of the model registry"):
+    with pytest.raises(ValueError, match=r"Memory is not in the model registry"):
         storage.save(Memory(lazy=True), tmp_path)

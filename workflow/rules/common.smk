@@ -1,4 +1,4 @@
-# What the rules share. The thinking is done in the package (workflow/spat), where it is tested.
+# Helpers of the rules. The logic is in the package (workflow/spat), where it is tested.
 
 import os
 import sys
@@ -15,8 +15,8 @@ from spat.data.registry import DATASETS
 from spat.study.pages.registry import FIGURES, TABLES
 from spat.pipeline.stages import trained
 
-# A job's `python` is the one that runs Snakemake, whether its environment is activated or not; under
-# `--sdm conda` the rule's own environment comes before it, and finds the package here.
+# Jobs use the `python` that runs Snakemake, even if its environment is not activated. With `--sdm conda`
+# the environment of the rule comes first, and it finds the package in this folder.
 os.environ.update(
     PATH=os.pathsep.join([str(Path(sys.executable).parent), os.getenv("PATH", "")]),
     PYTHONPATH=os.pathsep.join(
@@ -25,7 +25,7 @@ os.environ.update(
 )
 
 try:
-    # Its own configuration comes last in Snakemake's list, and before all others in fact.
+    # Snakemake lists config.yaml last, although the other files are merged over it.
     *overlays, base = workflow.configfiles
     for file in [base, *overlays]:
         read_file(Path(file))  # Snakemake's reader takes a key that is there twice
@@ -39,7 +39,7 @@ except (ConfigError, OSError) as error:
 FOLDER = CONFIG.folder.as_posix()
 CACHE = CONFIG.data.cache.as_posix()
 GPUS = gpus(CONFIG.training.device)
-# Networks are not files of any rule: what is no longer whole is made again.
+# Networks are not files of any rule. Damaged or missing ones are made again here.
 if workflow.is_main_process and not workflow.dryrun:
     for planned in PLAN.values():
         if planned.prune and (
@@ -66,8 +66,8 @@ def planned_run(wildcards):
 
 
 def resolved(wildcards, input):
-    # A parameter that is derived from `input` is no reason to run a job again, and the path of the
-    # configuration must be none: what a job reads of it stands in its `digest`.
+    # A parameter derived from `input` never triggers a rerun. The path of the configuration must not
+    # trigger one: what a job reads from it is in the job's `digest`.
     return RESOLVED
 
 
@@ -99,7 +99,7 @@ def memory_of(dataset):
 
 
 def networks(wildcards):
-    # What a transfer evaluates: the dense network alone, or also those that were pruned from it.
+    # What a transfer evaluates: the dense network, and the networks that were pruned from it.
     stages = ["pretrain/metrics.json"]
     if planned_run(wildcards).prune:
         stages += [
@@ -111,7 +111,7 @@ def networks(wildcards):
 
 
 def finished(wildcards):
-    # One file of each job of the grid: a job that ran again wrote all of its files again.
+    # One file of each job of the grid. A job that runs again writes all of its files again.
     for path, planned in PLAN.items():
         yield f"{FOLDER}/{path}/pretrain/metrics.json"
         if planned.prune:

@@ -1,4 +1,4 @@
-# After the tables, so that `snakemake figures` leaves both; one of them stands for all.
+# Runs after the tables, so that `snakemake figures` makes both.
 rule figures:
     input:
         frames=rules.collect.output,

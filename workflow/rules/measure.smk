@@ -1,4 +1,4 @@
-# Takes all cores, though it computes on one: beside another job latencies are noise.
+# Reserves all cores but computes on one, since another job would disturb the latencies.
 rule measure:
     input:
         trained=rules.prune.output,

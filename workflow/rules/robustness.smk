@@ -2,7 +2,7 @@ rule robustness:
     input:
         data=prepared,
         dense=rules.pretrain.output,
-        # What leaving a site out costs after fine-tuning is known from the masks.
+        # The fine-tuned masks give the cost of leaving out a site.
         masks=rules.prune.output if CONFIG.robustness.finetune else [],
         code=code("robustness"),
     output:

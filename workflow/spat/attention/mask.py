@@ -40,7 +40,7 @@ class Mask:
 
         Raises:
             ValueError: naming the mask and what is wrong with it: another number of sites or heads,
-                a character that is no bit, or a field that has a shorter name.
+                a character that is not a bit, or a field that has a shorter name.
         """
         fields = [] if name == WITHOUT_SITES else name.split(".")
         if heads is None:

@@ -116,7 +116,7 @@ def _reason(error: Exception) -> str:
 
 
 def _noted(source: str | Path, reason: str) -> str:
-    # A file that is not there is no news; one that cannot be used is.
+    # A missing file is not reported; a file that cannot be used is.
     _log.log(
         logging.INFO if reason == "no such file" else logging.WARNING, "%s: %s", source, reason
     )

@@ -140,7 +140,7 @@ class Finished:
         self._marker.unlink(missing_ok=True)
         return DamagedError(
             f"{problem}. {self._marker} was removed: run the same command again, which makes what "
-            "is damaged anew and keeps the rest"
+            "is damaged again and keeps the rest"
         )
 
 

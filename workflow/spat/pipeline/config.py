@@ -603,7 +603,7 @@ def _explain(error: ValidationError, source: str) -> str:
             problem["type"] == "too_short"
             and len(problem["input"]) > problem["ctx"]["actual_length"]
         ):
-            continue  # what is there has lines of its own
+            continue  # each entry that exists has its own line
         key = ".".join(str(part) for part in problem["loc"] if part != "[key]")
         message = problem["msg"]
         for pattern, words in _IN_YAML.items():
@@ -614,7 +614,7 @@ def _explain(error: ValidationError, source: str) -> str:
             message = f"unknown key; valid here: {', '.join(_valid_keys(problem['loc']))}"
         elif problem["type"] == "value_error":  # our own: it names the value
             message, value = str(problem["ctx"]["error"]), ""
-        # What is wrong with several sections together names the key by itself.
+        # An error about several sections names the key in its message.
         lines.append("  " + ": ".join(filter(None, (key, message))) + value)
     return "\n".join(lines)
 

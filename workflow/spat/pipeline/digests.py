@@ -41,7 +41,6 @@ EXCLUDED: Final = frozenset(
         "spat.pipeline.cache",
         "spat.training.device.concurrency",
         "spat.pipeline.resources",
-        "spat.pipeline.yaml_reader",
         "spat.training.device.streams",
         "spat.pipeline.digests",
         "spat.files",

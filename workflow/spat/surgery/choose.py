@@ -143,7 +143,7 @@ def requested(
 def gap(scores: Sequence[float] | Array) -> int | None:
     """The k below the largest relative gap, max over k of s_(k+1) / s_(k) in the sorted scores.
 
-    None where there is no such gap: fewer than two scores, all equal, or any not positive and
+    None if there is no such gap: fewer than two scores, all equal, or any not positive and
     finite. The first of equal gaps decides.
     """
     values = np.sort(np.asarray(scores, dtype=np.float64))

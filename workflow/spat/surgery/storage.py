@@ -27,7 +27,7 @@ def architecture(model: Forecaster, mask: Mask | None = None) -> dict[str, Any]:
     """What `rebuild` needs, as plain JSON values; without a mask the model is the dense one.
 
     Raises:
-        ValueError: if the mask is of another model, or the model's class is no row of the registry.
+        ValueError: if the mask is of another model, or the model's class is not in the registry.
     """
     mask = mask or Mask.full(heads_of(model))
     require_same(model, mask)
@@ -117,5 +117,5 @@ def _registered(model: Forecaster) -> str:
         if (row.module, row.class_name) == (kind.__module__, kind.__qualname__):
             return row.name
     raise ValueError(
-        f"{kind.__module__}.{kind.__qualname__} is no row of the model registry: add it to save it"
+        f"{kind.__module__}.{kind.__qualname__} is not in the model registry: add a row to save it"
     )

@@ -28,7 +28,7 @@ SAVE_EVERY: Final = {"cpu": 0.0, "cuda": 20.0}
 
 @dataclass(frozen=True)
 class Restart:
-    """After so many epochs the schedule of the learning rate begins anew, with this rate."""
+    """After this many epochs the learning-rate schedule restarts with this rate."""
 
     after: int
     learning_rate: float

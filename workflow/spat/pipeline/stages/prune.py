@@ -72,8 +72,9 @@ def wanted(config: Config, run: Run, orders: int) -> list[Job]:
     sites = decisions.loc[decisions["level"] == "site", "mask"].drop_duplicates()
     jobs += [Job(mask, order, "finetuned") for order in range(1, orders) for mask in sites]
     if config.pruning.scratch:
-        ours = decisions["criterion"].isin(["send", "control"]) & (decisions["level"] == "site")
-        jobs += [Job(mask, 0, "scratch") for mask in decisions.loc[ours, "mask"].drop_duplicates()]
+        chosen = decisions["criterion"].isin(["send", "control"]) & (decisions["level"] == "site")
+        masks = decisions.loc[chosen, "mask"].drop_duplicates()
+        jobs += [Job(mask, 0, "scratch") for mask in masks]
     return jobs
 
 

@@ -53,8 +53,8 @@ def _networks(config: Config, planned: Planned, dense: Finished) -> list[tuple[s
     if not planned.prune:
         return found
     decisions = pd.concat([select.read(config, run, stage) for stage in ("select", "decide")])
-    ours = decisions["criterion"].isin(["control", "send"])
+    chosen = decisions["criterion"].isin(["control", "send"])
     return found + [
         (mask, "finetuned", finetuned(config, run, mask))
-        for mask in decisions.loc[ours, "mask"].drop_duplicates()
+        for mask in decisions.loc[chosen, "mask"].drop_duplicates()
     ]

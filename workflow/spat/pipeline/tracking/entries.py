@@ -90,7 +90,7 @@ def parent(config: Config, run: Run) -> Entry:
     """
     (dense,) = children(config, run, "pretrain")
     final = [p for p in dense.points if p.key.split("/")[0] in ("validation", "test", "resources")]
-    # Whatever pre-training wrote anew makes a new parent.
+    # If pre-training ran again, there is a new parent.
     digest = records.digest(Finished(runs.folder(config, run, "pretrain")).metrics)
     tags = {**dense.tags, "job": run.path, "stage": "run", "digest": digest}
     return replace(dense, job=run.path, name=run.path, tags=tags, points=final, artifacts={})
