@@ -1,6 +1,6 @@
 """CUDA streams that one owner uses, and the capture of graphs on them.
 
-torch hands out 32 streams in turn and then starts again with the first. Two users of one stream would
+torch hands out 32 streams in turn, then the first one again. Two users of one stream would
 record each other's work while one of them captures, and graphs captured on one stream share the
 workspace of cuBLAS, so that their replays must not run at the same time. Whoever trains therefore
 does so on a stream that nobody beside it has: that of its lane, or the one of the process.
