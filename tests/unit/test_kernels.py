@@ -3,6 +3,8 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
+from itertools import product
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from spat.data.registry import TIME_FEATURES
+from spat.models.registry import MODELS, Shape, build, setup
 from spat.training.device import kernels
 from spat.training.device.kernels import Dropout, Linear, attend, dropout
 
@@ -47,6 +51,84 @@ def test_linear_and_its_gradients_equal_torchs(inner: int, outer: int, bias: boo
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda x: x,
+    "transposed": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "last first": lambda x: x.movedim(-1, 0).contiguous().movedim(0, -1),
+    "sliced": lambda x: torch.cat([x, x], -1)[..., : x.shape[-1]],
+    "overlapping": lambda x: x.flatten().as_strided(x.shape, (x.shape[1], 1, 1)),
+    "expanded": lambda x: x[:1].expand(x.shape),
+}
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_in_degenerate_shapes_equals_torchs(layout: str, bias: bool) -> None:
+    for batch, rows, inner, outer in product((1, 2, 3), repeat=4):
+        ours = Linear(inner, outer, bias=bias)
+        x = LAYOUTS[layout](torch.randn(batch, rows, inner)).detach().requires_grad_()
+        weights = torch.randn(batch, rows, outer)
+        inputs = (x, *ours.parameters())
+        found, expected = ours(x), F.linear(x, ours.weight, ours.bias)
+        torch.testing.assert_close(found, expected)
+        # As gradients arrive: whole, transposed, or one number for all.
+        for gradient in (weights, LAYOUTS["last first"](weights), torch.ones(()).expand_as(found)):
+            for a, b in zip(
+                torch.autograd.grad(found, inputs, gradient, retain_graph=True),
+                torch.autograd.grad(expected, inputs, gradient, retain_graph=True),
+                strict=True,
+            ):
+                torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_attention_in_degenerate_shapes_equals_its_formula(width: int) -> None:
+    for batch, heads, queries, keys, causal in product(
+        (1, 2), (1, 2), (1, 2, 3), (1, 2, 3), (0, 1)
+    ):
+        if causal and queries != keys:
+            continue
+        q, k, v = (
+            torch.randn(batch, heads, steps, width, requires_grad=True)
+            for steps in (queries, keys, keys)
+        )
+        logits = q @ k.transpose(-1, -2) / width**0.5
+        if causal:
+            logits = logits.masked_fill(torch.ones(keys, keys).triu(1).bool(), -torch.inf)
+        expected = logits.softmax(-1) @ v
+        found = attend(q, k, v, 0.0, bool(causal))
+        torch.testing.assert_close(found, expected)
+        for a, b in zip(gradients(found, q, k, v), gradients(expected, q, k, v), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2,), (3,), (1, 1), (3, 1), (1, 3, 2), (0, 3)])
+def test_dropout_in_degenerate_shapes(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, requires_grad=True)
+    y = dropout(x, 0.5)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert y.shape == x.shape and set(gradient.flatten().tolist()) <= {0.0, 2.0}
+    torch.testing.assert_close(y, x * gradient)
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("name", [name for name, row in MODELS.items() if row.role != "naive"])
+def test_models_take_one_channel_and_a_last_batch_of_one(name: str) -> None:
+    small = {"d_model": 8, "d_ff": 8, "n_heads": 2, "e_layers": 1}
+    known = setup(name, "published", "ETTh1", 96).settings
+    changes = {key: value for key, value in small.items() if hasattr(known, key)}
+    for lookback, channels, batch in ((96, 1, 1), (96, 1, 2), (96, 7, 1), (96, 1, 3)):
+        found = setup(name, "published", "ETTh1", 96, changes).settings
+        marks = len(TIME_FEATURES) if found.uses_marks else 0
+        model = build(name, found, Shape(lookback, 96, channels, marks)).train()
+        steps = [torch.randn(batch, n, marks) if marks else None for n in (lookback, 96)]
+        y = model(torch.randn(batch, lookback, channels), *steps)
+        y.square().sum().backward()
+        assert y.shape == (batch, 96, channels)
+        assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
 @pytest.mark.usefixtures("library")
 def test_linear_takes_any_strides() -> None:
     ours = Linear(6, 40)
@@ -76,7 +158,7 @@ def test_linear_in_double_precision_is_torchs() -> None:
 def test_onednn_multiplies_where_mkl_holds_back(
     vendor: str, capability: str, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels.Path, "read_text", lambda _: f"vendor_id : {vendor}")
+    monkeypatch.setattr(kernels.Path, "read_text", lambda _, encoding: f"vendor_id : {vendor}")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     assert kernels._mkl_holds_back() is expected

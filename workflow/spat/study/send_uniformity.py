@@ -179,7 +179,9 @@ def correlations(
 
 
 def spearman(x: Array, y: Array) -> Array:
-    """Rank correlation along the last axis, [..., N] -> [...]; missing for constants."""
+    """Rank correlation along the last axis, [..., N] -> [...]; NaN for constants and N < 2."""
+    if x.shape[-1] < 2:
+        return np.full(x.shape[:-1], np.nan)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", scipy.stats.ConstantInputWarning)
         return np.asarray(scipy.stats.spearmanrho(x, y, axis=-1).statistic)

@@ -167,6 +167,10 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _weight_gradient(rows: Tensor, x_rows: Tensor) -> Tensor:
+    # The patches of a single series share memory, which oneDNN refuses in a second operand.
+    (shorter, size), (longer, _) = sorted(zip(x_rows.stride(), x_rows.shape, strict=True))
+    if 0 < longer < shorter * size:
+        x_rows = x_rows.clone(memory_format=torch.contiguous_format)
     # oneDNN copies a transposed first operand: let that be the narrow one.
     if rows.shape[1] > 2 * x_rows.shape[1]:
         return _product(x_rows.t(), rows.t()).t()

@@ -1,0 +1,105 @@
+"""Every table and figure of experiments with one site, head, channel, seed, mask, window, ..."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from frame_builder import frames_of
+
+from spat.pipeline.config import Config, load
+from spat.pipeline.stages.collect import collect
+from spat.pipeline.stages.grid import grid
+from spat.scoring.names import CRITERIA
+from spat.study.pages.reader import Frames
+from spat.study.pages.registry import FIGURES, TABLES, write_figure, write_table
+
+EVERY = {"site": {"criteria": list(CRITERIA), "ratios": [0.5, 1.0]}, "exhaustive": True}
+HEADS = {"criteria": ["send", "random"], "ratios": [0.5]}
+
+
+def small(
+    results: Path,
+    model: str = "PatchTST",
+    layers: int = 1,
+    heads: int = 1,
+    channels: int = 2,
+    rows: int = 400,
+    seeds: tuple[int, ...] = (0,),
+    **sections: Any,
+) -> Config:
+    """Minutes of a large machine in seconds: width 8, one epoch, generated data."""
+    site = {"criteria": ["send"], "ratios": [1.0]}
+    changed = {"d_model": 8, "d_ff": 8, "n_heads": heads, "e_layers": layers}
+    return load(
+        {
+            "experiment": "small",
+            "results": str(results),
+            "grid": [
+                {
+                    "datasets": ["synthetic"],
+                    "models": [model],
+                    "variants": ["small"],
+                    "lookback": 24,
+                    "horizons": [12],
+                    "seeds": seeds,
+                }
+            ],
+            "variants": {"small": {"model": changed}},
+            "data": {"synthetic": {"rows": rows, "channels": channels}},
+            "training": {"device": "cpu", "epochs": 1},
+            "scoring": {"batches": 2, "batch_size": 8},
+            "pruning": {"site": site},
+            "finetune": {"epochs": 1},
+            "measure": {"batch_sizes": [1], "repeats": 1},
+            "statistics": {"bootstrap": 100},
+            "tracking": {"enabled": False},
+            **sections,
+        }
+    )
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "site": {},
+    "site, every criterion": {"pruning": EVERY, "robustness": {"runs": ["*"]}},
+    "site of two heads": {"heads": 2, "pruning": {**EVERY, "head": HEADS}},
+    "site, five seeds": {"seeds": (0, 1, 2, 3, 4)},
+    "head of two sites": {"layers": 2, "pruning": EVERY, "robustness": {"runs": ["*"]}},
+    "channel": {"channels": 1, "layers": 2, "heads": 2},
+    "channel of iTransformer": {"model": "iTransformer", "channels": 1, "layers": 2, "heads": 2},
+    "validation window": {"rows": 120, "layers": 2},
+    "batch of one window": {"scoring": {"batches": 1, "batch_size": 1}},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_experiment_with_one(case: str, tmp_path: Path) -> None:
+    config = small(tmp_path, **CASES[case])
+    grid(config, "*", minutes=9)
+    collect(config)
+    write_all(Frames.load(config.folder / "data", config.statistics), tmp_path / "pages")
+
+
+FRAMES: dict[str, dict[str, Any]] = {
+    "seed": {"seeds": (0,)},
+    "dataset, model and seed": {
+        "datasets": ("ETTh1",),
+        "models": ("iTransformer",),
+        "seeds": (0,),
+        "pairs": (),
+        "exhaustive": False,
+    },
+}
+
+
+@pytest.mark.parametrize("axis", FRAMES)
+def test_frames_with_one(axis: str, tmp_path: Path) -> None:
+    write_all(frames_of(**FRAMES[axis]), tmp_path)
+
+
+def write_all(frames: Frames, folder: Path) -> None:
+    for name in TABLES:
+        write_table(name, frames, folder)
+    for name in FIGURES:
+        write_figure(name, frames, folder)
