@@ -12,6 +12,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from small_models import TASK, sized
 
 from spat.data import series, synthetic
@@ -21,6 +22,8 @@ from spat.models.base import Forecaster
 from spat.models.registry import MODELS, Shape, build, setup
 from spat.models.settings import Schedule
 from spat.training import loop, state
+from spat.training.device.concurrency import Lanes
+from spat.training.device.kernels import draws_globally
 from spat.training.loop import (
     Fit,
     Restart,
@@ -62,7 +65,7 @@ def settings(**changes: object) -> Settings:
     return Settings(**values)  # type: ignore[arg-type]
 
 
-def weights(model: Forecaster) -> np.ndarray:
+def weights(model: torch.nn.Module) -> np.ndarray:
     return np.concatenate([p.detach().numpy().ravel() for p in model.parameters()])
 
 
@@ -169,6 +172,81 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_undisturbed_one_does(
     assert [[row[k] for k in same] for row in whole.history] == [
         [row[k] for k in same] for row in rest.history
     ]
+
+
+class Foreign(torch.nn.Module):
+    """A network of another library: its random numbers come from torch's global generator."""
+
+    def __init__(self, functional: bool) -> None:
+        super().__init__()
+        self.functional = functional
+        self.inner = torch.nn.Linear(LOOKBACK, 16)
+        self.norm = torch.nn.BatchNorm1d(CHANNELS)
+        self.dropout = torch.nn.Identity() if functional else torch.nn.Dropout(0.3)
+        self.outer = torch.nn.Linear(16, HORIZON)
+
+    def forward(self, x: torch.Tensor, *_: object) -> torch.Tensor:
+        h = self.dropout(self.norm(self.inner(x.transpose(1, 2)).relu()))
+        h = F.dropout(h, 0.3, self.training) if self.functional else h
+        return self.outer(h).transpose(1, 2)
+
+
+def foreign(functional: bool = False) -> Foreign:
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        return Foreign(functional)
+
+
+@pytest.mark.parametrize("functional", [False, True])
+def test_a_foreign_model_with_dropout_resumes_bit_for_bit(
+    functional: bool, splits: Splits, tmp_path: Path
+) -> None:
+    undisturbed, resumed = foreign(functional), foreign(functional)
+    torch.manual_seed(1)
+    fitted = fit(undisturbed, TASK, splits, settings(), SEEDS)
+
+    def kill(epoch: int, _: Any) -> list[dict[str, Any]]:
+        if epoch == 3:
+            raise Killed
+        return []
+
+    path = tmp_path / "state.pt"
+    with pytest.raises(Killed):
+        fit(foreign(functional), TASK, splits, settings(), SEEDS, state=path, after_epoch=kill)
+    assert path.exists()
+    torch.manual_seed(99)  # another process has other random numbers
+    before = torch.get_rng_state()
+    again = fit(resumed, TASK, splits, settings(), SEEDS, state=path)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(weights(undisturbed), weights(resumed))
+    for name, value in undisturbed.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    errors = [{k: v for k, v in r.items() if k != "seconds"} for r in fitted.history]
+    assert errors == [{k: v for k, v in r.items() if k != "seconds"} for r in again.history]
+    other = foreign(functional)
+    fit(other, TASK, splits, settings(), Seeds(order=SEEDS.order, dropout=3))
+    assert not np.array_equal(weights(undisturbed), weights(other))
+
+
+def test_our_own_models_leave_the_global_generator_alone(splits: Splits) -> None:
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    model = small()
+    assert not draws_globally(
+        model, lambda: TASK.forward(model, splits.train.batch(torch.arange(2))), torch.device("cpu")
+    )
+    fit(model, TASK, splits, settings(epochs=1), SEEDS)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_foreign_model_with_dropout_is_refused_in_lanes(splits: Splits) -> None:
+    def work() -> None:
+        fit(foreign(), TASK, splits, settings(epochs=1), SEEDS, label="theirs")
+
+    with pytest.raises(ValueError, match=r"theirs: .* global generator .*--lanes 1"):
+        Lanes(torch.device("cpu"), 2).map([work, work])
+    Lanes(torch.device("cpu"), 1).map([work])
+    fit(foreign(), TASK, splits, settings(epochs=1), SEEDS)
 
 
 def test_states_are_not_written_more_often_than_a_device_asks(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +15,13 @@ from tqdm import tqdm
 
 from spat.models.settings import Schedule
 from spat.tasks.task import Cases, Splits, Task
-from spat.training.device.kernels import keep_freed_memory
+from spat.training.device.concurrency import beside_others
+from spat.training.device.kernels import (
+    cards,
+    draws_globally,
+    global_generator,
+    keep_freed_memory,
+)
 from spat.training.metrics import evaluate
 from spat.training.optimisation import adam, rate_at, set_rate
 from spat.training.options import Device, Precision
@@ -126,12 +132,49 @@ def fit(
     """Train on `splits.train`, choose the epoch by `splits.validation`; the test split is not read.
 
     With `state`, progress is kept in that file after an epoch (`SAVE_EVERY`) and taken up from it.
+
+    Where the model draws from torch's global generator (`nn.Dropout`), that generator is seeded by
+    `seeds.dropout` and kept in the state too; the caller's random numbers go on as before.
+
+    Raises:
+        ValueError: if the model draws from the global generator, and runs beside others in this
+            process (`spat.training.device.concurrency.Lanes`), which draw from it too.
     """
+    device = splits.train.device
+    first = splits.train.batch(torch.arange(min(2, len(splits.train)), device=device))
+    if not draws_globally(model, lambda: task.forward(model, first), device):
+        return _fit(model, task, splits, settings, seeds, {}, state, after_epoch, label)
+    if beside_others():
+        raise ValueError(
+            f"{label or type(model).__name__}: the model draws random numbers from torch's global "
+            "generator (as `nn.Dropout` does), which all lanes of a process share, so the result "
+            "would depend on what runs beside it: train it with `--lanes 1`, or build the model "
+            "with `spat.training.device.kernels.Dropout`"
+        )
+    with torch.random.fork_rng(devices=cards(device)):
+        shared = global_generator(device)
+        shared.manual_seed(seeds.dropout)
+        return _fit(
+            model, task, splits, settings, seeds, {"global": shared}, state, after_epoch, label
+        )
+
+
+def _fit(
+    model: nn.Module,
+    task: Task,
+    splits: Splits,
+    settings: Settings,
+    seeds: Seeds,
+    shared: Mapping[str, torch.Generator],
+    state: Path | None,
+    after_epoch: AfterEpoch | None,
+    label: str,
+) -> Fit:
     optimiser = adam(model, settings.learning_rate, settings.weight_decay)
     order = torch.Generator().manual_seed(seeds.order)
     dropout = torch.Generator(splits.train.device).manual_seed(seeds.dropout)
     primary = task.metrics[0].name
-    drawn = {"order": order, "dropout": dropout}
+    drawn = {"order": order, "dropout": dropout, **shared}
     progress = restore(state, model, optimiser, drawn) if state else Progress()
     with training_step(
         model, task, splits.train, optimiser, dropout, settings.precision, settings.sam_rho

@@ -84,6 +84,14 @@ def _follow_parent() -> None:
 LOOK_AGAIN: Final = 1.0
 
 
+_here = threading.local()
+
+
+def beside_others() -> bool:
+    """Whether this thread works in one of several lanes, which share the process's globals."""
+    return getattr(_here, "lanes", 1) > 1
+
+
 class _Lane:
     """A thread and its stream: cuBLAS keeps a workspace for each pair of both that it ever met."""
 
@@ -219,15 +227,24 @@ class Lanes:
         )
 
     def _in_lane(self, work: Callable[[], T]) -> T:
+        count = self.count
+
+        def marked() -> T:
+            _here.lanes = count
+            try:
+                return work()
+            finally:
+                _here.lanes = 1
+
         if self.device.type != "cuda":
-            return work()
+            return marked()
         with self._turn:
             if self._free is None:
                 self._free = [_Lane(s) for s in streams.distinct(self.device, self.count)]
             free = self._free
             lane = free.pop()
         try:
-            return lane.do(work)
+            return lane.do(marked)
         finally:
             with self._turn:
                 free.append(lane)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,43 @@ def draw_from(model: nn.Module, generator: torch.Generator) -> None:
     for module in model.modules():
         if isinstance(module, Stochastic):
             module.generator = generator
+
+
+def draws_globally(model: nn.Module, forward: Callable[[], object], device: torch.device) -> bool:
+    """Whether a forward pass in training draws from torch's global generator.
+
+    `forward` calls the model on a batch. Modules of torch (`nn.Dropout`) and functions (`F.dropout`)
+    draw from it; modules of this library draw from their own generator. Weights, buffers, modes and
+    generators are left as they were, except those that `draw_from` sets.
+    """
+    draw_from(model, torch.Generator(device))
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    with torch.random.fork_rng(devices=cards(device)), torch.no_grad():
+        before = global_generator(device).get_state()
+        try:
+            model.train()
+            forward()
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        return not torch.equal(before, global_generator(device).get_state())
+
+
+def cards(device: torch.device) -> list[int]:
+    """The devices whose generators `torch.random.fork_rng` keeps beside that of the CPU."""
+    if device.type != "cuda":
+        return []
+    return [torch.cuda.current_device() if device.index is None else device.index]
+
+
+def global_generator(device: torch.device) -> torch.Generator:
+    """The generator that torch's own random modules draw from on a device."""
+    if device.type == "cuda":
+        return torch.cuda.default_generators[cards(device)[0]]
+    return torch.default_generator
 
 
 class Dropout(Stochastic):
