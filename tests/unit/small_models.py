@@ -76,8 +76,8 @@ def flops_of(model: Any) -> int:
 
 def latency_of(
     models: Mapping[str, nn.Module], size: int, repeats: int, device: str
-) -> dict[str, float]:
-    """Milliseconds of `size` windows of the models' common shape."""
+) -> dict[str, costs.Timing]:
+    """The time of a forward pass of `size` windows of the models' common shape."""
     batch = TASK.example(next(iter(models.values())).shape, size, device)
     return costs.latency(models, TASK, batch, repeats, device)
 

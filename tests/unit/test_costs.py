@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from small_models import flops_of, latency_of, memory_of, prune, sized
@@ -116,11 +118,46 @@ def test_latency_takes_turns() -> None:
         model.register_forward_hook(lambda *_, name=name: calls.append(name))
     measured = latency_of(models, 1, 5, "cpu")
     assert list(measured) == ["dense", "half", "none"]
-    assert all(value > 0 for value in measured.values())
+    assert all(timing.milliseconds > 0 <= timing.spread for timing in measured.values())
     rounds = [calls[i : i + 3] for i in range(0, len(calls), 3)]
-    assert len(rounds) == costs.WARM_UP + 5
+    assert len(rounds) in {costs.WARM_UP + 5 * n for n in range(1, costs.ATTEMPTS + 1)}
     assert all(sorted(turn) == sorted(models) for turn in rounds)
     assert len({turn[0] for turn in rounds}) == 3
+
+
+@pytest.mark.parametrize(
+    ("busy", "attempts", "wide"),
+    [
+        (lambda turn: False, 1, False),
+        (lambda turn: turn % 10 == 0, 1, False),
+        (lambda turn: turn < 90, 3, False),  # for the first two attempts
+        (lambda turn: 15 < turn < 45, 2, False),
+        (lambda turn: turn % 2 == 0, 4, True),
+    ],
+    ids=["free", "a tenth", "at first", "in part", "always"],
+)
+def test_networks_of_equal_cost_agree(
+    busy: Callable[[int], bool], attempts: int, wide: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Three networks, of which two cost the same, on a machine that others use too.
+    cost = {"a": 2.0, "b": 2.0, "c": 3.0}
+    models = {name: Chain((2, 2)) for name in cost}
+    names = {model: name for name, model in models.items()}
+    generator = np.random.default_rng(0)
+    passes = []
+
+    def timed(model: Chain, *_: object) -> float:
+        turn = len(passes) - 3 * costs.WARM_UP
+        passes.append(turn)
+        slower = generator.uniform(1.0, 4.0) if busy(turn) else 1.0
+        return cost[names[model]] * slower * generator.uniform(1.0, 1.02)
+
+    monkeypatch.setattr(costs, "_milliseconds", timed)
+    found = latency_of(models, 1, 15, "cpu")
+    assert len(passes) == 3 * (costs.WARM_UP + 15 * attempts)
+    assert any(timing.is_wide for timing in found.values()) == wide
+    assert found["a"].milliseconds == pytest.approx(found["b"].milliseconds, rel=0.03)
+    assert found["c"].milliseconds == pytest.approx(1.5 * found["a"].milliseconds, rel=0.03)
 
 
 def test_peak_memory_is_what_lives_at_the_same_time() -> None:
@@ -144,7 +181,7 @@ def test_costs_on_cuda() -> None:
     prune(pruned, Mask.empty(heads_of(pruned)))
     flops = flops_of(dense)
     measured = costs.latency({"dense": dense, "pruned": pruned}, 8, 15, "cuda")
-    assert min(measured.values()) > 0
+    assert min(timing.milliseconds for timing in measured.values()) > 0
     assert flops_of(dense) == flops
     weights = 4 * costs.parameters(dense) / 1e6
     held = memory_of(dense, 64, "cuda")

@@ -20,7 +20,7 @@ from spat.pipeline.stages.grid import grid
 
 ROOT = Path(__file__).parents[2]
 RUN = Run("synthetic", "iTransformer", "tiny", "l48-h24", 0)
-VOLATILE = ["wall_s", "seconds", "latency_ms", "memory_mb"]
+VOLATILE = ["wall_s", "seconds", "latency_ms", "latency_spread_ms", "memory_mb"]
 MASK = "prune/masks/0.0/order0"
 FILES = (
     *(f"pretrain/{name}" for name in ("model.safetensors", "architecture.json", "history.csv")),

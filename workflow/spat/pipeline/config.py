@@ -425,7 +425,7 @@ class MeasureSection(Section):
     batch_sizes: tuple[Annotated[int, Field(ge=1, le=2**16)], ...] = Field(
         (1, 128), min_length=1, description="Windows per forward pass."
     )
-    repeats: Count = Field(15, description="Alternating rounds; the median is reported.")
+    repeats: Count = Field(15, description="Alternating rounds; the lower quartile is reported.")
 
 
 class TrackingSection(Section):

@@ -295,7 +295,7 @@ def compare(dense: nn.Module, pruned: nn.Module, inputs: Any, *, repeats: int = 
     """Parameters, FLOPs, latency and peak memory of two models on the same inputs.
 
     `inputs` is a tensor, a tuple of arguments or a mapping of keyword arguments, on the device of
-    the models. Latencies are medians of passes in turn.
+    the models. Latencies are lower quartiles of passes in turn.
     """
     models = {"dense": dense, "pruned": pruned}
     task, batch = cast(Any, _Calls()), inputs
@@ -311,7 +311,7 @@ def compare(dense: nn.Module, pruned: nn.Module, inputs: Any, *, repeats: int = 
     return Comparison(
         (costs.parameters(dense), costs.parameters(pruned)),
         (flops[0], flops[1]),
-        (times["dense"], times["pruned"]),
+        (times["dense"].milliseconds, times["pruned"].milliseconds),
         (memory[0], memory[1]),
     )
 

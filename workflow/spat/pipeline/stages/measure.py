@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from itertools import product
 
 from spat.pipeline import digests, records, runs
-from spat.pipeline.cache import DamagedError, Finished, stage_lock, write_record
+from spat.pipeline.cache import RESULT, DamagedError, Finished, stage_lock, write_record
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
 from spat.pipeline.stages import common
@@ -16,7 +17,12 @@ from spat.training.loop import choose_device, prepare_torch
 
 
 def measure(config: Config, run: Run) -> None:
-    """Time all masks of the run in alternation in one process; write `metrics.json`."""
+    """Time all masks of the run in alternation in one process; write `metrics.json`.
+
+    `latency_ms` holds lower quartiles and `latency_spread_ms` interquartile ranges, by mask and
+    batch size. `uncertain` lists the batch sizes at which the spread of a mask stayed wide, since
+    something else ran on the machine; a line on stderr says so.
+    """
     with stage_lock(config, run, "measure"):
         started = time.perf_counter()
         folder = common.stage_folder(config, run, "measure")
@@ -27,6 +33,8 @@ def measure(config: Config, run: Run) -> None:
         }
         task = common.task_of(run)
         latency: dict[str, dict[str, float]] = {mask: {} for mask in models}
+        spread: dict[str, dict[str, float]] = {mask: {} for mask in models}
+        uncertain: list[int] = []
         memory: dict[str, dict[str, float]] = {mask: {} for mask in models}
         # A run whose baseline diverged at once has no masks.
         shapes = [model.shape for model in models.values()][:1]
@@ -34,14 +42,27 @@ def measure(config: Config, run: Run) -> None:
             batch = task.example(shape, batch_size, device)
             timed = costs.latency(models, task, batch, config.measure.repeats, device)
             for mask, model in models.items():
-                latency[mask][str(batch_size)] = timed[mask]
+                latency[mask][str(batch_size)] = timed[mask].milliseconds
+                spread[mask][str(batch_size)] = timed[mask].spread
                 memory[mask][str(batch_size)] = costs.peak_memory(model, task, batch, device)
+            if any(timing.is_wide for timing in timed.values()):
+                uncertain.append(batch_size)
+                widest = max(timing.spread / timing.milliseconds for timing in timed.values())
+                print(
+                    f"{run.path}: latencies at batch size {batch_size} are uncertain: passes of a "
+                    f"network differ by {widest:.0%}, so something else ran on the machine. Delete "
+                    f"{folder / RESULT} and run the same command again when the machine is free",
+                    file=sys.stderr,
+                    flush=True,
+                )
         write_record(
             folder,
             {
                 **records.header(config, "measure", run, common.device_name(device)),
                 "digest": digests.settings_digest(config, "measure", run),
                 "latency_ms": latency,
+                "latency_spread_ms": spread,
+                "uncertain": uncertain,
                 "memory_mb": memory,
                 "wall_s": time.perf_counter() - started,
             },

@@ -186,6 +186,7 @@ def _measure(config: Config, run: Run, files: Finished) -> Entry:
             "mask": mask,
             "batch_size": size,
             "latency_ms": latency,
+            "latency_spread_ms": metrics.get("latency_spread_ms", {}).get(mask, {}).get(size),
             "memory_mb": metrics["memory_mb"].get(mask, {}).get(size),
         }
         for mask, by_size in metrics["latency_ms"].items()

@@ -64,9 +64,9 @@ def draw_from(model: nn.Module, generator: torch.Generator) -> None:
 def draws_globally(model: nn.Module, forward: Callable[[], object], device: torch.device) -> bool:
     """Whether a forward pass in training draws from torch's global generator.
 
-    `forward` calls the model on a batch. Modules of torch (`nn.Dropout`) and functions (`F.dropout`)
-    draw from it; modules of this library draw from their own generator. Weights, buffers, modes and
-    generators are left as they were, except those that `draw_from` sets.
+    `forward` calls the model on a batch. Modules of torch (`nn.Dropout`) and functions such as
+    `F.dropout` draw from it; modules of this library draw from their own generator. Weights,
+    buffers, modes and generators are left as they were, except those that `draw_from` sets.
     """
     draw_from(model, torch.Generator(device))
     modes = [(module, module.training) for module in model.modules()]
