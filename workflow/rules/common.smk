@@ -39,6 +39,8 @@ except (ConfigError, OSError) as error:
 FOLDER = CONFIG.folder.as_posix()
 CACHE = CONFIG.data.cache.as_posix()
 GPUS = gpus(CONFIG.training.device)
+# None on a cluster and in some dry runs, where `workflow.cores` is an error.
+CORES = workflow.resource_settings.cores
 # Networks are not files of any rule. Damaged or missing ones are made again here.
 if workflow.is_main_process and not workflow.dryrun:
     for planned in PLAN.values():

@@ -9,7 +9,7 @@ rule measure:
         f"{FOLDER}/logs/measure/{{run}}.log",
     conda:
         "../../envs/environment.yaml"
-    threads: workflow.cores or 1
+    threads: CORES or 1
     resources:
         gpu=GPUS,
         mem_mb=memory,

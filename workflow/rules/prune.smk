@@ -10,7 +10,7 @@ rule prune:
         f"{FOLDER}/logs/prune/{{run}}.log",
     conda:
         "../../envs/environment.yaml"
-    threads: prune_threads(workflow.cores, len(PRUNED))
+    threads: prune_threads(CORES, len(PRUNED))
     resources:
         gpu=GPUS,
         mem_mb=lambda wildcards, threads: threads * memory(wildcards),
