@@ -111,7 +111,7 @@ def test_a_key_that_is_there_twice_fails_before_any_job(pristine: Project, tmp_p
 
 
 def test_threads_need_no_number_of_cores() -> None:
-    # On a cluster Snakemake has none, and `workflow.cores` is an error that a dry run does not show.
+    # On a cluster Snakemake has no number of cores, and a dry run does not show the error.
     for rules in (ROOT / "workflow/rules").glob("*.smk"):
         for line in rules.read_text(encoding="utf-8").splitlines():
             assert line.lstrip().startswith("#") or "workflow.cores" not in line, rules
