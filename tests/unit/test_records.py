@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from spat import files
 from spat.files import read_json, replacing, write_json
 from spat.pipeline import config as configuration
 from spat.pipeline import records
@@ -58,3 +63,60 @@ def test_a_header_says_what_ran_where(tmp_path: Path) -> None:
     assert header["commit"]
     other = configuration.load({"experiment": "f", "grid": [block]}, "test")
     assert header["config"] != records.header(other, "pretrain", RUN)["config"]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_abandoned"),
+    [
+        (".metrics.json.{host}.{gone}.tmp", True),
+        ("..metrics.json.{host}.{gone}.tmp.{host}.{gone}.tmp", True),
+        (".metrics.json.{host}.{here}.tmp", False),
+        (".metrics.json.elsewhere.{gone}.tmp", False),
+        (".other.json.{host}.{gone}.tmp", False),
+        (".metrics.json.lock", False),
+        ("metrics.json.{host}.{gone}.tmp", False),
+    ],
+)
+def test_what_a_killed_process_left_is_removed(
+    name: str, is_abandoned: bool, tmp_path: Path
+) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    left = tmp_path / name.format(host=files._HOST, gone=process.pid, here=os.getppid())
+    left.write_text("half")
+    write_json(tmp_path / "metrics.json", {})
+    assert left.exists() != is_abandoned
+    assert (tmp_path / "metrics.json").exists()
+
+
+def test_a_killed_write_leaves_nothing_after_the_next_one(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    code = (
+        "import os, signal; from pathlib import Path; from spat.files import replacing\n"
+        f"with replacing(Path({str(path)!r})) as temporary:\n"
+        "    temporary.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    assert len(list(tmp_path.iterdir())) == 1
+    write_json(path, {})
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("tracked", [False, True])
+def test_the_commit_of_a_repository_around_the_code_is_not_the_codes(
+    tracked: bool, tmp_path: Path
+) -> None:
+    package = Path(files.__file__).parents[1]
+    shutil.copytree(package, tmp_path / "theirs/code", ignore=shutil.ignore_patterns("*.pyc"))
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    (tmp_path / "README").write_text("theirs")
+    for command in (["init", "-q"], ["add", "." if tracked else "README"], ["commit", "-qm", "a"]):
+        subprocess.run([*git, *command], check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", "from spat.pipeline import records; print(records.commit())"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "theirs/code")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stdout.strip() != "unknown") == tracked

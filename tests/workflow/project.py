@@ -43,6 +43,7 @@ class Project:
 
     def __init__(self, folder: Path, origin: Path = ROOT, names: tuple[str, ...] = COPIED) -> None:
         self.folder = folder
+        self.path = [str(folder / "workflow")]
         folder.mkdir(parents=True, exist_ok=True)
         ignored = shutil.ignore_patterns("__pycache__")
         for name in names:
@@ -56,7 +57,7 @@ class Project:
     def environment(self) -> dict[str, str]:
         """The tests' own interpreter, and the copy of the package before an installed one."""
         kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "SNAKEMAKE_PROFILE")}
-        return {**kept, "PYTHONPATH": str(self.folder / "workflow")}
+        return {**kept, "PYTHONPATH": os.pathsep.join(self.path)}
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Snakemake in this copy, in the background."""

@@ -115,3 +115,13 @@ def test_threads_need_no_number_of_cores() -> None:
     for rules in (ROOT / "workflow/rules").glob("*.smk"):
         for line in rules.read_text(encoding="utf-8").splitlines():
             assert line.lstrip().startswith("#") or "workflow.cores" not in line, rules
+
+
+def test_snakemake_plans_with_the_package_of_its_folder(
+    new_project: Callable[[str], Project], tmp_path: Path
+) -> None:
+    here, elsewhere = new_project("here"), tmp_path / "elsewhere/spat"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "__init__.py").write_text("raise RuntimeError('the package of another checkout')")
+    here.path = [str(elsewhere.parent)]
+    assert "download" in here.planned()

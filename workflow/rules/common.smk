@@ -6,6 +6,18 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+# The package of this folder, which the jobs run, and not one that is installed from elsewhere.
+PACKAGE = os.path.join(workflow.basedir, "workflow")
+sys.path.insert(0, PACKAGE)
+
+import spat
+
+if not os.path.samefile(Path(spat.__file__).parents[1], PACKAGE):
+    raise WorkflowError(
+        f"Snakemake has loaded the package of {Path(spat.__file__).parents[1]}, but the jobs would "
+        f"run that of {PACKAGE}: remove the first from PYTHONPATH, or run Snakemake in its folder"
+    )
+
 from spat.pipeline import datasets, digests, runs
 from spat.pipeline.resources import BASE_MB, gpus, memory_mb, prune_threads
 from spat.pipeline.checks import checked_plan
@@ -19,9 +31,9 @@ from spat.pipeline.stages import trained
 # the environment of the rule comes first, and it finds the package in this folder.
 os.environ.update(
     PATH=os.pathsep.join([str(Path(sys.executable).parent), os.getenv("PATH", "")]),
-    PYTHONPATH=os.pathsep.join(
-        [os.path.join(workflow.basedir, "workflow"), os.getenv("PYTHONPATH", "")]
-    ).rstrip(os.pathsep),
+    PYTHONPATH=os.pathsep.join([PACKAGE, os.getenv("PYTHONPATH", "")]).rstrip(
+        os.pathsep
+    ),
 )
 
 try:

@@ -7,15 +7,18 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 
 @contextlib.contextmanager
 def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """A temporary neighbour of `path` that takes its place only if the block ends well.
+
+    What a killed process of this machine left of an earlier attempt is removed.
 
     With `durable`, the file and its name are on the disk before the block is left: a machine that
     loses power has the old file or the new one.
@@ -24,7 +27,8 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
         OSError: naming `path`, if the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _remove_abandoned(path)
+    temporary = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.tmp")
     try:
         yield temporary
         if durable:
@@ -47,6 +51,29 @@ def is_disk_full(error: BaseException) -> bool:
     # Some libraries pass on the text alone, and numpy reports how much it could write.
     signs = r"No space left on device|\d+ requested and \d+ written"
     return re.search(signs, str(error)) is not None
+
+
+# Without dots, so that a name can be taken apart again.
+_HOST: Final = re.sub(r"[^A-Za-z0-9]+", "-", platform.node())[:20] or "localhost"
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the temporary neighbours of `path` whose process on this machine is gone."""
+    # A temporary file may have one of its own, with a dot more in front.
+    ours = re.compile(rf"\.+{re.escape(path.name)}\.{_HOST}\.(\d+)\.tmp(\.{_HOST}\.\d+\.tmp)?")
+    for other in path.parent.iterdir():
+        if (found := ours.fullmatch(other.name)) and not _is_running(int(found[1])):
+            other.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _sync(path: Path) -> None:

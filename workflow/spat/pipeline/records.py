@@ -50,14 +50,22 @@ def header(
 
 @cache
 def commit() -> str:
-    """The git commit of the code, `-dirty` if tracked files differ; `unknown` outside git."""
-    here = Path(__file__).parent
-    describe = ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--exclude=*"]
+    """The git commit of the code, `-dirty` if tracked files differ.
+
+    It is `unknown` outside git, and where the repository around this file does not track it.
+    """
+    here = Path(__file__)
+    git = ["git", "-C", str(here.parent)]
+    tracked = [*git, "ls-files", "--error-unmatch", here.name]
+    describe = [*git, "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"]
     try:
-        name = subprocess.run([*describe, "--dirty"], capture_output=True, text=True, timeout=20)
+        for command in (tracked, describe):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+            if done.returncode:
+                return "unknown"
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
-    return name.stdout.strip() or "unknown"
+    return done.stdout.strip() or "unknown"
 
 
 @cache
