@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import logging
 import multiprocessing
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -21,7 +23,7 @@ import pytest
 from spat.files import read_json
 from spat.pipeline import records, runs, tracking
 from spat.pipeline.cache import Finished, write_record
-from spat.pipeline.config import Config, load
+from spat.pipeline.config import Config, ConfigError, dump, load
 from spat.pipeline.runs import Run
 
 RUN = Run("ETTh1", "iTransformer", "deep", "l96-h96", 0)
@@ -497,21 +499,23 @@ def test_six_jobs_that_open_a_fresh_store_at_once_land_in_one_experiment(tmp_pat
 
 
 @pytest.mark.parametrize(
-    "uri", ["http://user:secret@127.0.0.1:9", "sqlite:////proc/none/mlflow.db"]
+    "uri", ["http://user:$SPAT_TEST_WORD@127.0.0.1:9", "sqlite:////proc/none/mlflow.db"]
 )
 def test_a_dead_store_costs_one_warning(
     tmp_path: Path, uri: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in tracking.ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SPAT_TEST_WORD", "secret")
     config = make_config(tmp_path, uri=uri)
+    assert "secret" not in dump(config)
     write_stage(config, RUN, "pretrain")
     started = time.perf_counter()
     with caplog.at_level(logging.WARNING):
         tracking.log(config, RUN, "pretrain")
     assert time.perf_counter() - started < 12
     (warning,) = [record.getMessage() for record in caplog.records]
-    assert uri.replace("user:secret@", "") in warning
+    assert uri.replace("user:$SPAT_TEST_WORD@", "") in warning
     assert "secret" not in warning
     assert "python -m spat track --config FILE" in warning
     assert "\n" not in warning
@@ -558,3 +562,63 @@ def test_tracking_that_is_off_does_not_import_mlflow(tmp_path: Path) -> None:
         "assert 'mlflow' not in sys.modules, 'imported'\n"
     )
     assert not (tmp_path / "results").exists()
+
+
+def test_a_parent_whose_job_was_killed_while_it_wrote_is_written_again(config: Config) -> None:
+    write_stage(config, RUN, "pretrain")
+    tracking.log(config, RUN, "pretrain")
+    first = live(config)[RUN.path].info.run_id
+    tracking.log(config, RUN, "pretrain")
+    assert live(config)[RUN.path].info.run_id == first  # a whole one is kept
+    client(config).update_run(first, status="RUNNING")
+    tracking.log(config, RUN, "pretrain")
+    again = live(config)[RUN.path].info
+    assert again.run_id != first and again.status == "FINISHED"
+
+
+def _log_after(root: str, barrier: Any) -> None:
+    barrier.wait()
+    tracking.log(make_config(root), RUN, "pretrain")
+
+
+def test_a_job_and_its_orphan_that_write_at_once_leave_one_run_each(config: Config) -> None:
+    write_stage(config, RUN, "pretrain")
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(3)
+    root = str(config.results.parent)
+    writers = [context.Process(target=_log_after, args=(root, barrier)) for _ in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert {writer.exitcode for writer in writers} == {0}
+    assert set(live(config)) == {RUN.path, f"{RUN.path}/pretrain"}
+
+
+def test_a_store_of_another_version_says_what_to_do(
+    config: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_stage(config, RUN, "pretrain")
+    path = config.results / "mlflow.db"
+    with contextlib.closing(sqlite3.connect(path)) as store, store:
+        store.execute("update alembic_version set version_num = '000000000000'")
+    with caplog.at_level(logging.WARNING):
+        tracking.log(config, RUN, "pretrain")
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "another version of MLflow" in warning
+    assert f"move {path} away and run `python -m spat track" in warning
+    path.rename(path.with_suffix(".old"))
+    file = config.results / "tried.yaml"
+    file.write_text(dump(config), encoding="utf-8")
+    # MLflow keeps the database of a process open.
+    code = f"from spat.pipeline.cli import main; main(['track', '--config', {str(file)!r}])"
+    assert "3 MLflow runs were written" in in_a_new_process(code)  # with the report
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://me:secret@host", "postgresql://me:secret@host/db", "https://me:a$B@host"]
+)
+def test_a_password_in_the_configuration_is_refused_unseen(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="write \\$NAME in its place") as error:
+        make_config(tmp_path, uri=uri)
+    assert "secret" not in str(error.value)

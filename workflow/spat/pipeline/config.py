@@ -432,7 +432,22 @@ class TrackingSection(Section):
     """MLflow: a view of the files, which can be rebuilt from them."""
 
     enabled: bool = Field(True, description="False writes files only.")
-    uri: str | None = Field(None, description="Tracking server; SQLite under `results` if absent.")
+    uri: str | None = Field(
+        None,
+        description="Tracking server; SQLite under `results` if absent. `$NAME` in it is an "
+        "environment variable, as a password must be.",
+    )
+
+    @field_validator("uri")
+    @classmethod
+    def _no_password(cls, uri: str | None) -> str | None:
+        found = re.search(r"//[^/@\s]*?:([^/@\s]+)@", uri or "")
+        if found and not re.fullmatch(r"\$(\w+|\{\w+\})", found[1]):
+            raise ValueError(
+                "the address holds a password, which would be written to files: put it into an "
+                "environment variable and write $NAME in its place"
+            )
+        return uri
 
 
 class StatisticsSection(Section):

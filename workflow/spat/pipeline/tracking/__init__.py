@@ -14,7 +14,7 @@ import re
 from typing import TYPE_CHECKING
 
 from spat.pipeline import runs
-from spat.pipeline.cache import DamagedError
+from spat.pipeline.cache import DamagedError, stage_lock
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
 from spat.pipeline.tracking import entries
@@ -99,16 +99,38 @@ def _open(config: Config) -> Store:
 
 
 def _show(store: Store, config: Config, run: Run, stage: str, shown: list[entries.Entry]) -> None:
-    parent = store.parent(entries.parent(config, run))
-    store.replace({"run": run.path, "stage": stage}, shown, parent)
+    # A job and the orphan of a killed Snakemake would each write the run that the other replaces.
+    with stage_lock(config, run, "tracking"):
+        parent = store.parent(entries.parent(config, run))
+        store.replace({"run": run.path, "stage": stage}, shown, parent)
 
 
 def _explain(config: Config, error: Exception) -> str:
     if isinstance(error, DamagedError):  # a fault of the files, not of the store
         return str(error)
     reason = " ".join(str(error).split())[:300]
+    if _OTHER_VERSION.search(reason):
+        path = config.results / "mlflow.db"
+        remedy = (
+            f"ask its administrator to run `mlflow db upgrade`, and then run `{REBUILD}`"
+            if config.tracking.uri
+            else f"move {path} away and run `{REBUILD}`, which writes it again from the results"
+        )
+        return (
+            f"MLflow at {_hidden(entries.store_uri(config))}: the store was written by another "
+            f"version of MLflow; the results are complete without it: {remedy}"
+        )
     message = (
         f"MLflow at {entries.store_uri(config)}: {type(error).__name__}: {reason}; the results are "
         f"complete without it, and `{REBUILD}` rebuilds it from them"
     )
-    return re.sub(r"//[^/@\s]*@", "//", message)  # a URI may hold a password
+    return _hidden(message)
+
+
+# What MLflow and its migrations say of a schema that is older or newer than theirs.
+_OTHER_VERSION = re.compile(r"out-of-date database schema|Can't locate revision", re.IGNORECASE)
+
+
+def _hidden(text: str) -> str:
+    """The text without user names and passwords of addresses."""
+    return re.sub(r"//[^/@\s]*@", "//", text)

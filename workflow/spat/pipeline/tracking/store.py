@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, TypeVar
@@ -38,7 +39,7 @@ class Store:
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # one warning is enough
         config.results.mkdir(parents=True, exist_ok=True)
         self.written = 0
-        self._uri = store_uri(config)
+        self._uri = os.path.expandvars(store_uri(config))
         self._lock = FileLock(config.results / "mlflow.lock", timeout=LOCK_TIMEOUT_S)
         if self._is_server:
             self._client = MlflowClient(self._uri, self._uri)
@@ -58,7 +59,9 @@ class Store:
         with self._lock:
             live = self._live({"job": entry.job})
             for old in live:
-                if old.data.tags["digest"] == entry.tags["digest"]:
+                # One that is still running belongs to a job that was killed while it wrote.
+                whole = old.info.status in ("FINISHED", "FAILED")
+                if whole and old.data.tags["digest"] == entry.tags["digest"]:
                     return str(old.info.run_id)
             new = self._create(entry)
             for old in live:
@@ -124,7 +127,8 @@ class Store:
         for some_metrics, some_params in parts:
             self._client.log_batch(run_id, metrics=some_metrics, params=some_params)
         if entry.dataset:
-            self._client.log_inputs(run_id, [_dataset(*entry.dataset)])
+            with self._lock:  # two jobs that add one dataset at once collide in the database
+                self._client.log_inputs(run_id, [_dataset(*entry.dataset)])
         for file, place in entry.artifacts.items():
             self._client.log_artifact(run_id, str(file), place)
         for name, text in entry.texts.items():
