@@ -19,6 +19,7 @@ from spat.data.windows import Splits, split
 from spat.models.registry import build
 from spat.training.device import streams
 from spat.training.device.concurrency import Lanes, Processes, executor, in_turn
+from spat.training.device.kernels import draws_globally
 from spat.training.loop import Seeds, Settings, fit, prepare_torch
 
 CPU = torch.device("cpu")
@@ -210,6 +211,25 @@ def test_what_trains_side_by_side_ends_where_it_would_alone(splits: Splits, tmp_
     for expected, found in zip(alone, beside, strict=True):
         assert expected.keys() == found.keys()
         assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_model_built_in_another_thread_is_not_taken_for_randomness_of_this_one() -> None:
+    model = build("PatchTST", sized("PatchTST", dropout=0.1), SHAPE)
+    batch = TASK.example(SHAPE, 2)
+    ended = threading.Event()
+
+    def building() -> None:
+        while not ended.is_set():
+            build("PatchTST", sized("PatchTST"), SHAPE)
+
+    thread = threading.Thread(target=building)
+    thread.start()
+    try:
+        drawn = [draws_globally(model, lambda: TASK.forward(model, batch), CPU) for _ in range(50)]
+    finally:
+        ended.set()
+        thread.join()
+    assert not any(drawn)
 
 
 @pytest.mark.cuda

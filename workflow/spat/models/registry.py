@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import importlib
 import math
-import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import cache
@@ -49,8 +48,6 @@ _UNTRAINED: Final = Recipe(learning_rate=0.0, batch_size=32, epochs=0, patience=
 
 # Settings that are the dataset's own, by the same name: steps of its main season.
 _DERIVED: Final = ("season",)
-
-_INITIALISING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -193,10 +190,11 @@ def build(name: str, settings: Settings, shape: Shape, seed: int = 0) -> Forecas
     """
     import torch
 
+    from spat.training.device.kernels import GLOBAL_GENERATOR
+
     row = registered(name)
     implementation = getattr(importlib.import_module(row.module), row.class_name)
-    # Initialisation draws from the one generator of the process: one thread at a time.
-    with _INITIALISING, torch.random.fork_rng(devices=[]):
+    with GLOBAL_GENERATOR, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return implementation(settings, shape)  # type: ignore[no-any-return]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.utils.flop_counter import register_flop_formula
+
+# Held by what draws from torch's global generator, or compares its states: all threads share it.
+GLOBAL_GENERATOR = threading.Lock()
 
 
 def keep_freed_memory() -> None:
@@ -71,7 +75,7 @@ def draws_globally(model: nn.Module, forward: Callable[[], object], device: torc
     draw_from(model, torch.Generator(device))
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    with torch.random.fork_rng(devices=cards(device)), torch.no_grad():
+    with GLOBAL_GENERATOR, torch.random.fork_rng(devices=cards(device)), torch.no_grad():
         before = global_generator(device).get_state()
         try:
             model.train()
