@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import pandas as pd
@@ -12,6 +13,7 @@ from torch import Tensor
 from spat.attention.views import Mixing, Trace
 from spat.data.windows import Batch, Windows
 from spat.models.base import Forecaster
+from spat.models.layers.attention import AttentionCore
 from spat.models.registry import MODELS, Shape, build, setup
 from spat.pipeline import scores_frame
 from spat.scoring.probe import SiteMeans, observe, window_means
@@ -21,24 +23,48 @@ torch.set_num_threads(1)  # small arrays: a second thread costs more than it giv
 
 LOOKBACK, HORIZON, CHANNELS = 24, 12, 3
 ATTENTIVE = tuple(name for name, model in MODELS.items() if model.role == "attention")
+# Those whose sites all have weights over keys.
+MIXING = tuple(name for name in ATTENTIVE if MODELS[name].view == "Mixing")
 
 _SIZES = {
     "iTransformer": {"e_layers": 3},
     "PatchTST": {"e_layers": 2, "patch_len": 8, "stride": 4},
     "Transformer": {"e_layers": 1, "d_layers": 2, "label_len": 8},
+    "PAttn": {"patch_len": 8, "stride": 4},
+    "TimeXer": {"e_layers": 2, "patch_len": 8},
+    **{
+        name: {"label_len": 8, "factor": 1, "moving_average": 5, "modes": 4}
+        for name in ("Nonstationary", "Informer", "Autoformer", "FEDformer")
+    },
+    "Crossformer": {"segment": 4},
 }
+
+
+def sizes(name: str, **others: int) -> dict[str, Any]:
+    """Small settings of a model, as changes of a variant."""
+    common = {"d_model": 8, "d_ff": 16, "n_heads": 2, "dropout": 0.1}
+    names = {field.name for field in fields(MODELS[name].settings)}
+    every = {**common, **_SIZES.get(name, {}), **others}
+    return {key: value for key, value in every.items() if key in names}
 
 
 def small(name: str, dtype: torch.dtype = torch.float64) -> Forecaster:
     """A model with two heads a site, its attention far from uniform, in training mode."""
     torch.manual_seed(0)
-    sizes = {"d_model": 8, "d_ff": 16, "n_heads": 2, "dropout": 0.1, **_SIZES.get(name, {})}
-    settings = setup(name, "deep", "synthetic", 96, sizes).settings
+    settings = setup(name, "deep", "synthetic", 96, sizes(name)).settings
     model = build(name, settings, Shape(LOOKBACK, HORIZON, CHANNELS), seed=1)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     return model.to(dtype).train()
+
+
+def _softmax(name: str) -> bool:
+    sites = small(name).sites()
+    return all(
+        site.heads > 1 and type(getattr(site.attention, "core", None)) is AttentionCore
+        for site in sites
+    )
 
 
 def windows(dtype: torch.dtype = torch.float64, device: str = "cpu") -> Windows:
@@ -47,6 +73,10 @@ def windows(dtype: torch.dtype = torch.float64, device: str = "cpu") -> Windows:
     walk = steps.cumsum(0)
     standard = (walk - walk.mean(0)) / walk.std(0, correction=0)
     return Windows(standard.to(device, dtype), None, 0, 200, LOOKBACK, HORIZON)
+
+
+# Those whose sites all are softmax attention with several heads.
+SOFTMAX = tuple(name for name in ATTENTIVE if _softmax(name))
 
 
 def batches(size: int, count: int = 40) -> list[Tensor]:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from scoring_cases import ATTENTIVE, batches, small, traces, windows
+from scoring_cases import MIXING, batches, small, traces, windows
 
 from spat.study import float32
 from spat.study.precision import errors_of_float32
@@ -37,7 +37,7 @@ def test_the_case_has_as_many_keys_as_it_says() -> None:
     assert patches == 42
 
 
-@pytest.mark.parametrize("name", ATTENTIVE)
+@pytest.mark.parametrize("name", MIXING)
 def test_errors_vanish_in_the_limit_and_grow_as_the_sensitivities_shrink(name: str) -> None:
     for record in traces(small(name), windows().batch(torch.cat(batches(8, 8)))):
         near, far = (float32.errors(record, scale) for scale in (1.0, 1e4))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import scoring_cases
 import torch
 from frame_builder import wide
 from small_models import LOSSES, TASK
@@ -18,14 +19,17 @@ from torch import Tensor
 from spat.attention.manipulation import manipulated, obstacle
 from spat.attention.mask import Mask
 from spat.attention.site import Site
+from spat.attention.views import Mixing
 from spat.data.windows import Windows
 from spat.files import read_json
 from spat.models.base import Forecaster
+from spat.models.layers.attention import AttentionCore
 from spat.models.registry import MODELS, Shape, build, setup
 from spat.pipeline import frames, runs, scores_frame
 from spat.pipeline.config import Config, ConfigError, load
 from spat.pipeline.stages import robustness as stage
 from spat.scoring import probe
+from spat.scoring.names import offered
 from spat.scoring.scores import score
 from spat.study import robustness as study
 from spat.study.pages.reader import Frames, empty
@@ -45,11 +49,11 @@ EVERY = (*ATTENTIONS, *GATES, *NOISES)
 
 def dense(name: str, dtype: torch.dtype = torch.float64) -> Forecaster:
     """A model with two heads a site, its attention far from uniform."""
-    sizes = {"d_model": 8, "d_ff": 16, "n_heads": 2, "e_layers": 2, "dropout": 0.1}
-    own = {"PatchTST": {"patch_len": 8, "stride": 4}, "Transformer": {"d_layers": 2}}
+    own = {"e_layers": 2, "d_layers": 2}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        found = setup(name, "deep", "synthetic", 96, {**sizes, **own.get(name, {})})
+        sizes = scoring_cases.sizes(name, **own)
+        found = setup(name, "deep", "synthetic", 96, sizes)
         model = build(name, found.settings, Shape(LOOKBACK, HORIZON, CHANNELS)).to(dtype)
         for parameter in model.parameters():
             parameter.data.add_(0.3 * torch.randn_like(parameter))
@@ -65,7 +69,6 @@ def windows(dtype: torch.dtype = torch.float64) -> Windows:
 def records_of(model: Forecaster) -> dict[str, Any]:
     """What the probe sees; A is computed when it is first asked for, so that is here."""
     traces = probe.observe(model, windows().batch(torch.arange(6)), LOSSES)
-    assert all(trace.mixing for trace in traces)
     return {trace.name: trace for trace in traces}
 
 
@@ -99,7 +102,8 @@ def test_the_probe_sees_the_attention_that_was_put_there(name: str, kind: str) -
             expected = torch.eye(Q, K).double().expand_as(A)
         else:
             expected = A[:1, :1].expand_as(A)  # the same in all windows and channels
-            assert not torch.allclose(expected[0, 0, 0], expected[0, 0, 1]), "heads differ"
+            if A.shape[2] > 1:
+                assert not torch.allclose(expected[0, 0, 0], expected[0, 0, 1]), "heads differ"
         torch.testing.assert_close(A, expected, rtol=0, atol=0)
         torch.testing.assert_close(A.sum(-1), torch.ones(A.shape[:-1]).double())
         assert (A * (1 - allowed) == 0).all()
@@ -138,12 +142,14 @@ def test_the_model_is_restored_when_the_block_fails() -> None:
 @pytest.mark.parametrize("name", ATTENTION)
 def test_a_gate_scales_the_output_of_the_attention(name: str) -> None:
     model = dense(name)
-    for index, site in enumerate(model.sites()):
+    for index, _ in possible(model, ("gate:0.25",)):
+        site = model.sites()[index]
         plain = records_of(model)[site.name]
         with manipulated(site, "gate:0.25", seed=0):
             gated = records_of(model)[site.name]
         torch.testing.assert_close(gated.output.y, 0.25 * plain.output.y)
-        torch.testing.assert_close(gated.mixing.A, plain.mixing.A, rtol=0, atol=0)
+        if plain.offers(Mixing):
+            torch.testing.assert_close(gated.mixing.A, plain.mixing.A, rtol=0, atol=0)
         with manipulated(site, "gate:0", seed=0):
             closed = forecast(model)
         mask = Mask.full(cut.heads_of(model)).without_sites([index])
@@ -154,7 +160,8 @@ def test_a_gate_scales_the_output_of_the_attention(name: str) -> None:
 @pytest.mark.parametrize("name", ATTENTION)
 def test_noise_moves_q_and_k_alone_and_grows_along_one_direction(name: str) -> None:
     model = dense(name)
-    for site in model.sites():
+    for index, _ in possible(model, ("noise:1",)):
+        site = model.sites()[index]
         attention = site.attention
         assert attention is not None
         q = attention.q if attention.cross else attention.qkv
@@ -167,7 +174,9 @@ def test_noise_moves_q_and_k_alone_and_grows_along_one_direction(name: str) -> N
                 noisy = records_of(model)[site.name]
                 seen[size] = (q.weight - trained).detach()
             # The probe computes A from the q and k that the forward pass had.
-            logits = noisy.source.q @ noisy.source.k.mT / attention.head_size**0.5
+            if type(attention.core) is not AttentionCore:
+                continue  # another formula makes A of q and k
+            logits = noisy.source.q @ noisy.source.k.mT / noisy.source.q.shape[-1] ** 0.5
             hidden = ~noisy.mixing.allowed
             torch.testing.assert_close(
                 noisy.mixing.A, logits.masked_fill(hidden, -torch.inf).softmax(-1)
@@ -211,9 +220,12 @@ def test_a_closed_gate_scores_zero_and_leaving_it_out_changes_nothing(name: str)
     model, data = dense(name), windows()
     index = [torch.arange(40)]
     gradient = ["send_keys", "michel", "taylor", "fisher", "snip", "cosine", "magnitude", "wanda"]
-    for number, site in enumerate(model.sites()):
+    known = offered(MODELS[name].view)
+    gradient = [c for c in gradient if c in known]
+    for number, _ in possible(model, ("gate:0",)):
+        site = model.sites()[number]
         with manipulated(site, "gate:0", seed=0):
-            names = ["send", *gradient, "loss_drop"]
+            names = [c for c in ("send", *gradient, "loss_drop") if c in known]
             found = score(model, data, index, LOSSES, names, batch_size=32)
             frame = scores_frame.frame(found)
             with_it = evaluate(model, TASK, data).means["mse"]

@@ -10,6 +10,8 @@ import torch
 from scoring_cases import (
     ATTENTIVE,
     CHANNELS,
+    MIXING,
+    SOFTMAX,
     averaged,
     batches,
     mixed,
@@ -22,7 +24,9 @@ from small_models import LOSSES
 from torch import Tensor, nn
 
 from spat.attention import views
+from spat.attention.views import Mixing, MixingCore
 from spat.models.base import Forecaster
+from spat.models.informer import ProbSparseCore
 from spat.models.layers.attention import AttentionCore
 from spat.scoring.probe import attention_maps, loss_drops
 
@@ -51,26 +55,70 @@ def summed_loss(model: Forecaster, index: Tensor) -> Tensor:
     return ((model(batch.x) - batch.y) ** 2).flatten(1).mean(1).sum()
 
 
+class MaskedSparse(MaskedReference):
+    """The mask on the weights of the queries of an Informer that attend."""
+
+    def __init__(self, core: ProbSparseCore) -> None:
+        super().__init__(core.causal)
+        self.core = core
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        A = self.core.weights(q, k)
+        self.M = torch.ones_like(A, requires_grad=True)
+        attends = self.core.allowed(q, k).any(-1, keepdim=True)
+        return torch.where(attends, (A * self.M) @ v, self.core(q, k, v))
+
+
+class MaskedWeights(nn.Module):
+    """The mask on the weights that a `MixingCore` gets."""
+
+    def __init__(self, core: MixingCore) -> None:
+        super().__init__()
+        self.core = core
+
+    def forward(self, weights: Tensor, *values: Tensor) -> Tensor:
+        self.M = torch.ones(weights.shape, dtype=torch.float64, requires_grad=True)
+        found: Tensor = self.core(weights * self.M, *values)
+        return found
+
+
+def masked(core: nn.Module) -> Any:
+    if isinstance(core, MixingCore):
+        return MaskedWeights(core)
+    if isinstance(core, ProbSparseCore):
+        return MaskedSparse(core)
+    assert type(core) is AttentionCore
+    return MaskedReference(core.causal)
+
+
 @pytest.mark.parametrize("name", ATTENTIVE)
 def test_sensitivity_is_the_gradient_by_a_mask_of_ones_on_the_attention(name: str) -> None:
     model = small(name)
     records = traces(model, windows().batch(FEW))
     assert [r.name for r in records] == [site.name for site in model.sites()]
-    for found in records:
+    shown = [found for found in records if found.offers(Mixing)]
+    assert shown and (len(shown) == len(records) or name not in MIXING)
+    for found in shown:
         reference = copy.deepcopy(model).eval()
-        attention = reference.sites()[found.index].attention
-        assert attention is not None
-        attention.core = MaskedReference(attention.core.causal)
+        modules: Any = reference.sites()[found.index].modules
+        for module in modules:
+            module.core = masked(module.core)
         summed_loss(reference, FEW).backward()
-        M = attention.core.M
-        assert M.grad is not None and M.grad.abs().max() > 1e-6
-        torch.testing.assert_close(mixed(found).S.flatten(0, 1), M.grad, atol=1e-9, rtol=0)
+        first = 0
+        for module in modules:  # the weights of several modules stand below each other
+            expected = module.core.M.grad
+            assert expected is not None and expected.abs().max() > 1e-6
+            rows, keys = expected.shape[-2:]
+            S = mixed(found).S.flatten(0, 1)[..., first : first + rows, :keys]
+            torch.testing.assert_close(S, expected, atol=1e-9, rtol=0)
+            first += rows
+        assert mixed(found).S.shape[-2] == first
 
 
 def test_the_cases_hold_self_causal_and_cross_attention_and_independent_channels() -> None:
     kinds = {
         (site.attention.cross, site.attention.core.causal, mixed(trace).S.shape[1])
-        for name in ATTENTIVE
+        for name in SOFTMAX
         for model in [small(name)]
         for site, trace in zip(model.sites(), traces(model, windows().batch(FEW)), strict=True)
     }
@@ -78,7 +126,7 @@ def test_the_cases_hold_self_causal_and_cross_attention_and_independent_channels
     assert (False, False, CHANNELS) in kinds
 
 
-@pytest.mark.parametrize("name", ATTENTIVE)
+@pytest.mark.parametrize("name", [*SOFTMAX, "Informer"])
 def test_its_sum_is_the_gradient_by_gates_on_heads_and_site(name: str) -> None:
     model = small(name)
     for found in traces(model, windows().batch(FEW)):
@@ -96,12 +144,37 @@ def test_its_sum_is_the_gradient_by_gates_on_heads_and_site(name: str) -> None:
             (expected,) = torch.autograd.grad(summed_loss(model, FEW), gates)
         torch.testing.assert_close(found.gate, expected, atol=1e-9, rtol=0)
         assert found.heads is not None
-        for by_head in (mixed(found).S.sum((1, 3, 4)), found.heads.gate):
-            torch.testing.assert_close(by_head, expected[:, 1:], atol=1e-9, rtol=0)
+        torch.testing.assert_close(found.heads.gate, expected[:, 1:], atol=1e-9, rtol=0)
+        # Queries of an Informer that do not attend get values without weights.
+        by_mask = mixed(found).S.sum((1, 3, 4))
+        assert torch.allclose(by_mask, expected[:, 1:], atol=1e-9, rtol=0) == (name in SOFTMAX)
         # A gate on the output also scales its bias.
         bias = found.output.dy @ attention.out.bias.detach()
         whole = expected[:, :1] + bias.flatten(1).sum(1, keepdim=True)
         torch.testing.assert_close(found.output.gate, whole, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in ATTENTIVE if name not in SOFTMAX])
+def test_the_gate_of_a_site_without_heads_is_that_of_what_it_adds(name: str) -> None:
+    model = small(name).eval()
+    for found in traces(model, windows().batch(FEW)):
+        site = model.sites()[found.index]
+        if site.heads > 1:
+            continue
+        whole = len(site.modules) > 1 or not found.offers(Mixing)
+        # A site of weights has its gate on the sum of values, before the projection.
+        last: Any = site.modules[-1]
+        at = last if whole else last.core
+        gates = torch.ones(len(FEW), 1, dtype=torch.float64, requires_grad=True)
+
+        def gated(_: nn.Module, __: Any, y: Tensor, gates: Tensor = gates) -> Tensor:
+            each = gates.repeat_interleave(len(y) // len(FEW), 0)
+            return y * each.view(-1, *[1] * (y.ndim - 1))
+
+        with at.register_forward_hook(gated):
+            (expected,) = torch.autograd.grad(summed_loss(model, FEW), gates)
+        assert expected.abs().min() > 1e-6
+        torch.testing.assert_close(found.gate[:, :1], expected, atol=1e-9, rtol=0)
 
 
 class SharedReference(MaskedReference):
@@ -114,7 +187,7 @@ class SharedReference(MaskedReference):
 
 
 @pytest.mark.parametrize("size", [16, 64])
-@pytest.mark.parametrize("name", ATTENTIVE)
+@pytest.mark.parametrize("name", SOFTMAX)
 def test_send_is_the_printed_formula_of_one_mask_a_batch(name: str, size: int) -> None:
     model, cut = small(name), batches(40)
     found = score_frame(model, windows(), cut, ["send"], batch_size=size)
@@ -143,7 +216,7 @@ def test_send_is_the_printed_formula_of_one_mask_a_batch(name: str, size: int) -
     assert value.to_dict() == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ATTENTIVE)
+@pytest.mark.parametrize("name", MIXING)
 def test_send_in_float32_is_what_the_default_precision_gives(name: str) -> None:
     """Rounding aside, the same; S here is large enough for float32 to resolve it."""
     names = ["send", "send_float32"]
@@ -160,7 +233,10 @@ def test_sensitivity_of_a_window_does_not_depend_on_the_others(name: str) -> Non
     together = traces(model, windows().batch(FEW))
     alone = traces(model, windows().batch(FEW[2:3]))
     for one, all_ in zip(alone, together, strict=True):
-        torch.testing.assert_close(mixed(one).S[0], mixed(all_).S[2], atol=1e-12, rtol=1e-9)
+        torch.testing.assert_close(one.output.dy[0], all_.output.dy[2], atol=1e-12, rtol=1e-9)
+        assert one.offers(Mixing) == all_.offers(Mixing)
+        if one.offers(Mixing):
+            torch.testing.assert_close(mixed(one).S[0], mixed(all_).S[2], atol=1e-12, rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", ATTENTIVE)
@@ -174,9 +250,7 @@ def test_probing_leaves_no_trace(name: str) -> None:
     before = copy.deepcopy(model).eval()(batch.x)
     with model.register_forward_hook(lambda _module, _args, y: probed.append(y)):
         traces(model, batch)
-    averaged(
-        model, windows(torch.float32), batches(7), {"S": lambda r: mixed(r).S.sum((1, 2, 3, 4))}
-    )
+    averaged(model, windows(torch.float32), batches(7), {"gate": lambda r: r.gate[:, 0]})
     loss_drops(model, windows(torch.float32), batches(7), LOSSES)
     assert torch.equal(probed[0], before)
     assert {n: m.training for n, m in model.named_modules()} == flags

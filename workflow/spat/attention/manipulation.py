@@ -34,8 +34,8 @@ class Core(Protocol):
     def mix(self, A: Tensor, v: Tensor) -> Tensor:
         """O from A [..., Q, K] and v [..., K, D], with the dropout of the core."""
 
-    def allowed(self, q: Tensor, k: Tensor) -> Tensor:
-        """Which keys a query may attend to, bool [Q, K]."""
+    def visible(self, q: Tensor, k: Tensor) -> Tensor:
+        """Which keys the mask of the attention leaves to a query, bool [Q, K]."""
 
 
 @contextlib.contextmanager
@@ -108,7 +108,7 @@ class FixedCore(nn.Module):
 
     def allowed(self, q: Tensor, k: Tensor) -> Tensor:
         """Which keys a query may attend to, bool [Q, K]."""
-        return self.core.allowed(q, k)
+        return self.core.visible(q, k)
 
     def weights(self, q: Tensor, k: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
         """A, [..., H, Q, K], made in float64 and rounded to `dtype`."""

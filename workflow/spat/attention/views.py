@@ -241,6 +241,8 @@ class Trace:
     by_head: bool = True
     # Whether several modules make up the site (a router pair): the gate is then that of the output.
     several: bool = False
+    # Whether O also holds what no weights stand for: the gate is then that of the heads.
+    partial: bool = False
 
     @property
     def windows(self) -> int:
@@ -262,12 +264,12 @@ class Trace:
     def gate(self) -> Tensor:
         """Gradient g of each window's loss by a gate on the site, then on each head: [W, 1 + H].
 
-        It is the sum of S over rows, keys and independent channels where the site offers `Mixing`,
-        else <dO, O>, and else <dy, y>, which is [W, 1].
+        It is the sum of S over rows, keys and independent channels where the weights make up all of
+        O, else <dO, O> where there are heads, and else <dy, y>, which is [W, 1].
         """
         if self.several:
             return self.output.gate
-        if self.source is not None:
+        if self.source is not None and not self.partial:
             heads = self.mixing.S.sum((1, 3, 4))
         elif self.heads is not None:
             heads = self.heads.gate

@@ -89,6 +89,53 @@ MODELS: Final = {
             own.TransformerSettings,
             fixed_channels=True,
         ),
+        Model("PAttn", "spat.models.pattn", "PAttn", own.PAttnSettings),
+        Model(
+            "SAMformer",
+            "spat.models.samformer",
+            "SAMformer",
+            own.SAMformerSettings,
+            fixed_channels=True,
+        ),
+        Model(
+            "TimeXer", "spat.models.timexer", "TimeXer", own.TimeXerSettings, fixed_channels=True
+        ),
+        Model(
+            "Nonstationary",
+            "spat.models.nonstationary",
+            "Nonstationary",
+            own.NonstationarySettings,
+            fixed_channels=True,
+        ),
+        Model(
+            "Informer",
+            "spat.models.informer",
+            "Informer",
+            own.InformerSettings,
+            fixed_channels=True,
+        ),
+        Model(
+            "Autoformer",
+            "spat.models.autoformer",
+            "Autoformer",
+            own.AutoformerSettings,
+            fixed_channels=True,
+        ),
+        Model(
+            "FEDformer",
+            "spat.models.fedformer",
+            "FEDformer",
+            own.FEDformerSettings,
+            view="Output",
+            fixed_channels=True,
+        ),
+        Model(
+            "Crossformer",
+            "spat.models.crossformer",
+            "Crossformer",
+            own.CrossformerSettings,
+            fixed_channels=True,
+        ),
         Model("DLinear", "spat.models.dlinear", "DLinear", own.DLinearSettings, role="baseline"),
         Model("NLinear", "spat.models.nlinear", "NLinear", Settings, role="baseline"),
         Model(

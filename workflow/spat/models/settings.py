@@ -95,12 +95,7 @@ class PatchTSTSettings(Settings):
 
     def problem(self, shape: Shape) -> str | None:
         """As `Settings`; a patch must also fit into the lookback and its padding of one stride."""
-        if shape.lookback + self.stride < self.patch_len:
-            return (
-                f"lookback {shape.lookback} with stride {self.stride} holds no patch of "
-                f"{self.patch_len} steps: choose a smaller patch_len"
-            )
-        return super().problem(shape)
+        return _no_patch(self.patch_len, self.stride, shape) or super().problem(shape)
 
 
 @dataclass(frozen=True)
@@ -115,6 +110,129 @@ class TransformerSettings(Settings):
     dropout: Share
     label_len: int
     time_features: bool
+
+
+@dataclass(frozen=True)
+class PAttnSettings(Settings):
+    """Settings of `spat.models.pattn`."""
+
+    d_model: int
+    d_ff: int
+    n_heads: int
+    dropout: Share
+    patch_len: int
+    stride: int
+
+    def problem(self, shape: Shape) -> str | None:
+        """As `Settings`; a patch must also fit into the lookback and its padding of one stride."""
+        return _no_patch(self.patch_len, self.stride, shape) or super().problem(shape)
+
+
+@dataclass(frozen=True)
+class SAMformerSettings(Settings):
+    """Settings of `spat.models.samformer`; `d_keys` is the size of queries and keys."""
+
+    d_keys: int
+
+
+@dataclass(frozen=True)
+class TimeXerSettings(Settings):
+    """Settings of `spat.models.timexer`."""
+
+    d_model: int
+    d_ff: int
+    e_layers: int
+    n_heads: int
+    dropout: Share
+    patch_len: int
+    time_features: bool
+
+    def problem(self, shape: Shape) -> str | None:
+        """As `Settings`; a patch must also fit into the lookback."""
+        return _no_patch(self.patch_len, 0, shape) or super().problem(shape)
+
+
+@dataclass(frozen=True)
+class NonstationarySettings(TransformerSettings):
+    """Settings of `spat.models.nonstationary`: hidden layers of its two projectors, all as wide."""
+
+    projector_width: int
+    projector_layers: int
+
+
+@dataclass(frozen=True)
+class InformerSettings(TransformerSettings):
+    """Settings of `spat.models.informer`.
+
+    `factor` times the logarithm of their number are the keys that are sampled and the queries that
+    attend.
+    """
+
+    factor: int
+
+    def problem(self, shape: Shape) -> str | None:
+        """As `Settings`; the convolutions between encoder layers need two steps."""
+        if shape.lookback < 2 and self.e_layers > 1:
+            return (
+                f"lookback {shape.lookback} with e_layers {self.e_layers}: choose 2 steps or more"
+            )
+        return super().problem(shape)
+
+
+@dataclass(frozen=True)
+class DecompositionSettings(Settings):
+    """What Autoformer and FEDformer have in common; a longer `label_len` is cut to the lookback."""
+
+    d_model: int
+    d_ff: int
+    e_layers: int
+    d_layers: int
+    dropout: Share
+    label_len: int
+    moving_average: int
+    time_features: bool
+
+    def problem(self, shape: Shape) -> str | None:
+        """As `Settings`; a moving average needs a centre."""
+        if self.moving_average % 2 == 0:
+            return f"moving_average {self.moving_average}: choose an odd width"
+        return super().problem(shape)
+
+
+@dataclass(frozen=True)
+class AutoformerSettings(DecompositionSettings):
+    """Settings of `spat.models.autoformer`: `factor` times the log of the steps are delays."""
+
+    factor: int
+
+
+@dataclass(frozen=True)
+class FEDformerSettings(DecompositionSettings):
+    """Settings of `spat.models.fedformer`; at most `modes` frequencies are kept."""
+
+    n_heads: int
+    modes: int
+
+    def problem(self, shape: Shape) -> str | None:
+        """As `DecompositionSettings`; heads have equal sizes, and two steps a frequency."""
+        if self.d_model % self.n_heads:
+            return f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}"
+        if shape.lookback < 2:
+            return f"lookback {shape.lookback} has no frequency to keep: choose 2 or more"
+        return super().problem(shape)
+
+
+@dataclass(frozen=True)
+class CrossformerSettings(Settings):
+    """Settings of `spat.models.crossformer`: steps of a `segment`, and `routers` of each."""
+
+    d_model: int
+    d_ff: int
+    e_layers: int
+    n_heads: int
+    dropout: Share
+    segment: int
+    routers: int
 
 
 @dataclass(frozen=True)
@@ -223,3 +341,12 @@ class SeasonalNaiveSettings(Settings):
     """Settings of `spat.models.naive.SeasonalNaive`; `season` (steps) is the dataset's."""
 
     season: int
+
+
+def _no_patch(patch_len: int, padding: int, shape: Shape) -> str | None:
+    if shape.lookback + padding >= patch_len:
+        return None
+    return (
+        f"lookback {shape.lookback} with stride {padding} holds no patch of {patch_len} steps: "
+        "choose a smaller patch_len"
+    )

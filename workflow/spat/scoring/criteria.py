@@ -165,6 +165,13 @@ def _heads(trace: Trace) -> Heads:
 
 
 def _turn(start: Tensor, end: Tensor) -> Tensor:
-    """1 - cos, mean over the tokens of a window: [W, R, tokens, width] -> [W, 1]."""
-    turn = 1 - torch.cosine_similarity(start.double(), end.double(), dim=-1)
+    """1 - cos, mean over the tokens of a window: [W, R, tokens, width] -> [W, 1].
+
+    A token that is zero before and after does not turn.
+    """
+    start, end = start.double(), end.double()
+    # Rounding leaves tokens as small as 1e-17, which have a direction too.
+    tiny = torch.finfo(torch.double).tiny
+    turn = 1 - torch.cosine_similarity(start, end, dim=-1, eps=tiny)
+    turn = turn.where((start != 0).any(-1) | (end != 0).any(-1), 0.0)
     return turn.flatten(1).mean(1, keepdim=True)

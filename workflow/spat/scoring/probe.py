@@ -310,6 +310,7 @@ class _Mixed(NamedTuple):
     weights: Tensor
     allowed: Tensor
     O: Tensor  # noqa: E741
+    core: MixingCore
 
 
 @dataclass
@@ -376,10 +377,16 @@ class _Noted:
         else:
             before, after = rows(self.before), rows(self.after)
         heads, several = None, len(self.modules) > 1
-        if self.cores and not several and hasattr(self.modules[0], "head_weights"):
-            W_o, W_v = self.site.attention.head_weights()
-            O = rows([_by_head(call.O) for call in self.cores])  # noqa: E741
-            dO = rows([_by_head(slope) for slope in slopes])
+        last: Any = self.modules[-1]
+        if self.cores and hasattr(last, "head_weights"):
+            W_o, W_v = last.head_weights()
+            # The heads of several modules are those of the last, which gives the output.
+            of_last = [
+                (_by_head(call.O), _by_head(slope))
+                for call, slope in zip(self.cores, slopes, strict=True)
+                if not several or call.core is last.core
+            ]
+            O, dO = (rows(list(tensors)) for tensors in zip(*of_last, strict=True))  # noqa: E741
             heads = Heads(O, dO, W_o, W_v)
         alike = bool(self.cores) and all(isinstance(call, _Projected) for call in self.cores)
         return Trace(
@@ -390,6 +397,7 @@ class _Noted:
             sources[0] if len(sources) == 1 else Joined(tuple(sources)) if sources else None,
             by_head=self.site.heads > 1 or (alike and not several),
             several=several,
+            partial=any(getattr(call.core, "partial", False) for call in self.cores),
         )
 
     def _at_core(self, core: nn.Module, args: tuple[Tensor, ...], O: Tensor) -> None:  # noqa: E741
@@ -399,7 +407,7 @@ class _Noted:
 
     def _at_mixing(self, core: nn.Module, args: tuple[Tensor, ...], O: Tensor) -> None:  # noqa: E741
         assert isinstance(core, MixingCore)
-        self.cores.append(_Mixed(args[0], core.allowed(args[0]), O))
+        self.cores.append(_Mixed(args[0], core.allowed(args[0]), O, core))
 
     def _at_module(self, _module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
         self.x.append(args[0])

@@ -86,7 +86,7 @@ def score(
     if criteria is not None:
         look = _insisting(look, rules)
     if statistics:
-        rules += [RULES[name] for name in STATISTICS]
+        rules = [*rules, *(RULES[name] for name in STATISTICS)]
     found = _passed(look, cases, batches, rules, batch_size) if rules else []
     for row in wanted:
         if row.origin == "ablation":

@@ -32,13 +32,17 @@ class AttentionCore(Stochastic):
         """O = dropout(A) v for other weights A [..., Q, K]; v [B, H, K, D] -> O [B, H, Q, D]."""
         return dropout(A, self.dropout if self.training else 0.0, self.generator) @ v
 
+    def visible(self, q: Tensor, k: Tensor) -> Tensor:
+        """Which keys the mask of the attention leaves to a query: bool [Q, K], on the CPU."""
+        full = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool)
+        return full.tril() if self.causal else full
+
     def allowed(self, q: Tensor, k: Tensor) -> Tensor:
-        """Which keys a query may attend to: bool [Q, K], or with leading axes where that differs.
+        """Which keys a query attends to: bool [Q, K], or with leading axes where that differs.
 
         A query without keys, or with one, counts nowhere.
         """
-        full = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool)
-        return full.tril() if self.causal else full
+        return self.visible(q, k)
 
     def weights(self, q: Tensor, k: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
         """A = softmax(q k^T / sqrt(d)) over the allowed keys, computed in `dtype`: [..., Q, K].
@@ -77,6 +81,7 @@ class MultiHeadAttention(nn.Module):
         if heads > width:
             raise ValueError(f"n_heads {heads} exceeds d_model {width}: choose fewer heads")
         self.heads = heads
+        self.causal = causal
         self.head_size = width // heads
         self.cross = cross
         inner = heads * self.head_size

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spat.attention.site import Kind, Site
 from spat.models.layers.attention import MultiHeadAttention
 from spat.training.device.kernels import Dropout, Linear
 
@@ -19,10 +20,10 @@ from spat.training.device.kernels import Dropout, Linear
 class FeedForward(nn.Module):
     """The position-wise sub-layer: Linear, GELU, Linear, with dropout after each."""
 
-    def __init__(self, width: int, inner: int, dropout: float) -> None:
+    def __init__(self, width: int, inner: int, dropout: float, bias: bool = True) -> None:
         super().__init__()
-        self.up = Linear(width, inner)
-        self.down = Linear(inner, width)
+        self.up = Linear(width, inner, bias)
+        self.down = Linear(inner, width, bias)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -35,18 +36,26 @@ class EncoderLayer(nn.Module):
 
     attention: MultiHeadAttention | None
 
-    def __init__(self, width: int, inner: int, heads: int, dropout: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        inner: int,
+        heads: int,
+        dropout: float,
+        attention: MultiHeadAttention | None = None,
+    ) -> None:
+        """An `attention` of one's own takes the place of the usual one, with `heads`."""
         super().__init__()
-        self.attention = MultiHeadAttention(width, heads, dropout=dropout)
+        self.attention = attention or MultiHeadAttention(width, heads, dropout=dropout)
         self.dropout = Dropout(dropout)
         self.norm1 = nn.LayerNorm(width)
         self.feed_forward = FeedForward(width, inner, dropout)
         self.norm2 = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, tokens, width] -> [B, tokens, width]."""
+    def forward(self, x: Tensor, **conditions: Tensor) -> Tensor:
+        """[B, tokens, width] -> [B, tokens, width]; the attention gets the `conditions`."""
         if self.attention is not None:
-            x = x + self.dropout(self.attention(x))
+            x = x + self.dropout(self.attention(x, **conditions))
         x = self.norm1(x)
         return self.norm2(x + self.feed_forward(x))  # type: ignore[no-any-return]
 
@@ -57,25 +66,51 @@ class DecoderLayer(nn.Module):
     self_attention: MultiHeadAttention | None
     cross_attention: MultiHeadAttention | None
 
-    def __init__(self, width: int, inner: int, heads: int, dropout: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        inner: int,
+        dropout: float,
+        self_attention: MultiHeadAttention,
+        cross_attention: MultiHeadAttention,
+    ) -> None:
         super().__init__()
-        self.self_attention = MultiHeadAttention(width, heads, dropout=dropout, causal=True)
-        self.cross_attention = MultiHeadAttention(width, heads, dropout=dropout, cross=True)
+        self.self_attention = self_attention
+        self.cross_attention = cross_attention
         self.dropout = Dropout(dropout)
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
         self.feed_forward = FeedForward(width, inner, dropout)
         self.norm3 = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        """x [B, Q, width], memory [B, K, width] -> [B, Q, width]."""
+    def forward(self, x: Tensor, memory: Tensor, **conditions: Tensor) -> Tensor:
+        """x [B, Q, width], memory [B, K, width] -> [B, Q, width]; both get the `conditions`."""
         if self.self_attention is not None:
-            x = x + self.dropout(self.self_attention(x))
+            x = x + self.dropout(self.self_attention(x, **conditions))
         x = self.norm1(x)
         if self.cross_attention is not None:
-            x = x + self.dropout(self.cross_attention(x, memory))
+            x = x + self.dropout(self.cross_attention(x, memory, **conditions))
         x = self.norm2(x)
         return self.norm3(x + self.feed_forward(x))  # type: ignore[no-any-return]
+
+
+def encoder_decoder_sites(
+    encoder: nn.ModuleList, decoder: nn.ModuleList, heads: int, kind: Kind | None = None
+) -> tuple[Site, ...]:
+    """The attentions of an encoder and a decoder in forward order, but for the last one.
+
+    `kind` is that of all sites; None says self or cross.
+    """
+    found = [
+        Site(f"encoder.{i}.self", layer, "attention", heads, kind or "self")
+        for i, layer in enumerate(encoder)
+    ]
+    for i, layer in enumerate(decoder):
+        found += [
+            Site(f"decoder.{i}.self", layer, "self_attention", heads, kind or "self"),
+            Site(f"decoder.{i}.cross", layer, "cross_attention", heads, kind or "cross"),
+        ]
+    return tuple(found[:-1])
 
 
 class Scale(NamedTuple):
@@ -129,11 +164,30 @@ def sinusoids(length: int, width: int) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
 
 
+def circular(x: Tensor) -> Tensor:
+    """Each step between its neighbours, in a circle: [B, L, C] -> [B, L, 3 C].
+
+    A linear map of the result is a circular convolution of width 3.
+    """
+    return torch.cat([x.roll(1, 1), x, x.roll(-1, 1)], dim=-1)
+
+
+def moving_average(x: Tensor, width: int) -> Tensor:
+    """Mean over the `width` steps around each step, an odd number; the ends are repeated.
+
+    [B, L, C] -> [B, L, C].
+    """
+    padded = F.pad(x.transpose(1, 2), (width // 2, width // 2), mode="replicate")
+    return F.avg_pool1d(padded, width, stride=1).transpose(1, 2)
+
+
 class StepEmbedding(nn.Module):
     """A token per time step: circular convolution of width 3, position, and time features."""
 
-    def __init__(self, channels: int, width: int, length: int, marks: int, dropout: float) -> None:
-        """`marks` time features a step; 0 leaves them out."""
+    def __init__(
+        self, channels: int, width: int, length: int | None, marks: int, dropout: float
+    ) -> None:
+        """`marks` time features a step, 0 leaves them out; `length` None leaves positions out."""
         super().__init__()
         # The convolution as one matrix over the step and its two neighbours; initialised as
         # published (Kaiming normal over 3 x channels inputs).
@@ -141,12 +195,14 @@ class StepEmbedding(nn.Module):
         nn.init.kaiming_normal_(self.value.weight, mode="fan_in", nonlinearity="leaky_relu")
         self.time = Linear(marks, width, bias=False) if marks else None
         self.dropout = Dropout(dropout)
-        self.register_buffer("position", sinusoids(length, width), persistent=False)
+        position = sinusoids(length, width) if length is not None else None
+        self.register_buffer("position", position, persistent=False)
 
     def forward(self, x: Tensor, marks: Tensor | None) -> Tensor:
         """x [B, length, C], marks [B, length, F] -> [B, length, width]."""
-        neighbours = torch.cat([x.roll(1, 1), x, x.roll(-1, 1)], dim=-1)
-        tokens = self.value(neighbours) + self.position
+        tokens = self.value(circular(x))
+        if self.position is not None:
+            tokens = tokens + self.position
         if self.time is not None:
             tokens = tokens + self.time(marks)
         return self.dropout(tokens)  # type: ignore[no-any-return]
