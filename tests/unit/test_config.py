@@ -13,6 +13,8 @@ import yaml
 from spat.models.registry import MODELS
 from spat.pipeline.cli import main
 from spat.pipeline.config import Config, ConfigError, dump, load, load_files
+from spat.pipeline.runs import plan
+from spat.pipeline.stages import score
 
 ROOT = Path(__file__).parents[2]
 BLOCK = {"datasets": ["ETTh1"], "models": ["PatchTST"]}
@@ -279,16 +281,32 @@ def test_the_committed_schema_is_that_of_the_models(capsys: pytest.CaptureFixtur
     )
 
 
-def test_criteria_are_asked_only_of_models_that_show_what_they_need(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_some_criterion_must_rank_the_sites_of_each_model(monkeypatch: pytest.MonkeyPatch) -> None:
     narrow = replace(MODELS["PatchTST"], view="Output")
     monkeypatch.setitem(MODELS, "PatchTST", narrow)
-    with pytest.raises(ConfigError, match="'send' cannot rank the sites of PatchTST") as error:
+    message = r"pruning\.site\.criteria: send cannot rank the sites of PatchTST"
+    with pytest.raises(ConfigError, match=message) as error:
         load(SMALL)
-    assert "those that work with it: random, michel, taylor" in str(error.value)
-    pruning: dict[str, Any] = {"site": {"criteria": ["michel", "cosine"], "ratios": [0.5]}}
-    load({**SMALL, "pruning": pruning})
-    pruning["head"] = {"criteria": ["magnitude"], "ratios": [0.5]}
-    with pytest.raises(ConfigError, match=r"pruning\.head\.criteria: 'magnitude'"):
+    assert "add one that works with it: random, michel, taylor" in str(error.value)
+    pruning: dict[str, Any] = {"site": {"criteria": ["send", "magnitude"], "ratios": [0.5]}}
+    with pytest.raises(ConfigError, match="send, magnitude cannot rank"):
         load({**SMALL, "pruning": pruning})
+    pruning["site"]["criteria"].append("cosine")
+    pruning["head"] = {"criteria": ["magnitude"], "ratios": [0.5]}
+    load({**SMALL, "pruning": pruning})
+
+
+def test_criteria_that_a_model_does_not_offer_are_left_out_and_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pruning = {
+        "site": {"criteria": ["magnitude", "cosine", "random"], "ratios": [0.5]},
+        "head": {"criteria": ["send", "michel"], "ratios": [0.5]},
+    }
+    config = load({**SMALL, "pruning": pruning})
+    run = next(planned.run for planned in plan(config) if planned.run.model == "PatchTST")
+    assert score.wanted(config, run) == ("send", "magnitude", "cosine", "michel")
+    assert score.not_offered(config, run) == []
+    monkeypatch.setitem(MODELS, "PatchTST", replace(MODELS["PatchTST"], view="Output"))
+    assert score.wanted(config, run) == ("cosine", "michel")
+    assert score.not_offered(config, run) == ["magnitude", "send"]

@@ -56,6 +56,17 @@ def test_the_heads_of_latex_columns_do_not_break_words() -> None:
     assert r"(hindsight)" in tex and "improvement" in tex
 
 
+@pytest.mark.parametrize(("models", "says"), [(["PatchTST"], False), (["FEDformer"], True)])
+def test_a_table_says_which_models_have_no_send(models: list[str], says: bool) -> None:
+    frame = pd.DataFrame({"model": [*models, "DLinear"], "method": "dense", "mean": 1.0})
+    frame = frame.assign(sd=np.nan, n=1, missing=0, unit="")
+    notes = render.sheet(frame, Layout(("model",), "method")).notes
+    assert [note for note in notes if "no score by SEND" in note] == says * [
+        "FEDformer: not all attention sites have weights over keys, so there is no score by SEND "
+        "and no mask of SPAT."
+    ]
+
+
 def test_nothing_is_best_alone_or_among_equals() -> None:
     assert styles(page_of({"a": 0.3})) == {"a": ""}
     assert set(styles(page_of({"a": 0.3, "b": 0.30001})).values()) == {""}

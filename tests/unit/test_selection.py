@@ -247,3 +247,25 @@ def test_a_series_shorter_than_two_blocks_still_decides() -> None:
     drops = np.stack([np.full(10, 0.1), np.full(10, -0.1)]) + np.arange(10.0) / 1e3
     few = {"block": 96, "draws": 100, "confidence": 0.95, "seed": 1}
     assert choose.loss_drop_bound(drops, **few) == (1,)
+
+
+def test_criteria_and_rules_that_a_model_does_not_offer_are_left_out() -> None:
+    scores = table([0.4, 0.1, 0.2, 0.3], "michel")
+    section = site_level(0.5, "auto:gap", "auto:validation", criteria=("send", "michel"))
+    section = section.model_copy(update={"head": section.site})
+    with pytest.raises(ValueError, match="'send' has no score"):
+        select.requested(scores, HEADS, section, seed=1)
+    found = select.requested(scores, HEADS, section, seed=1, possible=("michel",))
+    assert set(found["criterion"]) == {"michel"}
+    assert set(found["rule"]) == {""}
+    assert sorted(found["level"]) == ["head", "site"]
+
+
+def test_the_only_head_of_a_site_has_the_score_of_the_site() -> None:
+    scores = table([0.4, 0.1, 0.2, 0.3])
+    scores = scores[(scores["head"] == -1) | (scores["site"] != 1)]
+    section = NONE.model_copy(update={"head": LevelSection(criteria=("send",), ratios=(0.2,))})
+    found = select.requested(scores, (2, 1, 2, 2), section, seed=1)
+    assert list(found["mask"]) == ["1.0.1.1"]
+    with pytest.raises(ValueError, match="no score, or NaN, for site 1, head 0"):
+        select.requested(scores, HEADS, section, seed=1)

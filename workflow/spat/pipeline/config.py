@@ -506,16 +506,15 @@ class Config(Section):
         check("pruning.head.criteria", self.pruning.head.criteria, tuple(HEAD_CRITERIA))
         for model in dict.fromkeys(name for block in self.grid for name in block.models):
             if MODELS[model].role == "attention":
+                # Criteria that a model does not offer are left out there, unless none is left.
+                asked = self.pruning.site.criteria
                 possible = offered(MODELS[model].view)
-                for level in ("site", "head"):
-                    section = getattr(self.pruning, level)
-                    for name in section.criteria:
-                        if name not in possible:
-                            raise ValueError(
-                                f"pruning.{level}.criteria: {name!r} cannot rank the sites of "
-                                f"{model}, which do not show what it needs; those that work with "
-                                f"it: {', '.join(possible)}"
-                            )
+                if asked and not set(asked) & set(possible):
+                    raise ValueError(
+                        f"pruning.site.criteria: {', '.join(asked)} cannot rank the sites of "
+                        f"{model}, which do not show what is needed; add one that works with it: "
+                        f"{', '.join(possible)}"
+                    )
         if self.pruning.head.rules:
             raise ValueError("pruning.head.ratios: adaptive rules work on whole sites only")
         if self.pruning.site.rules and "send" not in self.pruning.site.criteria:

@@ -217,7 +217,7 @@ def _by_ratio(
     places = _sites(heads) if level == SITE else Mask.empty(heads).removed_heads
     n = len(places)
     for criterion in asked.criteria:
-        values = None if criterion == RANDOM else _values(scores, criterion, places)
+        values = None if criterion == RANDOM else _values(scores, criterion, places, heads)
         for ratio in distinct_ratios(asked.ratios, n):
             k = count(ratio, n)
             chosen = random_draws(n, k, draws, seed) if values is None else (lowest(values, k),)
@@ -234,7 +234,7 @@ def _by_rule(
 ) -> Iterator[Decision]:
     if not rules:
         return
-    values = _values(scores, RULED, _sites(heads))
+    values = _values(scores, RULED, _sites(heads), heads)
     path = nested_path(values, heads)
     if "gap" in rules and (k := gap(values)) is not None:
         yield _ruled("gap", path[k])
@@ -261,9 +261,15 @@ def _without(heads: Sequence[int], places: Iterable[Place]) -> Mask:
     return mask
 
 
-def _values(scores: Scores, criterion: str, places: Sequence[Place]) -> Array:
-    """The scores of a criterion at `places`."""
-    values = [scores.get((criterion, *place), math.nan) for place in places]
+def _values(scores: Scores, criterion: str, places: Sequence[Place], heads: Sequence[int]) -> Array:
+    """The scores of a criterion at `places`.
+
+    The only head of a site has the score of the site, where it has none of its own.
+    """
+    values = []
+    for site, head in places:
+        whole = scores.get((criterion, site, WHOLE), math.nan) if heads[site] == 1 else math.nan
+        values.append(scores.get((criterion, site, head), whole))
     for (site, head), value in zip(places, values, strict=True):
         if math.isnan(value):
             where = f"site {site}" if head == WHOLE else f"site {site}, head {head}"

@@ -39,6 +39,13 @@ def wanted(config: Config, run: Run) -> tuple[str, ...]:
     )
 
 
+def not_offered(config: Config, run: Run) -> list[str]:
+    """The criteria that are asked for and need a view that the sites of the model do not offer."""
+    asked = (*config.pruning.site.criteria, *config.pruning.head.criteria)
+    possible = offered(MODELS[run.model].view)
+    return [name for name in dict.fromkeys(asked) if name not in possible]
+
+
 def score(config: Config, run: Run) -> None:
     """Write `scores.parquet`, `maps.npz` and, where it is needed, `loss_drops.npy`.
 
@@ -64,6 +71,7 @@ def score(config: Config, run: Run) -> None:
                 "digest": digests.settings_digest(config, "score", run),
                 "epoch": trained["best_epoch"],
                 "batches": batches,
+                "not_offered": not_offered(config, run),
                 "wall_s": time.perf_counter() - started,
             },
             ["scores.parquet", "maps.npz", *drops],

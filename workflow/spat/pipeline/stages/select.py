@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,12 @@ import pandas as pd
 
 from spat.attention.mask import Mask
 from spat.files import replacing
+from spat.models.registry import MODELS
 from spat.pipeline import digests, records, runs, scores_frame
 from spat.pipeline.cache import DamagedError, Finished, write_record
 from spat.pipeline.config import Config, PruningSection
 from spat.pipeline.runs import Run
+from spat.scoring.names import CRITERIA, offered
 from spat.surgery import choose
 from spat.surgery.choose import Decision, Level
 
@@ -57,6 +59,7 @@ def _selected(config: Config, run: Run, heads: tuple[int, ...]) -> pd.DataFrame:
         config.pruning,
         seed=run.seed_for("masks"),
         bounded=_bounded(config, run),
+        possible=offered(MODELS[run.model].view),
     )
     control = table([ruled("control", Mask.full(heads))])
     return pd.concat([control, decisions], ignore_index=True)
@@ -68,18 +71,21 @@ def requested(
     section: PruningSection,
     seed: int,
     bounded: Sequence[int] | None = None,
+    possible: Collection[str] = tuple(CRITERIA),
 ) -> pd.DataFrame:
     """What a section of the configuration asks for: see `choose.requested`.
 
     `scores` has one row per (site, head, criterion) with its value, head -1 for the whole site.
+    `possible` are the criteria that the sites offer: the others are left out, and the adaptive
+    rules with the criterion that they follow.
     """
     return table(
         choose.requested(
             scores_frame.by_place(scores),
             heads,
-            site=Level(section.site.criteria, section.site.fixed),
-            head=Level(section.head.criteria, section.head.fixed),
-            rules=section.site.rules,
+            site=Level([n for n in section.site.criteria if n in possible], section.site.fixed),
+            head=Level([n for n in section.head.criteria if n in possible], section.head.fixed),
+            rules=section.site.rules if choose.RULED in possible else (),
             draws=section.draws,
             exhaustive=section.exhaustive,
             seed=seed,

@@ -15,6 +15,8 @@ from typing import Final, Literal
 
 import pandas as pd
 
+from spat.models.registry import MODELS
+from spat.scoring.names import offered
 from spat.study.pages.page import Layout, Note
 
 Style = Literal["best", "second", ""]
@@ -100,7 +102,8 @@ def sheet(frame: pd.DataFrame, layout: Layout, notes: Sequence[str | Note] = ())
         for note in notes
         if isinstance(note, str) or any(note.about in text for text in texts)
     ]
-    every = [*_notes(frame, layout, constant, usual, spreads), *given, *references]
+    own = _notes(frame, layout, constant, usual, spreads)
+    every = [*own, *given, *_without_send(frame), *references]
     return Sheet(keys, columns, body, every)
 
 
@@ -303,6 +306,19 @@ def _notes(
             "equal best values are underlined."
         )
     return notes
+
+
+def _without_send(frame: pd.DataFrame) -> list[str]:
+    """A note on the models of a table whose sites do not offer SEND, if there are any."""
+    models = frame["model"].unique() if "model" in frame else ()
+    known = [MODELS[name] for name in models if name in MODELS]
+    lacking = [m.name for m in known if m.role == "attention" and "send" not in offered(m.view)]
+    if not lacking:
+        return []
+    return [
+        f"{', '.join(lacking)}: not all attention sites have weights over keys, so there is no "
+        "score by SEND and no mask of SPAT."
+    ]
 
 
 def _title(key: str) -> str:
