@@ -288,6 +288,7 @@ def test_some_criterion_must_rank_the_sites_of_each_model(monkeypatch: pytest.Mo
     with pytest.raises(ConfigError, match=message) as error:
         load(SMALL)
     assert "add one that works with it: random, michel, taylor" in str(error.value)
+    load({**SMALL, "grid": [{**block, "prune": False} for block in SMALL["grid"]]})
     pruning: dict[str, Any] = {"site": {"criteria": ["send", "magnitude"], "ratios": [0.5]}}
     with pytest.raises(ConfigError, match="send, magnitude cannot rank"):
         load({**SMALL, "pruning": pruning})

@@ -504,7 +504,8 @@ class Config(Section):
                 raise ValueError(f"transfer.pairs.{i}: source and target are both {pair[0]!r}")
         check("pruning.site.criteria", self.pruning.site.criteria, tuple(CRITERIA))
         check("pruning.head.criteria", self.pruning.head.criteria, tuple(HEAD_CRITERIA))
-        for model in dict.fromkeys(name for block in self.grid for name in block.models):
+        pruned = [block for block in self.grid if block.prune]
+        for model in dict.fromkeys(name for block in pruned for name in block.models):
             if MODELS[model].role == "attention":
                 # Criteria that a model does not offer are left out there, unless none is left.
                 asked = self.pruning.site.criteria
