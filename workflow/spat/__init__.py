@@ -1,7 +1,7 @@
 """Attention pruning by sensitivity (SPAT), for models of one's own and as a benchmark.
 
-`find_sites`, `score`, `prune`, `compare`, `save` and `load` work with any model. They are imported
-at their first use, so that `import spat` does not import torch.
+`find_sites`, `score`, `prune`, `compare`, `save` and `load` work with any model, `Forecast` with a
+saved forecaster. All are imported at their first use, so that `import spat` does not import torch.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from spat.attention.discovery import find_sites
     from spat.scoring.foreign import score
+    from spat.surgery.forecast import Forecast
     from spat.surgery.foreign import compare, load, prune, save
 
 __version__ = "0.1.0"
 
-__all__ = ["compare", "find_sites", "load", "prune", "save", "score"]
+__all__ = ["Forecast", "compare", "find_sites", "load", "prune", "save", "score"]
 
 _HOMES: Final = {
+    "Forecast": "spat.surgery.forecast",
     "find_sites": "spat.attention.discovery",
     "score": "spat.scoring.foreign",
     **dict.fromkeys(("compare", "load", "prune", "save"), "spat.surgery.foreign"),

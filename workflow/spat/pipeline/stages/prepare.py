@@ -20,8 +20,9 @@ SEED_OFFSET = {"synthetic": 0, "synthetic2": 1}
 def prepare(config: Config, dataset: str) -> Path:
     """Write `results/<experiment>/prepared/<dataset>.npz`, and beside it a record in JSON.
 
-    The record holds what the file depends on (`digest`), the hash of the raw file, its rows,
-    channels and step, and what was done about its gaps (`spat.data.gaps.Filled`).
+    The record holds what the file depends on (`digest`), the hash of the raw file, its rows and
+    step, the number and names of its channels, and what was done about its gaps
+    (`spat.data.gaps.Filled`).
 
     Raises:
         DataError: if the raw file is not the one that the registry describes, or not one that can
@@ -44,6 +45,7 @@ def prepare(config: Config, dataset: str) -> Path:
             "rows": row.rows,
             "channels": row.channels,
             "step": row.step,
+            "names": content.names,
             "gaps": asdict(prepared.filled),
             "digest": _digest(config, dataset),
         },

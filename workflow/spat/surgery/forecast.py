@@ -1,0 +1,273 @@
+"""Forecast a data frame in its own units with a saved forecaster, dense or pruned.
+
+The folder of a forecaster holds the network (`storage.save`) and `forecaster.json`: the columns,
+the step, mean and standard deviation of each column, and the hashes of the network's files.
+
+Symbols: T rows, C channels, L lookback, H horizon.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spat.attention.mask import Mask
+from spat.attention.modes import evaluating
+from spat.data import series
+from spat.data.registry import DataError, step_seconds
+from spat.data.timefeatures import marks
+from spat.files import read_json, sha256, write_json
+from spat.models.base import Forecaster
+from spat.surgery import storage
+from spat.surgery.cut import heads_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORECASTER: Final = "forecaster.json"
+VERSION: Final = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Forecast:
+    """A trained forecaster and all that it needs to forecast in original units.
+
+    Attributes:
+        model: The network, dense or pruned, in `eval()`.
+        mask: Which attention sites it keeps (`spat.attention.mask`).
+        columns: Names of its C channels, in order.
+        step: Distance of two rows, such as `1h`.
+        mean: Means that inputs are centred by, float64 [C].
+        std: Deviations that inputs are divided by, float64 [C].
+    """
+
+    model: Forecaster
+    mask: Mask
+    columns: tuple[str, ...]
+    step: str
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+
+    @property
+    def lookback(self) -> int:
+        """How many rows a forecast is made from."""
+        return self.model.shape.lookback
+
+    @property
+    def horizon(self) -> int:
+        """How many rows are forecast."""
+        return self.model.shape.horizon
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, device: str | torch.device = "cpu") -> Forecast:
+        """Load a forecaster.
+
+        `folder` is one that `save` or `python -m spat advise` wrote, or one in which the pipeline
+        keeps a network: `results/EXPERIMENT/DATASET/MODEL-VARIANT/lL-hH/seedS/pretrain` or
+        `.../prune/masks/MASK/order0`. For these, columns and scale are those of the prepared data
+        of the experiment (`results/EXPERIMENT/prepared`).
+
+        Raises:
+            FileNotFoundError: naming the file that is missing.
+            ValueError: naming the file that is damaged or does not belong to the others.
+        """
+        folder = Path(folder)
+        path = folder / FORECASTER
+        values = _read(path) if path.exists() else _of_a_run(folder)
+        model = storage.load(folder, device)
+        mask = Mask.parse(read_json(folder / storage.ARCHITECTURE)["mask"], heads_of(model))
+        if len(values["columns"]) != model.shape.channels:
+            raise ValueError(
+                f"{folder}: the network has {model.shape.channels} channels, but the data that it "
+                f"was trained on {len(values['columns'])}: the files do not belong together"
+            )
+        mean, std = (np.asarray(values[key], dtype=np.float64) for key in ("mean", "std"))
+        return cls(model, mask, tuple(values["columns"]), values["step"], mean, std)
+
+    def save(self, folder: str | Path) -> None:
+        """Write all that `from_folder` reads.
+
+        Raises:
+            ValueError: if the model is not what the mask leaves.
+        """
+        folder = Path(folder)
+        (folder / FORECASTER).unlink(missing_ok=True)  # the old one would vouch for new weights
+        storage.save(self.model, folder, self.mask)
+        names = (storage.ARCHITECTURE, storage.WEIGHTS)
+        write_json(
+            folder / FORECASTER,
+            {
+                "version": VERSION,
+                "columns": self.columns,
+                "step": self.step,
+                "lookback": self.lookback,
+                "horizon": self.horizon,
+                "mean": self.mean.tolist(),
+                "std": self.std.tolist(),
+                "files": {name: sha256(folder / name) for name in names},
+            },
+        )
+
+    def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The `horizon` rows that follow a frame, in the units of the frame.
+
+        The forecast is made from the last `lookback` rows. The index of the result continues that
+        of the frame; its columns are those that the model was trained on, in that order. Other
+        columns of the frame are not read.
+
+        Args:
+            frame: at least `lookback` rows in order of time, one `step` apart, with a
+                DatetimeIndex. Where the training data had no time stamps, a range of whole numbers
+                does as well.
+
+        Raises:
+            DataError: naming the column, row or time stamp, if a column is missing or not made of
+                numbers, a value is missing, there are too few rows, or the rows are not one step
+                apart.
+        """
+        import pandas as pd
+
+        labels = self._labels(frame)
+        if len(frame) < self.lookback:
+            raise DataError(
+                f"the frame has {len(frame)} rows, but a forecast is made from {self.lookback}: "
+                f"give at least {self.lookback}"
+            )
+        last = frame.iloc[-self.lookback :]
+        past, future = self._index(last.index)
+        numbers = last[labels]
+        for label in labels:
+            if not pd.api.types.is_numeric_dtype(numbers[label].dtype):
+                raise DataError(f"column {label!r} is not made of numbers: convert it")
+        values = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
+        if len(bad := np.argwhere(~np.isfinite(values))):
+            row, column = bad[0]
+            raise DataError(
+                f"column {labels[column]!r} has no finite number at {last.index[row]}: fill it, "
+                "for example with frame.ffill()"
+            )
+        times = None
+        if isinstance(future, pd.DatetimeIndex) and isinstance(past, pd.DatetimeIndex):
+            times = np.concatenate([i.tz_localize(None).to_numpy() for i in (past, future)])
+        return pd.DataFrame(self.forecast(values, times), index=future, columns=labels)
+
+    def forecast(
+        self, values: NDArray[np.float64], times: NDArray[np.datetime64] | None = None
+    ) -> NDArray[np.float64]:
+        """values [L, C] in original units -> the forecast [H, C] in original units.
+
+        `times` [L + H] are the time stamps of input and forecast, which a model with time features
+        reads.
+
+        Raises:
+            ValueError: if `values` has another shape, or the model needs `times`.
+        """
+        shape = self.model.shape
+        if values.shape != (shape.lookback, shape.channels):
+            raise ValueError(
+                f"values have the shape {values.shape}, expected {(shape.lookback, shape.channels)}"
+            )
+        if self.model.settings.uses_marks and times is None:
+            raise ValueError("the model reads time features: give `times`")
+        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
+        def batch(rows: NDArray[Any]) -> Tensor:
+            return torch.from_numpy(rows.astype(np.float32))[None].to(device)
+
+        inputs = [batch((values - self.mean) / self.std)]
+        if self.model.settings.uses_marks and times is not None:
+            features = marks(times)
+            inputs += [batch(features[: shape.lookback]), batch(features[shape.lookback :])]
+        with evaluating(self.model), torch.inference_mode():
+            y = self.model(*inputs)[0]
+        return np.asarray(y.cpu().double().numpy() * self.std + self.mean)
+
+    def _labels(self, frame: pd.DataFrame) -> list[Any]:
+        """The labels of the columns of the model; blanks count as in the training file."""
+        found: dict[str, list[Any]] = {}
+        for label in frame.columns:
+            found.setdefault(" ".join(str(label).split()), []).append(label)
+        missing = [name for name in self.columns if name not in found]
+        if missing:
+            raise DataError(
+                f"the frame has no column {', '.join(map(repr, missing))}: the model was trained "
+                f"on {', '.join(self.columns)}"
+            )
+        for name in self.columns:
+            if len(found[name]) > 1:
+                raise DataError(f"the frame has {len(found[name])} columns {name!r}: keep one")
+        return [found[name][0] for name in self.columns]
+
+    def _index(self, past: pd.Index[Any]) -> tuple[pd.Index[Any], pd.Index[Any]]:
+        """The index of the last rows, checked, and the index of the forecast."""
+        import pandas as pd
+
+        if isinstance(past, pd.DatetimeIndex):
+            width = pd.Timedelta(seconds=step_seconds(self.step))
+            future = past[-1] + width * np.arange(1, self.horizon + 1)
+            self._check(past, width)
+            return past, pd.DatetimeIndex(future, name=past.name)
+        if pd.api.types.is_integer_dtype(past.dtype) and not self.model.settings.uses_marks:
+            self._check(past, 1)
+            steps = np.arange(1, self.horizon + 1)
+            return past, pd.Index(past[-1] + steps, name=past.name)
+        raise DataError(
+            f"the index of the frame is a {type(past).__name__} of {past.dtype}, not of time "
+            "stamps: use frame.set_index(pd.to_datetime(frame[COLUMN]))"
+        )
+
+    def _check(self, past: pd.Index[Any], width: Any) -> None:
+        for a, b in pairwise(past):
+            if b - a != width:
+                raise DataError(
+                    f"{b} comes after {a} in the last {self.lookback} rows, but the step of the "
+                    f"model is {width}: sort the rows by time, and insert those that are missing"
+                )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    remedy = "write the folder again"
+    values = read_json(path)
+    try:
+        if values["version"] != VERSION:
+            raise ValueError(f"version {values['version']}, this package reads {VERSION}")
+        for name, expected in values["files"].items():
+            if sha256(path.parent / name) != expected:
+                raise ValueError(f"{name} has changed since it was written")
+        names = ("columns", "step", "mean", "std")
+        return {name: values[name] for name in names}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: {error}; {remedy}") from None
+
+
+def _of_a_run(folder: Path) -> dict[str, Any]:
+    """Columns, step and scale of a network that the pipeline keeps."""
+    path = folder.resolve()
+    for parent in path.parents:
+        name = path.relative_to(parent).parts[0]
+        file = parent / "prepared" / f"{name}.npz"
+        if file.is_file():
+            prepared = series.load(file)
+            record = read_json(file.with_suffix(".json"))
+            if "names" not in record:
+                raise ValueError(
+                    f"{file.with_suffix('.json')}: an earlier version wrote it, without the names "
+                    "of the columns: run `python -m spat prepare` for this dataset again"
+                )
+            return {
+                "columns": record["names"],
+                "step": record["step"],
+                "mean": prepared.mean,
+                "std": prepared.std,
+            }
+    raise FileNotFoundError(
+        f"{folder / FORECASTER}: no such file, and {folder} is not in the results of an experiment "
+        "with prepared data: give a folder of `python -m spat advise` or `Forecast.save`"
+    )
