@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from spat.data.guess import guess
+from spat.data.guess import Guess, guess
 from spat.data.registry import DATASETS, Dataset
 from spat.pipeline.config import CustomSection
 
@@ -28,7 +28,7 @@ def add(path: Path) -> str:
     Raises:
         DataError: if the file is not a table of time stamps and numbers.
     """
-    found = guess(_name(path), path)
+    name, keys, found = described(path)
     row, series = found.dataset, found.series
     notes = ""
     if row.table.drop:
@@ -47,8 +47,18 @@ def add(path: Path) -> str:
         names=", ".join(series.names),
         notes=notes,
     )
-    block = {"data": {"custom": {row.name: _keys(row)}}}
+    block = {"data": {"custom": {name: keys}}}
     return head + yaml.safe_dump(block, sort_keys=False, allow_unicode=True)
+
+
+def described(path: Path) -> tuple[str, dict[str, Any], Guess]:
+    """The name of a file's dataset, its section of `data.custom`, and what was guessed of it.
+
+    Raises:
+        DataError: as `add`.
+    """
+    found = guess(_name(path), path)
+    return found.dataset.name, _keys(found.dataset), found
 
 
 def _name(path: Path) -> str:

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.command in (_schema, _models, _add_file):  # they need no configuration
+    if options.command in (_schema, _models, _add_file, _advise):  # they need no configuration
         return options.command(options) or 0
     from spat.pipeline import resources
     from spat.pipeline.config import load_files
@@ -238,6 +238,17 @@ def _add_file(options: argparse.Namespace) -> None:
     print(add(options.file), end="")
 
 
+def _advise(options: argparse.Namespace) -> None:
+    from spat.pipeline import resources
+    from spat.pipeline.advise import advise
+
+    resources.prepare_cuda()
+    wanted = ("horizon", "lookback", "out", "model", "epochs", "finetune_epochs", "workers")
+    given = {name: getattr(options, name) for name in wanted if getattr(options, name) is not None}
+    advice = advise(options.file, **given)
+    print(f"\n{advice}\n\nTable, picture and forecasters are in {advice.folder}")
+
+
 def _track(config: Config, stage: str, run: Run) -> None:
     """Tracking comes after the work and never fails it."""
     if config.tracking.enabled:
@@ -300,7 +311,23 @@ def _parser() -> argparse.ArgumentParser:
     add.set_defaults(command=_add_file)
     add.add_argument("--debug", action="store_true", help=DEBUG)
     add.add_argument("file", type=Path, help="delimited text with a header and time stamps")
+    _add_advise(stages)
     return parser
+
+
+def _add_advise(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "train on a file of your own and say whether attention can go"
+    advise = stages.add_parser("advise", help=text, description=text)
+    advise.set_defaults(command=_advise)
+    advise.add_argument("--debug", action="store_true", help=DEBUG)
+    advise.add_argument("file", type=Path, help="delimited text with a header and time stamps")
+    advise.add_argument("--horizon", type=int, required=True, help="rows to forecast")
+    advise.add_argument("--lookback", type=int, help="rows that a forecast is made from (96)")
+    advise.add_argument("--out", type=Path, metavar="FOLDER", help="default: advice/NAME")
+    advise.add_argument("--model", help="the Transformer (iTransformer)")
+    advise.add_argument("--epochs", type=int, help="at most, of pre-training")
+    advise.add_argument("--finetune-epochs", type=int, help="of each pruned network (5)")
+    advise.add_argument("--workers", type=int, help="networks trained at once (one a core)")
 
 
 def _add(stage: argparse.ArgumentParser, option: str) -> None:

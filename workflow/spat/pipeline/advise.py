@@ -1,0 +1,328 @@
+"""advise(FILE): train on a file of your own, with and without attention, and compare.
+
+A Transformer and a linear model are trained on the file. The Transformer is fine-tuned with none,
+some and all of its attention modules removed. The stages are those of the pipeline, in an
+experiment below the folder of the advice, so that a second call goes on where the first one was
+stopped. `spat.study.advice` makes words, table and picture of the result.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from spat.data.registry import Dataset, borders
+from spat.files import replacing, write_text
+from spat.models.registry import MODELS, build
+from spat.pipeline import datasets, runs
+from spat.pipeline.add import described
+from spat.pipeline.cache import RESULT, Finished
+from spat.pipeline.checks import checked_plan
+from spat.pipeline.config import Config, ConfigError, load
+from spat.pipeline.runs import Run
+from spat.pipeline.stages import common
+from spat.pipeline.stages.decide import decide
+from spat.pipeline.stages.prepare import is_prepared, prepare
+from spat.pipeline.stages.pretrain import pretrain
+from spat.pipeline.stages.prune import prune
+from spat.pipeline.stages.score import score
+from spat.pipeline.stages.select import scorable, select
+from spat.pipeline.stages.trained import finetuned
+from spat.scoring.names import offered
+from spat.study.advice import CONTROL, DENSE, Advice, Network
+from spat.study.pages import style
+from spat.surgery.forecast import Forecast
+from spat.training.device import costs
+from spat.training.device.concurrency import executor
+from spat.training.loop import choose_device
+from spat.training.optimisation import adam
+from spat.training.step import training_step
+
+LINEAR: Final = "RLinear"
+# Each model chooses its learning rate on validation: the published ones are for other data. A rate
+# is a run of its own, so that the rates can be tried at the same time.
+RATES: Final = (1e-4, 5e-4)
+LINEAR_RATES: Final = (1e-3, 5e-3, 2e-2)
+FINETUNING: Final = 5  # epochs of each mask; without attention three are not always enough
+EXPERIMENT: Final = "work"
+# Steps that are timed before the first job, and rounds of forward passes of the latency.
+TIMED: Final = 6
+ROUNDS: Final = 30
+
+
+def advise(
+    file: str | Path,
+    horizon: int,
+    *,
+    lookback: int = 96,
+    out: str | Path | None = None,
+    model: str = "iTransformer",
+    epochs: int | None = None,
+    finetune_epochs: int = FINETUNING,
+    workers: int | None = None,
+) -> Advice:
+    """Train forecasters on a file, with and without attention, and say whether attention can go.
+
+    Progress and the time left go to stderr. Finished work and the state of training stay in
+    `out/work`: the same call goes on after an interruption.
+
+    Args:
+        file: delimited text with a header, time stamps and a column a channel. How it is read is
+            guessed (`spat.data.guess`). The first 70 % of the rows are for training, the last 20 %
+            for the test.
+        horizon: rows to forecast.
+        lookback: rows that a forecast is made from.
+        out: folder of the result; by default `advice/NAME` by the file's name.
+        model: the Transformer, one of the registry whose attention the criterion `send` can rank.
+        epochs: the most epochs of pre-training of the Transformer; by default the registry's.
+        finetune_epochs: epochs of fine-tuning, the same for all masks and the control.
+        workers: networks trained at the same time; by default one a core.
+
+    Raises:
+        DataError: naming the file, if it cannot be read.
+        ConfigError: if the file is too short for `lookback` and `horizon`, with the rows needed, or
+            an argument is not valid.
+    """
+    path = Path(file)
+    name, section, found = described(path)
+    folder = Path(out) if out is not None else Path("advice") / name
+    config = _config(name, section, folder, horizon, lookback, model, epochs, finetune_epochs)
+    row = datasets.find(config, name)
+    _require_rows(path, row, lookback, horizon)
+    if row.channels < 2 and model == "iTransformer":
+        raise ConfigError(
+            f"{path}: has one channel, and the attention of iTransformer is between channels: take "
+            "the model PatchTST, whose attention is between times"
+        )
+    plan = [planned.run for planned in checked_plan(config)]
+    _say(
+        f"{path.name}: {row.rows} rows of {row.channels} channels, one every {row.step}"
+        + ("" if found.series.times is None else f", from {found.series.times[0]}")
+    )
+    if row.gaps.rule != "refuse":
+        _say(
+            f"values are missing (longest gap: {row.gaps.limit} steps); each is filled with the "
+            "value before it"
+        )
+    workers = workers or os.cpu_count() or 1
+    run, linear = _train(config, plan, workers)
+    advice = _compared(config, run, linear, folder)
+    write_text(folder / "advice.txt", f"{advice}\n")
+    with replacing(folder / "advice.csv") as temporary:
+        advice.table.to_csv(temporary, index=False)
+    with replacing(folder / "advice.png") as temporary, style.drawing():
+        advice.figure().savefig(temporary, format="png", metadata={"Software": None})
+    return advice
+
+
+def _config(
+    name: str,
+    section: Mapping[str, Any],
+    folder: Path,
+    horizon: int,
+    lookback: int,
+    model: str,
+    epochs: int | None,
+    finetune_epochs: int,
+) -> Config:
+    usable = [
+        row.name
+        for row in MODELS.values()
+        if row.role == "attention" and "send" in offered(row.view)
+    ]
+    if model not in usable:
+        raise ConfigError(f"model {model!r} is not one of {', '.join(usable)}")
+    # The linear model costs next to nothing, so that it is always trained to its end.
+    shortened = {} if epochs is None else {"epochs": epochs}
+
+    def variants(base: str, rates: Sequence[float], changes: Mapping[str, int]) -> dict[str, Any]:
+        return {
+            f"rate{rate:g}": {"base": base, "model": {"learning_rate": rate, **changes}}
+            for rate in rates
+        }
+
+    slow, quick = variants("deep", RATES, shortened), variants("published", LINEAR_RATES, {})
+    shape = {"datasets": [name], "lookback": lookback, "horizons": [horizon]}
+    values = {
+        "experiment": EXPERIMENT,
+        "results": str(folder),
+        "grid": [
+            {**shape, "models": [model], "variants": list(slow)},
+            {**shape, "models": [LINEAR], "variants": list(quick), "prune": False},
+        ],
+        "variants": {**slow, **quick},
+        "data": {"custom": {name: dict(section)}},
+        "pruning": {"site": {"criteria": ["send"], "ratios": ["auto:validation"]}},
+        "finetune": {"epochs": finetune_epochs},
+        "tracking": {"enabled": False},
+    }
+    return load(values, "advise")
+
+
+def _require_rows(path: Path, row: Dataset, lookback: int, horizon: int) -> None:
+    """Refuse a file without a window in some split.
+
+    Raises:
+        ConfigError: with the rows of each split, those it needs, and those that the file needs.
+    """
+    needed = {"train": lookback + horizon, "validation": horizon, "test": horizon}
+
+    def lengths(rows: int) -> dict[str, int]:
+        split = borders(row, rows)
+        return {key: getattr(split, key)[1] - getattr(split, key)[0] for key in needed}
+
+    def fits(rows: int) -> bool:
+        return all(lengths(rows)[key] >= needed[key] for key in needed)
+
+    if not fits(row.rows):
+        # Shares are rounded, so that fewer rows may fit where some more do not.
+        most = 12 * (lookback + horizon)
+        least = 1 + next(rows for rows in range(most, 0, -1) if not fits(rows))
+        has = lengths(row.rows)
+        shown = ", ".join(f"{has[key]} for {key} (needed: {needed[key]})" for key in needed)
+        raise ConfigError(
+            f"{path}: {row.rows} rows are too few for lookback {lookback} and horizon {horizon}: "
+            f"{shown}. Give a file of at least {least} rows, or a shorter horizon or lookback"
+        )
+
+
+def _train(config: Config, plan: Sequence[Run], workers: int) -> tuple[Run, Run]:
+    """Train all networks; the run of the Transformer and that of the linear model that are kept."""
+    runs_of = {
+        kind: [run for run in plan if (run.model == LINEAR) == (kind == LINEAR)]
+        for kind in (DENSE, LINEAR)
+    }
+    first = runs_of[DENSE][0]
+    if not is_prepared(config, first.dataset):
+        prepare(config, first.dataset)
+    execute = executor(choose_device(config.training.device), workers)
+    sites, epoch = _timed(config, first)
+    tuning = config.finetune.epochs
+    left = math.ceil((sites + 1) / workers) * tuning
+    if not all((runs.folder(config, run, "pretrain") / RESULT).exists() for run in plan):
+        epochs = math.ceil(len(RATES) / workers) * runs.setup_of(config, first).recipe.epochs + left
+        _say(
+            f"[1/3] training {first.model} with {len(RATES)} learning rates, and {LINEAR} with "
+            f"{len(LINEAR_RATES)}; at most {_minutes(epochs * epoch)} left"
+        )
+    execute([partial(pretrain, config, run) for run in plan])
+    run, linear = (min(tried, key=partial(_validation, config)) for tried in runs_of.values())
+    dense = Finished(runs.folder(config, run, "pretrain")).metrics
+    if not scorable(dense):
+        raise ConfigError(
+            f"{run.model} diverged with each of the learning rates {RATES}: look for outliers in "
+            "the file"
+        )
+    epoch = dense["wall_s"] / max(1, dense["epochs"])
+    _say(
+        f"[2/3] scoring {sites} attention modules, then fine-tuning {sites + 1} networks for "
+        f"{tuning} epochs each; about {_minutes(left * epoch)} left"
+    )
+    score(config, run)
+    select(config, run)
+    prune(config, run, 1, execute)
+    decide(config, run)
+    return run, linear
+
+
+def _validation(config: Config, run: Run) -> float:
+    """The validation error of a trained run; infinite if its training diverged."""
+    trained = Finished(runs.folder(config, run, "pretrain")).metrics
+    error = trained["errors"]["validation"]["mse"]
+    return math.inf if error is None or not scorable(trained) else float(error)
+
+
+def _timed(config: Config, run: Run) -> tuple[int, float]:
+    """How many attention modules the network has, and how long an epoch of it takes (seconds)."""
+    prepared, splits = common.open_data(config, run.dataset, run)
+    setup = runs.setup_of(config, run)
+    network = build(run.model, setup.settings, common.shape_of(config, run, prepared))
+    network.to(splits.train.device).train()
+    size = min(setup.recipe.batch_size, len(splits.train))
+    index = torch.arange(size, device=splits.train.device)
+    optimiser = adam(network, setup.recipe.learning_rate, setup.recipe.weight_decay)
+    dropout = torch.Generator(splits.train.device)
+    times = []
+    with training_step(
+        network, common.task_of(run), splits.train, optimiser, dropout, config.training.precision
+    ) as step:
+        for _ in range(1 + TIMED):
+            begun = time.perf_counter()
+            step(index).item()
+            times.append(time.perf_counter() - begun)
+    # The first step chooses kernels.
+    return len(network.sites()), sum(times[1:]) / TIMED * len(splits.train) / size
+
+
+def _compared(config: Config, run: Run, linear: Run, folder: Path) -> Advice:
+    _say("[3/3] timing the networks, writing the advice")
+    path = Finished(runs.folder(config, run, "decide")).metrics["path"]
+    tuned = {
+        f"without {removed} of {len(path) - 1}" if removed else CONTROL: mask
+        for removed, mask in enumerate(path)
+    }
+    files = {
+        DENSE: Finished(runs.folder(config, run, "pretrain")),
+        **{name: finetuned(config, run, mask) for name, mask in tuned.items()},
+        LINEAR: Finished(runs.folder(config, linear, "pretrain")),
+    }
+    models = {name: Forecast.from_folder(of.folder) for name, of in files.items()}
+    task = common.task_of(run)
+    timings = costs.latency(
+        {name: forecast.model for name, forecast in models.items()},
+        task,
+        task.example(models[DENSE].model.shape),
+        ROUNDS,
+        "cpu",
+    )
+
+    def network(name: str) -> Network:
+        metrics = files[name].metrics
+        errors = metrics["errors"]["finetuned"] if name in tuned else metrics["errors"]
+        validation = errors["validation"]["mse"]
+        mask = models[name].mask
+        return Network(
+            name,
+            len(mask.sites_removed),
+            mask.name,
+            math.inf if validation is None else validation,
+            files[name].array("losses.npy"),
+            errors["test"]["mae"],
+            metrics["params"],
+            metrics["flops"],
+            timings[name].milliseconds,
+        )
+
+    advice = Advice(
+        folder,
+        f"{run.dataset}: {run.model}, {run.lookback} to {run.horizon} steps",
+        run.model,
+        run.lookback,
+        run.horizon,
+        tuple(network(name) for name in (DENSE, *tuned)),
+        network(LINEAR),
+        any(timing.is_wide for timing in timings.values()),
+    )
+    for place, name in (
+        (DENSE, DENSE),
+        ("recommended", advice.recommended.name),
+        ("linear", LINEAR),
+    ):
+        models[name].save(folder / place)
+    return advice
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
