@@ -27,7 +27,7 @@ SEND of each attention module. Left: at the checkpoint that is pruned, mean over
 deviations. Right: at the end of each epoch of pre-training; dashed lines mark the kept epochs,
 which the bars show.
 Modules with a low score are removed first. Sites are named by stack and layer: e0 is the first
-encoder layer, d1× the cross-attention of the second decoder layer.
+encoder layer, e0r its routers, and d1× the cross-attention of the second decoder layer.
 Where panels join several cells, SEND is divided by its mean over the sites of a run at the kept
 checkpoint.
 """,
@@ -97,9 +97,12 @@ def by_mean(rows: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
 
 
 def short(name: str) -> str:
-    """The name of a site on an axis: `encoder.0.self` -> `e0`, `decoder.1.cross` -> `d1×`."""
+    """The name of a site on an axis: `encoder.0.self` -> `e0`, `decoder.1.cross` -> `d1×`.
+
+    `encoder.0.router` -> `e0r`.
+    """
     stack, index, kind = [*name.split("."), "", ""][:3]
-    return f"{stack[:1]}{index}" + ("×" if kind == "cross" else "")
+    return f"{stack[:1]}{index}" + {"cross": "×", "router": "r"}.get(kind, "")
 
 
 def _bars(axis: Axes, rows: pd.DataFrame, marks: dict[str, style.Mark]) -> None:
