@@ -307,7 +307,13 @@ def test_send_sites_shows_scores_in_forward_order() -> None:
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("encoder.0.time", "e0"), ("encoder.0.router", "e0r"), ("decoder.1.cross", "d1×")],
+    [
+        ("encoder.0.self", "e0"),
+        ("decoder.1.self", "d1"),
+        ("decoder.1.cross", "d1×"),
+        ("encoder.0.time", "e0"),
+        ("encoder.0.router", "e0r"),
+    ],
 )
 def test_short_names_of_sites(name: str, expected: str) -> None:
     assert short(name) == expected
