@@ -28,6 +28,7 @@ from spat.attention.errors import (
     UnknownSite,
 )
 from spat.scoring.scores import score as pipeline_score
+from spat.surgery.foreign import Removal
 
 
 def test_torch_has_the_internals_that_the_graph_is_read_with() -> None:
@@ -276,3 +277,46 @@ def test_the_library_needs_neither_pandas_nor_the_pipeline() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "attention" in done.stdout and "flops" in done.stdout
+
+
+class Talking(nn.Module):
+    """Heads whose attention maps are mixed by a linear map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.o = nn.Linear(zoo.WIDTH, 3 * zoo.WIDTH), nn.Linear(zoo.WIDTH, zoo.WIDTH)
+        self.mix = nn.Linear(zoo.HEADS, zoo.HEADS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = map(zoo.split, self.qkv(x).chunk(3, -1))
+        A = self.mix((q @ k.mT).softmax(-1).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.o((A @ v).transpose(1, 2).flatten(2))
+
+
+class Latent(nn.Module):
+    """A query that is a bare parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(zoo.TOKENS, zoo.WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.query @ x.mT).softmax(-1) @ x
+
+
+@pytest.mark.parametrize("maker", [Talking, Latent])
+def test_attention_of_another_form_is_not_taken_for_softmax_of_q_k_times_v(maker: Any) -> None:
+    model = zoo.make(lambda: nn.Sequential(zoo.Layer(maker()), zoo.Layer(zoo.Nano())))
+    sites = spat.find_sites(model, zoo.loss, zoo.batch())
+    assert [site.name for site in sites] == ["1.attention"]
+    with pytest.raises(NoSites):
+        spat.find_sites(zoo.make(lambda: zoo.Layer(maker())), zoo.loss, zoo.batch())
+    # Named as a unit it can be removed, and ranked by what its output shows, but not by its map.
+    given: Any = {"units": ["*.attention"]}
+    scores = spat.score(model, [zoo.batch()], zoo.loss, criterion="cosine", **given)
+    assert [site.name for site in scores.sites] == ["0.attention", "1.attention"]
+    with pytest.raises(ValueError, match=r"0.attention.*no softmax"):
+        spat.score(model, [zoo.batch()], zoo.loss, criterion="send", **given)
+    small = spat.prune(model, ["0.attention"], zoo.loss, zoo.batch(), **given)
+    assert isinstance(small.spat_removal, Removal)
+    assert small.spat_removal.removed == ("0.attention",)

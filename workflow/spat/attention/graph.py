@@ -358,7 +358,8 @@ def _order_after(node: Any, users: dict[Any, list[Any]]) -> tuple[int, ...] | No
     while waiting:
         one, axes, open_ = waiting.pop(0)
         for user in users[one]:
-            if "bmm" in user.name().lower() or user.name().startswith("MmBackward"):
+            # A product with a parameter is not the one with v: talking heads mix their maps by one.
+            if _product(user) is not None:
                 lead = [axis for axis in axes if axis not in (-1, keys)]
                 return (*lead, keys)
             if user in seen or not _is(user, _AFTER):
