@@ -183,6 +183,31 @@ def test_layer_zero_of_a_cache_and_save_pretrained_are_warned_of() -> None:  # R
     assert "layer 0" in messages and "save_pretrained" in messages
 
 
+class Pretrained(zoo.Layer):
+    """Keeps its weights as the models of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__(zoo.Nano())
+
+    def save_pretrained(self, path: Path) -> None:
+        torch.save(self.state_dict(), path)
+
+
+def test_save_pretrained_of_a_pruned_model_is_warned_of_where_it_is_called(tmp_path: Path) -> None:
+    small = pruned(zoo.make(Pretrained), ["attention"])
+    spat.save(small, tmp_path / "small.safetensors")
+    loaded = spat.load(Pretrained().double(), tmp_path / "small.safetensors")
+    for model in (small, copy.deepcopy(small), pickle.loads(pickle.dumps(small)), loaded):
+        with pytest.warns(AttentionWarning, match="brings them back with random") as caught:
+            model.save_pretrained(tmp_path / "weights")
+        assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small.state_dict()
+        spat.save(small, tmp_path / "small.safetensors")
+        zoo.make(Pretrained).save_pretrained(tmp_path / "weights")
+
+
 @pytest.mark.parametrize("name", zoo.REMOVABLE)
 def test_a_file_gives_the_same_model(name: str, tmp_path: Path) -> None:
     maker, names = zoo.REMOVABLE[name]
@@ -231,6 +256,27 @@ def test_costs_are_compared() -> None:  # R6
     assert report.flops[0] - report.flops[1] == gone
     assert report.parameters[0] - report.parameters[1] == 3 * (4 * width**2 + 4 * width)
     assert "milliseconds" in str(report) and len(report.table()) == 4
+    # What the fused layer of the dense model holds counts too.
+    assert report.megabytes[1] < report.megabytes[0]
+
+
+def test_models_that_take_and_give_mappings_are_compared() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = zoo.Layer(zoo.Nano())
+
+        def forward(self, *, x: Tensor) -> dict[str, Tensor]:
+            return {"y": self.layer(x)}
+
+    def loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
+        return model(**batch)["y"].square().mean((1, 2))
+
+    model, batch = zoo.make(Named), {"x": zoo.batch()[0]}
+    small = spat.prune(model, ["layer.attention"], loss, batch)
+    report = spat.compare(model, small, batch, repeats=2)
+    assert all(pruned < dense for dense, pruned in (report.parameters, report.flops))
+    assert str(report).splitlines()[1].startswith("parameters")
 
 
 HUGGING_FACE: dict[str, Any] = {

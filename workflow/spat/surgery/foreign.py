@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import json
 import math
 import warnings
@@ -46,6 +47,11 @@ if TYPE_CHECKING:
 
 KEY: Final = "spat_removal"
 VERSION: Final = 1
+
+_RESURRECTED: Final = (
+    "save_pretrained writes no note of removed modules, so that from_pretrained brings them back "
+    "with random weights: use spat.save, and spat.load on a freshly built model"
+)
 
 
 class Removed(nn.Module):
@@ -176,6 +182,7 @@ def prune(
     model.spat_removal = Removal(  # type: ignore[assignment]
         record.removed, record.identity, dead, before, record.after
     )
+    _warn_at_save_pretrained(model)
     _warn_of(model, wanted, dead, was, loss, batch)
     return model
 
@@ -241,6 +248,7 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
         _replace(model, model.get_submodule(name), nn.Identity())
     if values["removed"]:
         _plain_tensors(model)
+        _warn_at_save_pretrained(model)
     own = model.state_dict()
     given = {_place(own[name]) for name in weights if name in own}
     missing = [name for name, value in own.items() if _place(value) not in given]
@@ -542,6 +550,24 @@ def _flip(_module: nn.Module, args: Any, kwargs: Any) -> Any:
     return tree_map_only(Tensor, lambda t: t.flip(0) if t.ndim else t, (args, kwargs))
 
 
+def _warn_at_save_pretrained(model: nn.Module) -> None:
+    hooks = model._state_dict_pre_hooks.values()
+    if hasattr(model, "save_pretrained") and _saving not in hooks:
+        model.register_state_dict_pre_hook(_saving)  # type: ignore[no-untyped-call]
+
+
+def _saving(_module: nn.Module, _prefix: str, _keep: bool) -> None:
+    """Warn where the weights of a pruned model are read by its `save_pretrained`.
+
+    A hook goes with copies and pickles of the model, and leaves its methods as they are.
+    """
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code.co_name != "save_pretrained":
+        frame = frame.f_back
+    if frame is not None:
+        warnings.warn(_RESURRECTED, AttentionWarning, stacklevel=2)
+
+
 def _warn_of_caches(name: str, module: nn.Module) -> None:
     if any(getattr(part, "layer_idx", None) == 0 for part in module.modules()):
         warnings.warn(
@@ -567,12 +593,7 @@ def _warn_of(
             stacklevel=3,
         )
     if hasattr(model, "save_pretrained"):
-        warnings.warn(
-            "save_pretrained of a pruned model brings the removed attention back with random "
-            "weights: use spat.save, and spat.load on a freshly built model",
-            AttentionWarning,
-            stacklevel=3,
-        )
+        warnings.warn(_RESURRECTED, AttentionWarning, stacklevel=3)
     try:
         now, turned = (_Run.of(model, loss, batch, flipped) for flipped in (False, True))
     except Exception:  # a model that does not take its samples in another order
