@@ -243,7 +243,8 @@ def _numbers(
     try:
         table = arrow_csv.read_csv(
             pa.BufferReader(body),
-            read_options=arrow_csv.ReadOptions(column_names=keys),
+            # Threads of Arrow that are still at work when a process ends abort it.
+            read_options=arrow_csv.ReadOptions(column_names=keys, use_threads=False),
             parse_options=arrow_csv.ParseOptions(delimiter=layout.separator),
             convert_options=arrow_csv.ConvertOptions(
                 column_types=types,
