@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import spat
+from spat.data.registry import DataError
 from spat.pipeline import advise as advising
 from spat.pipeline import datasets
 from spat.pipeline.cli import main
@@ -102,6 +103,19 @@ def test_a_file_that_is_too_short_is_refused_with_the_rows_it_needs(
     row = datasets.find(config, "short")
     for rows in range(111, 200):
         advising._require_rows(short, replace(row, rows=rows), 24, 12)
+
+
+def test_arguments_that_cannot_be_are_refused(file: Path, tmp_path: Path) -> None:
+    given: Any = {"out": tmp_path / "out"}
+    for name in ("lookback", "epochs", "finetune_epochs", "workers"):
+        with pytest.raises(ConfigError, match=f"{name} 0: give at least 1"):
+            spat.advise(file, HORIZON, **given, **{name: 0})
+    with pytest.raises(ConfigError, match="horizon -1"):
+        spat.advise(file, -1, **given)
+    with pytest.raises(ConfigError, match="'DLinear' is not one of iTransformer, PatchTST"):
+        spat.advise(file, HORIZON, model="DLinear", **given)
+    with pytest.raises(DataError, match="no such file"):
+        spat.advise(tmp_path / "none.csv", HORIZON, **given)
 
 
 def test_one_channel_needs_attention_between_times(tmp_path: Path) -> None:

@@ -91,6 +91,16 @@ def advise(
         ConfigError: if the file is too short for `lookback` and `horizon`, with the rows needed, or
             an argument is not valid.
     """
+    counts = {
+        "horizon": horizon,
+        "lookback": lookback,
+        "epochs": epochs,
+        "finetune_epochs": finetune_epochs,
+        "workers": workers,
+    }
+    for argument, value in counts.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"{argument} {value}: give at least 1")
     path = Path(file)
     name, section, found = described(path)
     folder = Path(out) if out is not None else Path("advice") / name
