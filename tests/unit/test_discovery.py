@@ -93,6 +93,11 @@ def test_a_scalar_loss_finds_sites_but_gives_no_scores() -> None:
         spat.score(model, [zoo.batch()], mean)
     with pytest.raises(NotPerSample, match="3 "):
         spat.score(model, [zoo.batch()], lambda m, b: zoo.loss(m, b).repeat(2)[:2])
+    # One value would count as one sample, whose maps are those of all.
+    with pytest.raises(NotPerSample, match="1 values.*of no axis of the batch"):
+        spat.score(model, [zoo.batch()], lambda m, b: zoo.loss(m, b).mean()[None])
+    small = spat.prune(model, ["layer.attention"], mean, zoo.batch())
+    assert isinstance(small.spat_removal, Removal) and small.spat_removal.removed
 
 
 def test_units_replace_discovery() -> None:

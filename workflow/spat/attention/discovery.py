@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from spat.attention.errors import (
     AttentionError,
@@ -151,6 +152,12 @@ def traces(model: nn.Module, loss: Loss, batch: Any, units: Sequence[str] = ()) 
             raise NotPerSample(
                 f"the loss has the shape {tuple(each.shape)}: return one value for each sample, "
                 'for example F.mse_loss(y, target, reduction="none").mean((1, 2))'
+            )
+        shapes = [t.shape for t in tree_leaves(batch) if isinstance(t, Tensor) and t.ndim]
+        if shapes and not any(len(each) in shape for shape in shapes):
+            raise NotPerSample(
+                f"the loss has {len(each)} values, which is the length of no axis of the batch "
+                f"({' x '.join(map(str, shapes[0]))}): return one value for each sample"
             )
         for core in graph.cores:
             core.keep()
