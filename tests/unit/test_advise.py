@@ -81,6 +81,18 @@ def test_the_folder_holds_words_table_picture_and_forecasters(advice: Advice, fi
         assert (future["load"] - 1e4).abs().max() < 1000 and future["wind"].abs().max() < 3
 
 
+def test_the_command_prints_the_advice_and_where_it_lies(
+    advice: Advice, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["advise", str(file), "--horizon", str(HORIZON), "--lookback", str(LOOKBACK)]
+    arguments += ["--epochs", "1", "--finetune-epochs", "1", "--workers", "1"]
+    assert main([*arguments, "--out", str(advice.folder)]) == 0
+    shown = capsys.readouterr()
+    assert advice.words.split("Saved by")[0] in shown.out  # but for the latencies
+    assert f"Table, picture and forecasters are in {advice.folder}" in shown.out
+    assert "epoch" not in shown.err and "[3/3]" in shown.err  # all of it was kept
+
+
 def test_a_file_that_is_too_short_is_refused_with_the_rows_it_needs(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
