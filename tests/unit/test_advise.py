@@ -90,7 +90,7 @@ def test_the_command_prints_the_advice_and_where_it_lies(
     shown = capsys.readouterr()
     assert advice.words.split("Saved by")[0] in shown.out  # but for the latencies
     assert f"Table, picture and forecasters are in {advice.folder}" in shown.out
-    assert "epoch" not in shown.err and "[3/3]" in shown.err  # all of it was kept
+    assert "validation mse" not in shown.err and "[3/3]" in shown.err  # all of it was kept
 
 
 def test_a_file_that_is_too_short_is_refused_with_the_rows_it_needs(
