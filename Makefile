@@ -13,7 +13,7 @@ run: .venv/ready
 	$(ACTIVATE); extra="$$(python -m spat preflight)"; snakemake --cores all $$extra $(ARGS)
 
 test: lint
-	$(ACTIVATE); pytest
+	$(ACTIVATE); pytest -n auto
 
 lint: .venv/ready
 	$(ACTIVATE); ruff check .; ruff format --check .; mypy; snakefmt --check Snakefile workflow/rules; snakemake --lint

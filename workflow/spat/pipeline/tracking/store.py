@@ -100,8 +100,8 @@ class Store:
             self._client.restore_experiment(found.experiment_id)
         if place not in (None, found.artifact_location):
             raise ValueError(
-                f"experiment {name!r} keeps its artifacts in {found.artifact_location}, but the "
-                f"results are now beside {place}: delete the store and rebuild it"
+                f"delete the store and rebuild it: experiment {name!r} keeps artifacts in "
+                f"{found.artifact_location}, but the results are now beside {place}"
             )
         return str(found.experiment_id)
 
