@@ -3,11 +3,17 @@
 import pkgutil
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import spat
+
+ROOT = Path(__file__).parents[2]
 
 LIBRARY = ("attention", "scoring", "surgery", "tasks", "data", "models", "training")
 # The pipeline's own packages, and the packages that only the pipeline needs.
@@ -36,3 +42,49 @@ def test_a_library_package_loads_nothing_of_the_pipeline(package: str) -> None:
         [sys.executable, "-c", LOADED, *arguments], capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == []
+
+
+WITHOUT = """
+import importlib, sys
+refused = set(sys.argv[2].split())
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in refused:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Refuse())
+for module in sys.argv[1].split():
+    importlib.import_module(module)
+from spat.pipeline.cli import main
+assert main(["models", "--dataset", "ETTh1", "--horizon", "96"]) == 0
+for stage in (["tables"], ["grid"], ["add", "my.csv"], ["advise", "my.csv", "--horizon", "3"]):
+    assert main(stage) == 1
+import spat
+try:
+    spat.advise
+except ImportError as error:
+    print(error, file=sys.stderr)
+"""
+
+
+def test_the_library_works_where_the_pipeline_is_not_installed() -> None:
+    """What `pip install .` brings is enough; the command says what to install."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extra = {
+        canonicalize_name(Requirement(text).name)
+        for text in project["optional-dependencies"]["pipeline"]
+    }
+    extra -= {"filelock"}  # torch brings it along
+    names = {
+        module
+        for module, distributions in metadata.packages_distributions().items()
+        if extra & {canonicalize_name(name) for name in distributions}
+    }
+    assert {"pydantic", "yaml", "mlflow", "snakemake", "pandas"} <= names
+    library = " ".join(name for package in LIBRARY for name in modules(package))
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, library, " ".join(names)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 5 and all("pip install '.[pipeline]'" in line for line in lines), lines
+    assert "iTransformer" in done.stdout

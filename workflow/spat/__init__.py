@@ -34,7 +34,14 @@ _HOMES: Final = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    try:
+        return getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if not _HOMES[name].startswith("spat.pipeline"):
+            raise
+        from spat.pipeline.failures import PIPELINE_PACKAGES
+
+        raise ImportError(f"spat.{name}: no {error.name!r}: {PIPELINE_PACKAGES}") from error
 
 
 def __dir__() -> list[str]:

@@ -12,6 +12,11 @@ from typing import Final
 
 from spat.files import is_disk_full
 
+# What is missing where only the library was installed.
+PIPELINE_PACKAGES: Final = (
+    "the pipeline needs packages that the library does not: run `pip install '.[pipeline]'` in the "
+    "folder of the project"
+)
 INTERRUPTED: Final = (
     "interrupted. Finished work is kept, and training resumes from its last saved epoch: run the "
     "same command again to go on"
@@ -27,6 +32,8 @@ _EXPLAINED: Final = (OSError, ValueError, RuntimeError)
 def explain(error: BaseException) -> str:
     """One message for an error that ended a command: what, which file, and what to do."""
     text = _text(error)
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "spat").startswith("spat"):
+        return f"{error.name} is not installed: {PIPELINE_PACKAGES}"
     if is_disk_full(error):
         return (
             f"{text}. The disk is full, or a quota is reached: free some space and run the same "
