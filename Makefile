@@ -7,7 +7,7 @@ PYTHON ?= python3.11
 ARGS ?=
 ACTIVATE := . .venv/bin/activate
 
-.PHONY: run test lint figures ui report bench
+.PHONY: run test lint figures ui report bench docs
 
 run: .venv/ready
 	$(ACTIVATE); extra="$$(python -m spat preflight)"; snakemake --cores all $$extra $(ARGS)
@@ -29,6 +29,9 @@ report: .venv/ready
 
 bench: .venv/ready
 	$(ACTIVATE); python benchmarks/run.py
+
+docs: .venv/ready
+	$(ACTIVATE); python docs/build.py
 
 .venv/ready: envs/requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
