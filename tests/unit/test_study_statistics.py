@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import numpy as np
@@ -205,6 +206,29 @@ def test_the_interval_of_a_summary_covers_as_often_as_it_says(seeds: dict[str, i
     assert ((table["p"] < 0.05) == ~covered).all()
 
 
+def test_unequal_variances_are_not_pooled() -> None:
+    rng = np.random.default_rng(0)
+    of = [*runs(["ETTh1"], seeds=6), *runs(["ETTh2"], seeds=9)]
+    spread = {"ETTh1": 0.1, "ETTh2": 3.0}
+    frame = pd.DataFrame([{**k, "v": 1 + spread[k["dataset"]] * rng.normal()} for k in of])
+    row = averages.summarise(frame, "v", ["model"]).iloc[0]
+    a, b = (part["v"].to_numpy() for _, part in frame.groupby("dataset"))
+    # The mean of two means is half the difference between one and minus the other: Welch's test.
+    welch = scipy.stats.ttest_ind(a, -b, equal_var=False)
+    assert row["p"] == pytest.approx(welch.pvalue)
+    interval = welch.confidence_interval(0.95)
+    assert (row["low"], row["high"]) == pytest.approx((interval.low / 2, interval.high / 2))
+    # A single run has the pooled variance, a weighted sum of those of the others.
+    single = pd.concat([frame, pd.DataFrame([{**runs(["Weather"], seeds=1)[0], "v": 1.0}])])
+    with_one = averages.summarise(single, "v", ["model"]).iloc[0]
+    pooled = (5 * a.var(ddof=1) + 8 * b.var(ddof=1)) / 13
+    error = np.sqrt(a.var(ddof=1) / 6 + b.var(ddof=1) / 9 + pooled) / 3
+    parts = np.array([a.var(ddof=1) * (1 / 6 + 5 / 13), b.var(ddof=1) * (1 / 9 + 8 / 13)])
+    freedom = parts.sum() ** 2 / (parts**2 / [5, 8]).sum()
+    half = scipy.stats.t.ppf(0.975, freedom) * error
+    assert with_one["high"] - with_one["v"] == pytest.approx(half)
+
+
 def test_rows_of_a_run_are_one_observation() -> None:
     of = runs(["ETTh1"], seeds=4)
     once = pd.DataFrame([{**k, "v": float(i)} for i, k in enumerate(of)])
@@ -231,6 +255,76 @@ def test_wilcoxon_needs_six_sources() -> None:
     assert tests.wilcoxon(np.zeros(6)).p == 1.0
     with pytest.raises(tests.StatisticsError, match="diverged"):
         tests.wilcoxon([np.nan] * 6)
+
+
+def all_signs(n: int) -> np.ndarray:
+    return np.array(list(itertools.product((1.0, -1.0), repeat=n)))
+
+
+def test_the_signed_rank_test_is_exact_with_zeros_and_ties() -> None:
+    x = np.array([0.0, -0.4, 0.0, -0.1, 0.4, -2.0, -0.7])
+    ranks = scipy.stats.rankdata(np.abs(x)) * (x != 0)  # Pratt: zeros are ranked, then left out
+    sums = np.abs((all_signs(7) * ranks).sum(axis=1))
+    expected = (sums >= abs((np.sign(x) * ranks).sum()) - 1e-9).mean()
+    assert tests.wilcoxon(x).p == pytest.approx(expected)
+
+
+def test_equivalence_over_sources_is_two_one_sided_tests() -> None:
+    x = np.array([0.2, -0.3, 0.5, 0.1, -0.6, 0.4, 1.3])
+    worse, better = tests.signed_rank_equivalence(x, 1.0)
+
+    def share(y: np.ndarray) -> float:
+        """P-value of "y is not above 0", by all signs."""
+        ranks = scipy.stats.rankdata(np.abs(y))
+        return float(((all_signs(7) * ranks).sum(axis=1) >= (np.sign(y) * ranks).sum()).mean())
+
+    assert worse.p == pytest.approx(share(1.0 - x))
+    assert better.p == pytest.approx(share(x + 1.0))
+    assert (worse.p < 0.05, better.p < 0.05) == (True, True)
+    few, _ = tests.signed_rank_equivalence(x[:5], 1.0)
+    assert few.p is None and "too few sources" in few.note
+    with pytest.raises(tests.StatisticsError, match="margin 0"):
+        tests.signed_rank_equivalence(x, 0)
+
+
+def test_bartlett_and_the_t_interval_equal_scipy() -> None:
+    rng = np.random.default_rng(0)
+    samples = [scale * rng.normal(size=n) for scale, n in ((1.0, 4), (2.0, 7), (1.5, 3))]
+    variances = [sample.var(ddof=1) for sample in samples]
+    p = tests.equal_variances(variances, [len(sample) - 1 for sample in samples])
+    assert p == pytest.approx(scipy.stats.bartlett(*samples).pvalue)
+    assert tests.equal_variances([0.0, 1.0], [2, 2]) == 0.0
+    assert tests.equal_variances([0.0, 0.0], [2, 2]) == tests.equal_variances([3.0], [2]) == 1.0
+    interval = scipy.stats.ttest_1samp(samples[1], 0.0).confidence_interval(0.95)
+    assert tests.t_interval(samples[1]) == pytest.approx((interval.low, interval.high))
+    assert np.isnan(tests.t_interval([1.0])).all()
+
+
+def test_the_winner_is_judged_on_sources_that_did_not_choose_it() -> None:
+    rng = np.random.default_rng(3)
+    lucky = pd.DataFrame(rng.normal(size=(7, 20)), columns=[f"m{i}" for i in range(20)])
+    found = tests.winner(lucky)
+    chosen, held = [], []
+    for half in itertools.combinations(range(7), 3):
+        inside = lucky.iloc[list(half)].mean()
+        name = inside.idxmax()
+        chosen.append(inside[name])
+        held.append(lucky.drop(index=list(half))[name].mean())
+    assert found.chosen == pytest.approx(np.mean(chosen))
+    assert found.held_out == pytest.approx(np.mean(held))
+    assert sum(found.wins.values()) == 35 and found.n == 7
+    assert found.chosen > 0.5 > found.held_out and found.p is not None and found.p > 0.05
+    good = tests.winner(lucky.assign(good=2 + rng.normal(size=7) / 10))
+    assert good.p == pytest.approx(1 / 2**7) and good.wins["good"] > 17
+    assert tests.winner(lucky.head(4)).p is None
+    with pytest.raises(tests.StatisticsError, match="at least two"):
+        tests.winner(lucky.head(1))
+
+
+def test_the_p_value_of_a_winner_is_uniform_without_a_better_method() -> None:
+    rng = np.random.default_rng(0)
+    p = [tests.winner(pd.DataFrame(rng.normal(size=(6, 5)))).p for _ in range(150)]
+    assert np.mean(np.array(p) <= 0.1) == pytest.approx(0.1, abs=0.06)
 
 
 def test_holm_equals_statsmodels_over_the_declared_family() -> None:

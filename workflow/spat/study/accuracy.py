@@ -109,6 +109,16 @@ def changes(frames: Frames) -> pd.DataFrame:
     rows = rows[~rows["method"].isin([DENSE, CONTROL])]
     if rows.empty:
         raise Absent("Only the control was fine-tuned, and no mask that removes anything.")
+    return change_table(frames, rows)
+
+
+def change_table(
+    frames: Frames, rows: pd.DataFrame, reference: str | pd.DataFrame = "finetuned"
+) -> pd.DataFrame:
+    """`relative_changes` of methods as the tidy table of a page, in percent.
+
+    `rows` have the columns of a run, `mask` and `method`.
+    """
     losses = frames.losses[frames.losses["target"] == frames.losses["dataset"]]
     # A run that diverged has no losses to resample; the table `main` shows that it diverged.
     finite = losses["mse"].map(lambda values: bool(np.isfinite(values).all())).astype(bool)
@@ -116,6 +126,7 @@ def changes(frames: Frames) -> pd.DataFrame:
         losses[finite],
         rows[[*RUN, "mask", "method"]],
         ["method"],
+        reference=reference,
         draws=frames.statistics.bootstrap,
         confidence=frames.statistics.confidence,
         margin=frames.statistics.margin,
@@ -134,7 +145,7 @@ def relative_changes(
     choices: pd.DataFrame,
     by: Sequence[str],
     *,
-    reference: str = "finetuned",
+    reference: str | pd.DataFrame = "finetuned",
     phase: str = "finetuned",
     draws: int = 2000,
     confidence: float = 0.95,
@@ -145,15 +156,20 @@ def relative_changes(
     `losses` is the frame of losses per window; data order 0 is taken. `choices` has the columns of
     a run, `mask`, and `by` (for example criterion and ratio). A group may choose another mask for
     every seed; if it chooses several for one run (random draws), their losses are averaged. The
-    reference is the unpruned model in the phase `reference`: `finetuned` (the control) or `dense`.
-    Seeds without both losses are left out.
+    reference is the unpruned model in the phase `reference`: `finetuned` (the control), `dense`, or
+    for each run the one that a frame of RUN and `phase` names. Seeds without both losses are left
+    out.
 
     Returns:
         CELL, `target`, `by`, `mse`, `reference_mse`, `change`, `se`, `low`, `high`, `p`, `p_worse`,
         `p_better`, `no_worse`, `equivalent`, `seeds`, `blocks`; changes are shares, not percent.
     """
     first = losses[losses["order"] == 0]
-    unpruned = having(first[first["phase"] == reference], keeps_all)
+    unpruned = having(first, keeps_all)
+    if isinstance(reference, str):
+        unpruned = unpruned[unpruned["phase"] == reference]
+    else:
+        unpruned = unpruned.merge(reference[[*RUN, "phase"]], on=[*RUN, "phase"])
     base = unpruned[[*RUN, "target", "mse"]].rename(columns={"mse": "reference"})
     treated = first.loc[first["phase"] == phase, [*RUN, "target", "mask", "mse"]]
     joined = choices[[*RUN, "mask", *by]].merge(treated, on=[*RUN, "mask"])

@@ -124,11 +124,11 @@ across datasets.
         "Gain: the mean error of all masks with as many sites removed, minus the error of the "
         "criterion's mask (positive is better than chance).",
         "Regret: the error of the criterion's mask minus that of the oracle's mask.",
-        "Intervals (t, variances pooled over cells) are over seeds: they do not reflect variation "
-        "across test windows or datasets.",
+        "Intervals (t; variances pooled over cells unless Bartlett's test rejects that they are "
+        "equal) are over seeds: they do not reflect variation across test windows or datasets.",
         "P-values: of a gain by a t-test over seeds, of an agreement by permuting the sites of "
         "each run; both are adjusted over all criteria. The last one permutes the sites of all "
-        "runs alike.",
+        "runs alike. N sites have N! orders, so that it is at least 1/N!: 0.042 for four sites.",
     ),
 )
 def quality(frames: Frames, of: Sequence[str] = ("model", "variant")) -> pd.DataFrame:
@@ -143,9 +143,7 @@ def quality(frames: Frames, of: Sequence[str] = ("model", "variant")) -> pd.Data
     Raises:
         Absent: if in no run all masks with some number of sites removed are fine-tuned.
     """
-    selections = frames.selections[~frames.selections["criterion"].isin(NOT_RANKING)]
-    asked = set(selections.loc[selections["level"] == "site", "criterion"])
-    labels = merged_criteria(frames.scores[frames.scores["criterion"].isin(asked)])
+    selections, labels = ranked(frames)
     gained = gains(frames.results, selections, labels)
     if gained.empty:
         raise Absent(
@@ -154,7 +152,7 @@ def quality(frames: Frames, of: Sequence[str] = ("model", "variant")) -> pd.Data
         )
     by = [*of, "criterion"]
     gain = measure(gained, "relative_gain", by, GAIN, "%", scale=100)
-    tables = [gain, _adjusted(gain, NO_GAIN, by)]
+    tables = [gain, adjusted(gain, NO_GAIN, by)]
     regretted = regrets(frames.results, selections, labels)
     for oracle, name in REGRET.items():
         rows = regretted[regretted["oracle"] == oracle]
@@ -167,7 +165,7 @@ def quality(frames: Frames, of: Sequence[str] = ("model", "variant")) -> pd.Data
     if not taus.empty:
         tests = agreement_tests(taus, of).rename(columns={"runs": "n"})
         position = tests.assign(mean=tests["p_position"], measure=POSITION, unit="p")
-        tables += [_adjusted(tests, NO_AGREEMENT, by), position[[*by, *_VALUES]]]
+        tables += [adjusted(tests, NO_AGREEMENT, by), position[[*by, *_VALUES]]]
     table = pd.concat([table for table in tables if not table.empty], ignore_index=True)
     table = table.assign(
         measure=methods.present(table["measure"], MEASURES), sd=float("nan"), missing=0
@@ -187,7 +185,7 @@ The averages of the table *quality* can hide that cells disagree: read both tabl
     layout=Layout((*SHOWN, "criterion"), "measure", best=False, counted="runs"),
     notes=(
         "As the table `quality`, whose averages can hide that cells disagree. Intervals (t) are "
-        "over the seeds of the cell; p-values are adjusted over the criteria of a cell.",
+        "over the seeds of the cell; p-values are adjusted over all criteria and cells of a model.",
     ),
 )
 def quality_cells(frames: Frames) -> pd.DataFrame:
@@ -341,6 +339,13 @@ def critical_difference(frames: Frames) -> Figure:
     return figure
 
 
+def ranked(frames: Frames) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The decisions that criteria made, and the criteria that rank alike, merged: name -> label."""
+    selections = frames.selections[~frames.selections["criterion"].isin(NOT_RANKING)]
+    asked = set(selections.loc[selections["level"] == "site", "criterion"])
+    return selections, merged_criteria(frames.scores[frames.scores["criterion"].isin(asked)])
+
+
 def choices(selections: pd.DataFrame, labels: Mapping[str, str] | None = None) -> pd.DataFrame:
     """Site masks chosen at fixed ratios, one row per run, criterion, draw and K.
 
@@ -435,6 +440,36 @@ def rankings(frames: Frames) -> dict[str, Ranking]:
     }
 
 
+def adjusted(table: pd.DataFrame, name: str, by: Sequence[str]) -> pd.DataFrame:
+    """The column `p` as a measure, adjusted over the criteria, and cells, of each model.
+
+    `by` are the keys of the rows, with model and variant among them.
+    """
+    groups = []
+    for _, group in table.reset_index(drop=True).groupby(["model", "variant"]):
+        p = {str(i): value for i, value in group["p"].items()}
+        found = holm(p, list(p))
+        groups.append(group.assign(mean=pd.Series(found).astype("float64").to_numpy()))
+    joined = pd.concat(groups)
+    return joined.assign(measure=name, unit="p")[[*by, *_VALUES]]
+
+
+def mask_changes(frames: Frames) -> pd.DataFrame:
+    """The change of every fine-tuned site mask against the control of its run, in percent.
+
+    This is what the masks of the criteria (`spat.study.methods.by_decision` with `with_change`) are
+    drawn over. The control and the mask that keeps nothing are among them.
+
+    Returns:
+        RUN, `mask`, `sites` (N), `removed` (K), `change`; of the first data order.
+
+    Raises:
+        Absent: if no model has attention sites.
+    """
+    rows = site_errors(methods.tested(frames.results))
+    return methods.with_change(rows, frames)[[*RUN, "mask", "sites", "removed", "change"]]
+
+
 def percent(ratio: float) -> str:
     """A share as text: `25 %`."""
     return f"{100 * ratio:g} %"
@@ -451,16 +486,6 @@ def _all_masks(frames: Frames, decisions: pd.DataFrame) -> pd.DataFrame:
     ratios = decisions.loc[decisions["level"] == "site", [*RUN, "removed", "ratio"]]
     rows = rows.merge(ratios.drop_duplicates([*RUN, "removed"]), on=[*RUN, "removed"])
     return rows.assign(criterion=ALL_MASKS, level="site", draw=0)
-
-
-def _adjusted(table: pd.DataFrame, name: str, by: Sequence[str]) -> pd.DataFrame:
-    """The column `p`, adjusted over the criteria of each model (or cell)."""
-    groups = []
-    for _, group in table.groupby([*by[:-1]]):
-        p = dict(zip(group["criterion"], group["p"], strict=True))
-        adjusted = holm(p, list(p))
-        groups.append(group.assign(mean=group["criterion"].map(adjusted).astype("float64")))
-    return pd.concat(groups).assign(measure=name, unit="p")[[*by, *_VALUES]]
 
 
 def _mean_errors(errors: pd.DataFrame) -> pd.DataFrame:

@@ -2,14 +2,15 @@
 
 Replicates are data orders: the same checkpoint and mask fine-tuned on the same windows in another
 order. Each order is used for all masks, so its common effect is removed first (a randomised block
-design: masks are treatments, orders are blocks).
+design: masks are treatments, orders are blocks). Orders share one checkpoint. Whether masks differ
+beyond it is tested with seeds as the blocks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from math import comb
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import pandas as pd
@@ -38,10 +39,22 @@ MASKS: Final = "sd of masks (%)"
 ORDERS: Final = "sd of orders (%)"
 RATIO: Final = "F"
 P: Final = "p"
+SEED_RATIO: Final = "F, seeds"
+SEED_P: Final = "p, seeds"
 SEEDS: Final = "sd of seeds (%)"
 DETECTABLE: Final = "detectable (%)"
 AGREEMENT: Final = {"orders": "tau-b, orders", "seeds": "tau-b, seeds"}
-MEASURES: Final = (MASKS, ORDERS, RATIO, P, SEEDS, DETECTABLE, *AGREEMENT.values())
+MEASURES: Final = (
+    MASKS,
+    ORDERS,
+    RATIO,
+    P,
+    SEED_RATIO,
+    SEED_P,
+    SEEDS,
+    DETECTABLE,
+    *AGREEMENT.values(),
+)
 _KEYS: Final = [*SHOWN, "removed"]
 
 
@@ -64,8 +77,11 @@ seeds.
     notes=(
         "Standard deviations in percent of the MSE. F: variance of the masks' means over that of "
         "replicates (the common effect of an order removed); about 1 where all masks are equal.",
-        "Ranking: yes; below noise (F is significant, but masks differ by less than replicates); "
-        "no (F is not significant); not replicated (fewer than three data orders).",
+        "F, seeds: the same with seeds instead of orders, so that it is about other checkpoints of "
+        "the same data too.",
+        "Ranking (by the orders): yes; below noise (F is significant, but masks differ by less "
+        "than replicates); no (F is not significant); not replicated (fewer than three data "
+        "orders).",
         "Sd of seeds: of a mask's change against the control. Detectable: the smallest such change "
         "that a paired t-test with this number of seeds detects with a power of 80 % at 5 %.",
         "Tau-b: how well the changes when one site is left out agree between orders and between "
@@ -94,7 +110,13 @@ def replicates(frames: Frames) -> pd.DataFrame:
             "No mask was fine-tuned with several seeds, or with three data orders (`orders` of a "
             "grid block) where all masks are trained (`pruning.exhaustive`)."
         )
-    tables = [*_components(components), *_of_seeds(over_seeds), *_agreements(frames.results)]
+    across = variance_components(frames.results, "seed")
+    tables = [
+        *_components(components),
+        *_of_checkpoints(across),
+        *_of_seeds(over_seeds),
+        *_agreements(frames.results),
+    ]
     table = pd.concat([table for table in tables if not table.empty], ignore_index=True)
     verdicts = _verdicts(components, over_seeds, 1.0 - frames.statistics.confidence)
     table = table.merge(verdicts, "left", _KEYS)
@@ -125,22 +147,27 @@ def exhaustive(results: pd.DataFrame, split: str = "test") -> pd.DataFrame:
     return rows.loc[known == wanted, [*RUN, "order", "sites", "removed", "mask", "mse"]]
 
 
-def variance_components(results: pd.DataFrame) -> pd.DataFrame:
-    """Variance between masks and between replicates, per cell and K, over runs of >= 3 orders.
+def variance_components(
+    results: pd.DataFrame, blocks: Literal["order", "seed"] = "order"
+) -> pd.DataFrame:
+    """Variance between masks and between replicates, per cell and K, over >= 3 blocks.
 
-    Masks are compared within a run and within K. Sums of squares are pooled over runs, and over K
-    in the rows with `removed` = `ANY_REMOVED`.
+    Blocks are data orders: masks are compared within a run and within K. Or they are seeds, by
+    their first data order: masks are compared within a cell and within K, and must differ by more
+    than other checkpoints do. Sums of squares are pooled over runs, and over K in the rows with
+    `removed` = `ANY_REMOVED`.
 
     Returns:
-        CELL, `removed`, `runs`, `masks` and `orders` (means over what is pooled), `mse`,
-        `sd_masks` (0 where the estimate is negative), `sd_replicates`, `F` with `p`. F is about 1
-        where there is no ranking.
+        CELL, `removed`, `runs` (or the number of seeds), `masks` and `orders` (or seeds; means over
+        what is pooled), `mse`, `sd_masks` (0 where the estimate is negative), `sd_replicates`, `F`
+        with `p`. F is about 1 where there is no ranking.
     """
-    rows = exhaustive(results)
+    rows = exhaustive(results if blocks == "order" else results[results["order"] == 0])
+    of = [*(RUN if blocks == "order" else CELL), "removed"]
     sums = [
-        keyed([*RUN, "removed"], key) | _sums(table)
-        for key, group in rows.groupby([*RUN, "removed"])
-        if (table := wide(group, "mask", "order", "mse").dropna(axis="columns").to_numpy()).shape[1]
+        {"seed": -1} | keyed(of, key) | _sums(table)
+        for key, group in rows.groupby(of)
+        if (table := wide(group, "mask", blocks, "mse").dropna(axis="columns").to_numpy()).shape[1]
         >= MIN_ORDERS
     ]
     frame = pd.DataFrame(sums, columns=[*RUN, "removed", *_SUMS])
@@ -149,7 +176,8 @@ def variance_components(results: pd.DataFrame) -> pd.DataFrame:
         keyed([*CELL, "removed"], key) | _component(group)
         for key, group in both.groupby([*CELL, "removed"])
     ]
-    return pd.DataFrame(components, columns=[*CELL, "removed", *_COMPONENTS])
+    found = pd.DataFrame(components, columns=[*CELL, "removed", *_COMPONENTS])
+    return found if blocks == "order" else found.assign(runs=found["orders"].astype("int64"))
 
 
 def replicate_sd(results: pd.DataFrame) -> pd.DataFrame:
@@ -255,6 +283,11 @@ def _components(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
     }
     for name, value in values.items():
         yield _rows(table.assign(mean=value, n=table["runs"]), name, "number")
+
+
+def _of_checkpoints(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    for name, column in ((SEED_RATIO, "F"), (SEED_P, "p")):
+        yield _rows(table.assign(mean=table[column], n=table["runs"]), name, "number")
 
 
 def _of_seeds(table: pd.DataFrame) -> Iterator[pd.DataFrame]:

@@ -15,9 +15,13 @@ import pandas as pd
 import scipy.stats
 
 from spat.study.statistics.cells import CELL, RUN
+from spat.study.statistics.tests import equal_variances
 
 # From the most independent to the least.
 LEVELS: Final = ("source", "dataset", "horizon", "seed")
+
+# Bartlett's p-value from which the variances of cells are pooled.
+EQUAL: Final = 0.05
 
 _SUMMARY: Final = ("low", "high", "p", "runs", "cells")
 
@@ -67,10 +71,11 @@ def summarise(
 ) -> pd.DataFrame:
     """Nested mean of `value` per group of `by`, with a t interval over seeds.
 
-    Seeds vary within their cell. All cells are assumed to have the same variance, so that their
-    variances are pooled and a cell with a single run takes that of the others. The interval is
-    about training again on the same data. For variation between data, put `source` in `by`. The
-    interval is missing where no cell has two seeds. Rows with a missing value are left out.
+    Seeds vary within their cell. The variances of the cells are pooled, unless Bartlett's test
+    rejects at 5 % that they are equal: then each cell has its own, with the degrees of freedom of
+    Satterthwaite (1946). A cell with a single run takes the pooled variance. The interval is about
+    training again on the same data. For variation between data, put `source` in `by`. The interval
+    is missing where no cell has two seeds. Rows with a missing value are left out.
 
     Returns:
         `by`, `value`, `low`, `high`, `p` (two-sided, of a mean of 0), `runs`, `cells`.
@@ -83,17 +88,36 @@ def summarise(
     own = runs["share"] / runs["weight"]
     cell_mean = own.groupby([runs[key] for key in of_cell], dropna=False).transform("mean")
     runs = runs.assign(squares=(own - cell_mean) ** 2, weights=runs["weight"] ** 2)
-    groups = runs.groupby(keys, dropna=False)
-    table = groups[["share", "squares", "weights"]].sum()
-    table["runs"] = groups.size()
-    table["cells"] = runs[of_cell].drop_duplicates().groupby(keys, dropna=False).size()
-    freedom = (table["runs"] - table["cells"]).where(lambda n: n > 0)
-    error = np.sqrt(table["squares"] / freedom * table["weights"])
+    cells = runs.groupby(of_cell, dropna=False)[["share", "squares", "weights"]].sum()
+    cells["runs"] = runs.groupby(of_cell, dropna=False).size()
+    groups = cells.reset_index().groupby(keys, dropna=False)
+    table = groups[["share", "runs"]].sum()
+    table["cells"] = groups.size()
+    error, freedom = np.array([_standard_error(group) for _, group in groups]).reshape(-1, 2).T
     half = error * scipy.stats.t.ppf(0.5 + confidence / 2.0, freedom)
     with np.errstate(divide="ignore", invalid="ignore"):
         p = 2.0 * scipy.stats.t.sf(np.abs(table["share"] / error), freedom)
     table = table.assign(low=table["share"] - half, high=table["share"] + half, p=p)
     return table.rename(columns={"share": value}).reset_index()[[*by, value, *_SUMMARY]]
+
+
+def _standard_error(cells: pd.DataFrame) -> tuple[float, float]:
+    """Of the weighted mean of cells: its standard error, and the degrees of freedom of that.
+
+    A cell has its number of `runs`, the sum of their squared `weights`, and the sum of `squares` of
+    their deviations from its mean.
+    """
+    several = cells[cells["runs"] > 1]
+    freedom = several["runs"] - 1.0
+    total = float(freedom.sum())
+    if not total:
+        return float("nan"), float("nan")
+    if equal_variances(several["squares"] / freedom, freedom) >= EQUAL:
+        return float(np.sqrt(several["squares"].sum() / total * cells["weights"].sum())), total
+    # The pooled variance, which single runs take, is a weighted sum of the same variances.
+    alone = float(cells.loc[cells["runs"] == 1, "weights"].sum())
+    parts = several["squares"] / freedom * (several["weights"] + alone * freedom / total)
+    return float(np.sqrt(parts.sum())), float(parts.sum() ** 2 / (parts**2 / freedom).sum())
 
 
 def measure(

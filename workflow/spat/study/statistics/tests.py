@@ -7,6 +7,7 @@ are tested. Where there are too few sources, a test gives a note instead of a p-
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from typing import Final
 import numpy as np
 import pandas as pd
 import scipy.stats
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+
+from spat.blocks import Array
 
 # With five pairs, Wilcoxon's two-sided p-value is at least 0.0625, even if all signs agree.
 MIN_SOURCES: Final = 6
@@ -71,24 +74,139 @@ class Ranking:
 def wilcoxon(changes: ArrayLike) -> Outcome:
     """Two-sided signed-rank test of changes, one for each independent source.
 
-    The test is made only for at least `MIN_SOURCES` sources.
+    The test is made only for at least `MIN_SOURCES` sources. It is exact: with ties, or changes of
+    0 (ranked by Pratt's method), the signs are permuted.
 
     Raises:
         StatisticsError: if a change is not finite.
     """
+    x = _finite(changes)
+    if x.size < MIN_SOURCES:
+        return Outcome(None, None, x.size, _few(x.size))
+    if not x.any():
+        return Outcome(0.0, 1.0, x.size, "no source changed")
+    statistic, p = _signed_rank(x, "two-sided")
+    return Outcome(statistic, p, x.size)
+
+
+def signed_rank_equivalence(changes: ArrayLike, margin: float) -> tuple[Outcome, Outcome]:
+    """Two one-sided signed-rank tests (TOST) of changes, one for each independent source.
+
+    The p-value of the first outcome is that of "at least `margin` worse" (higher), that of the
+    second of "at least `margin` better". Where both are small the change is within the margin. The
+    tests are made only for at least `MIN_SOURCES` sources.
+
+    Raises:
+        StatisticsError: if a change is not finite, or the margin is not positive.
+    """
+    x = _finite(changes)
+    if not margin > 0:
+        raise StatisticsError(f"margin {margin}: give a number above 0, in the unit of the changes")
+    if x.size < MIN_SOURCES:
+        none = Outcome(None, None, x.size, _few(x.size))
+        return none, none
+    worse, better = _signed_rank(x - margin, "less"), _signed_rank(x + margin, "greater")
+    return Outcome(*worse, x.size), Outcome(*better, x.size)
+
+
+def _signed_rank(x: Array, alternative: str) -> tuple[float, float]:
+    sizes = np.abs(x)
+    plain = bool((x != 0).all()) and len(np.unique(sizes)) == x.size
+    method = "exact" if plain else scipy.stats.PermutationMethod(rng=np.random.default_rng(0))
+    result = scipy.stats.wilcoxon(x, zero_method="pratt", alternative=alternative, method=method)
+    return float(result.statistic), float(result.pvalue)
+
+
+def _finite(changes: ArrayLike) -> Array:
     x = np.asarray(changes, dtype=np.float64)
     if not np.isfinite(x).all():
         raise StatisticsError(
             f"changes {x.tolist()}: leave out sources whose training diverged, and report them"
         )
-    if x.size < MIN_SOURCES:
-        return Outcome(
-            None, None, x.size, f"too few sources: {x.size}, at least {MIN_SOURCES} needed"
-        )
-    if not x.any():
-        return Outcome(0.0, 1.0, x.size, "no source changed")
-    result = scipy.stats.wilcoxon(x)
-    return Outcome(float(result.statistic), float(result.pvalue), x.size)
+    return x
+
+
+def _few(sources: int) -> str:
+    return f"too few sources: {sources}, at least {MIN_SOURCES} needed"
+
+
+def t_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
+    """The t interval of the mean of independent values; missing for fewer than two."""
+    x = np.asarray(values, dtype=np.float64)
+    if x.size < 2:
+        return float("nan"), float("nan")
+    half = scipy.stats.t.ppf(0.5 + confidence / 2.0, x.size - 1) * x.std(ddof=1) / np.sqrt(x.size)
+    return float(x.mean() - half), float(x.mean() + half)
+
+
+def equal_variances(variances: ArrayLike, freedom: ArrayLike) -> float:
+    """P-value of Bartlett's test that sample variances of these degrees of freedom are equal.
+
+    It is 1 for fewer than two variances or where all are 0, and 0 where only some are 0.
+    """
+    found, df = np.asarray(variances, dtype=np.float64), np.asarray(freedom, dtype=np.float64)
+    if found.size < 2 or not found.any():
+        return 1.0
+    if not found.all():
+        return 0.0
+    total = df.sum()
+    pooled = (df * found).sum() / total
+    scale = 1.0 + ((1.0 / df).sum() - 1.0 / total) / (3.0 * (found.size - 1))
+    statistic = (df * np.log(pooled / found)).sum() / scale
+    return float(scipy.stats.chi2.sf(statistic, found.size - 1))
+
+
+@dataclass(frozen=True)
+class Winner:
+    """What is left of the best method of many when it is judged on other sources.
+
+    For every way to split the sources in two halves (with an odd number, the smaller half chooses)
+    the method with the highest mean is chosen on one half and judged on the other. `chosen` and
+    `held_out` are its means on the two, over all splits; `wins` counts how often each method is
+    chosen. `p` (one-sided) is that of `held_out` when the signs of whole sources are flipped.
+    """
+
+    chosen: float
+    held_out: float
+    p: float | None
+    wins: dict[str, int]
+    n: int
+
+
+def winner(table: pd.DataFrame) -> Winner:
+    """The winner's curse in a table of gains (high is best): rows are sources, columns methods.
+
+    The test flips the signs of sources in all ways (as if no method were better than chance), and
+    is made for at least `MIN_SOURCES` sources.
+
+    Raises:
+        StatisticsError: for fewer than two sources, or if a gain is missing.
+    """
+    gains = _finite(table.to_numpy())
+    n = len(gains)
+    if n < 2:
+        raise StatisticsError(f"{n} source(s): choosing on one half needs at least two")
+    halves = np.array(list(itertools.combinations(range(n), n // 2)))
+    inside = np.zeros((len(halves), n))
+    np.put_along_axis(inside, halves, 1.0, axis=1)
+    judge = (1.0 - inside) / (n - n // 2)
+    choose = inside / (n // 2)
+
+    def means(x: Array) -> tuple[NDArray[np.intp], float, float]:
+        first, second = choose @ x, judge @ x
+        best = first.argmax(axis=1)
+        rows = np.arange(len(best))
+        return best, float(first[rows, best].mean()), float(second[rows, best].mean())
+
+    best, chosen, held_out = means(gains)
+    counts = np.bincount(best, minlength=gains.shape[1])
+    wins = {str(name): int(k) for name, k in zip(table.columns, counts, strict=True) if k}
+    p = None
+    if n >= MIN_SOURCES:
+        signs = np.array(list(itertools.product((1.0, -1.0), repeat=n)))
+        flipped = np.array([means(gains * sign[:, None])[2] for sign in signs])
+        p = float((flipped >= held_out - 1e-12).mean())
+    return Winner(chosen, held_out, p, wins, n)
 
 
 def holm(p: Mapping[str, float | None], family: Sequence[str]) -> dict[str, float | None]:

@@ -1,0 +1,167 @@
+"""Do the gains of the criteria over chance stand?
+
+In another metric, without the cells of a single seed, over independent data sources, and when the
+best of many criteria is judged on sources that did not choose it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pandas as pd
+
+from spat.study import methods
+from spat.study.criteria import adjusted, gains, ranked
+from spat.study.pages.page import Absent, Layout, Note, page
+from spat.study.pages.reader import Frames
+from spat.study.statistics.averages import average, measure
+from spat.study.statistics.cells import CELL, keyed, wide
+from spat.study.statistics.tests import MIN_SOURCES, holm, t_interval, wilcoxon, winner
+
+MSE: Final = "MSE"
+MAE: Final = "MAE"
+SEVERAL: Final = "MSE, cells of several seeds"
+OVER_SOURCES: Final = "MSE over sources"
+SIGNED: Final = f"p, {OVER_SOURCES} (signed rank, Holm)"
+_P: Final = {name: f"p, {name} (Holm)" for name in (MSE, MAE, SEVERAL)}
+MEASURES: Final = (MSE, _P[MSE], MAE, _P[MAE], SEVERAL, _P[SEVERAL], OVER_SOURCES, SIGNED)
+
+ANY: Final = "(best on half of the sources)"
+WINS: Final = "chosen (%)"
+CHOSEN: Final = "gain where chosen"
+HELD_OUT: Final = "gain on the other sources"
+P_HELD_OUT: Final = "p: no gain on the other sources"
+
+_MODEL: Final = ["model", "variant"]
+_BY: Final = [*_MODEL, "criterion"]
+_COLUMNS: Final = [*_BY, "measure", "mean", "low", "high", "sd", "n", "missing", "unit"]
+
+
+@page(
+    "table",
+    "gains",
+    title="Gain of the criteria over chance, checked",
+    caption="""
+The gain of each criterion over a random choice, in the MSE and the MAE, without the cells that have
+a single seed, and over independent data sources.
+Zero is chance, and positive is better than chance. P-values are adjusted over all criteria.
+""",
+    layout=Layout(("model", "variant", "criterion"), "measure", best=False, counted="runs"),
+    notes=(
+        "Gain: the mean error of all masks with as many sites removed, minus the error of the "
+        "criterion's mask. Intervals are t intervals over seeds, and over sources in the last "
+        "gain.",
+        Note(SEVERAL, "Cells of several seeds: without the cells that have a single seed."),
+        Note(SIGNED, f"Signed-rank tests over sources, for at least {MIN_SOURCES} sources."),
+    ),
+)
+def checked(frames: Frames) -> pd.DataFrame:
+    """Gains of each criterion in percent, with p-values adjusted over the criteria of a model.
+
+    Columns: model, variant, criterion, measure, mean, low, high, sd, n (runs, or sources), missing,
+    unit. The measure of cells with several seeds is there only if some cells have one.
+
+    Raises:
+        Absent: if in no run all masks with some number of sites removed are fine-tuned.
+    """
+    selections, labels = ranked(frames)
+    results = frames.results
+    found = gains(results, selections, labels)
+    if found.empty:
+        raise Absent("No run has all its site masks fine-tuned: set `pruning.exhaustive: true`.")
+    parts = {MSE: found, MAE: gains(results.assign(mse=results["mae"]), selections, labels)}
+    seeds = found.groupby(list(CELL))["seed"].transform("nunique")
+    if (seeds == 1).any() and (seeds > 1).any():
+        parts[SEVERAL] = found[seeds > 1]
+    tables = []
+    for name, rows in parts.items():
+        gain = measure(rows, "relative_gain", _BY, name, "%", scale=100)
+        tables += [gain, adjusted(gain, _P[name], _BY)]
+    for key, rows in found.groupby(_MODEL):
+        tables.append(
+            _over_sources(rows, frames.statistics.confidence).assign(**keyed(_MODEL, key))
+        )
+    table = pd.concat([table for table in tables if not table.empty], ignore_index=True)
+    table = table.dropna(subset="mean").assign(missing=0, sd=float("nan"))
+    table["measure"] = methods.present(table["measure"], MEASURES)
+    return methods.sort_rows(table[_COLUMNS], [*_BY, "measure"])
+
+
+@page(
+    "table",
+    "winner",
+    title="The best criterion of many, judged on other sources",
+    caption="""
+The best of many criteria looks better than it is. So for every way to split the data sources in two
+halves, the best criterion is chosen on one half and its gain over chance measured on the other.
+""",
+    layout=Layout(("model", "variant", "criterion"), "measure", best=False, counted="sources"),
+    notes=(
+        "All splits of the sources in halves; of an odd number the smaller half chooses. The gain "
+        "is that of the table `gains`, one value a source.",
+        Note(
+            P_HELD_OUT,
+            "P-value: one-sided, by flipping the signs of all gains of a source, for at least "
+            f"{MIN_SOURCES} sources.",
+        ),
+    ),
+)
+def chosen(frames: Frames) -> pd.DataFrame:
+    """Gains of the winning criterion where it was chosen and elsewhere, and which one wins.
+
+    Columns: model, variant, criterion (`ANY`, and each one that wins), measure, mean, low, high,
+    sd, n (sources), missing, unit.
+
+    Raises:
+        Absent: as the table `gains`, or if there are fewer than two sources.
+    """
+    selections, labels = ranked(frames)
+    found = gains(frames.results, selections, labels)
+    if found["source"].nunique() < 2:
+        raise Absent(
+            "A criterion that is chosen on half of the sources needs at least two sources whose "
+            "site masks are all fine-tuned (`pruning.exhaustive: true`)."
+        )
+    rows = []
+    for key, group in found.groupby(_MODEL):
+        table = by_source(group)
+        if len(table) < 2:
+            continue
+        best = winner(table)
+        whole = {"criterion": ANY, "n": best.n, **keyed(_MODEL, key)}
+        rows += [
+            {**whole, "measure": CHOSEN, "mean": best.chosen, "unit": "%"},
+            {**whole, "measure": HELD_OUT, "mean": best.held_out, "unit": "%"},
+            {**whole, "measure": P_HELD_OUT, "mean": best.p, "unit": "p"},
+        ]
+        splits = sum(best.wins.values()) / 100
+        for name, wins in best.wins.items():
+            row = {"criterion": name, "measure": WINS, "mean": wins / splits, "unit": "number"}
+            rows.append({**whole, **row})
+    table = pd.DataFrame(rows).astype({"mean": "float64"}).dropna(subset="mean")
+    table = table.assign(missing=0).reindex(columns=_COLUMNS)
+    table["measure"] = methods.present(table["measure"], (CHOSEN, HELD_OUT, P_HELD_OUT, WINS))
+    return methods.sort_rows(table, [*_BY, "measure"])
+
+
+def by_source(rows: pd.DataFrame) -> pd.DataFrame:
+    """Gains in percent, one row a source and one column a criterion; incomplete sources are out."""
+    means = average(rows.assign(gain=100 * rows["relative_gain"]), ["gain"], ["criterion"])
+    return wide(means, "source", "criterion", "gain").dropna()
+
+
+def _over_sources(rows: pd.DataFrame, confidence: float) -> pd.DataFrame:
+    """Mean gains over sources and their signed-rank tests, for the criteria of one model."""
+    table = by_source(rows)
+    tests = {str(name): wilcoxon(values).p for name, values in table.items()}
+    p = holm(tests, list(tests))
+    found = []
+    for name, values in table.items():
+        low, high = t_interval(values, confidence)
+        common = {"criterion": name, "n": len(values)}
+        gain = {"measure": OVER_SOURCES, "mean": values.mean(), "low": low, "high": high}
+        found += [
+            {**common, **gain, "unit": "%"},
+            {**common, "measure": SIGNED, "mean": p[str(name)], "unit": "p"},
+        ]
+    return pd.DataFrame(found).astype({"mean": "float64"})

@@ -1,0 +1,257 @@
+"""Do the paper's claims hold over independent sources? The declared hypotheses and their tests.
+
+H1  Removing attention by SPAT improves the forecast: the mask of SEND at the ratio that validation
+    chooses, against the better by validation error of the dense model and the control.
+H2  SEND ranks sites better than chance: its masks at fixed ratios, against the mean over all masks
+    that remove as many sites.
+H3  SPAT is better than its rivals: the mask of H1, against the best model by validation error of
+    each family of rivals.
+
+The experiment file `comparison.yaml` declares them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+import numpy as np
+import pandas as pd
+
+from spat.study import methods
+from spat.study.accuracy import NOTE_CHOSEN, change_table
+from spat.study.criteria import gains
+from spat.study.methods import CHOSEN, CONTROL, DENSE, METRICS, SHOWN
+from spat.study.pages.page import Absent, Layout, Note, page
+from spat.study.pages.reader import Frames
+from spat.study.statistics.averages import average
+from spat.study.statistics.cells import CELL, RUN, having, keeps_all
+from spat.study.statistics.tests import (
+    MIN_SOURCES,
+    holm,
+    signed_rank_equivalence,
+    t_interval,
+    wilcoxon,
+)
+
+H1: Final = "H1: pruned against unpruned"
+H2: Final = "H2: SEND against chance"
+H3: Final = "H3: against"
+# Families of rivals by the role of their models.
+FAMILIES: Final = {"baseline": "models without attention", "attention": "models with attention"}
+ALL_CELLS: Final = "all"
+SEVERAL: Final = "of several seeds"
+
+MEAN: Final = "mean of sources"
+LOWER: Final = "sources with a lower error"
+P: Final = "p (signed rank)"
+ADJUSTED: Final = "p (Holm)"
+WORSE: Final = "p: worse than the margin"
+BETTER: Final = "p: better than the margin"
+MEASURES: Final = (MEAN, LOWER, P, ADJUSTED, WORSE, BETTER)
+
+_MODEL: Final = ["model", "variant"]
+_PLACE: Final = ["experiment", "dataset", "lookback", "horizon", "seed"]
+
+
+@page(
+    "table",
+    "hypotheses",
+    title="The claims of the paper over independent data sources",
+    caption="""
+The three claims, each tested over independent data sources: pruning improves the forecast (H1),
+SEND chooses better than chance (H2), and the pruned model is better than its rivals (H3).
+Changes are relative changes of the test error; negative is better. The reference of H1 is the
+dense model or the control, whichever has the lower validation error.
+The two last columns test whether the change is within a margin: the error is the same only where
+both p-values are small.
+""",
+    layout=Layout(("model", "variant", "hypothesis", "cells", "metric"), "measure", best=False,
+                  kept=("hypothesis", "metric"), counted="sources"),
+    notes=(
+        "Averages: seeds first, then horizons, datasets of a source; the interval of the mean is a "
+        "t interval over sources.",
+        "Unpruned: the dense model or the control, whichever has the lower validation error. The "
+        "rival is the model of the family with the lowest validation error.",
+        f"Signed-rank tests over sources, for at least {MIN_SOURCES} sources. Holm's method "
+        "adjusts over the three hypotheses (with the smallest p of H3), and over the families "
+        "within H3.",
+        "Margin: `statistics.margin`, by default 1 %. One-sided signed-rank tests; the error is "
+        "the same as that of the reference only where both reject.",
+        Note(SEVERAL, "Cells of several seeds: without the cells that have a single seed."),
+    ),
+)  # fmt: skip
+def hypotheses(frames: Frames) -> pd.DataFrame:
+    """The declared hypotheses over data sources, in percent of the error of the reference.
+
+    Columns: model, variant, hypothesis, cells (`all`, or those of several seeds if some have only
+    one), metric, measure, mean, low, high, sd, n (sources), missing, unit.
+
+    Raises:
+        Absent: if SEND chose no mask by validation, or there are fewer than two sources.
+    """
+    changes = claims(frames)
+    if changes.empty or changes["source"].nunique() < 2:
+        raise Absent(
+            "The hypotheses need masks of `send` at the ratio `auto:validation` from at least two "
+            "data sources."
+        )
+    seeds = changes.groupby([*CELL, "hypothesis", "metric"])["seed"].transform("nunique")
+    parts = {ALL_CELLS: changes}
+    if (seeds == 1).any() and (seeds > 1).any():
+        parts[SEVERAL] = changes[seeds > 1]
+    tables = [
+        part_table.assign(cells=cells)
+        for cells, part in parts.items()
+        for _, group in part.groupby([*_MODEL, "metric"])
+        for part_table in _tested(group, frames.statistics.confidence, frames.statistics.margin)
+    ]
+    table = pd.concat(tables, ignore_index=True).assign(missing=0, sd=float("nan"))
+    table["metric"] = methods.present(table["metric"], METRICS.values())
+    table["measure"] = methods.ordered(table["measure"], MEASURES)
+    keys = [*_MODEL, "hypothesis", "cells", "metric", "measure"]
+    columns = [*keys, "mean", "low", "high", "sd", "n", "missing", "unit"]
+    return methods.sort_rows(table[columns].dropna(subset="mean"), keys)
+
+
+@page(
+    "table",
+    "better",
+    title="Change of the test MSE against the better of dense model and control",
+    caption="""
+How much the test error changes against the dense model or the control, whichever has the lower
+validation error. Fine-tuning alone can make a model worse: a gain over such a control is no gain
+over the model that one had.
+Intervals come from a paired bootstrap over blocks of consecutive test windows, crossed with seeds.
+""",
+    layout=Layout(SHOWN, "method", best=False),
+    notes=(
+        "Paired moving-block bootstrap over test windows, crossed with seeds. With one seed, an "
+        "interval reflects variation across test windows only.",
+        NOTE_CHOSEN,
+    ),
+)
+def better(frames: Frames) -> pd.DataFrame:
+    """Relative change of the test MSE against the better reference, per cell and method.
+
+    The columns are those of the table `changes`. The control is one of the methods.
+
+    Raises:
+        Absent: if no model has attention sites, or only the control was fine-tuned.
+    """
+    rows = methods.at_home(frames)
+    rows = rows[rows["method"] != DENSE]
+    if set(rows["method"]) <= {CONTROL}:
+        raise Absent("Only the control was fine-tuned, and no mask that removes anything.")
+    return change_table(frames, rows, references(frames.results))
+
+
+def references(results: pd.DataFrame) -> pd.DataFrame:
+    """The better by validation error of the dense model and the control of each pruned run.
+
+    Returns:
+        RUN, `phase` (`dense` or `finetuned`), and its test errors `mse` and `mae`.
+    """
+    home = results[(results["target"] == results["dataset"]) & (results["order"] == 0)]
+    whole = having(home[methods.has_sites(home)], keeps_all)
+    whole = whole[whole["phase"].isin(["dense", "finetuned"])]
+    pruned = pd.MultiIndex.from_frame(whole.loc[whole["phase"] == "finetuned", [*RUN]])
+    whole = whole[pd.MultiIndex.from_frame(whole[[*RUN]]).isin(pruned)]
+    kept = whole[whole["split"] == "validation"].sort_values(["mse", "phase"], kind="stable")
+    kept = kept.drop_duplicates(list(RUN))[[*RUN, "phase"]]
+    tested = whole.loc[whole["split"] == "test", [*RUN, "phase", "mse", "mae"]]
+    found = pd.DataFrame(kept.merge(tested, on=[*RUN, "phase"]))
+    return found.sort_values(list(RUN), ignore_index=True)
+
+
+def rivals(results: pd.DataFrame, family: str) -> pd.DataFrame:
+    """The best by validation MSE of the models of a family that were not pruned.
+
+    Families are the roles of `spat.models.registry`. One row per experiment, dataset, lookback,
+    horizon and seed.
+
+    Returns:
+        These, `rival` (the name of the model) and its test errors `mse` and `mae`.
+    """
+    home = results[(results["target"] == results["dataset"]) & (results["order"] == 0)]
+    pruned = home.loc[home["phase"] == "finetuned", _MODEL].drop_duplicates()
+    dense = home[(home["phase"] == "dense") & (home["model"].map(methods.role) == family)]
+    mine = pd.MultiIndex.from_frame(dense[_MODEL]).isin(pd.MultiIndex.from_frame(pruned))
+    dense = dense[~mine]
+    keys = [*_PLACE, *_MODEL]
+    kept = dense[dense["split"] == "validation"].sort_values(["mse", *_MODEL], kind="stable")
+    kept = kept.drop_duplicates(_PLACE)[keys]
+    tested = dense.loc[dense["split"] == "test", [*keys, "mse", "mae"]]
+    found = pd.DataFrame(kept.merge(tested, on=keys)).rename(columns={"model": "rival"})
+    return found[[*_PLACE, "rival", "mse", "mae"]]
+
+
+def claims(frames: Frames) -> pd.DataFrame:
+    """The changes that the hypotheses are about, run by run, in percent.
+
+    Returns:
+        RUN, `hypothesis`, `metric`, `change`. H2 has one row for each number of removed sites.
+    """
+    results = frames.results
+    rows = methods.at_home(frames)
+    chosen = rows.loc[rows["method"] == CHOSEN, [*RUN, *METRICS]]
+    compared = {H1: (references(results), [*RUN])}
+    for family, name in FAMILIES.items():
+        compared[f"{H3} {name}"] = (rivals(results, family), _PLACE)
+    tables: list[pd.DataFrame] = []
+    for metric, shown in METRICS.items():
+        for hypothesis, (others, keys) in compared.items():
+            reference = others[[*keys, metric]].rename(columns={metric: "reference"})
+            joined = chosen.merge(reference, on=keys)
+            joined["change"] = 100 * (joined[metric] / joined["reference"] - 1)
+            tables.append(joined.assign(hypothesis=hypothesis, metric=shown))
+        send = frames.selections[frames.selections["criterion"] == "send"]
+        gained = gains(results.assign(mse=results[metric]), send)
+        gained = gained.merge(chosen[[*RUN]], on=[*RUN])
+        gained = gained.assign(change=-100 * gained["relative_gain"].astype("float64"))
+        tables.append(gained.assign(hypothesis=H2, metric=shown))
+    columns = [*RUN, "hypothesis", "metric", "change"]
+    found = pd.concat([table[columns] for table in tables], ignore_index=True)
+    return found.replace({"change": [np.inf, -np.inf]}, np.nan).dropna(subset="change")
+
+
+def _tested(group: pd.DataFrame, confidence: float, margin: float) -> Iterator[pd.DataFrame]:
+    """The measures of each hypothesis, for one model, variant and metric."""
+    means = average(group, ["change"], ["hypothesis"])
+    values = {str(name): part["change"] for name, part in means.groupby("hypothesis")}
+    keys = {key: group[key].iloc[0] for key in (*_MODEL, "metric")}
+    p = {name: wilcoxon(changes).p for name, changes in values.items()}
+    adjusted = declared(p)
+    for name, changes in values.items():
+        worse, better_ = signed_rank_equivalence(changes, 100 * margin)
+        low, high = t_interval(changes, confidence)
+        rows = [
+            {"measure": MEAN, "mean": changes.mean(), "low": low, "high": high, "unit": "%"},
+            {"measure": LOWER, "mean": int((changes < 0).sum()), "unit": "count"},
+            {"measure": P, "mean": p[name], "unit": "p"},
+            {"measure": ADJUSTED, "mean": adjusted[name], "unit": "p"},
+            {"measure": WORSE, "mean": worse.p, "unit": "p"},
+            {"measure": BETTER, "mean": better_.p, "unit": "p"},
+        ]
+        table = pd.DataFrame(rows).reindex(columns=["measure", "mean", "low", "high", "unit"])
+        table[["mean", "low", "high"]] = table[["mean", "low", "high"]].astype("float64")
+        yield table.assign(hypothesis=name, n=len(changes), **keys)
+
+
+def declared(p: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Holm's method over the hypotheses, and within H3 over the families of rivals.
+
+    H3 enters with the smallest adjusted p-value of its families. That of a family is at least that
+    of H3.
+    """
+    families = {name: value for name, value in p.items() if name.startswith(H3)}
+    inner = holm(families, list(families))
+    known = [value for value in inner.values() if value is not None]
+    outer = {name: value for name, value in p.items() if name not in families}
+    if families:
+        outer[H3] = min(known) if known else None
+    adjusted = holm(outer, list(outer))
+    whole = adjusted.pop(H3, None)
+    for name, value in inner.items():
+        adjusted[name] = None if value is None or whole is None else max(value, whole)
+    return adjusted
