@@ -593,6 +593,21 @@ def test_the_measured_change_decides_what_is_right() -> None:
     np.testing.assert_allclose(untuned["relative"], untuned["change"] / 2.0)
 
 
+def test_a_checkpoint_is_compared_with_itself() -> None:
+    rng = np.random.default_rng(7)
+    kinds = ("intact", "bad", "odd")
+    drawn = rng.integers(0, 3, size=(2, 4, 2, 3)).astype(float)  # with ties
+    score, change = (lambda seed, site, kind, x=x: x[seed, site, kinds.index(kind)] for x in drawn)
+    frame = planted({"send": score, "leave_one_out": change}, seeds=4)
+    found = study.agreement(frame, "untuned").set_index(["seed", "site", "manipulation"])
+    assert len(found) == 4 * 2 * 2 and set(found["criterion"]) == {"send"}
+    for seed, site, number in itertools.product(range(4), range(2), (1, 2)):
+        signs = [np.sign(x[seed, site, number] - x[seed, site, 0]) for x in drawn]
+        expected = 0.5 if 0 in signs else float(signs[0] == signs[1])
+        assert found.loc[(seed, site, kinds[number]), "agrees"] == expected
+    assert study.agreement(frame, "finetuned").empty
+
+
 def test_no_measured_change_decides_nothing() -> None:
     frame = planted({"send": lower})
     assert study.auroc(frame, phase="finetuned").empty

@@ -41,6 +41,7 @@ AUROC: Final = "AUROC"
 AGREES: Final = {phase: f"agrees with measured, {text}" for phase, text in PHASES.items()}
 # Models that fit in one figure.
 MODELS: Final = 2
+SAME: Final = {phase: f"agrees, same checkpoint, {text}" for phase, text in PHASES.items()}
 _CELL: Final = ("dataset", "model", "variant")
 
 
@@ -56,7 +57,8 @@ half: 1 always, 0.5 as if nothing had happened, 0 never. Intervals are a bootstr
 changes the test error less than leaving the intact one out, before and after fine-tuning. The
 network without the site is the same in both cases, so these are the sites whose manipulation raised
 the error. Where that share is small, a criterion is right not to notice the manipulation; *agrees*
-is how often it moved in the direction of the measured change.
+is how often it moved in the direction of the measured change, over all pairs of checkpoints, and
+over the sites of one checkpoint, manipulated and intact.
 A gate of 1 is the intact network. After fine-tuning, a gate of 0 shows only the noise between two
 fine-tunings of the same network.
 """,
@@ -97,10 +99,13 @@ def robustness(frames: Frames) -> pd.DataFrame:
     tables.append(measure(auroc(frame), "auroc", by, AUROC, bounds=bounds))
     for phase, name in AGREES.items():
         tables.append(measure(auroc(frame, phase), "auroc", by, name, bounds=bounds))
+    for phase, name in SAME.items():
+        tables.append(measure(agreement(frame, phase), "agrees", by, name, bounds=bounds))
     table = pd.concat([table for table in tables if not table.empty], ignore_index=True)
     scored = frame.loc[~frame["quantity"].isin(NO_CRITERIA), "quantity"].unique()
+    shown = [SMALLER, AUROC, *AGREES.values(), *SAME.values()]
     table = table.assign(
-        measure=methods.present(table["measure"], [SMALLER, AUROC, *AGREES.values()]),
+        measure=methods.present(table["measure"], shown),
         criterion=methods.present(table["criterion"], [*PHASES.values(), *scored]),
         manipulation=methods.present(table["manipulation"], frame["manipulation"].unique()),
         sd=float("nan"),
@@ -254,6 +259,35 @@ def auroc(frame: pd.DataFrame, phase: Phase | None = None, split: str = "test") 
     if not components:
         return pd.DataFrame(columns=columns)
     return pd.concat(components, ignore_index=True)[columns]
+
+
+def agreement(frame: pd.DataFrame, phase: Phase, split: str = "test") -> pd.DataFrame:
+    """Whether a criterion and the measured change moved alike when a site was manipulated.
+
+    Both are compared with the intact site of the same checkpoint.
+
+    Returns:
+        RUN, `site`, `criterion`, `manipulation`, `agrees` (1, 1/2 for ties, or 0). Sites with a
+        missing score or change are left out.
+    """
+    scores = frame[~frame["quantity"].isin(NO_CRITERIA)]
+    changes = frame[frame["quantity"].eq(CHANGE) & frame["phase"].eq(phase)]
+    moved = _moved(scores)
+    right = _moved(changes[changes["split"] == split]).drop(columns="quantity")
+    rows = moved.merge(right, on=[*RUN, "site", "manipulation"], suffixes=("", "_right"))
+    rows = rows.assign(agrees=0.5 + 0.5 * rows["moved"] * rows["moved_right"])
+    rows = rows.rename(columns={"quantity": "criterion"})
+    return rows[[*RUN, "site", "criterion", "manipulation", "agrees"]]
+
+
+def _moved(rows: pd.DataFrame) -> pd.DataFrame:
+    """The sign of manipulated minus intact: RUN, `site`, `quantity`, `manipulation`, `moved`."""
+    keys = [*RUN, "site", "quantity"]
+    intact = rows.loc[rows["manipulation"] == INTACT, [*keys, "value"]]
+    other = rows.loc[rows["manipulation"] != INTACT, [*keys, "manipulation", "value"]]
+    both = other.merge(intact, on=keys, suffixes=("", "_intact"))
+    both = both.assign(moved=np.sign(both["value"] - both["value_intact"]))
+    return both.dropna(subset="moved")[[*keys, "manipulation", "moved"]]
 
 
 def _components(scores: pd.DataFrame, changes: pd.DataFrame | None) -> pd.DataFrame:
