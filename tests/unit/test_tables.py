@@ -185,6 +185,17 @@ def test_controls_put_training_from_scratch_beside_fine_tuning() -> None:
     assert "narrow" not in set(table["method"])
 
 
+def test_controls_test_whether_training_from_scratch_is_equivalent() -> None:
+    frames = frames_of(scratch=True)
+    table = TABLES["controls"].function(frames)
+    rows = table[table["measure"] == "MSE, from scratch vs fine-tuned"]
+    row = one(rows, **CELL, method="none left", horizon=96)
+    tuned, scratch = (errors(frames, EMPTY, phase).mean() for phase in ("finetuned", "scratch"))
+    assert row["mean"] == pytest.approx(100 * (scratch / tuned - 1), abs=1e-3)
+    assert row["low"] <= row["mean"] <= row["high"] and not row["equivalent"]
+    assert table.loc[table["measure"] == "MSE", "low"].isna().all()
+
+
 def test_controls_put_other_variants_beside_the_masks() -> None:
     made = build(controls={"narrow": 0.02, "dropout0.2": 0.004, "dropout0.3": -0.001})
     rows = made["results"]

@@ -147,6 +147,7 @@ def relative_changes(
     *,
     reference: str | pd.DataFrame = "finetuned",
     phase: str = "finetuned",
+    same_mask: bool = False,
     draws: int = 2000,
     confidence: float = 0.95,
     margin: float = 0.01,
@@ -157,23 +158,24 @@ def relative_changes(
     a run, `mask`, and `by` (for example criterion and ratio). A group may choose another mask for
     every seed; if it chooses several for one run (random draws), their losses are averaged. The
     reference is the unpruned model in the phase `reference`: `finetuned` (the control), `dense`, or
-    for each run the one that a frame of RUN and `phase` names. Seeds without both losses are left
-    out.
+    for each run the one that a frame of RUN and `phase` names. With `same_mask` it is the same mask
+    in the phase `reference` instead. Seeds without both losses are left out.
 
     Returns:
         CELL, `target`, `by`, `mse`, `reference_mse`, `change`, `se`, `low`, `high`, `p`, `p_worse`,
         `p_better`, `no_worse`, `equivalent`, `seeds`, `blocks`; changes are shares, not percent.
     """
     first = losses[losses["order"] == 0]
-    unpruned = having(first, keeps_all)
+    of = [*RUN, "target", "mask"] if same_mask else [*RUN, "target"]
+    base = first if same_mask else having(first, keeps_all)
     if isinstance(reference, str):
-        unpruned = unpruned[unpruned["phase"] == reference]
+        base = base[base["phase"] == reference]
     else:
-        unpruned = unpruned.merge(reference[[*RUN, "phase"]], on=[*RUN, "phase"])
-    base = unpruned[[*RUN, "target", "mse"]].rename(columns={"mse": "reference"})
+        base = base.merge(reference[[*RUN, "phase"]], on=[*RUN, "phase"])
+    base = base[[*of, "mse"]].rename(columns={"mse": "reference"})
     treated = first.loc[first["phase"] == phase, [*RUN, "target", "mask", "mse"]]
     joined = choices[[*RUN, "mask", *by]].merge(treated, on=[*RUN, "mask"])
-    joined = joined.merge(base, on=[*RUN, "target"])
+    joined = joined.merge(base, on=of)
     keys = [*CELL, "target", *by]
     rows = [
         keyed(keys, key) | _change(group, draws=draws, confidence=confidence, margin=margin)

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+import numpy as np
 import pandas as pd
 
 from spat.study import methods
-from spat.study.accuracy import NOTE_CHOSEN, NOTE_PAIRED, NOTE_REPEATED
+from spat.study.accuracy import NOTE_CHOSEN, NOTE_PAIRED, NOTE_REPEATED, relative_changes
 from spat.study.methods import CONTROL, DENSE, METRICS, SHOWN
-from spat.study.pages.page import Absent, Layout, page
+from spat.study.pages.page import Absent, Layout, Note, page
 from spat.study.pages.reader import Frames
 from spat.study.statistics.cells import RUN, in_domain
 
@@ -24,8 +25,9 @@ VERSUS: Final = {DENSE: "MSE vs dense", CONTROL: "MSE vs control"}
 SCRATCH: Final = ", from scratch"
 TUNED: Final = " (tuned)"
 COSTS: Final = {"params": "parameters", "flops": "FLOPs"}
+VERSUS_TUNED: Final = f"MSE{SCRATCH} vs fine-tuned"
 MEASURES: Final = (
-    *("MSE", f"MSE{SCRATCH}", *VERSUS.values()),
+    *("MSE", f"MSE{SCRATCH}", *VERSUS.values(), VERSUS_TUNED),
     *("MAE", f"MAE{SCRATCH}", *COSTS.values()),
 )
 # The value of a kind that leaves the base variant as it is.
@@ -52,6 +54,12 @@ epochs of fine-tuning, and are to be compared with it.
     notes=(
         "From scratch: the same mask on random weights, with the epochs and learning rates of "
         "pre-training and fine-tuning together.",
+        Note(
+            VERSUS_TUNED,
+            f"{VERSUS_TUNED}: interval by the paired moving-block bootstrap over test windows, "
+            "crossed with seeds. The CSV file says whether the two are equivalent within the "
+            "margin.",
+        ),
         "Below the masks: dense models trained like the dense one, without the extra epochs, and "
         "to be compared with it: narrow (as small as the network without attention), dropout, sam "
         "(sharpness-aware minimisation).",
@@ -66,8 +74,9 @@ def controls(frames: Frames) -> pd.DataFrame:
     """Pruned and fine-tuned, the same masks from scratch, and the variants that are controls.
 
     Columns: dataset, model, variant, lookback, horizon, method, measure (MSE, its changes against
-    the dense model and the control, MAE, both errors of the mask trained from scratch, parameters,
-    FLOPs), mean, sd, n, missing, unit, values. A kind of control that has values is `(tuned)`:
+    the dense model and the control, MAE, both errors of the mask trained from scratch, its change
+    against the fine-tuned one, parameters, FLOPs), mean, low, high, sd, n, missing, unit, values,
+    equivalent. A kind of control that has values is `(tuned)`:
     every seed takes the value with its best validation error, which may be the unchanged variant
     (`base`), and `values` counts them.
 
@@ -89,13 +98,16 @@ def controls(frames: Frames) -> pd.DataFrame:
             "`pruning.scratch: true`, or add variants named BASE+KIND to the variant BASE."
         )
     trained = pd.concat([rows.merge(cells), others], ignore_index=True)
-    table = pd.concat(_measures(trained, scratch), ignore_index=True)
+    table = pd.concat(
+        [*_measures(trained, scratch), _equivalence(frames, names)], ignore_index=True
+    )
     table = table.merge(_values(others), on=[*SHOWN, "method"], how="left")
     table = table.assign(
         method=methods.ordered(table["method"]), measure=methods.ordered(table["measure"], MEASURES)
     )
-    columns = [*SHOWN, "method", "measure", "mean", "sd", "n", "missing", "unit", "values"]
-    return methods.sort_rows(table[columns], [*SHOWN, "method", "measure"])
+    keys = [*SHOWN, "method", "measure"]
+    columns = [*keys, "mean", "low", "high", "sd", "n", "missing", "unit", "values", "equivalent"]
+    return methods.sort_rows(table.reindex(columns=columns), keys)
 
 
 def tuned(results: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
@@ -133,6 +145,27 @@ def _measures(trained: pd.DataFrame, scratch: pd.DataFrame) -> Iterator[pd.DataF
         yield methods.summary(scratch, by, metric).assign(measure=name + SCRATCH, unit="")
     for cost, name in COSTS.items():
         yield methods.summary(trained, by, cost).assign(measure=name, unit=name)
+
+
+def _equivalence(frames: Frames, names: pd.DataFrame) -> pd.DataFrame:
+    """The change of each mask trained from scratch against the same mask fine-tuned, per cell."""
+    losses = frames.losses[frames.losses["target"] == frames.losses["dataset"]]
+    finite = losses["mse"].map(lambda values: bool(np.isfinite(values).all())).astype(bool)
+    table = relative_changes(
+        losses[finite],
+        names,
+        ["method"],
+        reference="finetuned",
+        same_mask=True,
+        phase="scratch",
+        draws=frames.statistics.bootstrap,
+        confidence=frames.statistics.confidence,
+        margin=frames.statistics.margin,
+    )
+    table = table.rename(columns={"change": "mean", "seeds": "n"})
+    table[["mean", "low", "high"]] *= 100
+    columns = [*SHOWN, "method", "mean", "low", "high", "n", "equivalent"]
+    return table[columns].assign(measure=VERSUS_TUNED, missing=0, unit="%")
 
 
 def _values(others: pd.DataFrame) -> pd.DataFrame:

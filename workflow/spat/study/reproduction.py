@@ -11,7 +11,7 @@ import pandas as pd
 
 from spat.study import methods
 from spat.study.methods import METRICS
-from spat.study.pages.page import Absent, Layout, page
+from spat.study.pages.page import Absent, Layout, Note, page
 from spat.study.pages.reader import Frames
 from spat.study.statistics.cells import in_domain
 
@@ -38,7 +38,15 @@ published one, or below it, counts as reproduced.
         best=False,
         kept=("model", "dataset", "verdict"),
     ),
-    notes=(f"Reproduced: a mean within {TOLERANCE:g} % of the published error, or lower.",),
+    notes=(
+        f"Reproduced: a mean within {TOLERANCE:g} % of the published error, or lower.",
+        Note(
+            "better",
+            f"Better: more than {TOLERANCE:g} % below the published error. This too is a "
+            "deviation, and other settings are its likely cause. The number of PatchTST is from "
+            "another paper's own runs; ours has the settings of the Time-Series-Library.",
+        ),
+    ),
 )
 def reproduction(frames: Frames) -> pd.DataFrame:
     """Dense errors and the published ones.

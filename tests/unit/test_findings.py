@@ -1,0 +1,733 @@
+"""Every number in the findings is computed again from the committed frames.
+
+A claim is a piece of text with its numbers left out, and the function that computes them. Each has
+to stand in the file, with the numbers as they are computed. What is left when all claims are
+taken out must hold no number, so that no number is without a claim.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from spat.models.registry import Shape, build, setup
+from spat.study import gains, hypotheses, methods, robustness
+from spat.study.criteria import rankings
+from spat.study.hypotheses import H1, H2, H3
+from spat.study.leave_one_out import agreements
+from spat.study.methods import DENSE, NONE_LEFT, at_home
+from spat.study.pages.reader import Frames
+from spat.study.pages.registry import tables
+from spat.study.replicates import variance_components
+from spat.study.reproduction import published
+from spat.study.statistics.averages import average, weights
+from spat.study.statistics.cells import ANY_REMOVED, RUN, having, keeps_all, keeps_none
+from spat.study.statistics.tests import t_interval, wilcoxon
+from spat.training.device.costs import parameters
+
+REFERENCE = Path(__file__).parents[2] / "results" / "reference"
+MOST_WORDS = 900
+NAMES = re.compile(r"`[^`]*`|\]\([^)]*\)|ETT[hm][12]|BeijingPM25|\bH[123]\b")
+WRITTEN = re.compile(r"\d|\b(two|three|four|five|six|seven|eight|nine|ten)\b", re.IGNORECASE)
+
+Claim = tuple[str, Callable[[], tuple[object, ...]]]
+
+
+@cache
+def frames(folder: str) -> Frames:
+    return Frames.load(REFERENCE / folder / "data")
+
+
+@cache
+def page(folder: str, name: str) -> pd.DataFrame:
+    table: pd.DataFrame = tables()[name].function(frames(folder))
+    return table
+
+
+def row(folder: str, name: str, **keys: object) -> pd.Series:
+    """The one row of a table with these keys."""
+    table = page(folder, name)
+    for column, value in keys.items():
+        table = table[table[column].astype(str) == str(value)]
+    assert len(table) == 1, (keys, len(table))
+    return table.iloc[0]
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """+0.18, −0.45."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def interval(found: pd.Series, digits: int = 2) -> tuple[str, ...]:
+    """A mean and its interval."""
+    return tuple(signed(found[name], digits) for name in ("mean", "low", "high"))
+
+
+def unsigned(value: float, digits: int = 1) -> str:
+    return f"{abs(value):.{digits}f}"
+
+
+# the claims of the comparison
+
+C = "comparison"
+
+
+def hypothesis(name: str, metric: str = "MSE", cells: str = "all") -> dict[str, pd.Series]:
+    """The rows of a hypothesis by measure."""
+    table = page(C, "hypotheses")
+    table = table[table["hypothesis"].str.startswith(name) & (table["cells"] == cells)]
+    table = table[table["metric"] == metric]
+    return {str(measure): part.iloc[0] for measure, part in table.groupby("measure", observed=True)}
+
+
+def mean_of(name: str, digits: int = 2, metric: str = "MSE", cells: str = "all") -> tuple[str, ...]:
+    return interval(hypothesis(name, metric, cells)["mean of sources"], digits)
+
+
+def p_of(name: str, measure: str, metric: str = "MSE", digits: int = 2) -> str:
+    return f"{hypothesis(name, metric)[measure]['mean']:.{digits}f}"
+
+
+@cache
+def of_sources(name: str) -> pd.Series:
+    """The change of each source."""
+    claims = hypotheses.claims(frames(C))
+    claims = claims[claims["hypothesis"].str.startswith(name) & (claims["metric"] == "MSE")]
+    return average(claims, ["change"]).set_index("source")["change"]
+
+
+def sources() -> int:
+    return len(of_sources(H1))
+
+
+def none_left() -> pd.DataFrame:
+    table = page(C, "better")
+    return table[table["method"] == NONE_LEFT].sort_values("mean")
+
+
+@cache
+def saved(cost: str) -> pd.Series:
+    """Percent of the parameters or FLOPs that go with all attention, by cell."""
+    rows = at_home(frames(C))
+    wide = rows[rows["method"].isin([DENSE, NONE_LEFT])].pivot_table(
+        index=["dataset", "horizon"], columns="method", values=cost
+    )
+    return 100 * (1 - wide[NONE_LEFT] / wide[DENSE])
+
+
+@cache
+def tuned(folder: str, model: str = "iTransformer") -> pd.DataFrame:
+    """Fine-tuned networks of a model."""
+    rows = frames(folder).results
+    rows = rows[(rows["phase"] == "finetuned") & (rows["split"] == "test")]
+    return rows[rows["model"] == model]
+
+
+def last_is_best(folder: str, which: Callable[[str], bool]) -> str:
+    rows = having(tuned(folder), which)
+    return f"{100 * (rows['best_epoch'] == rows['epochs']).mean():.0f}"
+
+
+@cache
+def references() -> pd.DataFrame:
+    return hypotheses.references(frames(C).results)
+
+
+@cache
+def by_rule(rule: str) -> pd.Series:
+    """Changes against the reference of SEND's masks by an adaptive rule, one a source."""
+    made = frames(C).selections
+    made = made[(made["criterion"] == "send") & (made["rule"] == rule)][[*RUN, "mask"]]
+    rows = made.merge(tuned(C)[[*RUN, "mask", "mse"]], on=[*RUN, "mask"])
+    rows = rows.merge(references()[[*RUN, "mse"]], on=[*RUN], suffixes=("", "_reference"))
+    rows = rows.assign(change=100 * (rows["mse"] / rows["mse_reference"] - 1))
+    return average(rows, ["change"])["change"]
+
+
+def control_on_ili() -> list[float]:
+    rows = at_home(frames(C))
+    rows = rows.assign(change=methods.relative_to(rows, DENSE, ["mse"])["mse"])
+    rows = rows[(rows["method"] == "control") & (rows["dataset"] == "ILI")]
+    return sorted(rows.groupby("horizon")["change"].mean())
+
+
+def gain_p(folder: str, column: str) -> pd.Series:
+    table = page(folder, "gains")
+    table = table[(table["measure"] == column) & (table["model"] == "iTransformer")]
+    return table.set_index("criterion")["mean"]
+
+
+def prefers(dataset: str, which: Callable[[str], bool]) -> set[bool]:
+    """Whether validation prefers no attention to the reference, in each run of a dataset."""
+    rows = frames(C).results
+    rows = rows[(rows["split"] == "validation") & (rows["dataset"] == dataset)]
+    rows = rows[rows["model"] == "iTransformer"]
+    none = having(rows[rows["phase"] == "finetuned"], keeps_none).set_index(list(RUN))["mse"]
+    whole = having(rows[rows["phase"].isin(["dense", "finetuned"])], keeps_all)
+    best = whole.groupby(list(RUN))["mse"].min().reindex(none.index)
+    return set(none < best)
+
+
+def three_seeds() -> pd.DataFrame:
+    found = variance_components(frames(C).results, "seed")
+    return found[(found["removed"] == ANY_REMOVED) & (found["runs"] == 3)]
+
+
+def hours() -> float:
+    rows = frames(C).results.drop_duplicates([*RUN, "mask", "phase", "order"])
+    return float(rows.loc[rows["model"] == "iTransformer", "wall_s"].sum() / 3600)
+
+
+def planted(method: str) -> str:
+    return f"{row('planted', 'main', metric='MSE', method=method)['mean']:.2f}"
+
+
+COMPARISON: tuple[Claim, ...] = (
+    (
+        "the test MSE changes by {} % [{}, {}] on average over {} sources of data: it is lower on "
+        "{}, higher on {}, and the same on {}, where validation keeps all modules",
+        lambda: (
+            *mean_of(H1), sources(), (of_sources(H1) < 0).sum(), (of_sources(H1) > 0).sum(),
+            (of_sources(H1) == 0).sum(),
+        ),
+    ),
+    ("shown not to be {:.0f} % worse (p {}), and not shown to be better (p {})", lambda: (
+        100 * frames(C).statistics.margin, p_of(H1, hypotheses.WORSE, digits=3),
+        p_of(H1, hypotheses.P),
+    )),
+    ("changes by {} % ({}) to {} % ({})", lambda: (
+        signed(none_left()["mean"].iloc[0], 1), none_left()["dataset"].iloc[0],
+        signed(none_left()["mean"].iloc[-1], 1), none_left()["dataset"].iloc[-1],
+    )),
+    ("masks that are {} % worse", lambda: (unsigned(of_sources(H2).mean(), 2),)),
+    ("{:.0f} to {:.0f} % fewer parameters and {:.0f} to {:.0f} % fewer FLOPs", lambda: (
+        saved("params").min(), saved("params").max(), saved("flops").min(), saved("flops").max(),
+    )),
+    ("raises the MSE from {} to {}", lambda: (planted("control"), planted(NONE_LEFT))),
+    ("DLinear is {:.0f} % better than the pruned network on Exchange", lambda: (
+        of_sources(H3)["Exchange"],
+    )),
+    ("with {} attention modules of width {} at lookback {} and horizon {} (ILI: lookback {}, "
+     "horizons {} and {}), {} seeds", lambda: (
+        "four", 128, *shapes("ETTh1")[0], shapes("ILI")[0][0], shapes("ILI")[0][1],
+        shapes("ILI")[1][1], "three",
+    )),
+    ("Horizon {} has one seed", lambda: (one_seed(),)),
+    ("fine-tuned for {} epochs", lambda: tuple(tuned(C)["epochs"].unique())),
+    ("Intervals are {:.0f} % over sources", lambda: (100 * frames(C).statistics.confidence,)),
+    ("with {} of them p cannot be below {:.3f}", lambda: (sources(), 2 / 2 ** sources())),
+    ("{} % [{}, {}] against the reference, p {} (Holm {}); MAE {} % [{}, {}]", lambda: (
+        *mean_of(H1), p_of(H1, hypotheses.P), p_of(H1, hypotheses.ADJUSTED),
+        *mean_of(H1, metric="MAE"),
+    )),
+    ("{} % [{}, {}] against random masks, better on {:.0f} of {} sources, p {} (Holm {}); MAE {} % "
+     "[{}, {}]", lambda: (
+        *mean_of(H2), hypothesis(H2)[hypotheses.LOWER]["mean"], sources(),
+        p_of(H2, hypotheses.P, digits=3), p_of(H2, hypotheses.ADJUSTED, digits=3),
+        *mean_of(H2, metric="MAE"),
+    )),
+    ("{} % [{}, {}] against DLinear, better on {:.0f} of {} sources, p {} (Holm {})", lambda: (
+        *mean_of(H3, 1), hypothesis(H3)[hypotheses.LOWER]["mean"], len(of_sources(H3)),
+        p_of(H3, hypotheses.P), p_of(H3, hypotheses.ADJUSTED),
+    )),
+    ("to the control in {} of {} runs", lambda: (
+        (references()["phase"] == "dense").sum(), len(references()),
+    )),
+    ("the average is {} %", lambda: (
+        signed(row(C, "by_source", method=methods.CHOSEN, measure="mean of sources")["mean"]),
+    )),
+    ("it is {} % [{}, {}] against the reference", lambda: mean_of(H1, cells=hypotheses.SEVERAL)),
+    ("equals chance within {:.0f} % (both one-sided tests p {})", lambda: (
+        100 * frames(C).statistics.margin,
+        *{p_of(H2, name, digits=3) for name in (hypotheses.WORSE, hypotheses.BETTER)},
+    )),
+    ("The difference is largest on {}, {} %", lambda: (
+        of_sources(H2).idxmax(), signed(of_sources(H2).max()),
+    )),
+    ("In MAE Holm's method leaves p {}", lambda: (p_of(H2, hypotheses.ADJUSTED, "MAE"),)),
+    ("correction over {} criteria", lambda: (len(gain_p(C, "MSE")),)),
+    ("the reverse of SEND, gains {} % (p {:.3f} over seeds)", lambda: (
+        signed(gain_p(C, "MAE")["send_reverse"]), gain_p(C, "p, MAE (Holm)")["send_reverse"],
+    )),
+    ("(`send_reverse` in {:.0f} % of the splits), its gain on the other sources is {} % (p {:.3f},",
+     lambda: (
+        row(C, "winner", criterion="send_reverse", measure=gains.WINS)["mean"],
+        signed(row(C, "winner", criterion=gains.ANY, measure=gains.HELD_OUT)["mean"]),
+        row(C, "winner", criterion=gains.ANY, measure=gains.P_HELD_OUT)["mean"],
+    )),
+    ("(Friedman p {:.2f},", lambda: tuple(r.test.p for r in rankings(frames(C)).values())),
+    ("than seeds do, in {} of {} cells", lambda: (
+        (three_seeds()["p"] < 0.05).sum(), len(three_seeds()),
+    )),
+    ("removing {} by SEND changes the test MSE by {} % on ETTm1 and by {} % on ILI at horizon {}",
+     lambda: (
+        "75 %",
+        signed(row(C, "better", dataset="ETTm1", horizon=96, method="SPAT 75 %")["mean"], 1),
+        signed(row(C, "better", dataset="ILI", horizon=48, method="SPAT 75 %")["mean"], 1), 48,
+    )),
+    ("{} % better than DLinear on Appliances, {} % on the station of ETTh2, {} % on ILI, {} % "
+     "on the "
+     "station of ETTh1, {} % on BeijingPM25, {} % on HouseholdPower, and {} % worse on Exchange",
+     lambda: tuple(
+        unsigned(of_sources(H3)[name])
+        for name in (
+            "Appliances", "ETT2", "ILI", "ETT1", "BeijingPM25", "HouseholdPower", "Exchange"
+        )
+    )),
+    ("changes the MSE by {} % [{}, {}] against the reference, p {:.2f}", lambda: (
+        signed(by_rule("one_se").mean()), *map(signed, t_interval(by_rule("one_se"))),
+        wilcoxon(by_rule("one_se")).p,
+    )),
+    ("The last of the {} epochs was the best in {} % of the runs without attention and in {} % of "
+     "the control", lambda: (
+        *tuned(C)["epochs"].unique(), last_is_best(C, keeps_none), last_is_best(C, keeps_all),
+    )),
+    ("On ILI the control is {} to {} % better than the dense model", lambda: tuple(
+        map(unsigned, reversed(control_on_ili()))
+    )),
+    ("{} masks took {:.1f} core-hours", lambda: (len(tuned(C)), hours())),
+    ("takes {} fine-tunings a run, comparing none with all takes {}", lambda: (
+        *set(selected("validation")["finetunings"]), 2,
+    )),
+    ("{} independent sources, not {}", lambda: (sources(), sources() + 1)),
+    ("no lookback above {}", lambda: (frames(C).results["lookback"].max(),)),
+    ("Exchange at horizon {}, the test split is too short", lambda: (
+        *page(C, "better").query("low.isna() and dataset != 'ILI'")["horizon"].unique(),
+    )),
+)  # fmt: skip
+
+
+def selected(rule: str) -> pd.DataFrame:
+    made = frames(C).selections
+    return made[made["rule"] == rule]
+
+
+@cache
+def shapes(dataset: str) -> list[tuple[int, int]]:
+    """Lookback and horizon of the cells of several seeds."""
+    rows = references()
+    rows = rows[rows["dataset"] == dataset].groupby(["lookback", "horizon"])["seed"].nunique()
+    assert set(rows[rows > 1]) == {3}
+    return [tuple(key) for key in rows[rows > 1].index]
+
+
+def one_seed() -> int:
+    """The horizon of the cells of one seed, which are those that the text names."""
+    rows = references().groupby(["dataset", "horizon"])["seed"].nunique().reset_index()
+    rows = rows[rows["seed"] == 1]
+    assert set(rows["dataset"]) == {"ETTh1", "ETTh2", "ETTm1", "Exchange"}
+    (horizon,) = rows["horizon"].unique()
+    return int(horizon)
+
+
+def test_what_the_comparison_says_without_numbers() -> None:
+    """Sentences that hold no number, or one that is no value of a frame."""
+    kept = selected("validation").query("removed == 0")["dataset"]
+    assert set(kept) == {"ILI", "HouseholdPower"}, "where validation keeps all modules"
+    assert prefers("ETTh2", keeps_none) == prefers("BeijingPM25", keeps_none) == {True}
+    assert prefers("ETTm1", keeps_none) == prefers("Exchange", keeps_none) == {False}
+    for name in ("ETTh2", "BeijingPM25", "ETTm1", "Exchange"):
+        rows = none_left()
+        assert (rows.loc[(rows["dataset"] == name) & (rows["n"] > 1), "mean"] < 0).all(), name
+    assert (gain_p(C, "p, MSE (Holm)") > 0.05).all(), "no gain in MSE survives"
+    significant = gain_p(C, "p, MAE (Holm)")
+    assert list(significant[significant < 0.05].index) == ["send_reverse"]
+    wider = page(C, "better").query("low.isna()")
+    assert {tuple(x) for x in wider[["dataset", "horizon"]].to_numpy()} == {
+        ("ILI", 24), ("ILI", 48), ("Exchange", 336),
+    }  # fmt: skip
+    removed = {rule: selected(rule)["removed"].mean() for rule in ("one_se", "validation")}
+    assert removed["one_se"] > removed["validation"]
+
+
+# the claims of the ablation
+
+A = "ablation"
+ITR = {"model": "iTransformer"}
+TST = {"model": "PatchTST"}
+
+
+def change(dataset: str, method: str, model: str = "iTransformer", horizon: int = 96) -> pd.Series:
+    return row(A, "better", dataset=dataset, method=method, model=model, horizon=horizon)
+
+
+def error(folder: str, dataset: str, method: str, model: str = "iTransformer") -> str:
+    found = row(
+        folder, "main", dataset=dataset, model=model, horizon=96, metric="MSE", method=method
+    )
+    return f"{found['mean']:.3f}".removeprefix("0")
+
+
+def cited(model: str, dataset: str) -> str:
+    found = published().query("model == @model and dataset == @dataset and horizon == 96")
+    return f"{found['mse'].item():.3f}".removeprefix("0")
+
+
+def gain(criterion: str, measure: str = "MSE") -> pd.Series:
+    names = [n for n in page(A, "gains")["criterion"].unique() if criterion in n.split(" = ")]
+    return row(A, "gains", **ITR, criterion=names[0], measure=measure)
+
+
+def gain_in_cell(criterion: str, measure: str, **cell: object) -> pd.Series:
+    return row(A, "quality_cells", **ITR, criterion=criterion, measure=measure, **cell)
+
+
+BEST = ("depth_last", "block_influence", "cosine")
+
+
+def share_of_ettm1() -> list[float]:
+    """Percent of the averages of the best three that the one run of ETTm1 makes up."""
+    selections, labels = gains.ranked(frames(A))
+    found = gains.gains(frames(A).results, selections, labels)
+    found = found[found["model"] == "iTransformer"]
+    shares = []
+    for name in BEST:
+        rows = found[found["criterion"] == name]
+        parts = weights(rows) * rows["relative_gain"]
+        shares.append(100 * parts[rows["dataset"] == "ETTm1"].sum() / parts.sum())
+    return sorted(shares)
+
+
+def others_on_etth1() -> list[float]:
+    """P-values of the other criteria that beat chance on ETTh1 at horizon 96."""
+    table = page(A, "quality_cells").query(
+        "model == 'iTransformer' and dataset == 'ETTh1' and horizon == 96"
+    )
+    wide = table.pivot_table(index="criterion", columns="measure", values="mean", observed=True)
+    better = wide[(wide["gain over chance"] > 0) & (wide["p: no gain (Holm)"] < 0.05)]
+    better = better.drop(index=list(BEST))
+    assert set(better.index) == {"taylor", "fisher", "michel", "loss_drop"}
+    return sorted(better["p: no gain (Holm)"])
+
+
+def positions() -> list[float]:
+    name = "p: no better than another order of the positions"
+    return sorted(row(A, "quality", **ITR, criterion=c, measure=name)["mean"] for c in BEST)
+
+
+@cache
+def same_checkpoint(folder: str) -> pd.DataFrame:
+    return robustness.agreement(frames(folder).robustness, "untuned")
+
+
+def agrees(criterion: str, kind: str, dataset: str, folder: str = A) -> int:
+    rows = same_checkpoint(folder)
+    rows = rows[(rows["criterion"] == criterion) & (rows["manipulation"] == kind)]
+    rows = rows[rows["dataset"] == dataset]
+    assert len(rows) == (20 if folder == A else 12)
+    return int(rows["agrees"].sum())
+
+
+def both(criterion: str, kind: str) -> tuple[int, int]:
+    return agrees(criterion, kind, "ETTh1"), agrees(criterion, kind, "ETTh2")
+
+
+def rises(kind: str) -> int:
+    """At how many of the sites SEND is higher than intact."""
+    rows = frames(A).robustness
+    rows = rows[(rows["quantity"] == "send") & (rows["phase"] == "untuned")]
+    wide = rows.pivot_table(
+        index=["dataset", "seed", "site"], columns="manipulation", values="value"
+    )
+    return int((wide[kind] > wide["intact"]).sum())
+
+
+def control(dataset: str, method: str) -> str:
+    cell = {**ITR, "dataset": dataset, "method": method}
+    return signed(row(A, "controls", **cell, measure="MSE vs dense")["mean"])
+
+
+def ratios(dataset: str) -> list[float]:
+    found = variance_components(frames(A).results, "seed")
+    found = found[(found["dataset"] == dataset) & (found["horizon"] == 96)]
+    found = found[(found["model"] == "iTransformer") & (found["removed"] > 0)]
+    return sorted(found["F"])
+
+
+def from_scratch() -> pd.DataFrame:
+    table = page("scratch", "controls")
+    return table[table["measure"] == "MSE, from scratch vs fine-tuned"]
+
+
+def heads() -> tuple[int, int]:
+    table = page(A, "heads_vs_modules")
+    table = table[(table["metric"] == "MSE") & (table["method"] == "heads vs modules")]
+    table = table[(table["criterion"] == "send_window") & (table["model"] == "iTransformer")]
+    return int((table["mean"] > 0).sum()), len(table)
+
+
+def rho(dataset: str) -> str:
+    found = row(
+        A, "send_uniformity", **ITR, dataset=dataset, horizon=96, places="sites",
+        measure="rho, all runs",
+    )  # fmt: skip
+    return signed(found["mean"])
+
+
+def agreement() -> pd.Series:
+    return row(
+        A, "quality", **ITR, criterion="send = send_float32",
+        measure="tau-b with the leave-one-out change",
+    )  # fmt: skip
+
+
+def rlinear() -> int:
+    found = setup("RLinear", "published", "ETTh1", 96)
+    return parameters(build("RLinear", found.settings, Shape(96, 96, 7), seed=0))
+
+
+def seeds(dataset: str, horizon: int, model: str = "iTransformer") -> int:
+    rows = frames(A).results
+    rows = rows[(rows["dataset"] == dataset) & (rows["horizon"] == horizon)]
+    return int(rows.loc[rows["model"] == model, "seed"].nunique())
+
+
+def stable(measure: str) -> str:
+    return f"{row(A, 'stability', **ITR, criterion='send', measure=measure)['mean']:.2f}"
+
+
+ABLATION: tuple[Claim, ...] = (
+    ("any attention: {} % [{}, {}] and {} % [{}, {}] of the test MSE", lambda: (
+        *interval(change("ETTh2", NONE_LEFT), 1), *interval(change("ETTm1", NONE_LEFT), 1),
+    )),
+    ("at horizon {}, iTransformer is better", lambda: (96,)),
+    ("On {} sources this does not hold", lambda: (sources(),)),
+    ("Removing half by SEND changes {} % on ETTh1 and {} % on ETTh2", lambda: tuple(
+        signed(change(name, "SPAT 50 %")["mean"], 1) for name in ("ETTh1", "ETTh2")
+    )),
+    ("{:.0f} % fewer parameters and {:.0f} % fewer FLOPs", lambda: tuple(
+        -row(
+            A, "efficiency", **ITR, dataset="ETTh1", horizon=96, metric=cost, method=NONE_LEFT
+        )["mean"]
+        for cost in ("Parameters", "FLOPs")
+    )),
+    ("raises the MSE from {} to {}", lambda: (planted("control"), planted(NONE_LEFT))),
+    ("(MSE {} on ETTh1, {} on ETTh2)", lambda: tuple(
+        error(A, name, NONE_LEFT) for name in ("ETTh1", "ETTh2")
+    )),
+    ("with {:,} parameters, has a published MSE of {} and {}; DLinear has {} and {}, and our "
+     "PatchTST {} and {}", lambda: (
+        rlinear(), *(cited(m, d) for m in ("RLinear", "DLinear") for d in ("ETTh1", "ETTh2")),
+        *(error(A, d, DENSE, "PatchTST") for d in ("ETTh1", "ETTh2")),
+    )),
+    ("with {} sites of width {} at lookback {}: ETTh1 and ETTh2 at horizon {} with {} seeds, at "
+     "horizon {} with {}, ETTm1 at horizon {} with {}; PatchTST with {} sites with {}.", lambda: (
+        "four", 128, 96, 96, *{seeds(d, 96) for d in ("ETTh1", "ETTh2")}, 336,
+        *{seeds(d, 336) for d in ("ETTh1", "ETTh2")}, 96, seeds("ETTm1", 96), "four",
+        *{seeds(d, 96, "PatchTST") for d in ("ETTh1", "ETTh2")},
+    )),
+    ("fine-tuned for {} epochs", lambda: tuple(tuned(A)["epochs"].unique())),
+    ("Intervals are {:.0f} %", lambda: (100 * frames(A).statistics.confidence,)),
+    ("{} % [{}, {}] against chance, {} runs", lambda: (
+        *interval(gain("send")), int(gain("send")["n"]),
+    )),
+    ("ETTh1 {} % [{}, {}] ({} seeds), ETTh2 {} % [{}, {}], PatchTST {} % [{}, {}] and {} % [{}, "
+     "{}]",
+     lambda: (
+        *interval(change("ETTh1", methods.CHOSEN), 1), int(change("ETTh1", methods.CHOSEN)["n"]),
+        *interval(change("ETTh2", methods.CHOSEN), 1),
+        *interval(change("ETTh1", methods.CHOSEN, "PatchTST"), 1),
+        *interval(change("ETTh2", methods.CHOSEN, "PatchTST"), 1),
+    )),
+    ("is equivalent within {:.0f} % on both ({} %); over all masks in {} of {} cases", lambda: (
+        100 * frames("scratch").statistics.margin,
+        *{signed(x, 1) for x in without_attention()["mean"]},
+        from_scratch()["equivalent"].sum(), len(from_scratch()),
+    )),
+    ("{} on ETTh1, {} on ETTh2 ([send_uniformity]", lambda: (rho("ETTh1"), rho("ETTh2"))),
+    ("in {} of {} comparisons", heads),
+    ("`send_window` {} %, `send_abs` {} %, `send_shared` {} %, `send_layer` {} %, `send_train` "
+     "{} %, "
+     "`send_unit` {} % [{}, {}] (p {:.2f})", lambda: (
+        *(signed(gain(name)["mean"]) for name in (
+            "send_window", "send_abs", "send_shared", "send_layer", "send_train"
+        )),
+        *interval(gain("send_unit")), gain("send_unit", "p, MSE (Holm)")["mean"],
+    )),
+    ("On ETTh2 at horizon {} SEND is at {} % [{}, {}]: p {:.2f} over criteria and cells", lambda: (
+        96,
+        *interval(gain_in_cell(
+            "send = send_float32", "gain over chance", dataset="ETTh2", horizon=96
+        )),
+        gain_in_cell("send = send_float32", "p: no gain (Holm)", dataset="ETTh2", horizon=96)[
+            "mean"
+        ],
+    )),
+    ("**{} criteria beat chance here**: `depth_last` {} %, `block_influence` {} %, `cosine` {} "
+     "% (p "
+     "{:.3f}, {:.3f}, {:.3f})", lambda: (
+        "Three", *(signed(gain(name)["mean"]) for name in BEST),
+        *(gain(name, "p, MSE (Holm)")["mean"] for name in BEST),
+    )),
+    ("is {:.0f} to {:.0f} % of these averages; without it they are {}, {} and {} % (p {:.3f}, "
+     "{:.3f},"
+     " {:.3f})", lambda: (
+        share_of_ettm1()[0], share_of_ettm1()[-1],
+        *(signed(gain(name, gains.SEVERAL)["mean"]) for name in BEST),
+        *(gain(name, f"p, {gains.SEVERAL} (Holm)")["mean"] for name in BEST),
+    )),
+    ("In MAE none survives (p {:.3f}, {:.3f}, {:.3f})", lambda: tuple(
+        gain(name, "p, MAE (Holm)")["mean"] for name in BEST
+    )),
+    ("On ETTh1 at horizon {} `taylor`, `fisher`, `michel` and `loss_drop` beat chance too (p "
+     "{:.3f} "
+     "to {:.3f}", lambda: (96, others_on_etth1()[0], others_on_etth1()[-1])),
+    ("Of {} sources one chooses, one tests: {} % becomes {} %", lambda: (
+        "two", *(
+            signed(row(A, "winner", **ITR, criterion=gains.ANY, measure=name)["mean"])
+            for name in (gains.CHOSEN, gains.HELD_OUT)
+        ),
+    )),
+    ("None of the {} beats another order of the {} positions (p {:.2f} to {:.2f}; {} orders "
+     "allow {:.2f} at best)", lambda: (
+        "three", "four", positions()[0], positions()[-1], 24, 1 / 24,
+    )),
+    ("tau-b {} [{}, {}]", lambda: interval(agreement())),
+    ("; {} sites, each against itself intact", lambda: (len(same_sites()),)),
+    ("in {} and {} (`send_window`: {} and {}), `loss_drop` in {} and {}", lambda: (
+        *both("send", "uniform"), *both("send_window", "uniform"), *both("loss_drop", "uniform"),
+    )),
+    ("SEND rises in all {} and agrees in {} and {}, `loss_drop` in {} and {}", lambda: (
+        rises("identity"), *both("send", "identity"), *both("loss_drop", "identity"),
+    )),
+    ("*fixed pattern*: {} and {} against {} and {}", lambda: (
+        *both("send", "pattern"), *both("loss_drop", "pattern"),
+    )),
+    ("SEND agrees in {} of {} for each, `send_unit` in {}, {} and {}", lambda: (
+        *{agrees("send", kind, "synthetic", "planted") for kind in KINDS}, 12,
+        *(agrees("send_unit", kind, "synthetic", "planted") for kind in KINDS),
+    )),
+    ("({} seeds, against the dense model): a narrow network {} % on ETTh1 and {} % on ETTh2, "
+     "sharpness-aware minimisation {} and {} %, dropout {} and {} %, no attention {} and {} %",
+     lambda: ("three", *(
+        control(dataset, method).replace("+0.00", "0.00")
+        for method in ("narrow", "sam (tuned)", "dropout (tuned)", NONE_LEFT)
+        for dataset in ("ETTh1", "ETTh2")
+    ))),
+    ("F over seeds {:.0f} to {:.0f} on ETTh1 and {:.1f} (not significant) to {:.1f} on ETTh2 at "
+     "horizon {}", lambda: (*ratios("ETTh1")[::2], *ratios("ETTh2")[::2], 96)),
+    ("{} halves of the batches order the sites with a tau-b of {}, {} seeds with {}", lambda: (
+        "two", stable("tau-b, half and half"), "two", stable("tau-b, seeds"),
+    )),
+    ("the best in {} % of the fine-tunings of iTransformer without attention and in {} % of those "
+     "of the control: `comparison` has {}", lambda: (
+        last_is_best(A, keeps_none), last_is_best(A, keeps_all),
+        {10: "ten"}[int(tuned(C)["epochs"].unique().item())],
+    )),
+    ("PatchTST on ETTh1 is {:.0f} % below", lambda: (
+        -row("reproduction", "reproduction", **TST, dataset="ETTh1", metric="MSE", method="change")[
+            "mean"
+        ],
+    )),
+    ("{} stations", lambda: ("Two",)),
+)  # fmt: skip
+
+KINDS = ("uniform", "identity", "pattern")
+
+
+def without_attention() -> pd.DataFrame:
+    rows = from_scratch()
+    rows = rows[rows["method"] == NONE_LEFT]
+    assert rows["equivalent"].all() and len(rows) == 2
+    return rows
+
+
+def same_sites() -> pd.DataFrame:
+    rows = same_checkpoint(A)
+    return rows[rows["dataset"] == "ETTh1"][["seed", "site"]].drop_duplicates()
+
+
+def test_what_the_ablation_says_without_numbers() -> None:
+    table = page(A, "better")
+    none = table[table["method"] == NONE_LEFT].set_index(["dataset", "model", "horizon"])
+    found = set(none[(none["low"] > 0) | (none["high"] < 0)].index)
+    assert found == {("ETTh2", "iTransformer", 96), ("ETTm1", "iTransformer", 96)}
+    taus = agreements(frames(A).results, frames(A).scores, None)
+    assert "send" in set(taus["criterion"])
+    assert set(frames(A).results["source"]) == {"ETT1", "ETT2"}
+    found = variance_components(frames(A).results, "seed")
+    cell = found.query("dataset == 'ETTh2' and horizon == 96 and model == 'iTransformer'")
+    assert cell.loc[cell["removed"] == 1, "p"].item() > 0.05
+
+
+# the tests
+
+
+def left(text: str, claims: tuple[Claim, ...]) -> str:
+    """The text without the claims.
+
+    Raises:
+        AssertionError: naming the claim that does not stand in the text as it is computed.
+    """
+    rest = " ".join(re.sub(r"^\d+\. ", "", text, flags=re.MULTILINE).split())
+    for words, compute in claims:
+        claim = words.format(*compute())
+        assert claim in rest, f"computed: {claim}"
+        rest = rest.replace(claim, "…", 1)
+    return rest
+
+
+def numbers(text: str) -> list[str]:
+    """The numbers in a text that are no part of a name, each with what is around it."""
+    plain = NAMES.sub("…", text)
+    return [plain[max(0, m.start() - 40) : m.end() + 20] for m in WRITTEN.finditer(plain)]
+
+
+FINDINGS = {C: COMPARISON, A: ABLATION}
+
+
+@pytest.mark.parametrize("folder", FINDINGS)
+def test_every_number_of_the_findings_is_computed(folder: str) -> None:
+    text = (REFERENCE / folder / "FINDINGS.md").read_text()
+    assert numbers(left(text, FINDINGS[folder])) == []
+
+
+@pytest.mark.parametrize("folder", FINDINGS)
+def test_findings_are_short_and_lead_somewhere(folder: str) -> None:
+    text = (REFERENCE / folder / "FINDINGS.md").read_text()
+    assert len(text.split()) < MOST_WORDS
+    targets = re.findall(r"\]\(([^)]+)\)", text)
+    assert targets
+    for target in targets:
+        assert (REFERENCE / folder / target).exists(), target
+
+
+def test_a_wrong_number_is_found() -> None:
+    claims: tuple[Claim, ...] = (("{} runs", lambda: (3,)),)
+    with pytest.raises(AssertionError, match="computed: 3 runs"):
+        left("Some 7 runs.", claims)
+    assert numbers(left("1. Some 3 runs of `l96` on ETTh1.", claims)) == []
+
+
+def test_a_number_without_a_claim_is_found() -> None:
+    assert len(numbers("Some 3 runs of three seeds on ETTh1, 5 % better.")) == 3
+
+
+README: tuple[Claim, ...] = (
+    (
+        "the first change is {} % (the others stay",
+        lambda: (
+            signed(row("default", "better", dataset="ETTh1", **ITR, method=methods.CHOSEN)["mean"]),
+        ),
+    ),
+    (
+        "Over {} independent sources of data, SPAT at the validated ratio changes the test MSE by "
+        "{} % [{}, {}], and SEND chooses masks that are {} % worse than random ones",
+        lambda: (sources(), *mean_of(H1), unsigned(of_sources(H2).mean(), 2)),
+    ),
+)
+
+
+def test_the_readme_says_what_the_findings_say() -> None:
+    left((REFERENCE.parents[1] / "README.md").read_text(), README)
+    table, changes = page("default", "better"), page("default", "changes")
+    keys = ["dataset", "model", "method"]
+    both = table.astype({"method": str}).merge(changes.astype({"method": str}), on=keys)
+    both = both[(both["method"] == methods.CHOSEN)]
+    other = (both["mean_x"] - both["mean_y"]).abs() > 1e-9
+    assert both.loc[other, ["dataset", "model"]].to_numpy().tolist() == [["ETTh1", "iTransformer"]]
