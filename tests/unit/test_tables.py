@@ -87,6 +87,20 @@ def test_main_takes_the_mask_that_validation_chose_for_each_seed() -> None:
     assert row["mean"] == pytest.approx(np.mean(expected))
 
 
+def test_main_puts_a_baseline_beside_every_variant() -> None:
+    made, other = build(), build(variant="published", models=("iTransformer", "DLinear"))
+    made = {
+        name: pd.concat([frame, other[name]], ignore_index=True) for name, frame in made.items()
+    }
+    rows = made["results"]
+    made["results"] = rows[(rows["model"] != "DLinear") | (rows["variant"] == "published")]
+    table = TABLES["main"].function(Frames.of(**made))
+    table = table[(table["method"] == "DLinear") & (table["metric"] == "MSE")]
+    found = table[table["dataset"] == "ETTh1"].set_index(["model", "variant"])["mean"]
+    assert {*found.index} >= {("iTransformer", "deep"), ("iTransformer", "published")}
+    assert (found == found.iloc[0]).all()
+
+
 def test_main_gives_a_mask_once_under_its_smallest_ratio() -> None:
     made = build()
     send = (made["selections"]["criterion"] == "send") & (made["selections"]["level"] == "site")

@@ -247,9 +247,8 @@ def baselines(rows: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
             trained[trained["model"] == model], on=shape, suffixes=("", "_baseline")
         )
         joined["other"] = joined["variant"] != joined["variant_baseline"]
-        best = joined.sort_values(["other", "variant_baseline"], kind="stable").groupby(
-            [*CELL, "target"]
-        )["variant_baseline"]
+        joined = joined.sort_values(["other", "variant_baseline"], kind="stable")
+        best = joined.groupby([*CELL, "target"])["variant_baseline"]
         joined = joined[joined["variant_baseline"] == best.transform("first")]
         tables.append(joined[list(trained.columns)].assign(method=model))
     return pd.concat(tables, ignore_index=True)
