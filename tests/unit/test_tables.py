@@ -101,6 +101,21 @@ def test_main_puts_a_baseline_beside_every_variant() -> None:
     assert (found == found.iloc[0]).all()
 
 
+def test_main_puts_a_rival_that_was_not_pruned_beside_the_others() -> None:
+    made = build()
+    rows = made["results"]
+    rival = rows[(rows["model"] == "PatchTST") & (rows["phase"] == "dense")]
+    rival = rival.assign(model="SAMformer", variant="published", mse=0.5)
+    made["results"] = pd.concat([rows, rival], ignore_index=True)
+    table = TABLES["main"].function(Frames.of(**made))
+    assert "SAMformer" not in set(table["model"])
+    beside = table[(table["method"] == "SAMformer") & (table["metric"] == "MSE")]
+    assert set(beside["model"]) == set(frame_builder.ATTENTION)
+    assert (beside["mean"] == 0.5).all()
+    alone = TABLES["main"].function(Frames.of(results=rival))
+    assert set(alone["model"]) == {"SAMformer"} and set(alone["method"]) == {"dense"}
+
+
 def test_main_gives_a_mask_once_under_its_smallest_ratio() -> None:
     made = build()
     send = (made["selections"]["criterion"] == "send") & (made["selections"]["level"] == "site")

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from spat.models.registry import MODELS
 from spat.study import methods
 from spat.study.accuracy import NOTE_CHOSEN, NOTE_PAIRED, changes
 from spat.study.methods import CHOSEN, CONTROL, DENSE, SHOWN
@@ -266,8 +267,8 @@ def _scatter(
 
 
 def _limits(points: pd.DataFrame) -> tuple[float, float]:
-    """The range of `y` of all panels: most points of attention models, and room around them."""
-    known = points[~points["method"].isin(methods.models_without_attention())]
+    """The range of `y` of all panels: most points of pruned models, and room around them."""
+    known = points[~points["method"].isin(MODELS)]
     first, last = (float(value) for value in known["y"].quantile([0.1, 0.9]))
     room = 1.5 * max(last - first, 2.0)
     low = max(float(np.nanmin(points[["y", "low"]])), first - room)

@@ -1,8 +1,9 @@
 """What is compared with a run, and under which names.
 
 A *method* is what was done to the dense model of a run: nothing (`dense`), fine-tuning alone (the
-control), a mask of SPAT at some ratio, or the removal of all attention. Models without attention
-are shown next to them under their own names. Errors are test errors of the first data order.
+control), a mask of SPAT at some ratio, or the removal of all attention. Models without attention,
+and rivals with attention that were not pruned, are shown next to them under their own names. Errors
+are test errors of the first data order.
 """
 
 from __future__ import annotations
@@ -101,7 +102,10 @@ def mark(method: str) -> style.Mark:
         share = float(method.split()[1]) / 100
         shade = _SHADES[min(int(share * len(_SHADES)), len(_SHADES) - 1)]
         return style.Mark(shade, "v<^>"[round(share * 4) % 4], ":", "")
-    return style.Mark(style.GREY, "Pd*hp8"[models_without_attention().index(method) % 6], "-", "")
+    without = models_without_attention()
+    if method in without:
+        return style.Mark(style.GREY, "Pd*hp8"[without.index(method) % 6], "-", "")
+    return style.Mark(style.GREY, "^v<>sD"[list(MODELS).index(method) % 6], "-", "")
 
 
 def criterion_marks() -> dict[str, style.Mark]:
@@ -147,6 +151,14 @@ def has_sites(rows: pd.DataFrame) -> pd.Series:
     return rows["mask"] != WITHOUT_SITES
 
 
+def are_rivals(results: pd.DataFrame) -> pd.Series:
+    """Which rows belong to a model with sites that was only trained, while others were pruned."""
+    pruned = results.loc[results["phase"] != "dense", ["model", "variant"]].drop_duplicates()
+    own = pd.MultiIndex.from_frame(results[["model", "variant"]])
+    known = own.isin(pd.MultiIndex.from_frame(pruned))
+    return has_sites(results) & ~known & (len(pruned) > 0)
+
+
 def tested(results: pd.DataFrame) -> pd.DataFrame:
     """Test errors of the first data order."""
     return results[(results["split"] == "test") & (results["order"] == 0)]
@@ -173,7 +185,7 @@ def by_method(frames: Frames) -> pd.DataFrame:
         Absent: if no model of the experiment has attention sites.
     """
     rows = tested(frames.results)
-    rows = rows[has_sites(rows)]
+    rows = rows[has_sites(rows) & ~are_rivals(rows)]
     if rows.empty:
         raise Absent("No model of this experiment has attention sites.")
     tuned = rows[rows["phase"] == "finetuned"]
@@ -231,14 +243,15 @@ def with_change(rows: pd.DataFrame, frames: Frames) -> pd.DataFrame:
 
 
 def baselines(rows: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
-    """Test results of the baseline models in the cells of `rows`, their names as `method`.
+    """Test results of baselines and rivals in the cells of `rows`, their names as `method`.
 
     The variant of the cell is taken, or the first one there is: a model without attention is often
     run once for all variants.
     """
     trained = tested(results)
-    trained = trained[trained["phase"] == "dense"]
-    models = models_of("baseline", trained)
+    trained = trained[(trained["phase"] == "dense") & ~trained["model"].map(role).eq("naive")]
+    trained = trained[~has_sites(trained) | are_rivals(tested(results))[trained.index]]
+    models = [name for name in MODELS if name in set(trained["model"])]
     shape = ["experiment", "dataset", "lookback", "horizon", "target"]
     cells = rows[[*CELL, "target"]].drop_duplicates()
     tables = [trained.iloc[:0].assign(method="")]
