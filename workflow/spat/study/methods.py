@@ -152,11 +152,13 @@ def has_sites(rows: pd.DataFrame) -> pd.Series:
 
 
 def are_rivals(results: pd.DataFrame) -> pd.Series:
-    """Which rows belong to a model with sites that was only trained, while others were pruned."""
-    pruned = results.loc[results["phase"] != "dense", ["model", "variant"]].drop_duplicates()
-    own = pd.MultiIndex.from_frame(results[["model", "variant"]])
-    known = own.isin(pd.MultiIndex.from_frame(pruned))
-    return has_sites(results) & ~known & (len(pruned) > 0)
+    """Which rows belong to a model with sites that was only trained, while others were pruned.
+
+    A variant that left nothing to prune, since its training diverged, is none where another variant
+    of its model was pruned.
+    """
+    pruned = set(results.loc[results["phase"] != "dense", "model"])
+    return has_sites(results) & ~results["model"].isin(pruned) & bool(pruned)
 
 
 def tested(results: pd.DataFrame) -> pd.DataFrame:
