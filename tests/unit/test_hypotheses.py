@@ -17,7 +17,7 @@ from spat.study import gains, hypotheses, replicates
 from spat.study.criteria import mask_changes
 from spat.study.hypotheses import H1, H2, H3, declared
 from spat.study.pages.reader import Frames
-from spat.study.pages.registry import tables
+from spat.study.pages.registry import draw, tables
 from spat.study.statistics.tests import holm
 
 TABLES = tables()
@@ -199,3 +199,17 @@ def test_every_mask_has_its_change_against_the_control() -> None:
     assert row["change"] == pytest.approx(100 * (sum(WORTH) - 0.02 + 0.001))
     assert (row["removed"], row["sites"]) == (4, 4)
     assert (found.loc[found["mask"] == FULL, "change"] == 0).all()
+
+
+def test_the_figure_of_removed_sites_shows_all_masks_and_the_path_of_send() -> None:
+    frames = made(("ETTh1", "ETTh2"))
+    figure = draw("sites_removed", frames)
+    assert len(figure.axes) == 2
+    lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
+    assert len(lines["all masks"].get_xdata()) == len(MASKS)
+    changes = mask_changes(frames).query("dataset == 'ETTh1'").groupby("mask")["change"].mean()
+    path = [FULL, "1.0.1.1", "1.0.1.0", "0.0.1.0", EMPTY]
+    assert list(lines["send"].get_xdata()) == [0, 1, 2, 3, 4]
+    assert lines["send"].get_ydata() == pytest.approx(changes[path].to_numpy())
+    half = changes[[m for m in MASKS if m.count("0") == 2]].mean()
+    assert lines["their mean"].get_ydata()[2] == pytest.approx(half)

@@ -297,6 +297,67 @@ def criteria_changes(frames: Frames) -> Figure:
 
 @page(
     "figure",
+    "sites_removed",
+    title="Change of the test MSE by the number of modules removed",
+    caption="""
+Change of the test MSE against the control by the number of attention modules removed. Dots are all
+fine-tuned masks, each the mean over seeds; the grey line is their mean, which is what a random
+choice gives. The masks of SEND, and of the criterion with the highest gain over chance, are on
+top. That criterion was chosen by these very errors: the table *winner* says what is left of its
+gain on other data.
+""",
+)
+def by_removed(frames: Frames) -> Figure:
+    """All masks by the number of sites removed, with SEND and the best criterion on top.
+
+    Raises:
+        Absent: if no model has attention sites, or only the control was fine-tuned.
+    """
+    masks = mask_changes(frames).dropna(subset="change")
+    if masks.empty or not masks["removed"].any():
+        raise Absent("Only the control was fine-tuned, and no mask that removes whole modules.")
+    try:
+        rows = methods.with_change(methods.by_decision(frames), frames)
+    except Absent:
+        rows = masks.iloc[:0].assign(criterion="", level="site")
+    rows = rows[rows["level"] == "site"]
+    selections, _ = ranked(frames)
+    found = gains(frames.results, selections)
+    found = found[(found["criterion"] != "send") & (found["draw"] == 0)]
+    mean = average(found, ["relative_gain"], ["model", "variant", "criterion"], upto="source")
+    best = mean.sort_values("relative_gain").groupby(["model", "variant"])["criterion"].last()
+    keys, _ = style.split(masks)
+    parts = style.panels(masks, keys)
+    figure, axes = style.grid(len(parts), extra=0.7, sharex=True)
+    marks = methods.criterion_marks()
+    for axis, (title, part) in zip(axes, parts, strict=True):
+        cloud = part.groupby(["removed", "mask"])["change"].mean().reset_index()
+        middle = cloud.groupby("removed")["change"].mean()
+        axis.plot(cloud["removed"], cloud["change"], ".", ms=4, color="#BBBBBB", label="all masks")
+        axis.plot(middle.index, middle, color=style.GREY, lw=0.8, label="their mean")
+        here = rows.merge(part[list(keys)].drop_duplicates(), on=list(keys))
+        own = part.groupby(["model", "variant"]).size().index
+        winners = [str(best[key]) for key in own if key in best.index]
+        for name in dict.fromkeys(["send", *winners]):
+            path = here[here["criterion"] == name].groupby("removed")["change"].mean()
+            if path.empty:
+                continue
+            ends = middle[[k for k in (middle.index.min(), middle.index.max()) if k not in path]]
+            path = pd.concat([path, ends]).sort_index()
+            mark = marks[name]
+            axis.plot(
+                path.index, path, color=mark.colour, marker=mark.marker, ls=mark.line, label=name
+            )
+        axis.axhline(0, color=style.GREY, lw=0.5, ls=":", zorder=0)
+        axis.set_title(title)
+        axis.set_xticks(range(0, int(part["sites"].max()) + 1, -(-int(part["sites"].max()) // 6)))
+    style.label(axes, "modules removed", "MSE vs control (%)")
+    style.legend_below(figure, axes)
+    return figure
+
+
+@page(
+    "figure",
     "critical_difference",
     title="Mean ranks of the criteria over independent sources",
     caption="""

@@ -51,6 +51,7 @@ FIGURES: Final = (
     "stability",
     "criteria_quality",
     "criteria_changes",
+    "sites_removed",
     "critical_difference",
     "heads_vs_modules",
     "robustness",
