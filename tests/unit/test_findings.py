@@ -555,9 +555,10 @@ ABLATION: tuple[Claim, ...] = (
     ("(MSE {} on ETTh1, {} on ETTh2)", lambda: tuple(
         error(A, name, NONE_LEFT) for name in ("ETTh1", "ETTh2")
     )),
-    ("with {:,} parameters, has a published MSE of {} and {}; DLinear has {} and {}, and our "
-     "PatchTST {} and {}", lambda: (
-        rlinear(), *(cited(m, d) for m in ("RLinear", "DLinear") for d in ("ETTh1", "ETTh2")),
+    ("with {:,} parameters, has a published MSE of {} and {}; ours are NLinear {} and {}, "
+     "SAMformer {} and {}, and PatchTST {} and {}", lambda: (
+        rlinear(), *(cited("RLinear", d) for d in ("ETTh1", "ETTh2")),
+        *(error(C, d, m) for m in ("NLinear", "SAMformer") for d in ("ETTh1", "ETTh2")),
         *(error(A, d, DENSE, "PatchTST") for d in ("ETTh1", "ETTh2")),
     )),
     ("with {} sites of width {} at lookback {}: ETTh1 and ETTh2 at horizon {} with {} seeds, at "
