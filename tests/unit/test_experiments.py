@@ -25,7 +25,7 @@ def experiment(name: str) -> tuple[Config, tuple[Planned, ...]]:
 
 def test_all_are_there() -> None:
     generated = ["offline", "planted", "smoke", "unplanted"]
-    real = ["ablation", "comparison", "paper", "reproduction", "rivals", "scratch"]
+    real = ["ablation", "comparison", "paper", "quick", "reproduction", "rivals", "scratch"]
     assert sorted([*generated, *real]) == NAMES
 
 
@@ -51,6 +51,18 @@ def test_default_is_the_laptop_run() -> None:
         (16, 4),
     ]
     assert config.transfer.pairs == (("ETTh1", "ETTh2"), ("ETTh2", "ETTh1"))
+
+
+def test_quick_is_a_part_of_the_default_with_the_same_errors() -> None:
+    (quick, part), (default, whole) = experiment("quick"), experiment("default")
+    assert {p.run.model for p in part} == {"iTransformer", "DLinear"}
+    assert set(part) < set(whole)
+    for planned in part:
+        for stage in ("pretrain", "finetune", "measure"):
+            settings = [digests.settings(c, stage, planned.run) for c in (quick, default)]
+            assert settings[0] == settings[1], (planned.run.path, stage)
+    assert quick.pruning.site == default.pruning.site
+    assert not any(runs.targets(quick, planned.run) for planned in part)
 
 
 def test_offline_is_the_default_on_generated_data() -> None:

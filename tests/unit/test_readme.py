@@ -41,6 +41,31 @@ def test_every_make_target_exists(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
+def commands(lines: list[str]) -> dict[str, str]:
+    """Commands of shell lines without their comments; by what they are for any experiment."""
+    stripped = (re.sub(r"\s+# .*", "", line).strip() for line in lines)
+    found = (line for line in stripped if line.startswith(("snakemake ", "make ", "python -m ")))
+    return {re.sub(r"experiments/\w+", "experiments/NAME", command): command for command in found}
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "config.yaml",
+        *(f"workflow/experiments/{path.name}" for path in ROOT.glob("workflow/experiments/*.yaml")),
+        *(f"profiles/{name}/profile.yaml" for name in ("gpu", "slurm")),
+    ],
+)
+def test_the_command_in_a_header_is_one_of_the_readme(file: str) -> None:
+    blocks = [part.split("```")[0] for part in README.split("```sh\n")[1:]]
+    shown = commands("\n".join(blocks).splitlines())
+    header = re.findall(r"^#   (.+)$", (ROOT / file).read_text(), re.MULTILINE)
+    (command,) = commands(header).items()
+    assert command[0] in shown
+    if file != "config.yaml":
+        assert (file if "experiments" in file else str(Path(file).parent)) in command[1]
+
+
 def snippets() -> list[str]:
     section = README.split("## Prune a model of your own")[1]
     return [part.split("```")[0] for part in section.split("```python\n")[1:]]
