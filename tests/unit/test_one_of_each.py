@@ -12,8 +12,8 @@ from spat.pipeline.config import Config, load
 from spat.pipeline.stages.collect import collect
 from spat.pipeline.stages.grid import grid
 from spat.scoring.names import CRITERIA
+from spat.study.pages import registry
 from spat.study.pages.reader import Frames
-from spat.study.pages.registry import FIGURES, TABLES, write_figure, write_table
 
 EVERY = {"site": {"criteria": list(CRITERIA), "ratios": [0.5, 1.0]}, "exhaustive": True}
 HEADS = {"criteria": ["send", "random"], "ratios": [0.5]}
@@ -99,7 +99,14 @@ def test_frames_with_one(axis: str, tmp_path: Path) -> None:
 
 
 def write_all(frames: Frames, folder: Path) -> None:
-    for name in TABLES:
-        write_table(name, frames, folder)
-    for name in FIGURES:
-        write_figure(name, frames, folder)
+    registry.write_all("table", frames, folder / "tables")
+    registry.write_all("figure", frames, folder / "figures")
+    assert (folder / "tables" / "main.csv").exists()
+    assert (folder / "figures" / "pareto.png").exists()
+    # Nothing is missing without a reason.
+    names = {"table": registry.TABLES, "figure": registry.FIGURES}
+    listed = registry.not_made(frames, folder)
+    for kind, every in names.items():
+        for name in every:
+            path = folder / f"{kind}s" / f"{name}.{registry.ENDINGS[kind][0]}"  # type: ignore[index]
+            assert path.exists() != (f"| {kind} | `{name}` |" in listed), name

@@ -24,7 +24,6 @@ from spat.pipeline.checks import checked_plan
 from spat.pipeline.failures import explain
 from spat.pipeline.config import ConfigError, load, read_file
 from spat.data.registry import DATASETS
-from spat.study.pages.registry import FIGURES, TABLES
 from spat.pipeline.stages import trained
 
 # Jobs use the `python` that runs Snakemake, even if its environment is not activated. With `--sdm conda`

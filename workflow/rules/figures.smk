@@ -2,23 +2,18 @@
 rule figures:
     input:
         frames=rules.collect.output,
-        tables=f"{FOLDER}/tables/{TABLES[0]}.csv",
+        tables=rules.tables.output,
         code=digests.sources("figures"),
     output:
-        expand(
-            f"{FOLDER}/figures/{{name}}.{{format}}",
-            name=FIGURES,
-            format=["pdf", "svg"],
+        report(
+            directory(f"{FOLDER}/figures"),
+            patterns=["{name}.png"],
+            caption="../report/figures.rst",
+            category="Figures",
+            labels=lambda wildcards: {"figure": wildcards.name},
         ),
-        *(
-            report(
-                f"{FOLDER}/figures/{name}.png",
-                caption=f"../report/figures/{name}.rst",
-                category="Figures",
-                labels={"figure": name},
-            )
-            for name in FIGURES
-        ),
+        # The tables and figures that are not there, and why.
+        f"{FOLDER}/not_made.md",
     log:
         f"{FOLDER}/logs/figures.log",
     conda:

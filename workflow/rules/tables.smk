@@ -3,17 +3,13 @@ rule tables:
         frames=rules.collect.output,
         code=digests.sources("tables"),
     output:
-        expand(
-            f"{FOLDER}/tables/{{name}}.{{format}}", name=TABLES, format=["md", "tex"]
-        ),
-        *(
-            report(
-                f"{FOLDER}/tables/{name}.csv",
-                caption=f"../report/tables/{name}.rst",
-                category="Tables",
-                labels={"table": name},
-            )
-            for name in TABLES
+        # What an experiment has no data for is not written.
+        report(
+            directory(f"{FOLDER}/tables"),
+            patterns=["{name}.csv"],
+            caption="../report/tables.rst",
+            category="Tables",
+            labels=lambda wildcards: {"table": wildcards.name},
         ),
     log:
         f"{FOLDER}/logs/tables.log",

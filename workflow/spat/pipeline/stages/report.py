@@ -6,30 +6,32 @@ from pathlib import Path
 
 import pandas as pd
 
-from spat.files import replacing
+from spat.files import replacing, write_text
 from spat.pipeline import runs
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
 
 
 def tables(config: Config) -> None:
-    """Write every table in CSV, Markdown and LaTeX."""
+    """Write every table that the frames allow in CSV, Markdown and LaTeX."""
     from spat.study.pages.reader import Frames
-    from spat.study.pages.registry import TABLES, write_table
+    from spat.study.pages.registry import write_all
 
     frames = Frames.load(config.folder / "data", config.statistics)
-    for name in TABLES:
-        write_table(name, frames, config.folder / "tables")
+    write_all("table", frames, config.folder / "tables")
 
 
 def figures(config: Config) -> None:
-    """Write every figure in PNG, PDF and SVG."""
+    """Write every figure that the frames allow in PNG, PDF and SVG.
+
+    Then list in `not_made.md` which tables and figures are not there, and why.
+    """
     from spat.study.pages.reader import Frames
-    from spat.study.pages.registry import FIGURES, write_figure
+    from spat.study.pages.registry import not_made, write_all
 
     frames = Frames.load(config.folder / "data", config.statistics)
-    for name in FIGURES:
-        write_figure(name, frames, config.folder / "figures")
+    write_all("figure", frames, config.folder / "figures")
+    write_text(config.folder / "not_made.md", not_made(frames, config.folder))
 
 
 def loss_curves(config: Config, run: Run) -> Path | None:

@@ -60,6 +60,14 @@ FIGURES: Final = (
     "history",
 )
 
+_NAMES: Final[dict[Kind, tuple[str, ...]]] = {"table": TABLES, "figure": FIGURES}
+# The file endings of each kind of page.
+ENDINGS: Final[dict[Kind, tuple[str, ...]]] = {
+    "table": ("csv", "md", "tex"),
+    "figure": ("png", "pdf", "svg"),
+}
+_NOT_MADE: Final = "**Tables and figures that these results do not allow**"
+
 
 def tables() -> dict[str, Page]:
     """The tables by name."""
@@ -98,18 +106,16 @@ def _declared(kind: Kind, names: tuple[str, ...]) -> dict[str, Page]:
 
 
 def rendered(name: str, frames: Frames) -> dict[str, str]:
-    """A table as text by file ending; a table without data says why.
+    """A table as text by file ending.
 
     Raises:
         KeyError: if there is no table of that name.
+        Absent: if the frames have nothing to show in it.
     """
     from spat.study.pages import render
 
     page = tables()[name]
-    try:
-        frame = page.function(frames)
-    except Absent as absent:
-        return render.nothing(page.title, str(absent))
+    frame = page.function(frames)
     sheet = render.sheet(frame, _layout(page), page.notes)
     return {
         "csv": frame.to_csv(index=False, float_format="%.10g"),
@@ -139,6 +145,7 @@ def write_table(name: str, frames: Frames, folder: Path) -> tuple[Path, ...]:
 
     Raises:
         KeyError: if there is no table of that name.
+        Absent: if the frames have nothing to show in it.
     """
     paths = []
     for ending, content in rendered(name, frames).items():
@@ -149,19 +156,17 @@ def write_table(name: str, frames: Frames, folder: Path) -> tuple[Path, ...]:
 
 
 def draw(name: str, frames: Frames) -> Figure:
-    """A figure; a figure without data says why.
+    """A figure.
 
     Raises:
         KeyError: if there is no figure of that name.
+        Absent: if the frames have nothing to show in it.
     """
     from spat.study.pages import style
 
     page = figures()[name]
     with style.drawing():
-        try:
-            return page.function(frames)  # type: ignore[no-any-return]
-        except Absent as absent:
-            return style.message(str(absent))
+        return page.function(frames)  # type: ignore[no-any-return]
 
 
 def write_figure(name: str, frames: Frames, folder: Path) -> tuple[Path, ...]:
@@ -169,16 +174,69 @@ def write_figure(name: str, frames: Frames, folder: Path) -> tuple[Path, ...]:
 
     Raises:
         KeyError: if there is no figure of that name.
+        Absent: if the frames have nothing to show in it.
     """
     from spat.study.pages import style
 
     return style.save(draw(name, frames), folder / name)
 
 
+def write_all(kind: Kind, frames: Frames, folder: Path) -> None:
+    """Write every table or figure that the frames allow to `folder`, and remove the other ones.
+
+    A page without data is not written, and files of a former run in its place are removed: of the
+    files in `folder`, those with an ending of this kind are the pages of these frames.
+    """
+    write = write_table if kind == "table" else write_figure
+    written: set[Path] = set()
+    for name in _NAMES[kind]:
+        try:
+            written.update(write(name, frames, folder))
+        except Absent:
+            continue
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if path.suffix[1:] in ENDINGS[kind] and path not in written:
+            path.unlink()
+
+
+def not_made(frames: Frames, folder: Path) -> str:
+    """The pages that have no file below `folder`, and why, as Markdown.
+
+    `folder` is that of the experiment, whose `tables/` and `figures/` are written.
+    """
+    lines = []
+    for kind, names in _NAMES.items():
+        for name in names:
+            if not (folder / f"{kind}s" / f"{name}.{ENDINGS[kind][0]}").exists():
+                page = _declared(kind, names)[name]
+                try:
+                    page.function(frames)
+                except Absent as absent:
+                    lines.append(f"| {kind} | `{name}` | {page.title} | {absent} |")
+    if not lines:
+        return f"{_NOT_MADE}\n\nEvery table and figure was made.\n"
+    head = ["| kind | name | title | why it was not made |", "| --- | --- | --- | --- |"]
+    return "\n".join([_NOT_MADE, "", *head, *lines]) + "\n"
+
+
 def captions() -> Mapping[str, str]:
-    """The captions of the report by file, relative to `workflow/report/`."""
-    pages = [*tables().values(), *figures().values()]
-    return {f"{page.kind}s/{page.name}.rst": page.caption.strip() + "\n" for page in pages}
+    """The captions of the report by file, relative to `workflow/report/`: one file a kind.
+
+    Snakemake takes one caption for all files of a folder; the file picks that of the page.
+    """
+    return {
+        "tables.rst": _picked(tables()),
+        "figures.rst": _picked(figures()),
+    }
+
+
+def _picked(pages: Mapping[str, Page]) -> str:
+    blocks = [
+        f'{{% if snakemake.wildcards.name == "{name}" %}}\n{page.caption.strip()}\n{{% endif %}}\n'
+        for name, page in pages.items()
+    ]
+    return "".join(blocks)
 
 
 def _layout(page: Page) -> Any:

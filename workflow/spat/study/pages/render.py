@@ -150,18 +150,6 @@ def latex(sheet: Sheet, title: str, label: str) -> str:
     return "\n".join(made)
 
 
-def nothing(title: str, reason: str) -> dict[str, str]:
-    """What is written for a table without rows, by file ending: the reason, in each format."""
-    return {
-        "csv": 'note\n"' + reason.replace('"', '""') + '"\n',
-        "md": f"**{title}**\n\n{reason}\n",
-        "tex": (
-            f"\\begin{{table}}\n  \\centering\n  \\caption{{{escape(title)}}}\n"
-            f"  \\emph{{{escape(reason)}}}\n\\end{{table}}\n"
-        ),
-    }
-
-
 _SPECIAL: Final = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",

@@ -215,18 +215,6 @@ def legend_below(figure: Figure, axes: Sequence[Axes], columns: int = 3) -> None
         )
 
 
-def message(reason: str) -> Figure:
-    """A figure that says why there is nothing to show."""
-    with drawing():
-        figure = canvas(height=1.4)
-        axis = figure.subplots()
-        axis.set_axis_off()
-        axis.text(
-            0.5, 0.5, textwrap.fill(reason, 46), ha="center", va="center", transform=axis.transAxes
-        )
-    return figure
-
-
 def save(figure: Figure, stem: Path) -> tuple[Path, ...]:
     """Write `<stem>.png`, `.pdf` and `.svg`; the same figure gives the same bytes."""
     paths = []
