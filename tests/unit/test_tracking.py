@@ -343,6 +343,39 @@ def test_the_other_jobs_show_their_numbers(config: Config) -> None:
     ]
 
 
+def test_masks_are_named_by_what_asked_for_them_and_compared_with_the_control(
+    config: Config,
+) -> None:
+    write_all(config)
+    folder = runs.folder(config, RUN, "select")
+    folder.mkdir(parents=True)
+    rows = [
+        ("control", 0, "site", None, "", 0, "1.1", 0),
+        ("michel", 0, "site", 0.5, "", 1, "0.1", 0),
+        ("send", 0, "site", 0.5, "", 1, "0.1", 0),
+        ("send", 0, "site", None, "path", 2, "0.0", 0),
+    ]
+    columns = ["criterion", "draw", "level", "ratio", "rule", "removed", "mask", "finetunings"]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "selections.csv", index=False)
+    write_record(folder, records.header(config, "select", RUN), written(folder))
+    place = runs.folder(config, RUN, "prune") / "masks/0.1/order0"
+    metrics = Finished(place).metrics
+    metrics["errors"]["finetuned"]["test"]["mse"] = 0.19  # half of the control's
+    write_record(place, metrics | {"flops": 1350}, written(place))
+    log_all(config)
+    by_mask = {mask: live(config)[f"{RUN.path}/prune/masks/{mask}/order0"] for mask in MASKS}
+    names = [run.info.run_name for run in by_mask.values()]
+    assert names == ["control · 1.1", "SPAT 50 % · 0.1", "mask 0.0"]
+    wanted = {"method": "SPAT", "criterion": "send", "ratio": "0.5", "level": "site"}
+    tags = by_mask["0.1"].data.tags
+    assert tags.items() >= {**wanted, "removed": "1", "chosen_by": "ratio"}.items()
+    shown = by_mask["0.1"].data.metrics
+    assert shown["test_mse"] == 0.19
+    assert shown["change_percent/test_mse"] == pytest.approx(-50)
+    assert shown["change_percent/flops"] == pytest.approx(-25)
+    assert live(config)[RUN.path].data.metrics["test_mse"] == 0.38
+
+
 def test_a_rerun_replaces_its_run_and_keeps_the_others(config: Config) -> None:
     write_all(config)
     log_all(config)

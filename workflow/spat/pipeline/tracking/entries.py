@@ -93,6 +93,7 @@ def parent(config: Config, run: Run) -> Entry:
     # If pre-training ran again, there is a new parent.
     digest = records.digest(Finished(runs.folder(config, run, "pretrain")).metrics)
     tags = {**dense.tags, "job": run.path, "stage": "run", "digest": digest}
+    final += [p._replace(key="test_mse") for p in final if p.key == "test/mse"]
     return replace(dense, job=run.path, name=run.path, tags=tags, points=final, artifacts={})
 
 
@@ -105,7 +106,16 @@ def children(config: Config, run: Run, stage: str) -> list[Entry]:
     """
     folder = runs.folder(config, run, stage)
     if stage == "prune":
-        return [_mask(config, run, files) for _, files in trained(config, run)]
+        networks, named = trained(config, run), _decided(config, run)
+        control = next(
+            (
+                files.metrics
+                for job, files in networks
+                if "0" not in job.mask and job.order == 0 and job.phase == "finetuned"
+            ),
+            None,
+        )
+        return [_mask(config, run, files, named, control) for _, files in networks]
     readers = {
         "pretrain": _pretrain,
         "score": _score,
@@ -161,14 +171,76 @@ def _score(config: Config, run: Run, files: Finished) -> Entry:
     )
 
 
-def _mask(config: Config, run: Run, files: Finished) -> Entry:
+def _mask(
+    config: Config,
+    run: Run,
+    files: Finished,
+    decided: Mapping[str, dict[str, str]],
+    control: Mapping[str, Any] | None,
+) -> Entry:
+    """A trained network, named by what asked for it, with its changes against the control."""
     metrics = files.metrics
     keys = {key: metrics[key] for key in ("mask", "order", "phase")}
-    name = f"mask {keys['mask']}"
+    tags = decided.get(keys["mask"], {})
+    name = f"{_title(tags)} · {keys['mask']}" if tags else f"mask {keys['mask']}"
     name += " scratch" if keys["phase"] == "scratch" else ""
     name += f" order {keys['order']}" if keys["order"] else ""
     entry = _child(config, run, files, metrics, name=name, stage="prune")
-    return replace(entry, params={**entry.params, **_texts(keys)})
+    changes = {"test_mse": _nested(metrics["errors"])["finetuned/test/mse"]}
+    if control is not None:
+        reference = _nested(control["errors"])["finetuned/test/mse"]
+        changes["change_percent/test_mse"] = _percent(changes["test_mse"], reference)
+        changes["change_percent/flops"] = _percent(metrics["flops"], control["flops"])
+    return replace(
+        entry,
+        tags={**entry.tags, **tags},
+        params={**entry.params, **_texts(keys)},
+        points=[*entry.points, *_points(changes, entry.end)],
+    )
+
+
+def _percent(value: float, reference: float) -> float | None:
+    return 100 * (value / reference - 1) if reference else None
+
+
+def _decided(config: Config, run: Run) -> dict[str, dict[str, str]]:
+    """What asked for each mask, as tags; where several did, SPAT and then the first in the file.
+
+    What `decide` chooses among the trained networks is not known yet when they are shown.
+    """
+    from spat.pipeline.stages import select
+
+    if not (runs.folder(config, run, "select") / "metrics.json").exists():
+        return {}
+    rows = select.read(config, run, "select")
+    rows = rows[rows["rule"] != "path"]
+    spat = rows["criterion"].eq("send") & rows["level"].eq("site") & rows["ratio"].notna()
+    found: dict[str, dict[str, str]] = {}
+    for row in pd.concat([rows[spat], rows[~spat]]).to_dict("records"):
+        by_spat = row["criterion"] == "send" and row["level"] == "site"
+        tags = {
+            "method": "SPAT" if by_spat else str(row["criterion"]),
+            "criterion": str(row["criterion"]),
+            "level": str(row["level"]),
+            "removed": str(row["removed"]),
+            "chosen_by": str(row["rule"]) or "ratio",
+        }
+        if not math.isnan(row["ratio"]):
+            tags["ratio"] = f"{row['ratio']:g}"
+        elif not row["rule"]:
+            tags["chosen_by"] = "none"  # the control
+        found.setdefault(str(row["mask"]), tags)
+    return found
+
+
+def _title(tags: Mapping[str, str]) -> str:
+    """`SPAT 50 %`, `michel heads 25 %`, `SPAT gap`, `control`."""
+    words = [tags["method"], *(["heads"] if tags["level"] == "head" else [])]
+    if "ratio" in tags:
+        words.append(f"{100 * float(tags['ratio']):g} %")
+    elif tags["chosen_by"] != "none":
+        words.append(tags["chosen_by"])
+    return " ".join(words)
 
 
 def _robustness(config: Config, run: Run, files: Finished) -> Entry:
