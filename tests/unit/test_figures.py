@@ -9,6 +9,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 from frame_builder import EMPTY, FULL, KEPT, build, error, frames_of, head_mask, nested, score
 from matplotlib.axes import Axes
@@ -183,6 +184,17 @@ def test_many_cells_share_panels() -> None:
     assert len(drawn("pareto", "many").axes) == 2  # a panel a model
     assert len(drawn("history", "many").axes) == style.FACETS
     assert len(drawn("pareto").axes) == 4
+
+
+@pytest.mark.parametrize("count", [7, 20])
+def test_models_never_share_a_panel(count: int) -> None:
+    names = [f"m{i:02}" for i in range(count)]
+    frame = pd.DataFrame(
+        [("a", name, v, 96, h) for name in names for v in ("deep", "wide") for h in (96, 336)],
+        columns=["dataset", "model", "variant", "lookback", "horizon"],
+    )
+    keys, _ = style.split(frame, 6)
+    assert [rows["model"].nunique() for _, rows in style.panels(frame, keys)] == [1] * count
 
 
 # what they show

@@ -29,7 +29,7 @@ which the bars show.
 Modules with a low score are removed first. Sites are named by stack and layer: e0 is the first
 encoder layer, e0r its routers, and d1× the cross-attention of the second decoder layer.
 Where panels join several cells, SEND is divided by its mean over the sites of a run at the kept
-checkpoint.
+checkpoint. Of more than six models the first six are shown.
 """,
 )
 def send_sites(frames: Frames) -> Figure:
@@ -50,7 +50,7 @@ def send_sites(frames: Frames) -> Figure:
     keys, cells = style.split(final, ROWS)
     if not cells:
         final, epochs = by_mean(final, final), by_mean(epochs, final)
-    parts = style.panels(final, keys)
+    parts = style.panels(final, keys)[:ROWS]
     checkpoints = scores.loc[scores["batch"] != ALL_BATCHES, [*RUN, "epoch"]].drop_duplicates()
     figure = style.canvas(height=1.35 * len(parts) + 0.65)
     axes = figure.subplots(len(parts), 2, squeeze=False, sharey="row")

@@ -96,6 +96,7 @@ Is SEND low where attention is uniform? Left: SEND against the uniformity of the
 Spearman's rank correlation, averaged over runs.
 Right: the mean attention maps of the sites with the lowest and the highest SEND, in multiples of a
 uniform weight, with one scale for all maps. The largest weight is given above each map.
+Of more than four models the first four are shown.
 """,
 )
 def against_uniformity(frames: Frames) -> Figure:

@@ -145,14 +145,14 @@ def split(frame: pd.DataFrame, limit: int = FACETS) -> tuple[list[str], bool]:
     """The columns by which a frame is split into panels, and whether each panel is one cell.
 
     Each cell has a panel while there are at most `limit` of them. Otherwise horizons share a panel,
-    then datasets too, and in the end only the variants of a model are separate.
+    then datasets too, then the variants of a model. Models never share a panel: with more than
+    `limit` of them there are more panels than that, and the caller draws the first ones.
     """
     cell = ["dataset", "model", "variant", "lookback", "horizon"]
-    choices = (cell, cell[:3], cell[1:3], ["model"])
-    for keys in choices:
+    for keys in (cell, cell[:3], cell[1:3]):
         if len(frame[keys].drop_duplicates()) <= limit:
             return keys, keys == cell
-    return ["variant"], False
+    return ["model"], False
 
 
 def panels(frame: pd.DataFrame, keys: Sequence[str]) -> list[tuple[str, pd.DataFrame]]:
