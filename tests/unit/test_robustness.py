@@ -158,6 +158,12 @@ def test_a_gate_scales_the_output_of_the_attention(name: str) -> None:
             torch.testing.assert_close(closed, forecast(model), rtol=0, atol=0)
 
 
+def test_every_manipulation_reaches_a_site_without_output_projection() -> None:
+    model = dense("SAMformer")
+    assert not hasattr(model.sites()[0].attention, "out")
+    assert possible(model) == [(0, name) for name in EVERY]
+
+
 @pytest.mark.parametrize("name", ATTENTION)
 def test_noise_moves_q_and_k_alone_and_grows_along_one_direction(name: str) -> None:
     model = dense(name)
@@ -165,9 +171,8 @@ def test_noise_moves_q_and_k_alone_and_grows_along_one_direction(name: str) -> N
         site = model.sites()[index]
         attention = site.attention
         assert attention is not None
-        q = attention.q if attention.cross else attention.qkv
-        k = attention.kv if attention.cross else attention.qkv
-        inner = attention.heads * attention.head_size
+        (q, (rows, *_)), (k, _) = (*attention.query_key_rows(), *attention.query_key_rows())[:2]
+        inner = len(q.weight[rows])
         plain, seen = records_of(model)[site.name], {}
         trained = q.weight.detach().clone()
         for size in (0.5, 1.0):

@@ -60,7 +60,7 @@ def manipulated(site: Site, manipulation: str, seed: int) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if kind == "gate":
             for tensor in ("weight", "bias"):
-                stack.enter_context(_changed(attention.out, tensor, _Times(float(size))))
+                stack.enter_context(_changed(_last(attention), tensor, _Times(float(size))))
         elif kind == "noise":
             for linear, noise in _noise(attention.query_key_rows(), seed):
                 stack.enter_context(_changed(linear, "weight", _Plus(float(size) * noise)))
@@ -77,17 +77,28 @@ def obstacle(site: Site, manipulation: str) -> str:
         ValueError: if there is no such manipulation.
     """
     kind = manipulation.partition(":")[0]
-    needed = {"gate": "out", "noise": "query_key_rows", **dict.fromkeys(_SHARES, "core")}
-    if kind not in needed:
+    if kind not in (*_SHARES, "gate", "noise"):
         raise ValueError(f"manipulation {manipulation!r}: expected one of {', '.join(KINDS)}")
     if site.attention is None:
         return ""
-    part = getattr(site.attention, needed[kind], None)
+    if kind == "gate":
+        part = _last(site.attention)
+    else:
+        needed = "query_key_rows" if kind == "noise" else "core"
+        part = getattr(site.attention, needed, None)
     if len(site.modules) > 1 or part is None or (kind in _SHARES and not hasattr(part, "mix")):
         return f"a site of kind {site.kind} is not one softmax attention of queries and keys"
     if kind == "identity" and site.kind == "cross":
         return "queries and keys of a cross-attention are different tokens, so no key is its own"
     return ""
+
+
+def _last(attention: Any) -> Any:
+    """The projection that scales the output: that after the attention, else that of the values.
+
+    Without one after it (SAMformer) the output A v is linear in the values.
+    """
+    return getattr(attention, "out", getattr(attention, "v", None))
 
 
 class FixedCore(nn.Module):
@@ -151,7 +162,9 @@ class _Times(nn.Module):
         self.factor = factor
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight * self.factor
+        scaled = weight * self.factor
+        # torch chooses the kernel of a product by this flag too, so a factor of 1 keeps all bits.
+        return scaled if torch.is_grad_enabled() else scaled.requires_grad_(weight.requires_grad)
 
 
 class _Plus(nn.Module):

@@ -37,6 +37,10 @@ class ChannelAttention(nn.Module):
         q, k, v = (linear(x).unsqueeze(1) for linear in (self.q, self.k, self.v))  # one head
         return self.core(q, k, v).squeeze(1)  # type: ignore[no-any-return]
 
+    def query_key_rows(self) -> list[tuple[nn.Linear, list[slice]]]:
+        """The projections that make q and k, each with all of its rows."""
+        return [(self.q, [slice(None)]), (self.k, [slice(None)])]
+
     def head_weights(self) -> tuple[Tensor, Tensor]:
         """The identity in place of an output projection, and the values: float64 [1, L, L]."""
         values = self.v.weight.detach().double().unsqueeze(0)
