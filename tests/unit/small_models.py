@@ -41,6 +41,13 @@ SIZES: dict[str, Any] = {
     "order": 1,
     "step_width": 3,
     "marks_width": 3,
+    "n1": 16,
+    "n2": 8,
+    "d_state": 4,
+    "d_conv": 2,
+    "expand": 1,
+    "channel_independent": True,
+    "revin": True,
     "time_features": False,
     "instance_norm": True,
 }

@@ -306,7 +306,7 @@ def test_sites_stand_in_forward_order(name: str) -> None:
     model(*inputs())
     assert order == [site.name for site in model.sites()] == SITES.get(name, order)
     for site in model.sites():
-        whole = name == "SAMformer" or site.kind in ("router", "correlation", "fourier")
+        whole = name == "SAMformer" or site.kind in ("router", "correlation", "fourier", "scan")
         assert site.heads == (1 if whole else 4)
 
 
@@ -332,7 +332,8 @@ def test_a_removed_site_equals_one_that_adds_nothing(name: str) -> None:
         last = site.attention.v if name == "SAMformer" else site.attention.out
         with torch.no_grad():
             last.weight.zero_()
-            last.bias.zero_()
+            if last.bias is not None:
+                last.bias.zero_()
         expected = model(*batch)
         site.remove()
         torch.testing.assert_close(model(*batch), expected, atol=1e-5, rtol=1e-4)
@@ -356,7 +357,7 @@ def test_missing_time_features_are_named(name: str) -> None:
     model, (x, past, _) = small(name, time_features=True), inputs()
     with pytest.raises(ValueError, match="past_marks"):
         model(x)
-    if name not in ("iTransformer", "TimeXer"):
+    if name not in ("iTransformer", "TimeXer", "S-Mamba", "Mamba"):
         with pytest.raises(ValueError, match="future_marks"):
             model(x, past)
 

@@ -325,6 +325,9 @@ def silence(site: Site, projection: str) -> None:
             attention.out.bias.zero_()  # their gate is on the whole output
         if projection == "output" and hasattr(attention, "out"):
             attention.out.weight.zero_()
+        elif site.kind == "scan":  # it reads what its convolution gives
+            attention.kernel.zero_()
+            attention.kernel_bias.zero_()
         elif site.kind == "fourier":  # it transforms queries
             attention.q.weight.zero_()
             attention.q.bias.zero_()

@@ -22,8 +22,9 @@ from spat.surgery import cut, storage, sweep
 from spat.training.device import costs
 
 ATTENTION = [name for name, row in MODELS.items() if row.role == "attention"]
-# What only its sites use goes with the last of them: an embedding, the shared matrices.
-SWEPT = ("TimeXer", "FEDformer")
+# What only its sites use goes with the last of them: an embedding, the shared matrices, a norm in
+# front of a site.
+SWEPT = ("TimeXer", "FEDformer", "Mamba")
 
 
 def dense(name: str, **changes: bool) -> Forecaster:

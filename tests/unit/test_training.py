@@ -78,6 +78,7 @@ def weights(model: torch.nn.Module) -> np.ndarray:
         ("sparsetsf", (1, 4, 5, 7), (1, 1, 0.8, 0.512)),
         ("fits", (1, 2, 3, 5), (1, 1, 0.95, 0.857375)),
         ("cosine", (1, 11, 21), (1, 0.5, 0)),
+        ("step25", (1, 25, 26, 100), (1, 1, 0.1, 0.1)),
     ],
 )
 def test_schedules_are_those_of_the_published_code(

@@ -59,8 +59,9 @@ def manipulated(site: Site, manipulation: str, seed: int) -> Iterator[None]:
     kind, _, size = manipulation.partition(":")
     with contextlib.ExitStack() as stack:
         if kind == "gate":
-            for tensor in ("weight", "bias"):
-                stack.enter_context(_changed(_last(attention), tensor, _Times(float(size))))
+            last = _last(attention)
+            for tensor in [name for name in ("weight", "bias") if getattr(last, name) is not None]:
+                stack.enter_context(_changed(last, tensor, _Times(float(size))))
         elif kind == "noise":
             for linear, noise in _noise(attention.query_key_rows(), seed):
                 stack.enter_context(_changed(linear, "weight", _Plus(float(size) * noise)))

@@ -136,6 +136,23 @@ MODELS: Final = {
             own.CrossformerSettings,
             fixed_channels=True,
         ),
+        Model("S-Mamba", "spat.models.smamba", "SMamba", own.SMambaSettings, view="Output"),
+        Model(
+            "Mamba",
+            "spat.models.mamba",
+            "MambaForecaster",
+            own.MambaSettings,
+            view="Output",
+            fixed_channels=True,
+        ),
+        Model(
+            "TimeMachine",
+            "spat.models.timemachine",
+            "TimeMachine",
+            own.TimeMachineSettings,
+            view="Output",
+            fixed_channels=True,
+        ),
         Model("DLinear", "spat.models.dlinear", "DLinear", own.DLinearSettings, role="baseline"),
         Model("NLinear", "spat.models.nlinear", "NLinear", Settings, role="baseline"),
         Model(

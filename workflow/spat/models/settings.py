@@ -15,7 +15,7 @@ Share = Annotated[float, "share"]
 # A number that may also be 0.
 NotNegative = Annotated[float, "not negative"]
 # How the learning rate falls from epoch to epoch: see `spat.training.optimisation.rate_at`.
-Schedule = Literal["constant", "type1", "type3", "sparsetsf", "fits", "cosine"]
+Schedule = Literal["constant", "type1", "type3", "step25", "sparsetsf", "fits", "cosine"]
 
 
 @dataclass(frozen=True)
@@ -233,6 +233,48 @@ class CrossformerSettings(Settings):
     dropout: Share
     segment: int
     routers: int
+
+
+@dataclass(frozen=True)
+class SMambaSettings(Settings):
+    """Settings of `spat.models.smamba`."""
+
+    d_model: int
+    d_ff: int
+    e_layers: int
+    d_state: int
+    d_conv: int
+    expand: int
+    dropout: Share
+    time_features: bool
+    instance_norm: bool
+
+
+@dataclass(frozen=True)
+class MambaSettings(Settings):
+    """Settings of `spat.models.mamba`."""
+
+    d_model: int
+    e_layers: int
+    d_state: int
+    d_conv: int
+    expand: int
+    dropout: Share
+    time_features: bool
+
+
+@dataclass(frozen=True)
+class TimeMachineSettings(Settings):
+    """Settings of `spat.models.timemachine`; `n1` and `n2` are its two widths."""
+
+    n1: int
+    n2: int
+    d_state: int
+    d_conv: int
+    expand: int
+    dropout: Share
+    channel_independent: bool
+    revin: bool
 
 
 @dataclass(frozen=True)

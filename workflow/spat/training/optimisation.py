@@ -57,6 +57,8 @@ _DECAYS: Final = {
 # One-Fits-All: CosineAnnealingLR with T_max 20 and eta_min 1e-8, stepped after each epoch.
 _COSINE_EPOCHS: Final = 20
 _COSINE_LEAST: Final = 1e-8
+# What TimeMachine calls 5: after epoch 25 it sets a tenth of the rate.
+_STEP_EPOCHS: Final = 25
 
 
 def rate_at(epoch: int, learning_rate: float, schedule: Schedule = "type1") -> float:
@@ -64,6 +66,8 @@ def rate_at(epoch: int, learning_rate: float, schedule: Schedule = "type1") -> f
     if schedule == "cosine":
         share = (1 + math.cos(math.pi * (epoch - 1) / _COSINE_EPOCHS)) / 2
         return _COSINE_LEAST + (learning_rate - _COSINE_LEAST) * share
+    if schedule == "step25":
+        return learning_rate if epoch <= _STEP_EPOCHS else learning_rate / 10
     factor, full = _DECAYS[schedule]
     return learning_rate * factor ** max(0, epoch - full)
 
