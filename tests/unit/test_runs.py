@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from spat.models.registry import MODELS
 from spat.pipeline import runs
 from spat.pipeline.config import Config, ConfigError, load
 from spat.pipeline.runs import Run
@@ -20,6 +21,10 @@ def test_a_path_names_a_run_and_back() -> None:
     assert Run.parse(RUN.path) == RUN
     dashed = Run("ETTh1", "PatchTST", "narrow-2", "l96-h96", 0)
     assert Run.parse(dashed.path) == dashed
+    for model in MODELS:
+        for variant in ("deep", "narrow-2"):
+            named = Run("ETTh1", model, variant, "l96-h96", 0)
+            assert Run.parse(named.path) == named
 
 
 @pytest.mark.parametrize(
@@ -27,6 +32,7 @@ def test_a_path_names_a_run_and_back() -> None:
     [
         *("", "ETTh1", "ETTh1/PatchTST/l96-h96/seed0", "a/b-c/l1-h2/seedx"),
         *("../b-c/l1-h2/seed0", "a/../l1-h2/seed0", "/a/b-c/l1-h2/seed0", "a/b-../l1-h2/seed0"),
+        *("a/S-Mamba/../l1-h2/seed0", "a/S-Mamba-/../seed0", "a/S-Mamba-deep/seed0"),
         *("a/b-c/l1-h2/seed0/", "a/b-c/l1-h2/seed0/../..", "a/b-c/l1-h2/seed0\n"),
         *("a/b-c/l01-h2/seed0", "a/b-c/l1_0-h2/seed0", "a/b-c/l+1-h2/seed0", "a/b-c/l1-h2/seed 0"),
         *(

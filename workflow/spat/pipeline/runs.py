@@ -65,6 +65,7 @@ class Run:
                 f"run {path!r}: expected DATASET/MODEL-VARIANT/lLOOKBACK-hHORIZON/seedSEED"
             )
         dataset, model, variant, setting, seed = found.groups()
+        model, variant = _undashed(model, variant)
         return cls(dataset, model, variant, setting, int(seed))
 
     @property
@@ -76,6 +77,18 @@ class Run:
         """A 63-bit seed derived from the run's identity and a purpose; the same on any machine."""
         text = json.dumps([self.path, *purpose])
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def _undashed(model: str, variant: str) -> tuple[str, str]:
+    """The two names again, where that of the model has a dash: S, Mamba-deep -> S-Mamba, deep."""
+    from spat.models.registry import MODELS
+
+    folder = f"{model}-{variant}"
+    for name in sorted(MODELS, key=len, reverse=True):
+        left = folder.removeprefix(f"{name}-")
+        if "-" in name and left != folder and NAME.fullmatch(left):
+            return name, left
+    return model, variant
 
 
 def control_of(variant: str) -> str | None:
