@@ -6,7 +6,7 @@ With N states for each of D features, the scan maps x to y token by token:
 
 On CUDA the fused kernel of the package `mamba_ssm` computes it where that is installed. Everywhere
 else `_Scan` does, which goes through the tokens one after the other and has a backward pass of its
-own. `benchmarks/scan.py` compares it with a parallel scan and with a loop under autograd.
+own.
 """
 
 from __future__ import annotations
