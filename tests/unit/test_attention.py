@@ -140,8 +140,13 @@ def test_a_removed_site_leaves_the_residual_stream_and_the_norm() -> None:
     assert torch.equal(layer(x), layer.norm2(y + layer.feed_forward(y)))
 
 
+def decoder_layer() -> DecoderLayer:
+    own, cross = (MultiHeadAttention(WIDTH, HEADS, **{key: True}) for key in ("causal", "cross"))
+    return DecoderLayer(WIDTH, 20, 0.0, own, cross)
+
+
 def test_both_sites_of_a_decoder_layer_can_go() -> None:
-    layer = DecoderLayer(WIDTH, 20, HEADS, dropout=0.0)
+    layer = decoder_layer()
     x, memory = torch.randn(2, 5, WIDTH), torch.randn(2, 8, WIDTH)
     Site("decoder.0.self", layer, "self_attention", HEADS).remove()
     attended = layer.norm1(x) + layer.cross_attention(layer.norm1(x), memory)
@@ -153,7 +158,7 @@ def test_both_sites_of_a_decoder_layer_can_go() -> None:
 
 
 def test_the_decoder_layer_is_causal() -> None:
-    layer = DecoderLayer(WIDTH, 20, HEADS, dropout=0.0)
+    layer = decoder_layer()
     x, memory = torch.randn(2, 9, WIDTH), torch.randn(2, 8, WIDTH)
     changed = x.clone()
     changed[:, 4:] += 1
