@@ -13,7 +13,8 @@ import pytest
 from frame_builder import EMPTY, FULL, build, frames_of, nested
 
 from spat.data.registry import DATASETS
-from spat.models.registry import MODELS
+from spat.models.registry import MODELS, Shape, setup
+from spat.models.registry import build as build_model
 from spat.study import accuracy
 from spat.study.efficiency import PAPER_AVERAGES
 from spat.study.methods import at_ratio
@@ -21,6 +22,7 @@ from spat.study.pages.page import Absent
 from spat.study.pages.reader import Frames
 from spat.study.pages.registry import rendered, tables
 from spat.study.reproduction import published
+from spat.study.rivals import authors_code
 from spat.study.statistics.tests import detectable
 
 TABLES = tables()
@@ -148,8 +150,13 @@ def test_main_counts_and_shows_runs_that_diverged() -> None:
         with contextlib.suppress(Absent):
             rendered(name, frames)
             shown.add(name)
-    # Nothing of these three was run; no table is lost because a run diverged.
-    assert set(TABLES) - shown == {"controls", "leave_one_out", "robustness"}
+    # Nothing of these was run; no table is lost because a run diverged.
+    assert set(TABLES) - shown == {
+        "controls",
+        "leave_one_out",
+        "rivals",
+        "robustness",
+    }
 
 
 def test_main_ignores_other_data_orders_and_the_validation_split() -> None:
@@ -573,3 +580,46 @@ def test_precision_shows_where_float32_fails() -> None:
     assert 0.1 < bias[321, "of each window"] < 0.3
     erased = table[table["measure"] == "rows that become 0"].set_index(["keys", "loss"])["mean"]
     assert erased[321, "mean of 32 windows"] > 0.5
+
+
+# ----------------------------------------------------------------------------------------
+# the systems at their own settings
+
+
+def test_rivals_sets_each_network_beside_the_code_of_its_authors() -> None:
+    made = build(datasets=("ETTh1",), variant="published", pairs=())
+    theirs = authors_code().set_index("model")
+    rows = made["results"]
+    names = {"iTransformer": "SAMformer", "PatchTST": "S-Mamba"}
+    for frame in made.values():
+        if "model" in frame:
+            frame["model"] = frame["model"].replace(names)
+    table = TABLES["rivals"].function(Frames.of(**made))
+    dense = rows[(rows["phase"] == "dense") & (rows["split"] == "test")].set_index("model")
+    for model in ("SAMformer", "S-Mamba", "DLinear"):
+        row = {"model": model}
+        mean = one(table, **row, method="MSE")["mean"]
+        assert mean == pytest.approx(dense.loc[[model], "mse"].mean())
+        assert one(table, **row, method="MSE, authors' code")["mean"] == theirs.loc[model, "mse"]
+        counted = dense.loc[[model], "params"].iloc[0]
+        assert one(table, **row, method="parameters")["mean"] == counted
+    assert one(table, model="S-Mamba", method="MSE, published")["mean"] == 0.386
+    assert not {"RepeatLast", "SeasonalNaive"} & set(table["model"]), "they are not trained"
+
+
+def test_rivals_needs_three_models_with_a_counterpart() -> None:
+    with pytest.raises(Absent, match="Fewer than 3"):
+        rendered("rivals", default())
+
+
+def test_authors_code_has_the_parameters_of_our_models() -> None:
+    """Less those that the code of S-Mamba never uses (`published_parameters.csv`)."""
+    unused = {"S-Mamba": 4928}
+    table = authors_code()
+    assert not table.duplicated(["model", "variant", "dataset", "lookback", "horizon"]).any()
+    for row in table.itertuples():
+        shape = Shape(int(row.lookback), int(row.horizon), DATASETS[str(row.dataset)].channels, 4)
+        made = setup(str(row.model), str(row.variant), str(row.dataset), shape.horizon)
+        model = build_model(str(row.model), made.settings, shape)
+        used = int(row.parameters) - unused.get(str(row.model), 0)
+        assert sum(p.numel() for p in model.parameters()) == used, row.model

@@ -42,6 +42,7 @@ TABLES: Final = (
     "leave_one_out",
     "controls",
     "reproduction",
+    "rivals",
 )
 FIGURES: Final = (
     "pareto",
@@ -95,6 +96,7 @@ def _declared(kind: Kind, names: tuple[str, ...]) -> dict[str, Page]:
         precision,
         replicates,
         reproduction,
+        rivals,
         robustness,
         send_sites,
         send_uniformity,

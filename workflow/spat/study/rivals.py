@@ -1,0 +1,114 @@
+"""What does each system reach at its own setting, at what cost, and do its authors reach it too?"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+from typing import Final
+
+import numpy as np
+import pandas as pd
+
+from spat.study import methods
+from spat.study.methods import DENSE, METRICS
+from spat.study.pages.page import Absent, Layout, Note, page
+from spat.study.pages.reader import Frames
+from spat.study.reproduction import published
+from spat.study.statistics.cells import in_domain
+
+AUTHORS: Final = "authors' code"
+PUBLISHED: Final = "published"
+_KEYS: Final = ("dataset", "lookback", "horizon", "role", "model", "variant")
+# Column of `results` -> (column of the page, unit).
+_COSTS: Final = {
+    "params": ("parameters", "parameters"),
+    "flops": ("FLOPs", "FLOPs"),
+    "epochs": ("epochs", "epochs"),
+    "best_epoch": ("best epoch", "epochs"),
+}
+_SECONDS: Final = "s per epoch"
+_ENOUGH: Final = 3  # models whose authors' code was trained
+_COLUMNS: Final = (
+    *(name for name, _ in _COSTS.values()),
+    _SECONDS,
+    *METRICS.values(),
+    f"MSE, {AUTHORS}",
+    f"MSE, {PUBLISHED}",
+)
+
+
+@page(
+    "table",
+    "rivals",
+    title="Every dense network: its cost, its test error, and that of its authors",
+    caption="""
+Cost and test error of every dense network, beside the error of its authors' code, trained with the
+same protocol, and the published error.
+""",
+    layout=Layout(_KEYS, "method", best=False, kept=("model",)),
+    notes=(
+        "Epochs: the number that was trained; the weights of the best epoch by validation are "
+        "kept. Seconds per epoch: the median over epochs of training and validation, on the "
+        "machine and under the load of that run.",
+        Note(
+            AUTHORS,
+            "Authors' code: the published implementation, trained with its own recipe and one seed "
+            "(`workflow/spat/study/authors_code.csv` has the source and what differs).",
+        ),
+        Note(PUBLISHED, "Published: the printed number, where there is one for this lookback."),
+    ),
+)
+def rivals(frames: Frames) -> pd.DataFrame:
+    """Cost and test error of the dense networks, with reference errors.
+
+    Columns: dataset, lookback, horizon, role, model, variant, method (the quantity), mean, sd, n,
+    missing and unit. Values are means over seeds. The reference errors have no deviation.
+
+    Raises:
+        Absent: if fewer than three models were trained that have an error of their authors' code.
+    """
+    rows = in_domain(methods.tested(frames.results), phase=DENSE)
+    rows = rows.assign(role=rows["model"].map(methods.role))
+    rows = rows[rows["role"] != "naive"].reset_index(drop=True)
+    history = frames.history[frames.history["stage"] == "pretrain"]
+    run = ["dataset", "model", "variant", "lookback", "horizon", "seed"]
+    seconds = history.groupby(run, observed=True)["seconds"].median().rename(_SECONDS)
+    rows = rows.merge(seconds.reset_index(), on=run, how="left")
+    keys = [*_KEYS]
+    tables = [
+        methods.summary(rows, keys, column).assign(method=name, unit=unit)
+        for column, (name, unit) in _COSTS.items()
+    ]
+    tables.append(methods.summary(rows, keys, _SECONDS).assign(method=_SECONDS, unit="s"))
+    for metric, name in METRICS.items():
+        tables.append(methods.summary(rows, keys, metric).assign(method=name, unit=""))
+    cells = rows[keys].drop_duplicates()
+    named = ["model", "dataset", "lookback", "horizon"]
+    theirs = cells.merge(authors_code()[[*named, "variant", "mse"]], on=[*named, "variant"])
+    if theirs["model"].nunique() < _ENOUGH:
+        raise Absent(
+            f"Fewer than {_ENOUGH} of the trained models have a counterpart in `authors_code.csv`: "
+            "train models at their published settings on ETTh1, from 96 to 96 steps (experiment "
+            "`rivals`)."
+        )
+    printed = cells.merge(published()[[*named, "mse"]], on=named)
+    for found, source in ((theirs, AUTHORS), (printed, PUBLISHED)):
+        found = found.rename(columns={"mse": "mean"})
+        tables.append(found.assign(method=f"MSE, {source}", sd=np.nan, n=0, missing=0, unit=""))
+    table = pd.concat(tables, ignore_index=True).dropna(subset="mean")
+    table["method"] = methods.present(table["method"], _COLUMNS)
+    return methods.sort_rows(
+        table[[*keys, "method", "mean", "sd", "n", "missing", "unit"]], [*keys, "method"]
+    )
+
+
+@cache
+def authors_code() -> pd.DataFrame:
+    """Test errors of the authors' code, trained with our protocol of data and one seed.
+
+    Columns: model and variant (those of this project with the same recipe), dataset, lookback,
+    horizon, parameters, mse, mae, source (repository and script) and note (what differs).
+    """
+    file = resources.files("spat.study") / "authors_code.csv"
+    with file.open(encoding="utf-8") as stream:
+        return pd.read_csv(stream, keep_default_na=False)
