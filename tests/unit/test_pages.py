@@ -30,6 +30,12 @@ def test_the_captions_of_the_report_are_those_above_the_functions() -> None:
     assert written == registry.captions(), "run `python -m spat.study.pages.registry`"
 
 
+def test_every_page_is_in_one_group_of_the_report() -> None:
+    grouped = [name for pages in registry.GROUPS.values() for name in pages]
+    assert len(set(grouped)) == len(grouped)
+    assert set(grouped) == {*registry.TABLES, *registry.FIGURES}
+
+
 def test_every_page_has_a_title_and_a_caption() -> None:
     titles = [declared.title for declared in PAGES.values()]
     assert len(set(titles)) == len(titles)

@@ -14,7 +14,7 @@ from project import COPIED, SMOKE, Project
 from spat.models.registry import MODELS
 from spat.pipeline import digests
 from spat.pipeline.frames import COLUMNS
-from spat.study.pages.registry import ENDINGS, FIGURES, TABLES
+from spat.study.pages.registry import ENDINGS, FIGURES, TABLES, tables
 
 pytestmark = pytest.mark.slow
 
@@ -168,6 +168,10 @@ def test_the_report_holds_every_table_and_figure(smoke: Project) -> None:
     smoke.snakemake("--report", "report.zip", *SMOKE)
     with ZipFile(smoke.folder / "report.zip") as archive:
         names = {Path(name).name for name in archive.namelist()}
+        (page,) = (name for name in archive.namelist() if name.endswith("report.html"))
+        text = archive.read(page).decode()
+    for title in ("1. Result", "3. Is SEND right?", tables()["main"].title):
+        assert title in text
     made = {f"{name}.csv" for name in _made(smoke, "table")}
     made |= {f"{name}.png" for name in _made(smoke, "figure")}
     assert {"main.csv", "pareto.png"} <= made <= names

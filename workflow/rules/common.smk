@@ -25,6 +25,7 @@ from spat.pipeline.failures import explain
 from spat.pipeline.config import ConfigError, load, read_file
 from spat.data.registry import DATASETS
 from spat.pipeline.stages import trained
+from spat.study.pages import registry
 
 # Jobs use the `python` that runs Snakemake, even if its environment is not activated. With `--sdm conda`
 # the environment of the rule comes first, and it finds the package in this folder.

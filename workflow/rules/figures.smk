@@ -9,8 +9,11 @@ rule figures:
             directory(f"{FOLDER}/figures"),
             patterns=["{name}.png"],
             caption="../report/figures.rst",
-            category="Figures",
-            labels=lambda wildcards: {"figure": wildcards.name},
+            category=lambda wildcards: registry.group(wildcards.name),
+            labels=lambda wildcards: {
+                "title": registry.figures()[wildcards.name].title,
+                "kind": "figure",
+            },
         ),
         # The tables and figures that are not there, and why.
         f"{FOLDER}/not_made.md",

@@ -8,8 +8,11 @@ rule tables:
             directory(f"{FOLDER}/tables"),
             patterns=["{name}.csv"],
             caption="../report/tables.rst",
-            category="Tables",
-            labels=lambda wildcards: {"table": wildcards.name},
+            category=lambda wildcards: registry.group(wildcards.name),
+            labels=lambda wildcards: {
+                "title": registry.tables()[wildcards.name].title,
+                "kind": "table",
+            },
         ),
     log:
         f"{FOLDER}/logs/tables.log",

@@ -67,6 +67,24 @@ ENDINGS: Final[dict[Kind, tuple[str, ...]]] = {
     "table": ("csv", "md", "tex"),
     "figure": ("png", "pdf", "svg"),
 }
+# The question that a page answers, as the report groups them.
+GROUPS: Final[dict[str, tuple[str, ...]]] = {
+    "1. Result": (
+        *("main", "hypotheses", "changes", "better", "by_source", "zeroshot"),
+        *("reproduction", "rivals"),
+        *("pareto", "transfer", "forecasts"),
+    ),
+    "2. Cost": ("efficiency", "latency"),
+    "3. Is SEND right?": (
+        *("criteria", "quality", "quality_cells", "gains", "winner", "adaptive"),
+        *("criteria_quality", "criteria_changes", "sites_removed", "critical_difference"),
+        *("send_sites", "send_uniformity"),
+    ),
+    "4. Controls": ("heads_vs_modules", "controls"),
+    "5. Diagnostics": (
+        *("replicates", "stability", "precision", "robustness", "leave_one_out", "history"),
+    ),
+}
 _NOT_MADE: Final = "**Tables and figures that these results do not allow**"
 
 
@@ -220,6 +238,15 @@ def not_made(frames: Frames, folder: Path) -> str:
         return f"{_NOT_MADE}\n\nEvery table and figure was made.\n"
     head = ["| kind | name | title | why it was not made |", "| --- | --- | --- | --- |"]
     return "\n".join([_NOT_MADE, "", *head, *lines]) + "\n"
+
+
+def group(name: str) -> str:
+    """The group of a page in the report.
+
+    Raises:
+        KeyError: if no group has a page of that name.
+    """
+    return {page: title for title, pages in GROUPS.items() for page in pages}[name]
 
 
 def captions() -> Mapping[str, str]:
