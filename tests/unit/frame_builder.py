@@ -200,6 +200,8 @@ def _measurement(
         "latency_ms": math.nan if dense else 2.0 + flops / 1e7,
         "memory_mb": math.nan if dense else 50.0 + flops / 1e6,
         "wall_s": 10.0,
+        "share": 1.0,
+        "precision": "float32",
         "epochs": 3,
         "best_epoch": 2,
         "status": "ok",

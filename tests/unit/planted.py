@@ -77,6 +77,8 @@ def results(
             "latency_ms": flops(mask) / 1000,
             "memory_mb": 1.0,
             "wall_s": 1.0,
+            "share": 1.0,
+            "precision": "float32",
             "epochs": 3,
             "best_epoch": 1,
             "status": "ok",

@@ -604,6 +604,11 @@ def test_rivals_sets_each_network_beside_the_code_of_its_authors() -> None:
         counted = dense.loc[[model], "params"].iloc[0]
         assert one(table, **row, method="parameters")["mean"] == counted
     assert one(table, model="S-Mamba", method="MSE, published")["mean"] == 0.386
+    assert "share of windows" not in set(table["method"])
+    rows.loc[rows["model"] == "S-Mamba", "share"] = 0.25
+    table = TABLES["rivals"].function(Frames.of(**made))
+    shares = table[table["method"] == "share of windows"]
+    assert shares[["model", "mean"]].to_numpy().tolist() == [["S-Mamba", 0.25]]
     assert not {"RepeatLast", "SeasonalNaive"} & set(table["model"]), "they are not trained"
 
 

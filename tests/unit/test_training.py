@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -394,10 +395,32 @@ def test_sharpness_aware_gradient_is_the_one_at_the_ascended_weights() -> None:
 def test_every_window_is_trained_on_once_an_epoch(splits: Splits) -> None:
     from spat.training.loop import _batches
 
-    batches = _batches(splits.train, 32, torch.Generator().manual_seed(0))
+    count = len(splits.train)
+    batches = _batches(splits.train, count, 32, torch.Generator().manual_seed(0))
     seen = torch.cat(batches).sort().values
     assert torch.equal(seen, torch.arange(len(splits.train)))
     assert len(batches[-1]) == len(splits.train) % 32
+
+
+def test_a_share_of_the_windows_is_drawn_anew_for_each_epoch(
+    splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training error that is reported is the mean over the windows that were drawn."""
+    seen: list[list[int]] = []
+
+    def drawn(*arguments: Any) -> tuple[torch.Tensor, ...]:
+        found = batches(*arguments)
+        seen.append([int(i) for batch in found for i in batch])
+        return found
+
+    batches = loop._batches
+    monkeypatch.setattr(loop, "_batches", drawn)
+    found = fit(small(dropout=0.0), TASK, splits, settings(epochs=3, share=0.25), SEEDS)
+    assert {len(set(epoch)) for epoch in seen} == {math.ceil(len(splits.train) / 4)}
+    assert len(set(map(tuple, seen))) == 3
+    whole = fit(small(dropout=0.0), TASK, splits, settings(epochs=1), SEEDS)
+    ratio = found.history[0]["train_mse"] / whole.history[0]["train_mse"]
+    assert 0.8 < ratio < 1.6, "a mean over a quarter of the windows, early in training"
 
 
 def test_an_absent_card_asked_for_by_name_is_an_error() -> None:

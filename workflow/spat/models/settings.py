@@ -36,7 +36,8 @@ class Recipe:
     """How a model is trained.
 
     `patience` is the number of epochs without a better validation MSE after which training stops.
-    `sam_rho` is the radius of sharpness-aware minimisation; None trains without it.
+    `sam_rho` is the radius of sharpness-aware minimisation; None trains without it. An epoch sees
+    this `share` of the training windows, drawn anew for each epoch.
     """
 
     learning_rate: float
@@ -46,6 +47,7 @@ class Recipe:
     schedule: Schedule = "type1"
     weight_decay: NotNegative = 0.0
     sam_rho: float | None = None
+    share: float = 1.0
 
 
 @dataclass(frozen=True)

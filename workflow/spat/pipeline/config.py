@@ -162,6 +162,13 @@ class VariantSection(Section):
         None, gt=0.0, description="Radius of sharpness-aware minimisation; none when absent."
     )
 
+    share: float = Field(
+        1.0,
+        gt=0.0,
+        le=1.0,
+        description="Share of the training windows in an epoch, drawn anew for each epoch: for a "
+        "model that is too slow for all of them.",
+    )
     learning_rates: tuple[Annotated[float, Field(gt=0.0)], ...] = Field(
         (),
         description="Rates tried in pre-training: the one with the best validation MSE is kept.",

@@ -44,7 +44,7 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "value": "float64",
     },
     # One row per network: its costs, and how it was trained. Latency (with its spread) and memory
-    # are missing where they were not measured.
+    # are missing where they were not measured. `share`: of the training windows in an epoch.
     "networks": {
         **_KEYS,
         "order": "int64",
@@ -58,6 +58,8 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "wall_s": "float64",
         "epochs": "int64",
         "best_epoch": "int64",
+        "share": "float64",
+        "precision": "str",
         "status": "str",
         "device": "str",
         "commit": "str",

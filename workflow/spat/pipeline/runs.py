@@ -218,6 +218,7 @@ def setup_of(config: Config, run: Run) -> Setup:
         epochs=config.training.epochs or found.recipe.epochs,
         patience=config.training.patience or found.recipe.patience,
         sam_rho=section.sam_rho if section and section.sam_rho else found.recipe.sam_rho,
+        share=section.share if section else 1.0,
     )
     return replace(found, recipe=recipe)
 

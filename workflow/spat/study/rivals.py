@@ -21,6 +21,7 @@ PUBLISHED: Final = "published"
 _KEYS: Final = ("dataset", "lookback", "horizon", "role", "model", "variant")
 # Column of `results` -> (column of the page, unit).
 _COSTS: Final = {
+    "part": ("share of windows", "share"),
     "params": ("parameters", "parameters"),
     "flops": ("FLOPs", "FLOPs"),
     "epochs": ("epochs", "epochs"),
@@ -51,6 +52,10 @@ same protocol, and the published error.
         "kept. Seconds per epoch: the median over epochs of training and validation, on the "
         "machine and under the load of that run.",
         Note(
+            "share of",
+            "Share of windows: the share of the training windows in an epoch, if less than 1.",
+        ),
+        Note(
             AUTHORS,
             "Authors' code: the published implementation, trained with its own recipe and one seed "
             "(`workflow/spat/study/authors_code.csv` has the source and what differs).",
@@ -70,6 +75,8 @@ def rivals(frames: Frames) -> pd.DataFrame:
     rows = in_domain(methods.tested(frames.results), phase=DENSE)
     rows = rows.assign(role=rows["model"].map(methods.role))
     rows = rows[rows["role"] != "naive"].reset_index(drop=True)
+    # Only where a network did not see all windows.
+    rows["part"] = rows["share"].mask(rows["share"] == 1.0)
     history = frames.history[frames.history["stage"] == "pretrain"]
     run = ["dataset", "model", "variant", "lookback", "horizon", "seed"]
     seconds = history.groupby(run, observed=True)["seconds"].median().rename(_SECONDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -54,6 +55,7 @@ class Settings:
     schedule: Schedule = "type1"
     weight_decay: float = 0.0
     sam_rho: float | None = None
+    share: float = 1.0
     precision: Precision = "float32"
     restart: Restart | None = None
 
@@ -180,15 +182,16 @@ def _fit(
         model, task, splits.train, optimiser, dropout, settings.precision, settings.sam_rho
     ) as step:
         saved, pause = time.monotonic(), SAVE_EVERY[splits.train.device.type]
-        report = _Reporter(label, settings.epochs, len(splits.train), primary)
+        cases = math.ceil(settings.share * len(splits.train))
+        report = _Reporter(label, settings.epochs, cases, primary)
         while not _finished(progress, settings):
             started = time.perf_counter()
             rate = settings.rate(progress.epoch + 1)
             set_rate(optimiser, rate)
             model.train()
-            batches = _batches(splits.train, settings.batch_size, order)
+            batches = _batches(splits.train, cases, settings.batch_size, order)
             losses = [step(index) for index in report.steps(batches)]
-            train_loss = float(torch.stack(losses).double().sum()) / len(splits.train)
+            train_loss = float(torch.stack(losses).double().sum()) / cases
             validation = evaluate(model, task, splits.validation)
             row = {
                 "epoch": progress.epoch + 1,
@@ -222,9 +225,11 @@ def _finished(progress: Progress, settings: Settings) -> bool:
     return progress.epoch >= settings.epochs or out_of_patience or progress.status != "ok"
 
 
-def _batches(cases: Cases, batch_size: int, order: torch.Generator) -> tuple[Tensor, ...]:
-    """All cases in a new order, the last batch as small as it is."""
-    shuffled = torch.randperm(len(cases), generator=order).to(cases.device)
+def _batches(
+    cases: Cases, drawn: int, batch_size: int, order: torch.Generator
+) -> tuple[Tensor, ...]:
+    """The first `drawn` cases of a new order of all, the last batch as small as it is."""
+    shuffled = torch.randperm(len(cases), generator=order)[:drawn].to(cases.device)
     return torch.split(shuffled, batch_size)
 
 

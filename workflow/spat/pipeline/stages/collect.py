@@ -114,7 +114,11 @@ def _masks(config: Config, planned: Planned) -> list[tuple[Job, Finished]]:
 def _networks(config: Config, planned: Planned) -> Iterator[dict[str, Any]]:
     """The costs of each network; a pruned network that is not yet tuned has those of the tuned."""
     run = planned.run
-    keys = {**runs.columns(config, run), "order": 0}
+    trained = {
+        "share": runs.setup_of(config, run).recipe.share,
+        "precision": config.training.precision,
+    }
+    keys = {**runs.columns(config, run), "order": 0, **trained}
     dense = _files(config, run, "pretrain").metrics
     unmeasured = dict.fromkeys(MEASURED)
     yield {**keys, **_recorded(dense), **unmeasured, "mask": dense["mask"], "phase": "dense"}
