@@ -12,7 +12,7 @@ from loops import ConventionalLoop, OurLoop, quiet
 from machine import Rates, card_rates
 from products import step_of
 
-from spat.training.device.concurrency import Lanes
+from spat.training.device.concurrency import Workers
 
 
 def measure(size: Size) -> Part:
@@ -31,11 +31,11 @@ def measure(size: Size) -> Part:
 
 
 def figures(size: Size, case: Case, measured: Rates, device: str) -> list[Figure]:
-    """One run of all epochs, and `size.lanes` of them side by side."""
+    """One run of all epochs, and `size.streams` of them side by side."""
     theirs = {f"workers-{n}": ConventionalLoop(case, n, device=device) for n in size.workers}
     contestants: dict[str, Contestant] = {
         "one": OurLoop(case, device, size.epochs),
-        "lanes": _side_by_side(case, size, device),
+        "streams": _side_by_side(case, size, device),
         **theirs,
     }
     laps = alternate(contestants, size.rounds)
@@ -52,17 +52,17 @@ def figures(size: Size, case: Case, measured: Rates, device: str) -> list[Figure
         )
         for name, label, target in (
             ("one", "one run, ours", 10.0),
-            ("lanes", f"{size.lanes} runs side by side, ours", 30.0),
+            ("streams", f"{size.streams} runs side by side, ours", 30.0),
         )
     ]
 
 
 def _side_by_side(case: Case, size: Size, device: str) -> Contestant:
-    lanes = Lanes(torch.device(device), size.lanes)
-    loops = [OurLoop(case, device, size.epochs) for _ in range(size.lanes)]
+    pool = Workers(torch.device(device), size.streams)
+    loops = [OurLoop(case, device, size.epochs) for _ in range(size.streams)]
 
     def lap() -> float:
         with quiet():
-            return sum(lanes.threads([partial(lanes.run, loop.train) for loop in loops]))
+            return sum(pool.threads([partial(pool.run, loop.train) for loop in loops]))
 
     return lap

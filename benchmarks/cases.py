@@ -45,7 +45,7 @@ class Size:
     pruned_batch: int
     calls: int  # rounds of whole processes
     patience: float  # seconds to wait for a machine that nobody else uses, on the wall's clock
-    lanes: int  # runs side by side on a card
+    streams: int  # runs side by side on a card
 
 
 FULL = Size(
@@ -70,7 +70,7 @@ FULL = Size(
     pruned_batch=128,
     calls=3,
     patience=60.0,
-    lanes=16,
+    streams=16,
 )
 
 QUICK = Size(
@@ -89,7 +89,7 @@ QUICK = Size(
     pruned_batch=16,
     calls=1,
     patience=0.0,
-    lanes=2,
+    streams=2,
 )
 
 

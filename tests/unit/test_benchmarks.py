@@ -301,5 +301,5 @@ def test_the_section_of_the_card_is_skipped_without_one_and_runs_where_it_is_tol
         assert "no CUDA device" in part.remarks["training/card"]
     case = open_case(one, open_series(one), "iTransformer").short(2)
     found = card.figures(one, case, machine.card_rates("cpu", 0.01), "cpu")
-    assert [figure.name.rpartition("/")[2] for figure in found] == ["one", "lanes"]
+    assert [figure.name.rpartition("/")[2] for figure in found] == ["one", "streams"]
     assert all(figure.ratio.median > 0 and figure.floor for figure in found)

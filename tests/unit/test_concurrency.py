@@ -18,7 +18,7 @@ from spat.data.registry import DATASETS
 from spat.data.windows import Splits, split
 from spat.models.registry import build
 from spat.training.device import streams
-from spat.training.device.concurrency import Lanes, Processes, executor, in_turn
+from spat.training.device.concurrency import Processes, Workers, executor, in_turn
 from spat.training.device.kernels import draws_globally
 from spat.training.loop import Seeds, Settings, fit, prepare_torch
 
@@ -45,21 +45,21 @@ class Gauge:
 @pytest.mark.parametrize("count", [1, 3])
 def test_no_more_than_the_lanes_at_a_time(count: int) -> None:
     gauge = Gauge()
-    Lanes(CPU, count).map([gauge.work] * 10)
+    Workers(CPU, count).map([gauge.work] * 10)
     assert gauge.most == count
     assert gauge.done == 10
 
 
 def test_lanes_are_shared_by_all_that_map() -> None:
-    gauge, lanes = Gauge(), Lanes(CPU, 2)
-    lanes.threads([partial(lanes.map, [gauge.work] * 4)] * 3)
+    gauge, workers = Gauge(), Workers(CPU, 2)
+    workers.threads([partial(workers.map, [gauge.work] * 4)] * 3)
     assert gauge.most == 2
     assert gauge.done == 12
 
 
 def test_no_lane_is_refused() -> None:
-    with pytest.raises(ValueError, match="0 lanes"):
-        Lanes(CPU, 0)
+    with pytest.raises(ValueError, match="0 workers"):
+        Workers(CPU, 0)
 
 
 def hungry(gauge: Gauge, room: int) -> Callable[[], None]:
@@ -79,10 +79,10 @@ def hungry(gauge: Gauge, room: int) -> Callable[[], None]:
 def test_a_full_device_takes_fewer_and_does_again_what_did_not_fit(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    gauge, lanes = Gauge(), Lanes(CPU, 6)
-    lanes.map([hungry(gauge, room=2)] * 12)
+    gauge, workers = Gauge(), Workers(CPU, 6)
+    workers.map([hungry(gauge, room=2)] * 12)
     assert gauge.done == 12
-    assert 1 <= lanes.count < 6
+    assert 1 <= workers.count < 6
     shown = capsys.readouterr().err
     assert "cpu is full: from now on" in shown
     assert "Tried to allocate 2 GiB." in shown
@@ -94,7 +94,7 @@ def test_what_does_not_fit_alone_is_an_error() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(RuntimeError, match="too little memory for one run alone"):
-        Lanes(CPU, 3).run(work)
+        Workers(CPU, 3).run(work)
 
 
 def test_a_failure_is_raised_after_the_others_are_done() -> None:
@@ -104,30 +104,30 @@ def test_a_failure_is_raised_after_the_others_are_done() -> None:
         raise KeyError("one")
 
     with pytest.raises(KeyError, match="one"):
-        Lanes(CPU, 2).map([gauge.work, fail, gauge.work, gauge.work])
+        Workers(CPU, 2).map([gauge.work, fail, gauge.work, gauge.work])
     assert gauge.done == 3
 
 
 def test_the_room_of_a_card_is_what_a_lane_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    lanes = Lanes(CARD, 8)
-    lanes._running = lanes._most = 2
-    emptied = memory(monkeypatch, free=30, reserved=60)  # 30 a lane
-    assert lanes._admits()
+    workers = Workers(CARD, 8)
+    workers._running = workers._most = 2
+    emptied = memory(monkeypatch, free=30, reserved=60)  # 30 a worker
+    assert workers._admits()
     assert not emptied
     emptied = memory(monkeypatch, free=20, reserved=60, unused=10)
-    assert lanes._admits(), "what the allocator keeps unused is given back first"
+    assert workers._admits(), "what the allocator keeps unused is given back first"
     assert emptied
     emptied = memory(monkeypatch, free=20, reserved=60, unused=9)
-    assert not lanes._admits()
-    assert not lanes._admits()
+    assert not workers._admits()
+    assert not workers._admits()
     assert len(emptied) == 1, "a full card is not asked again at once"
-    lanes._running = 0
-    assert lanes._admits(), "one always runs"
+    workers._running = 0
+    assert workers._admits(), "one always runs"
 
 
 def test_no_two_lanes_share_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch)
-    lanes, taken, lock = Lanes(CARD, 6), [], threading.Lock()
+    workers, taken, lock = Workers(CARD, 6), [], threading.Lock()
     shared: list[int] = []
 
     def work(seconds: float) -> None:
@@ -141,24 +141,24 @@ def test_no_two_lanes_share_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
             taken.remove(mine)
 
     # While two pieces last, the others use up the streams that torch has.
-    lanes.map([partial(work, 0.1)] * 2 + [partial(work, 0.001)] * 100)
+    workers.map([partial(work, 0.1)] * 2 + [partial(work, 0.001)] * 100)
     assert shared == []
 
 
 def test_a_stream_is_always_used_by_the_same_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch)
-    lanes, pairs = Lanes(CARD, 4), set()
+    workers, pairs = Workers(CARD, 4), set()
 
     def work() -> None:
         pairs.add((torch.cuda.current_stream().cuda_stream, threading.get_ident()))
         time.sleep(0.001)
 
-    lanes.threads([partial(lanes.map, [work] * 10)] * 4)
+    workers.threads([partial(workers.map, [work] * 10)] * 4)
     assert len(pairs) <= 4
 
 
 def test_what_ran_out_of_memory_once_is_done_again_in_as_many_lanes() -> None:
-    lanes, tried = Lanes(CPU, 3), []
+    workers, tried = Workers(CPU, 3), []
 
     def work() -> str:
         tried.append(1)
@@ -166,22 +166,22 @@ def test_what_ran_out_of_memory_once_is_done_again_in_as_many_lanes() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return "done"
 
-    assert lanes.run(work) == "done"
-    assert lanes.count == 3
+    assert workers.run(work) == "done"
+    assert workers.count == 3
 
 
 def test_more_lanes_than_streams_are_refused() -> None:
-    assert Lanes(CARD, streams.MOST).count == 32
-    with pytest.raises(ValueError, match="33 lanes: cuda:0 has 32 streams"):
-        Lanes(CARD, 33)
+    assert Workers(CARD, streams.MOST).count == 32
+    with pytest.raises(ValueError, match="33 workers: cuda:0 has 32 streams"):
+        Workers(CARD, 33)
 
 
 def test_an_executor_suits_its_device() -> None:
     assert executor(CPU, 1) is in_turn
     processes = executor(CPU, 4)
     assert isinstance(getattr(processes, "__self__", None), Processes)
-    lanes = executor(torch.device("cuda"), 4)
-    assert isinstance(getattr(lanes, "__self__", None), Lanes)
+    workers = executor(torch.device("cuda"), 4)
+    assert isinstance(getattr(workers, "__self__", None), Workers)
 
 
 @pytest.fixture(scope="module")
@@ -206,8 +206,8 @@ def test_what_trains_side_by_side_ends_where_it_would_alone(splits: Splits, tmp_
     alone = [piece() for piece in work]
     for state in tmp_path.iterdir():
         state.unlink()
-    lanes = Lanes(CPU, 3)
-    beside = lanes.threads([partial(lanes.run, piece) for piece in work])
+    workers = Workers(CPU, 3)
+    beside = workers.threads([partial(workers.run, piece) for piece in work])
     for expected, found in zip(alone, beside, strict=True):
         assert expected.keys() == found.keys()
         assert all(torch.equal(expected[name], found[name]) for name in expected)
@@ -244,8 +244,8 @@ def test_captured_steps_replay_side_by_side(tmp_path: Path) -> None:
     alone = [piece() for piece in work]
     for state in tmp_path.iterdir():
         state.unlink()
-    lanes = Lanes(torch.device("cuda"), 8)
-    beside = lanes.threads([partial(lanes.run, piece) for piece in work])
+    workers = Workers(torch.device("cuda"), 8)
+    beside = workers.threads([partial(workers.run, piece) for piece in work])
     for expected, found in zip(alone, beside, strict=True):
         for name in expected:
             torch.testing.assert_close(found[name], expected[name])

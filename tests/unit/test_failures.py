@@ -144,7 +144,7 @@ def test_a_full_disk_says_so_with_the_path(kind: str, tmp_path: Path) -> None:
         ["transfer", "--config", "CONFIG", "--run", "x", "--target", "y"],
         ["grid", "--config", "CONFIG", "--runs", "none"],
         ["grid", "--config", "CONFIG", "--minutes", "nan"],
-        ["grid", "--config", "CONFIG", "--lanes", "0"],
+        ["grid", "--config", "CONFIG", "--concurrency", "0"],
         ["collect", "--config", "CONFIG"],
         ["tables", "--config", "CONFIG"],
         ["figures", "--config", "CONFIG"],

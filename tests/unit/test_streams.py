@@ -1,4 +1,4 @@
-"""Each lane has a stream that nobody else uses; what a full card says is recognised."""
+"""Each worker has a stream that nobody else uses; what a full card says is recognised."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def test_a_lane_keeps_its_stream_and_the_process_gets_one() -> None:
     with streams.on_own(CARD):
         assert torch.cuda.current_stream(CARD) == first
     assert torch.cuda.current_stream(CARD) == DEFAULT
-    lane = FakeStream()
-    with torch.cuda.stream(lane), streams.on_own(CARD):  # type: ignore[arg-type]
-        assert torch.cuda.current_stream(CARD) is lane
+    worker = FakeStream()
+    with torch.cuda.stream(worker), streams.on_own(CARD):  # type: ignore[arg-type]
+        assert torch.cuda.current_stream(CARD) is worker
 
 
 def test_work_on_the_own_stream_comes_after_what_was_before_and_before_what_follows() -> None:

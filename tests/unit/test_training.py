@@ -23,7 +23,7 @@ from spat.models.base import Forecaster
 from spat.models.registry import MODELS, Shape, build, setup
 from spat.models.settings import Schedule
 from spat.training import loop, state
-from spat.training.device.concurrency import Lanes
+from spat.training.device.concurrency import Workers
 from spat.training.device.kernels import draws_globally
 from spat.training.loop import (
     Fit,
@@ -245,9 +245,9 @@ def test_a_foreign_model_with_dropout_is_refused_in_lanes(splits: Splits) -> Non
     def work() -> None:
         fit(foreign(), TASK, splits, settings(epochs=1), SEEDS, label="theirs")
 
-    with pytest.raises(ValueError, match=r"theirs: .* global generator .*--lanes 1"):
-        Lanes(torch.device("cpu"), 2).map([work, work])
-    Lanes(torch.device("cpu"), 1).map([work])
+    with pytest.raises(ValueError, match=r"theirs: .* global generator .*--concurrency 1"):
+        Workers(torch.device("cpu"), 2).map([work, work])
+    Workers(torch.device("cpu"), 1).map([work])
     fit(foreign(), TASK, splits, settings(epochs=1), SEEDS)
 
 

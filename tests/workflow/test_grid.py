@@ -50,8 +50,8 @@ def test_snakemake_takes_the_runs_of_the_grid_for_done(
     again = project.python("-c", PROGRAM.format(arguments=arguments))
     assert "epoch" not in again.stderr, "finished work is kept"
 
-    beside = new_project("lanes")
-    patterns = ["--runs", "synthetic*/iTransformer-tiny/*", "--lanes", "3"]
+    beside = new_project("workers")
+    patterns = ["--runs", "synthetic*/iTransformer-tiny/*", "--concurrency", "3"]
     arguments = ["grid", "--config", *FILES, *patterns]
     shown = beside.python("-c", PROGRAM.format(arguments=arguments))
     assert "2 runs are whole" in shown.stdout

@@ -60,9 +60,9 @@ _HOST: Final = re.sub(r"[^A-Za-z0-9]+", "-", platform.node())[:20] or "localhost
 def _remove_abandoned(path: Path) -> None:
     """Remove the temporary neighbours of `path` whose process on this machine is gone."""
     # A temporary file may have one of its own, with a dot more in front.
-    ours = re.compile(rf"\.+{re.escape(path.name)}\.{_HOST}\.(\d+)\.tmp(\.{_HOST}\.\d+\.tmp)?")
+    left = re.compile(rf"\.+{re.escape(path.name)}\.{_HOST}\.(\d+)\.tmp(\.{_HOST}\.\d+\.tmp)?")
     for other in path.parent.iterdir():
-        if (found := ours.fullmatch(other.name)) and not _is_running(int(found[1])):
+        if (found := left.fullmatch(other.name)) and not _is_running(int(found[1])):
             other.unlink(missing_ok=True)
 
 

@@ -321,17 +321,17 @@ def _kinds(of: type[Any]) -> dict[str, Any]:
 
 
 def _changed(model: str, found: Setup, overrides: Mapping[str, Any]) -> Setup:
-    ours, shared = _kinds(MODELS[model].settings), _kinds(Recipe)
+    own, shared = _kinds(MODELS[model].settings), _kinds(Recipe)
     for name in overrides:
-        if name not in ours and name not in shared:
+        if name not in own and name not in shared:
             raise ValueError(
-                f"{name!r} is not one of {', '.join(ours) or '(none)'} (settings of {model}) or "
+                f"{name!r} is not one of {', '.join(own) or '(none)'} (settings of {model}) or "
                 f"{', '.join(shared)} (its recipe)"
             )
-    made = {name: _checked(name, value, {**ours, **shared}) for name, value in overrides.items()}
+    made = {name: _checked(name, value, {**own, **shared}) for name, value in overrides.items()}
     shown = ", ".join(f"{name} {value}" for name, value in made.items())
     return Setup(
-        replace(found.settings, **{name: value for name, value in made.items() if name in ours}),
+        replace(found.settings, **{name: value for name, value in made.items() if name in own}),
         replace(found.recipe, **{name: value for name, value in made.items() if name in shared}),
         f"{found.source}; changed: {shown}",
     )
@@ -358,7 +358,7 @@ def _parsed(name: str, text: str, kinds: Mapping[str, Any]) -> Any:
 
 
 def _plain(kind: Any) -> Any:
-    """A field's type without what is said of its range, and without None."""
+    """A field's type without the limits of its range, and without None."""
     if get_origin(kind) is Annotated:
         return get_args(kind)[0]
     if isinstance(kind, UnionType):
@@ -380,11 +380,11 @@ def _checked(name: str, value: Any, kinds: Mapping[str, Any]) -> Any:
         value = float(value)
     if type(value) is not kind:
         raise ValueError(f"{name}: {value!r} is not of type {kind.__name__}")
-    said = get_args(kinds[name])[1:]
-    if "share" in said:
+    limits = get_args(kinds[name])[1:]
+    if "share" in limits:
         if not 0 <= value < 1:
             raise ValueError(f"{name}: {value!r} is not in [0, 1)")
-    elif "not negative" in said:
+    elif "not negative" in limits:
         if not 0 <= value < math.inf:
             raise ValueError(f"{name}: {value!r} is negative or not finite")
     elif kind in (int, float) and not 0 < value < math.inf:

@@ -207,7 +207,7 @@ def _preflight(config: Config, options: argparse.Namespace) -> None:
 def _grid(config: Config, options: argparse.Namespace) -> None:
     from spat.pipeline.stages.grid import grid
 
-    whole = grid(config, options.runs, options.minutes, options.lanes)
+    whole = grid(config, options.runs, options.minutes, options.concurrency)
     print(f"{whole} runs are whole")
 
 
@@ -273,7 +273,11 @@ STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
     "figures": (_figures, "draw the figures from the frames", ()),
     "summary": (_summary, "print the main table and where everything lies", ()),
     "preflight": (_preflight, "print the arguments that make the default run possible", ()),
-    "grid": (_grid, "take runs through all stages in one process", ("runs", "minutes", "lanes")),
+    "grid": (
+        _grid,
+        "take runs through all stages in one process",
+        ("runs", "minutes", "concurrency"),
+    ),
     "track": (_rebuild, "rebuild the tracking store from the files", ()),
 }
 
@@ -340,9 +344,9 @@ def _add(stage: argparse.ArgumentParser, option: str) -> None:
         stage.add_argument("--finished", action="store_true", help=text)
     elif option == "minutes":
         stage.add_argument("--minutes", type=float, default=1e9, help="begin no run after this")
-    elif option == "lanes":
+    elif option == "concurrency":
         text = "runs and masks at a time, on streams of their own (default: 1, or 16 on CUDA)"
-        stage.add_argument("--lanes", type=int, metavar="N", help=text)
+        stage.add_argument("--concurrency", type=int, metavar="N", help=text)
     else:
         stage.add_argument(f"--{option}", required=True)
 

@@ -42,8 +42,8 @@ def explain(error: BaseException) -> str:
     if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
         return (
             f"{text}. There is too little memory: run fewer jobs at a time (--cores, --workers, "
-            "--lanes), or take smaller settings (batch_size, measure.batch_sizes), and run the "
-            "same command again"
+            "--concurrency), or take smaller settings (batch_size, measure.batch_sizes), and run "
+            "the same command again"
         )
     if isinstance(error, BrokenProcessPool):
         return (

@@ -139,8 +139,8 @@ def fit(
     `seeds.dropout` and kept in the state too; the caller's random numbers go on as before.
 
     Raises:
-        ValueError: if the model draws from the global generator, and runs beside others in this
-            process (`spat.training.device.concurrency.Lanes`), which draw from it too.
+        ValueError: if the model draws from the global generator, and is one of several workers
+            of this process (`spat.training.device.concurrency.Workers`), which share it.
     """
     device = splits.train.device
     first = splits.train.batch(torch.arange(min(2, len(splits.train)), device=device))
@@ -149,8 +149,8 @@ def fit(
     if beside_others():
         raise ValueError(
             f"{label or type(model).__name__}: the model draws random numbers from torch's global "
-            "generator (as `nn.Dropout` does), which all lanes of a process share, so the result "
-            "would depend on what runs beside it: train it with `--lanes 1`, or build the model "
+            "generator (as `nn.Dropout` does), which all workers of a process share, so the result "
+            "would depend on the others: train it with `--concurrency 1`, or build the model "
             "with `spat.training.device.kernels.Dropout`"
         )
     with torch.random.fork_rng(devices=cards(device)):

@@ -2,7 +2,7 @@
 
 On the CPU it is the plain step. On CUDA the whole step is captured once in a graph and replayed,
 since a step of these small models is bound by kernel launches; there is no host synchronisation
-between two replays. Each lane captures on its own stream, with its own random numbers, so that
+between two replays. Each worker captures on its own stream, with its own random numbers, so that
 several models train at the same time (see `concurrency` and `streams` in `spat.training.device`).
 """
 

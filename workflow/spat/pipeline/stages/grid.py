@@ -14,19 +14,19 @@ from spat.pipeline.checks import checked_plan
 from spat.pipeline.config import Config
 from spat.pipeline.failures import explain
 from spat.pipeline.runs import Planned, Run
-from spat.training.device.concurrency import Lanes
+from spat.training.device.concurrency import Workers
 
 # On CUDA as many of the small runs as fill a large card.
-LANES = {"cpu": 1, "cuda": 16}
+CONCURRENCY = {"cpu": 1, "cuda": 16}
 
 
 def grid(config: Config, pattern: str, minutes: float, count: int | None = None) -> int:
     """Take the runs whose path matches `pattern` through all stages until the time is spent.
 
-    `count` runs, and their masks, go side by side in lanes; by default one on the CPU, as many as
-    fill a large card on CUDA. Work that is finished is kept, so that a second call goes on; returns
-    how many runs are whole. A run is not begun when the time is spent, and one that was begun is
-    finished.
+    `count` runs, and their masks, go side by side in as many threads; by default one on the CPU, as
+    many as fill a large card on CUDA. Work that is finished is kept, so that a second call goes
+    on; returns how many runs are whole. A run is not begun when the time is spent, and one that was
+    begun is finished.
 
     Raises:
         ConfigError: as `checked_plan`, before anything is computed.
@@ -42,11 +42,11 @@ def grid(config: Config, pattern: str, minutes: float, count: int | None = None)
     if not chosen:
         raise ValueError(f"no run of {config.experiment!r} matches {pattern!r}")
     device = choose_device(config.training.device)
-    lanes = Lanes(device, LANES[device.type] if count is None else count)
+    workers = Workers(device, CONCURRENCY[device.type] if count is None else count)
     for dataset in dict.fromkeys(name for p in chosen for name in _datasets(config, p.run)):
         _prepare(config, dataset)
-    in_turn = lanes.count == 1
-    begun = lanes.threads([partial(_attempt, config, p, lanes, end, in_turn) for p in chosen])
+    in_turn = workers.count == 1
+    begun = workers.threads([partial(_attempt, config, p, workers, end, in_turn) for p in chosen])
     failed = {p.run.path: b for p, b in zip(chosen, begun, strict=True) if isinstance(b, Exception)}
     whole = [p for p, b in zip(chosen, begun, strict=True) if b is True]
     # What was trained side by side is timed when nothing else runs.
@@ -60,7 +60,7 @@ def grid(config: Config, pattern: str, minutes: float, count: int | None = None)
 
 
 def _attempt(
-    config: Config, planned: Planned, lanes: Lanes, end: float, in_turn: bool
+    config: Config, planned: Planned, workers: Workers, end: float, in_turn: bool
 ) -> bool | Exception:
     """Whether the run was begun, or why it failed: the others go on.
 
@@ -69,7 +69,7 @@ def _attempt(
     if time.monotonic() >= end:
         return False
     try:
-        _train(config, planned, lanes)
+        _train(config, planned, workers)
         if in_turn:
             _measure(config, planned)
     except Exception as error:
@@ -80,7 +80,7 @@ def _attempt(
     return True
 
 
-def _train(config: Config, planned: Planned, lanes: Lanes) -> None:
+def _train(config: Config, planned: Planned, workers: Workers) -> None:
     from spat.pipeline.stages.decide import decide
     from spat.pipeline.stages.pretrain import pretrain
     from spat.pipeline.stages.prune import prune
@@ -90,16 +90,16 @@ def _train(config: Config, planned: Planned, lanes: Lanes) -> None:
     from spat.pipeline.stages.transfer import transfer
 
     run = planned.run
-    lanes.run(partial(pretrain, config, run))
+    workers.run(partial(pretrain, config, run))
     if planned.prune:
-        lanes.run(partial(score, config, run))
+        workers.run(partial(score, config, run))
         select(config, run)
-        prune(config, run, planned.orders, lanes.map)
+        prune(config, run, planned.orders, workers.map)
         if run in runs.studied(config):
-            lanes.run(partial(robustness, config, run))
+            workers.run(partial(robustness, config, run))
         decide(config, run)
     for target in runs.targets(config, run):
-        lanes.run(partial(transfer, config, planned, target))
+        workers.run(partial(transfer, config, planned, target))
 
 
 def _measure(config: Config, planned: Planned) -> None:

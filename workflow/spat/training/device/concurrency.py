@@ -1,6 +1,6 @@
-"""Work side by side: in processes on the cores of a CPU, in lanes on a card.
+"""Work side by side: in processes on the cores of a CPU, in threads on a card.
 
-A lane is a thread with a CUDA stream that nobody else uses meanwhile. One small model leaves most
+A worker is a thread with a CUDA stream that nobody else uses meanwhile. One small model leaves most
 of a large card idle, and processes take turns on it; the captured steps of several threads run at
 the same time. Each piece of work draws its random numbers from its own generators, so that the
 numbers do not depend on what runs beside it.
@@ -38,10 +38,10 @@ def in_turn(works: Sequence[Work]) -> None:
 
 
 def executor(device: torch.device, workers: int) -> Execute:
-    """`workers` pieces of work at a time: lanes on a card, single-thread processes on a CPU."""
+    """`workers` pieces of work at a time: threads on a card, single-thread processes on a CPU."""
     if workers < 2:
         return in_turn
-    return Lanes(device, workers).map if device.type == "cuda" else Processes(workers).map
+    return Workers(device, workers).map if device.type == "cuda" else Processes(workers).map
 
 
 class Processes:
@@ -88,11 +88,11 @@ _here = threading.local()
 
 
 def beside_others() -> bool:
-    """Whether this thread works in one of several lanes, which share the process's globals."""
-    return getattr(_here, "lanes", 1) > 1
+    """Whether this thread is one of several workers, which share the process's globals."""
+    return getattr(_here, "workers", 1) > 1
 
 
-class _Lane:
+class _Worker:
     """A thread and its stream: cuBLAS keeps a workspace for each pair of both that it ever met."""
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
@@ -109,7 +109,7 @@ class _Lane:
         return self._thread.submit(here).result()
 
 
-class Lanes:
+class Workers:
     """So many pieces of work at a time on one device, fewer when its memory is full.
 
     A piece of work that runs out of memory is done again: at once where unused memory can be given
@@ -118,25 +118,25 @@ class Lanes:
     """
 
     def __init__(self, device: torch.device, count: int) -> None:
-        """At most `count` lanes.
+        """At most `count` workers.
 
         Raises:
             ValueError: if there is none, or on CUDA more than the device has streams.
         """
         if count < 1:
-            raise ValueError(f"{count} lanes: give at least one")
+            raise ValueError(f"{count} workers: give at least one")
         if device.type == "cuda" and count > streams.MOST:
-            raise ValueError(f"{count} lanes: {device} has {streams.MOST} streams, one for each")
+            raise ValueError(f"{count} workers: {device} has {streams.MOST} streams, one for each")
         self.device = device
         self.count = count
         self._running = 0
         self._most = 1  # that ever ran at the same time
         self._turn = threading.Condition()
-        self._free: list[_Lane] | None = None
+        self._free: list[_Worker] | None = None
         self._full_until = 0.0
 
     def run(self, work: Callable[[], T]) -> T:
-        """Do a piece of work as soon as a lane is free.
+        """Do a piece of work as soon as a worker is free.
 
         Raises:
             RuntimeError: if it does not fit the device though nothing else runs there.
@@ -163,11 +163,11 @@ class Lanes:
             self._give_back()
 
     def map(self, works: Sequence[Work]) -> None:
-        """Do all of them, each in a lane of its own thread."""
+        """Do all of them, each by a thread of its own."""
         self.threads([lambda work=work: self.run(work) for work in works])  # type: ignore[misc]
 
     def threads(self, works: Sequence[Callable[[], T]]) -> list[T]:
-        """What each of them returns, done by as many threads as there are lanes."""
+        """What each of them returns, done by as many threads as there are workers."""
         with ThreadPoolExecutor(max(1, min(self.count, len(works)))) as pool:
             try:
                 return _results([pool.submit(work) for work in works])
@@ -187,17 +187,17 @@ class Lanes:
         return self._running < self.count and self._room()
 
     def _room(self) -> bool:
-        """Whether the card has left what a lane took on average when most was in use."""
+        """Whether the card has left what a worker took on average when most was in use."""
         if self.device.type != "cuda":
             return True
         if time.monotonic() < self._full_until:
             return False
         # Reserved is what counts: the memory of a captured step serves nothing else.
-        lane = torch.cuda.max_memory_reserved(self.device) / self._most
-        if torch.cuda.mem_get_info(self.device)[0] >= lane:
+        worker = torch.cuda.max_memory_reserved(self.device) / self._most
+        if torch.cuda.mem_get_info(self.device)[0] >= worker:
             return True
         self._give_back()
-        if torch.cuda.mem_get_info(self.device)[0] >= lane:
+        if torch.cuda.mem_get_info(self.device)[0] >= worker:
             return True
         self._full_until = time.monotonic() + LOOK_AGAIN
         return False
@@ -230,24 +230,24 @@ class Lanes:
         count = self.count
 
         def marked() -> T:
-            _here.lanes = count
+            _here.workers = count
             try:
                 return work()
             finally:
-                _here.lanes = 1
+                _here.workers = 1
 
         if self.device.type != "cuda":
             return marked()
         with self._turn:
             if self._free is None:
-                self._free = [_Lane(s) for s in streams.distinct(self.device, self.count)]
+                self._free = [_Worker(s) for s in streams.distinct(self.device, self.count)]
             free = self._free
-            lane = free.pop()
+            worker = free.pop()
         try:
-            return lane.do(marked)
+            return worker.do(marked)
         finally:
             with self._turn:
-                free.append(lane)
+                free.append(worker)
 
 
 def _results(futures: Sequence[Future[T]]) -> list[T]:

@@ -3,7 +3,7 @@
 torch hands out 32 streams in turn, then the first one again. Two users of one stream would
 record each other's work while one of them captures, and graphs captured on one stream share the
 workspace of cuBLAS, so that their replays must not run at the same time. Whoever trains therefore
-does so on a stream that nobody beside it has: that of its lane, or the one of the process.
+does so on a stream that no other thread has: that of its worker, or the one of the process.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def distinct(device: torch.device, count: int) -> list[torch.cuda.Stream]:
 
 @contextlib.contextmanager
 def on_own(device: torch.device) -> Iterator[None]:
-    """Work on the stream of this thread's lane, or, outside of lanes, on that of the process.
+    """Work on the stream of this thread's worker, or, outside of workers, on that of the process.
 
     The default stream cannot be captured.
     """
@@ -59,7 +59,7 @@ def capturing(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
     """Record in `graph` what this thread does on its stream; other threads go on with theirs.
 
     CUDA takes one capture at a time. `torch.cuda.graph` would wait for the work of all streams and
-    empty the cache of all lanes each time; here that happens where memory is short.
+    empty the cache of all workers each time; here that happens where memory is short.
     """
     with _CAPTURING:
         free, total = torch.cuda.mem_get_info()
@@ -86,8 +86,8 @@ def between_captures() -> Iterator[None]:
 def out_of_memory(error: BaseException | None) -> bool:
     """Whether a full device is behind `error`, whoever reported it."""
     while error is not None:
-        said = str(error)
-        if isinstance(error, torch.OutOfMemoryError) or any(sign in said for sign in _FULL):
+        message = str(error)
+        if isinstance(error, torch.OutOfMemoryError) or any(sign in message for sign in _FULL):
             return True
         error = error.__cause__ or error.__context__
     return False
