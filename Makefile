@@ -7,7 +7,7 @@ PYTHON ?= python3.11
 ARGS ?=
 ACTIVATE := . .venv/bin/activate
 
-.PHONY: run test lint figures ui report bench docs
+.PHONY: run test lint figures page ui report bench docs
 
 run: .venv/ready
 	$(ACTIVATE); extra="$$(python -m spat preflight)"; snakemake --cores all $$extra $(ARGS)
@@ -23,6 +23,9 @@ figures: .venv/ready
 
 ui: .venv/ready
 	$(ACTIVATE); MLFLOW_DISABLE_TELEMETRY=true mlflow ui --backend-store-uri sqlite:///results/mlflow.db --host 127.0.0.1
+
+page: .venv/ready
+	$(ACTIVATE); python -m spat page $(ARGS)
 
 report: .venv/ready
 	$(ACTIVATE); snakemake --report results/report.zip $(ARGS)

@@ -187,6 +187,12 @@ def _figures(config: Config, options: argparse.Namespace) -> None:
     figures(config)
 
 
+def _page(config: Config, options: argparse.Namespace) -> None:
+    from spat.pipeline.stages.report import page
+
+    print(page(config, options.folder))
+
+
 def _summary(config: Config, options: argparse.Namespace) -> None:
     from spat.pipeline import tracking
     from spat.pipeline.stages.report import summary
@@ -271,6 +277,7 @@ STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
     "collect": (_collect, "gather the files of all runs in tidy frames", ("finished",)),
     "tables": (_tables, "write the tables from the frames", ()),
     "figures": (_figures, "draw the figures from the frames", ()),
+    "page": (_page, "write the results as one web page, index.html", ("folder",)),
     "summary": (_summary, "print the main table and where everything lies", ()),
     "preflight": (_preflight, "print the arguments that make the default run possible", ()),
     "grid": (
@@ -342,6 +349,9 @@ def _add(stage: argparse.ArgumentParser, option: str) -> None:
     elif option == "finished":
         text = "leave runs out that lack a job, instead of failing"
         stage.add_argument("--finished", action="store_true", help=text)
+    elif option == "folder":
+        text = "the folder of `data/` (default: that of the experiment)"
+        stage.add_argument("--folder", type=Path, help=text)
     elif option == "minutes":
         stage.add_argument("--minutes", type=float, default=1e9, help="begin no run after this")
     elif option == "concurrency":

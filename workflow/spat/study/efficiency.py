@@ -138,6 +138,23 @@ def pareto(frames: Frames) -> Figure:
     Raises:
         Absent: if no model has attention sites.
     """
+    points, masks, rows = pareto_points(frames)
+    keys, _ = style.split(rows)
+    figure = _scatter(points, masks, rows, keys, front=True, sharex=True, sharey=True)
+    style.label(figure.axes, "FLOPs (% of dense)", "MSE vs control (%)")
+    return figure
+
+
+def pareto_points(frames: Frames) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """(methods, other masks, runs) of the figure `pareto`, with `x` and `y`.
+
+    `x` is FLOPs in percent of the dense model, `y` the change of the test MSE against the control
+    in percent. The methods are means over seeds with their intervals (`low`, `high`), one row for
+    each panel of the figure.
+
+    Raises:
+        Absent: if no model has attention sites.
+    """
     rows, masks = _points(frames)
     keys, cells = style.split(rows)
     baselines = methods.baselines(rows, frames.results)
@@ -150,9 +167,7 @@ def pareto(frames: Frames) -> Figure:
         points[["low", "high"]] = float("nan")
         points.update(tested)
         points = points.reset_index()
-    figure = _scatter(points, masks, rows, keys, front=True, sharex=True, sharey=True)
-    style.label(figure.axes, "FLOPs (% of dense)", "MSE vs control (%)")
-    return figure
+    return points, masks, rows
 
 
 @page(

@@ -12,18 +12,22 @@ The experiment file `comparison.yaml` declares them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from spat.study import methods
 from spat.study.accuracy import NOTE_CHOSEN, change_table
 from spat.study.criteria import gains
-from spat.study.methods import CHOSEN, CONTROL, DENSE, METRICS, SHOWN
+from spat.study.methods import CHOSEN, CONTROL, DENSE, METRICS, NONE_LEFT, SHOWN
+from spat.study.pages import style
 from spat.study.pages.page import Absent, Layout, Note, page
 from spat.study.pages.reader import Frames
+from spat.study.pages.render import same
 from spat.study.statistics.averages import average
 from spat.study.statistics.cells import CELL, RUN, having, keeps_all
 from spat.study.statistics.tests import (
@@ -51,6 +55,7 @@ BETTER: Final = "p: better than the margin"
 MEASURES: Final = (MEAN, LOWER, P, ADJUSTED, WORSE, BETTER)
 
 _MODEL: Final = ["model", "variant"]
+_CELL: Final = ("dataset", "lookback", "horizon")
 _PLACE: Final = ["experiment", "dataset", "lookback", "horizon", "seed"]
 
 
@@ -144,6 +149,96 @@ def better(frames: Frames) -> pd.DataFrame:
     if set(rows["method"]) <= {CONTROL}:
         raise Absent("Only the control was fine-tuned, and no mask that removes anything.")
     return change_table(frames, rows, references(frames.results))
+
+
+@page(
+    "figure",
+    "forest",
+    title="Change of the test MSE by pruning, over cells",
+    caption="""
+Change of the test MSE of the pruned networks against the better by validation error of dense model
+and control, for each dataset and horizon, with 95 percent intervals of the table `better`. Left of
+the line pruning lowers the error. Two methods: SPAT at the ratio with the lowest validation error,
+and the network without any attention. A mark without a bar is a reference that was chosen itself,
+or a cell with too few test windows for an interval.
+The last row is the mean over independent data sources with the interval of the table `hypotheses`.
+""",
+)
+def forest(frames: Frames) -> Figure:
+    """The changes of the table `better` for SPAT and for no attention at all, one row a cell.
+
+    Raises:
+        Absent: as the table `better`.
+    """
+    rows = better(frames)
+    shown = [name for name in (CHOSEN, NONE_LEFT) if name in set(rows["method"])]
+    if not shown:
+        raise Absent("No mask was chosen by validation, and none removes all attention.")
+    parts = list(rows[rows["method"].isin(shown)].groupby(_MODEL, sort=False))
+    means = means_of_sources(frames)
+    cells = [part[[*_CELL]].drop_duplicates() for _, part in parts]
+    height = 0.55 + sum(0.5 + 0.19 * (len(cell) + 1) for cell in cells)
+    figure = style.canvas(height=height)
+    ratios = [len(cell) + 1.5 for cell in cells]
+    grid = figure.subplots(len(parts), 1, squeeze=False, sharex=True, height_ratios=ratios)
+    axes = list(grid.ravel())
+    for axis, (key, part), cell in zip(axes, parts, cells, strict=True):
+        model = tuple(map(str, key))
+        names = [_cell_name(d, int(back), int(ahead), cell) for d, back, ahead in cell.to_numpy()]
+        places = dict(zip(cell.itertuples(index=False, name=None), range(len(cell)), strict=True))
+        for shift, method in zip((-0.16, 0.16), shown, strict=False):
+            chosen = part[part["method"] == method]
+            y = [places[key] + shift for key in chosen[[*_CELL]].itertuples(index=False, name=None)]
+            _interval(axis, chosen, y, method)
+        if model in means and CHOSEN in shown:
+            _interval(axis, means[model], [len(cell)], CHOSEN, label="")
+            names.append("mean of sources")
+            axis.axhline(len(cell) - 0.5, **style.BORDER)
+        axis.axvline(0, color=style.BLACK, lw=0.8, zorder=1)
+        axis.set_yticks(range(len(names)), names)
+        axis.set_ylim(len(names) - 0.4, -0.6)
+        axis.grid(visible=False, axis="y")
+        axis.set_title(" ".join(model))
+        axis.set_ylabel("dataset")
+    axes[-1].set_xlabel("change of the test MSE (%)\n← pruned is better")
+    style.legend_below(figure, axes)
+    return figure
+
+
+def means_of_sources(frames: Frames) -> dict[tuple[str, ...], pd.DataFrame]:
+    """The mean over sources of H1, in the MSE of all cells, by model and variant.
+
+    Models with fewer than `MIN_SOURCES` sources are left out.
+    """
+    try:
+        table = hypotheses(frames)
+    except Absent:
+        return {}
+    wanted = (table["hypothesis"] == H1) & (table["measure"] == MEAN) & (table["metric"] == "MSE")
+    found = table[wanted & (table["cells"] == ALL_CELLS) & (table["n"] >= MIN_SOURCES)]
+    return {tuple(map(str, key)): part for key, part in found.groupby(_MODEL)}
+
+
+def _cell_name(dataset: str, lookback: int, horizon: int, cells: pd.DataFrame) -> str:
+    """A cell by its dataset, and by lookback and horizon where one dataset has several."""
+    of_dataset = cells[cells["dataset"] == dataset]
+    parts = [dataset]
+    if not same(of_dataset["lookback"]):
+        parts.append(f"{lookback} →")
+    if not same(of_dataset["horizon"]):
+        parts.append(str(horizon))
+    return " ".join(parts)
+
+
+def _interval(
+    axis: Axes, rows: pd.DataFrame, y: Sequence[float], method: str, label: str | None = None
+) -> None:
+    mark = methods.mark(method)
+    below, above = rows["mean"] - rows["low"], rows["high"] - rows["mean"]
+    axis.errorbar(
+        rows["mean"], y, xerr=[below, above], color=mark.colour, marker=mark.marker, ls="none",
+        ms=4, elinewidth=0.9, label=method if label is None else label, zorder=3,
+    )  # fmt: skip
 
 
 def references(results: pd.DataFrame) -> pd.DataFrame:

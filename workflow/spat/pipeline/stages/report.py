@@ -34,6 +34,24 @@ def figures(config: Config) -> None:
     write_text(config.folder / "not_made.md", not_made(frames, config.folder))
 
 
+def page(config: Config, folder: Path | None = None) -> Path:
+    """Write `index.html`, the results as one web page, from the frames in `data/`.
+
+    `folder` has the frames; by default it is that of the experiment.
+
+    Raises:
+        FileNotFoundError: naming the missing frame.
+    """
+    from spat.study.pages import webpage
+    from spat.study.pages.reader import Frames
+
+    folder = folder or config.folder
+    frames = Frames.load(folder / "data", config.statistics)
+    path = folder / "index.html"
+    write_text(path, webpage.index(frames, folder.name))
+    return path
+
+
 def loss_curves(config: Config, run: Run) -> Path | None:
     """Draw the loss curves of pre-training next to its files, for the tracking of the run.
 

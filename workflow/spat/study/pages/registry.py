@@ -45,6 +45,7 @@ TABLES: Final = (
     "rivals",
 )
 FIGURES: Final = (
+    "forest",
     "pareto",
     "latency",
     "send_sites",
@@ -72,7 +73,7 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "1. Result": (
         *("main", "hypotheses", "changes", "better", "by_source", "zeroshot"),
         *("reproduction", "rivals"),
-        *("pareto", "transfer", "forecasts"),
+        *("forest", "pareto", "transfer", "forecasts"),
     ),
     "2. Cost": ("efficiency", "latency"),
     "3. Is SEND right?": (

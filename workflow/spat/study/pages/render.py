@@ -112,31 +112,31 @@ def same(values: pd.Series) -> bool:
     return bool((values == values.iloc[0]).all())
 
 
-def markdown(sheet: Sheet, title: str) -> str:
+def markdown(sheet: Sheet, heading: str) -> str:
     """GitHub Markdown."""
     marks: dict[Style, str] = {"best": "**%s**", "second": "<ins>%s</ins>", "": "%s"}
-    head = [_title(key) for key in sheet.keys] + sheet.columns
+    head = [title(key) for key in sheet.keys] + sheet.columns
     rule = ["---"] * len(sheet.keys) + ["---:"] * len(sheet.columns)
     rows = [[*keys, *(cell.line(marks) for cell in cells)] for keys, cells in sheet.body]
-    lines = [f"**{title}**", "", *(_row(row) for row in (head, rule, *rows))]
+    lines = [f"**{heading}**", "", *(_row(row) for row in (head, rule, *rows))]
     return "\n".join([*lines, "", " ".join(sheet.notes)]) + "\n"
 
 
-def text(sheet: Sheet, title: str) -> str:
+def text(sheet: Sheet, heading: str) -> str:
     """Plain text for a terminal: the best as `*0.350*`, the second best as `_0.350_`."""
     from tabulate import tabulate
 
     marks: dict[Style, str] = {"best": "*%s*", "second": "_%s_", "": "%s"}
     rows = [[*keys, *(cell.line(marks) for cell in cells)] for keys, cells in sheet.body]
-    head = [*map(_title, sheet.keys), *sheet.columns]
+    head = [*map(title, sheet.keys), *sheet.columns]
     align = ["left"] * len(sheet.keys) + ["right"] * len(sheet.columns)
     table = tabulate(rows, head, tablefmt="simple", colalign=align, disable_numparse=True)
     notes = " ".join(sheet.notes)
     notes = notes.replace("bold", "in *stars*").replace("underlined", "_underlined_")
-    return "\n".join([title, "", table, "", *textwrap.wrap(notes, 100)]) + "\n"
+    return "\n".join([heading, "", table, "", *textwrap.wrap(notes, 100)]) + "\n"
 
 
-def latex(sheet: Sheet, title: str, label: str) -> str:
+def latex(sheet: Sheet, heading: str, label: str) -> str:
     """One or more `table*` environments; a document needs `\\usepackage{booktabs}` and no more."""
     stacked = len(sheet.columns) >= STACKED_FROM and any(c.spread for _, r in sheet.body for c in r)
     size = ROWS_PER_PAGE // 2 if stacked else ROWS_PER_PAGE
@@ -144,7 +144,7 @@ def latex(sheet: Sheet, title: str, label: str) -> str:
     made = ["% needs \\usepackage{booktabs}\n"]
     for i, part in enumerate(parts):
         part_of = f" (part {i + 1} of {len(parts)})" if len(parts) > 1 else ""
-        caption = escape(f"{title}{part_of}. " + " ".join(sheet.notes))
+        caption = escape(f"{heading}{part_of}. " + " ".join(sheet.notes))
         tag = f"tab:{label}" + (f"-{i + 1}" if i else "")
         made.append(_environment(sheet, part, caption, tag, stacked))
     return "\n".join(made)
@@ -176,7 +176,7 @@ def _environment(
         shown = ["" if i < fresh else escape(key) for i, key in enumerate(keys)]
         lines += _latex_rows(shown, cells, stacked)
         previous = keys
-    head = [escape(_title(key)) for key in sheet.keys] + [_stack(c) for c in sheet.columns]
+    head = [escape(title(key)) for key in sheet.keys] + [_stack(c) for c in sheet.columns]
     columns = "l" * len(sheet.keys) + "r" * len(sheet.columns)
     inner = "\n".join(f"    {line}" for line in lines)
     return (
@@ -278,7 +278,7 @@ def _cell(row: pd.Series | None, usual: int) -> Cell:
 def _notes(
     frame: pd.DataFrame, layout: Layout, constant: list[str], usual: int, spreads: set[str]
 ) -> list[str]:
-    notes = [f"{_title(key)}: {frame[key].iloc[0]}." for key in constant]
+    notes = [f"{title(key)}: {frame[key].iloc[0]}." for key in constant]
     intervals = any(INTERVAL in spread for spread in spreads)
     deviations = any(DEVIATION in spread for spread in spreads) and not intervals
     spread = f"mean{' [95 % interval]' * intervals}{' ± standard deviation' * deviations}"
@@ -309,7 +309,21 @@ def _without_send(frame: pd.DataFrame) -> list[str]:
     ]
 
 
-def _title(key: str) -> str:
+def value(text: str) -> str:
+    """A number as text, in the form of `number`, so that texts can be sorted as numbers.
+
+    What is no number stays as it is.
+    """
+    digits, _, prefix = text.replace("−", "-").partition(" ")
+    size = {prefix: size for size, prefix in _PREFIXES}.get(prefix, 1.0)
+    try:
+        return repr(float(digits) * size)
+    except ValueError:
+        return text
+
+
+def title(key: str) -> str:
+    """The name of a column for a key."""
     return key.replace("_", " ").capitalize() if key.islower() else key
 
 
