@@ -644,8 +644,8 @@ ABLATION: tuple[Claim, ...] = (
     ("*fixed pattern*: {} and {} against {} and {}", lambda: (
         *both("send", "pattern"), *both("loss_drop", "pattern"),
     )),
-    ("SEND agrees in {} of {} for each, `send_unit` in {}, {} and {}", lambda: (
-        *{agrees("send", kind, "synthetic", "planted") for kind in KINDS}, 12,
+    ("`send_window` agrees in {} of {} for each, `send_unit` in {}, {} and {}", lambda: (
+        *{agrees("send_window", kind, "synthetic", "planted") for kind in KINDS}, 12,
         *(agrees("send_unit", kind, "synthetic", "planted") for kind in KINDS),
     )),
     ("({} seeds, against the dense model): a narrow network {} % on ETTh1 and {} % on ETTh2, "

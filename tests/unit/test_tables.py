@@ -628,3 +628,19 @@ def test_authors_code_has_the_parameters_of_our_models() -> None:
         model = build_model(str(row.model), made.settings, shape)
         used = int(row.parameters) - unused.get(str(row.model), 0)
         assert sum(p.numel() for p in model.parameters()) == used, row.model
+
+
+def test_old_results_show_their_reading_of_send() -> None:
+    """Results without `send` show the masks of `send_window` as SPAT, and a note says so."""
+    made = default()
+    rows = made.selections
+    rows = rows[rows["criterion"] != "send_window"]
+    old = rows.replace({"criterion": {"send": "send_window"}})
+    pages = [
+        rendered("main", Frames.of(results=made.results, selections=chosen))["md"]
+        for chosen in (rows, old)
+    ]
+    note = " In these results SEND and the masks of SPAT are those of the criterion `send_window`."
+    assert "SPAT 50 %" in pages[0]
+    assert note not in pages[0]
+    assert pages[1].replace(note, "") == pages[0]

@@ -101,11 +101,12 @@ def adaptive(frames: Frames) -> pd.DataFrame:
 
 
 def comparison(
-    results: pd.DataFrame, selections: pd.DataFrame, criterion: str = "send"
+    results: pd.DataFrame, selections: pd.DataFrame, criterion: str | None = None
 ) -> pd.DataFrame:
     """Test error of the mask of each rule and of the fixed ratio, one row per run and rule.
 
-    The first data order of fine-tuning is taken. The row `fixed ratio` of a run is the opponent.
+    The masks are those of `criterion`, by default of SPAT. The first data order is taken. The row
+    `fixed ratio` of a run is the opponent.
 
     Returns:
         RUN, `rule`, `mask`, `removed`, `mse`, `change` (against the control, a share),
@@ -113,6 +114,7 @@ def comparison(
         better), and `finetunings`: the number of masks that are fine-tuned to get the chosen one,
         at least 1. The fixed columns are missing where no other source ran this model and variant.
     """
+    criterion = criterion or methods.reading(selections)
     errors = _errors(results)
     rules = selections[selections["rule"].isin(get_args(Rule))]
     rules = rules[rules["criterion"] == criterion][[*RUN, "rule", "mask", "finetunings"]]

@@ -323,7 +323,8 @@ def by_removed(frames: Frames) -> Figure:
     rows = rows[rows["level"] == "site"]
     selections, _ = ranked(frames)
     found = gains(frames.results, selections)
-    found = found[(found["criterion"] != "send") & (found["draw"] == 0)]
+    send = methods.reading(frames.selections)
+    found = found[(found["criterion"] != send) & (found["draw"] == 0)]
     mean = average(found, ["relative_gain"], ["model", "variant", "criterion"], upto="source")
     best = mean.sort_values("relative_gain").groupby(["model", "variant"])["criterion"].last()
     keys, _ = style.split(masks)
@@ -338,7 +339,7 @@ def by_removed(frames: Frames) -> Figure:
         here = rows.merge(part[list(keys)].drop_duplicates(), on=list(keys))
         own = part.groupby(["model", "variant"]).size().index
         winners = [str(best[key]) for key in own if key in best.index]
-        for name in dict.fromkeys(["send", *winners]):
+        for name in dict.fromkeys([send, *winners]):
             path = here[here["criterion"] == name].groupby("removed")["change"].mean()
             if path.empty:
                 continue

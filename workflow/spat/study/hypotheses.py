@@ -300,7 +300,8 @@ def claims(frames: Frames) -> pd.DataFrame:
             joined = chosen.merge(reference, on=keys)
             joined["change"] = 100 * (joined[metric] / joined["reference"] - 1)
             tables.append(joined.assign(hypothesis=hypothesis, metric=shown))
-        send = frames.selections[frames.selections["criterion"] == "send"]
+        choices = frames.selections
+        send = choices[choices["criterion"] == methods.reading(choices)]
         gained = gains(results.assign(mse=results[metric]), send)
         gained = gained.merge(chosen[[*RUN]], on=[*RUN])
         gained = gained.assign(change=-100 * gained["relative_gain"].astype("float64"))

@@ -166,13 +166,29 @@ def tested(results: pd.DataFrame) -> pd.DataFrame:
     return results[(results["split"] == "test") & (results["order"] == 0)]
 
 
+def reading(rows: pd.DataFrame) -> str:
+    """The criterion that chose the masks of SPAT: `send`, else `send_window`.
+
+    Results from before the printed formula was known have only the scores and masks of
+    `send_window`. `rows` are selections or scores.
+    """
+    names = set(rows["criterion"])
+    return "send_window" if "send_window" in names and "send" not in names else "send"
+
+
+def named(criterion: str) -> str:
+    """How a figure calls a reading of SEND: `SEND` for the printed formula, else its own name."""
+    return "SEND" if criterion == "send" else criterion
+
+
 def site_choices(selections: pd.DataFrame) -> pd.DataFrame:
-    """The site masks of SEND by method: RUN, mask, removed, ratio, method.
+    """The site masks of SPAT by method: RUN, mask, removed, ratio, method.
 
     Ratios that remove the same number of sites are listed once, as the smallest of them. Masks that
     remove nothing or everything have names of their own and are left out.
     """
-    send = selections[(selections["criterion"] == "send") & (selections["level"] == "site")]
+    own = selections["criterion"] == reading(selections)
+    send = selections[own & (selections["level"] == "site")]
     chosen = send[send["rule"] == "validation"].assign(method=CHOSEN)
     fixed = send[(send["rule"] == "") & send["ratio"].notna()].sort_values("ratio")
     fixed = having(fixed, keeps_some).drop_duplicates([*RUN, "removed"])

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from spat.study import methods
 from spat.study.pages import style
 from spat.study.pages.page import Absent, page
 from spat.study.pages.reader import Frames
@@ -43,10 +44,12 @@ def send_sites(frames: Frames) -> Figure:
         Absent: if there are no scores.
     """
     scores = frames.scores
-    final = kept(scores, "send")
+    name = methods.reading(scores)
+    final = kept(scores, name)
     final = final[final["head"] == WHOLE_SITE]
-    epochs = scores[(scores["criterion"] == "send") & (scores["head"] == WHOLE_SITE)]
+    epochs = scores[(scores["criterion"] == name) & (scores["head"] == WHOLE_SITE)]
     epochs = epochs[epochs["batch"] == ALL_BATCHES].sort_values("epoch")
+    shown = methods.named(name)
     keys, cells = style.split(final, ROWS)
     if not cells:
         final, epochs = by_mean(final, final), by_mean(epochs, final)
@@ -68,7 +71,7 @@ def send_sites(frames: Frames) -> Figure:
             )
         for epoch in checkpoints.merge(here, on=keys)["epoch"].unique():
             right.axvline(epoch, color=style.BLACK, lw=0.8, ls="--", zorder=0, label="kept epoch")
-        left.set(title=title, ylabel=f"SEND{suffix}" if cells else "SEND / mean")
+        left.set(title=title, ylabel=f"{shown}{suffix}" if cells else f"{shown} / mean")
         right.set(title="over epochs")
         right.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[-1, 0].set_xlabel("site")

@@ -108,7 +108,8 @@ def against_uniformity(frames: Frames) -> Figure:
     Raises:
         Absent: if SEND or the uniformity of the maps was not recorded.
     """
-    send = kept(frames.scores, "send")
+    name = methods.reading(frames.scores)
+    send = kept(frames.scores, name)
     uniformity = kept(frames.scores, UNIFORMITY)
     both = send.merge(uniformity, on=[*RUN, "site", "name", "head"], suffixes=("", "_map"))
     keys, cells = style.split(both, ROWS)
@@ -122,7 +123,7 @@ def against_uniformity(frames: Frames) -> Figure:
     figure = style.canvas(height=1.4 * len(parts) + 0.55)
     axes = figure.subplots(len(parts), 3, squeeze=False, width_ratios=(1.5, 1, 1))
     for row, (title, part) in zip(axes, parts, strict=True):
-        _scatter(row[0], part, title, relative=not cells)
+        _scatter(row[0], part, title, methods.named(name), relative=not cells)
         shown = maps.merge(part[list(RUN)].drop_duplicates(), on=list(RUN))
         _two_maps(row[1:], shown, send)
     images = [image for axis in axes.ravel() for image in axis.images]
@@ -132,17 +133,18 @@ def against_uniformity(frames: Frames) -> Figure:
     return figure
 
 
-def points(scores: pd.DataFrame, criterion: str = "send") -> pd.DataFrame:
+def points(scores: pd.DataFrame, criterion: str | None = None) -> pd.DataFrame:
     """The criterion and the uniformity of each place, over all batches at the kept epoch.
+
+    The default is the reading of SEND that the frames have.
 
     Returns:
         RUN, `places` (`sites`, `heads`), `site`, `head`, `score`, `uniformity`.
     """
     whole = scores[scores["batch"] == ALL_BATCHES]
     keys = [*RUN, "epoch", "site", "head"]
-    scored, maps = (
-        whole.loc[whole["criterion"] == name, [*keys, "value"]] for name in (criterion, UNIFORMITY)
-    )
+    names = (criterion or methods.reading(scores), UNIFORMITY)
+    scored, maps = (whole.loc[whole["criterion"] == name, [*keys, "value"]] for name in names)
     # The uniformity is known at the kept epoch only, SEND at every epoch.
     both = scored.rename(columns={"value": "score"}).merge(
         maps.rename(columns={"value": "uniformity"}), on=keys
@@ -153,7 +155,7 @@ def points(scores: pd.DataFrame, criterion: str = "send") -> pd.DataFrame:
 
 def correlations(
     scores: pd.DataFrame,
-    criterion: str = "send",
+    criterion: str | None = None,
     *,
     draws: int = 2000,
     confidence: float = 0.95,
@@ -218,7 +220,7 @@ def _means(values: Array) -> Array:
         return np.asarray(sums / known.sum(axis=-1))
 
 
-def _scatter(axis: Axes, rows: pd.DataFrame, title: str, *, relative: bool) -> None:
+def _scatter(axis: Axes, rows: pd.DataFrame, title: str, name: str, *, relative: bool) -> None:
     unit, suffix = style.power(rows["value"])
     scaled = rows.assign(value=rows["value"] / unit)
     whole = scaled["head"] == WHOLE_SITE
@@ -241,7 +243,7 @@ def _scatter(axis: Axes, rows: pd.DataFrame, title: str, *, relative: bool) -> N
     ]
     rho = f"ρ = {np.mean(rhos):+.2f}".replace("-", "−") if rhos else "ρ undefined"
     axis.set_title(f"{title}\n{rho}", fontsize=7)
-    axis.set(xlabel="SEND / mean" if relative else f"SEND{suffix}", ylabel="uniformity")
+    axis.set(xlabel=f"{name} / mean" if relative else f"{name}{suffix}", ylabel="uniformity")
     axis.margins(0.1)
 
 

@@ -104,8 +104,9 @@ def stability(frames: Frames) -> pd.DataFrame:
     table = pd.concat([table for table in tables if not table.empty], ignore_index=True)
     names = list(dict.fromkeys(batch_scores(scores)["criterion"]))
     table = table[table["criterion"].isin(names)]
+    send = methods.reading(scores)
     table = table.assign(
-        criterion=methods.ordered(table["criterion"], sorted(names, key=lambda n: n != "send")),
+        criterion=methods.ordered(table["criterion"], sorted(names, key=lambda n: n != send)),
         measure=methods.present(table["measure"], MEASURES),
         missing=0,
     )
@@ -138,7 +139,8 @@ def agreement_by_batches(frames: Frames) -> Figure:
     scores = frames.scores
     names = set(batch_scores(scores)["criterion"])
     marks = methods.criterion_marks()
-    shown = [name for name in marks if name in names][:CURVES]
+    send = methods.reading(scores)
+    shown = sorted((name for name in marks if name in names), key=lambda n: n != send)[:CURVES]
     agreement = batch_agreement(scores[scores["criterion"].isin(shown)], subsets=100)
     if agreement.empty:
         raise Absent(TOO_FEW)
@@ -155,14 +157,14 @@ def agreement_by_batches(frames: Frames) -> Figure:
                 curve.index, curve["tau"], color=mark.colour, marker=mark.marker, ls=mark.line,
                 ms=3, label=criterion,
             )  # fmt: skip
-            if criterion == "send":
+            if criterion == send:
                 axis.fill_between(
                     curve.index, curve["tau_low"], curve["tau"], color=mark.colour, alpha=0.15, lw=0
                 )
                 other = curve["tau_disjoint"].dropna()
                 axis.plot(
                     other.index, other, color=style.BLACK, ls="--", lw=0.9, marker=".", ms=3,
-                    label="send, other batches",
+                    label=f"{send}, other batches",
                 )  # fmt: skip
         axis.set_title(title)
         axis.set_ylim(min(0.0, axis.get_ylim()[0]), 1.05)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from spat import files
-from spat.study.pages.page import PAGES, Absent, Kind, Page
+from spat.study.pages.page import PAGES, Absent, Kind, Note, Page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -137,7 +137,7 @@ def rendered(name: str, frames: Frames) -> dict[str, str]:
 
     page = tables()[name]
     frame = page.function(frames)
-    sheet = render.sheet(frame, _layout(page), page.notes)
+    sheet = render.sheet(frame, _layout(page), _notes(page, frames))
     return {
         "csv": frame.to_csv(index=False, float_format="%.10g"),
         "md": render.markdown(sheet, page.title),
@@ -155,10 +155,21 @@ def plain(name: str, frames: Frames) -> str:
 
     page = tables()[name]
     try:
-        sheet = render.sheet(page.function(frames), _layout(page), page.notes)
+        sheet = render.sheet(page.function(frames), _layout(page), _notes(page, frames))
     except Absent as absent:
         return f"{page.title}\n\n{absent}\n"
     return render.text(sheet, page.title)
+
+
+def _notes(page: Page, frames: Frames) -> tuple[str | Note, ...]:
+    """The notes of a table. They name the reading of SEND if it is not the printed one."""
+    from spat.study import methods
+
+    reading = methods.reading(frames.selections)
+    if reading == "send":
+        return page.notes
+    text = f"In these results SEND and the masks of SPAT are those of the criterion `{reading}`."
+    return (*page.notes, text if page.name == "send_uniformity" else Note("SPAT", text))
 
 
 def write_table(name: str, frames: Frames, folder: Path) -> tuple[Path, ...]:
@@ -183,11 +194,18 @@ def draw(name: str, frames: Frames) -> Figure:
         KeyError: if there is no figure of that name.
         Absent: if the frames have nothing to show in it.
     """
+    from matplotlib.text import Text
+
+    from spat.study import methods
     from spat.study.pages import style
 
     page = figures()[name]
     with style.drawing():
-        return page.function(frames)  # type: ignore[no-any-return]
+        figure: Figure = page.function(frames)
+        reading = methods.reading(frames.selections)
+        if reading != "send" and any("SPAT" in t.get_text() for t in figure.findobj(Text)):
+            figure.suptitle(f"SPAT: masks of {reading}", fontsize=7)
+    return figure
 
 
 def write_figure(name: str, frames: Frames, folder: Path) -> tuple[Path, ...]:
