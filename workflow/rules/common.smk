@@ -18,7 +18,7 @@ if not os.path.samefile(Path(spat.__file__).parents[1], PACKAGE):
         f"run that of {PACKAGE}: remove the first from PYTHONPATH, or run Snakemake in its folder"
     )
 
-from spat.pipeline import datasets, digests, runs
+from spat.pipeline import datasets, digests, progress, runs
 from spat.pipeline.resources import BASE_MB, gpus, memory_mb, prune_threads
 from spat.pipeline.checks import checked_plan
 from spat.pipeline.failures import explain

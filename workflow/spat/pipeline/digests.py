@@ -41,6 +41,7 @@ EXCLUDED: Final = frozenset(
         "spat.pipeline.cache",
         "spat.training.device.concurrency",
         "spat.pipeline.resources",
+        "spat.pipeline.progress",
         "spat.training.device.streams",
         "spat.pipeline.digests",
         "spat.files",
