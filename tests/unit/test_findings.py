@@ -32,7 +32,7 @@ from spat.training.device.costs import parameters
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 MOST_WORDS = 900
-NAMES = re.compile(r"`[^`]*`|\]\([^)]*\)|ETT[hm][12]|BeijingPM25|\bH[123]\b")
+NAMES = re.compile(r"GPT4TS|`[^`]*`|\]\([^)]*\)|ETT[hm][12]|BeijingPM25|\bH[123]\b")
 WRITTEN = re.compile(r"\d|\b(two|three|four|five|six|seven|eight|nine|ten)\b", re.IGNORECASE)
 
 Claim = tuple[str, Callable[[], tuple[object, ...]]]
@@ -701,6 +701,144 @@ def test_what_the_ablation_says_without_numbers() -> None:
     assert cell.loc[cell["removed"] == 1, "p"].item() > 0.05
 
 
+# the claims of the rivals
+
+R = "rivals"
+
+
+@cache
+def systems() -> pd.DataFrame:
+    """The table of the rivals with one column for each quantity, by model and variant."""
+    found = page(R, "rivals").astype({"method": str})
+    found = found[["role", "model", "variant", "method", "mean"]]
+    return found.pivot_table(
+        index=["role", "model", "variant"], columns="method", values="mean"
+    ).reset_index()
+
+
+def whole() -> pd.DataFrame:
+    """Those at their published setting, trained on all windows."""
+    return systems()[systems()["variant"] == "published"]
+
+
+def differences(reference: str) -> pd.Series:
+    """The test MSE minus that of a reference, by model."""
+    found = whole().set_index("model")
+    return (found["MSE"] - found[f"MSE, {reference}"]).dropna()
+
+
+def at(model: str, quantity: str, variant: str = "published") -> float:
+    found = systems().query("model == @model and variant == @variant")
+    return float(found[quantity].iloc[0])
+
+
+def third(value: float) -> str:
+    return f"{value:.3f}".removeprefix("0")
+
+
+def lowest_of(role: str) -> pd.Series:
+    found = whole()[whole()["role"] == role]
+    return found.loc[found["MSE"].idxmin()]
+
+
+def spread(model: str) -> tuple[str, str]:
+    found = row(R, "rivals", model=model, variant="tuned", method="MSE")
+    return third(found["mean"]), third(found["sd"])
+
+
+RIVALS: tuple[Claim, ...] = (
+    (
+        "Of {} models, the test MSE differs by at most {} from that of the authors' code",
+        lambda: (
+            len(differences("authors' code")),
+            third(differences("authors' code").abs().max()),
+        ),
+    ),
+    (
+        "Of {} models with a printed number at this lookback, {} are within .005",
+        lambda: (
+            len(differences("published")),
+            (differences("published").abs() <= 0.005).sum(),
+        ),
+    ),
+    (
+        "TiDE is better ({}, printed {})",
+        lambda: (
+            third(at("TiDE", "MSE")),
+            third(at("TiDE", "MSE, published")),
+        ),
+    ),
+    (
+        "DLinear is worse by {} at the rate of the Time-Series-Library",
+        lambda: (third(differences("published")["DLinear"]),),
+    ),
+    (
+        "Informer is much worse ({:.3f}, printed {:.3f})",
+        lambda: (
+            at("Informer", "MSE"),
+            at("Informer", "MSE, published"),
+        ),
+    ),
+    (
+        "its best epoch was number {:.0f} of {:.0f}",
+        lambda: (
+            at("Informer", "best epoch"),
+            at("Informer", "epochs"),
+        ),
+    ),
+    (
+        "The lowest test MSE is {} by {} with {:.0f} parameters",
+        lambda: (
+            third(lowest_of("baseline")["MSE"]),
+            lowest_of("baseline")["model"],
+            lowest_of("baseline")["parameters"],
+        ),
+    ),
+    (
+        "The best model with attention is {} with {} and {:.1f} million parameters",
+        lambda: (
+            lowest_of("attention")["model"],
+            third(lowest_of("attention")["MSE"]),
+            lowest_of("attention")["parameters"] / 1e6,
+        ),
+    ),
+    (
+        "DLinear {} ± {}, NLinear {} ± {}, RLinear {} ± {}, SparseTSF {} ± {}",
+        lambda: (
+            *spread("DLinear"),
+            *spread("NLinear"),
+            *spread("RLinear"),
+            *spread("SparseTSF"),
+        ),
+    ),
+    (
+        "between {} and {}",
+        lambda: (
+            third(min(at(m, "MSE") for m in TUNED)),
+            third(max(at(m, "MSE") for m in TUNED)),
+        ),
+    ),
+    (
+        "{} seeds",
+        lambda: (
+            {5: "five"}[row(R, "rivals", model="DLinear", variant="tuned", method="MSE")["n"]],
+        ),
+    ),
+    (
+        "from {:.1f} s (NLinear) to {:.0f} s (Informer)",
+        lambda: (
+            at("NLinear", "s per epoch"),
+            at("Informer", "s per epoch"),
+        ),
+    ),
+    (
+        "saw {:.0f} % of the training windows in an epoch",
+        lambda: (100 * systems()["share of windows"].dropna().unique().item(),),
+    ),
+)
+TUNED = ("DLinear", "NLinear", "RLinear", "SparseTSF")
+
+
 # the tests
 
 
@@ -724,7 +862,7 @@ def numbers(text: str) -> list[str]:
     return [plain[max(0, m.start() - 40) : m.end() + 20] for m in WRITTEN.finditer(plain)]
 
 
-FINDINGS = {C: COMPARISON, A: ABLATION}
+FINDINGS = {C: COMPARISON, A: ABLATION, R: RIVALS}
 
 
 @pytest.mark.parametrize("folder", FINDINGS)
