@@ -310,7 +310,10 @@ class TrainingSection(Section):
     """Pre-training of the dense baselines."""
 
     device: Device = Field("auto", description="`auto` is CUDA when there is one, else the CPU.")
-    precision: Precision = Field("float32", description="TF32 and bf16 only if asked for.")
+    precision: Precision = Field(
+        "float32",
+        description="TF32 and bf16 only if asked for; bf16 on a CPU needs AVX512_BF16 or AMX.",
+    )
     epochs: Count | None = Field(None, description="At most; the model registry's when absent.")
     patience: Count | None = Field(None, description="Epochs without a better validation MSE.")
 

@@ -43,6 +43,7 @@ EXCLUDED: Final = frozenset(
         "spat.pipeline.resources",
         "spat.pipeline.progress",
         "spat.training.device.streams",
+        "spat.training.device.bf16",  # enters the settings of those that train with it
         "spat.pipeline.digests",
         "spat.files",
         "spat.data.registry",
@@ -232,7 +233,13 @@ _OF_A_RUN: Final = {
 
 
 def _machine(config: Config) -> dict[str, Any]:
-    return {"device": config.training.device, "precision": config.training.precision}
+    found: dict[str, Any] = {
+        "device": config.training.device,
+        "precision": config.training.precision,
+    }
+    if config.training.precision == "bf16":
+        found["code"] = records.digest(_code("spat.training.device.bf16"))
+    return found
 
 
 def _training(config: Config, run: Run) -> dict[str, Any]:

@@ -64,19 +64,14 @@ def _eager(
     precision: Precision,
     sam_rho: float | None,
 ) -> Step:
-    device = cases.device.type
-    autocast = (
-        (lambda: torch.autocast(device, dtype=torch.bfloat16))
-        if precision == "bf16"
-        else contextlib.nullcontext
-    )
+    mixed = _mixed(model, cases.device.type) if precision == "bf16" else contextlib.nullcontext
     sharpness = SharpnessAware(model, sam_rho) if sam_rho is not None else None
 
     def step(index: Tensor) -> Tensor:
         batch = cases.batch(index)
 
         def loss() -> Tensor:
-            with autocast():
+            with mixed():
                 output = task.forward(model, batch)
             return task.loss(output, batch)
 
@@ -90,6 +85,23 @@ def _eager(
         return value.detach() * len(index)
 
     return step
+
+
+def _mixed(
+    model: nn.Module, device: str
+) -> Callable[[], contextlib.AbstractContextManager[object]]:
+    """What makes a forward pass compute in bfloat16: autocast on CUDA, `bf16.products` on the CPU.
+
+    Raises:
+        RuntimeError: on a processor without bfloat16.
+    """
+    if device != "cpu":
+        return lambda: torch.autocast(device, dtype=torch.bfloat16)
+    # Imported only if asked for: it imports the layers of the models.
+    from spat.training.device import bf16
+
+    bf16.require_support()
+    return lambda: bf16.products(model)
 
 
 class CapturedStep:

@@ -153,10 +153,22 @@ def empty(name: str) -> pd.DataFrame:
 
 
 def widened(name: str, read: Read) -> pd.DataFrame:
-    """The wide frame `name`, from the long frames that `read` returns."""
+    """The wide frame `name`, from the long frames that `read` returns.
+
+    Raises:
+        FrameError: if the networks of an experiment were trained in several precisions.
+    """
     if name == "results":
         rows = _pivoted(read("measurements"), (*_NETWORK, "target", "split"), "metric")
-        costs = read("networks").drop(columns=["task", "source", "control_of"])
+        networks = read("networks")
+        precisions = sorted(networks["precision"].unique())
+        if len(precisions) > 1:
+            raise frames.FrameError(
+                f"networks: experiment {networks['experiment'].iloc[0]!r} has networks trained in "
+                f"{' and '.join(precisions)}, and a comparison may hold one precision alone: give "
+                "each `training.precision` an experiment of its own"
+            )
+        costs = networks.drop(columns=["task", "source", "control_of"])
         rows = rows.merge(costs, on=list(_NETWORK), how="left", validate="m:1")
     elif name == "history":
         rows = _pivoted(read("history"), (*_RUN, "stage", "mask", "order", "epoch"), "quantity")
