@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from spat.data.raw import READ_ERRORS, fingerprint, is_gzip, is_html, unpacked
-from spat.data.registry import Dataset
+from spat.data.registry import Dataset, File
 from spat.files import replacing
 
 # Seconds to connect, and between two parcels of data; then the next attempt.
@@ -29,7 +29,7 @@ class DownloadError(RuntimeError):
     """No source had the file; the message lists what was tried, and what can be done."""
 
 
-def fetch(dataset: Dataset, cache: Path, mirrors: Sequence[Path] = ()) -> Path:
+def fetch(dataset: Dataset | File, cache: Path, mirrors: Sequence[Path] = ()) -> Path:
     """The verified file of a dataset: `cache/<file>`, brought from a mirror or a URL if need be.
 
     Gzipped copies are unpacked. Jobs that ask for the same file wait for the first of them.
@@ -63,7 +63,7 @@ def fetch(dataset: Dataset, cache: Path, mirrors: Sequence[Path] = ()) -> Path:
     raise DownloadError(_report(dataset, cache, tried))
 
 
-def available(dataset: Dataset, cache: Path, mirrors: Sequence[Path] = ()) -> bool:
+def available(dataset: Dataset | File, cache: Path, mirrors: Sequence[Path] = ()) -> bool:
     """Whether a verified copy lies in the cache or a mirror (or none is needed): no network."""
     if not dataset.file:
         return True
@@ -71,21 +71,21 @@ def available(dataset: Dataset, cache: Path, mirrors: Sequence[Path] = ()) -> bo
     return any(_fault(path, dataset) is None for path in copies)
 
 
-def faults(dataset: Dataset, cache: Path, mirrors: Sequence[Path] = ()) -> list[str]:
+def faults(dataset: Dataset | File, cache: Path, mirrors: Sequence[Path] = ()) -> list[str]:
     """The copies that lie in the cache or a mirror but cannot be used, each with the reason."""
     copies = (cache / dataset.file, *_copies(dataset, mirrors))
     found = {path: _fault(path, dataset) for path in copies if path.exists()}
     return [f"{path}: {fault}" for path, fault in found.items() if fault]
 
 
-def _copies(dataset: Dataset, mirrors: Sequence[Path]) -> list[Path]:
+def _copies(dataset: Dataset | File, mirrors: Sequence[Path]) -> list[Path]:
     # Where copies may lie; a gzipped one is only spoken of where there is one.
     plain = [mirror / dataset.file for mirror in mirrors]
     gzipped = (path.with_name(f"{path.name}.gz") for path in plain)
     return plain + [path for path in gzipped if path.exists()]
 
 
-def _bring(source: str, get: _Getter, target: Path, dataset: Dataset) -> None:
+def _bring(source: str, get: _Getter, target: Path, dataset: Dataset | File) -> None:
     with replacing(target) as temporary:
         get(source, temporary)
         if is_gzip(temporary):
@@ -95,7 +95,7 @@ def _bring(source: str, get: _Getter, target: Path, dataset: Dataset) -> None:
             raise ValueError(fault)
 
 
-def _fault(path: Path, dataset: Dataset) -> str | None:
+def _fault(path: Path, dataset: Dataset | File) -> str | None:
     # Why the file cannot be used; None if it is the published one.
     try:
         found = fingerprint(path)
@@ -140,7 +140,7 @@ def _download(url: str, target: Path) -> None:
     ).fetch(target.name, downloader=pooch.HTTPDownloader(timeout=TIMEOUT, chunk_size=1 << 20))
 
 
-def _report(dataset: Dataset, cache: Path, tried: list[str]) -> str:
+def _report(dataset: Dataset | File, cache: Path, tried: list[str]) -> str:
     addresses = "" if dataset.urls else ", and the registry knows no address of it"
     return "\n".join(
         (

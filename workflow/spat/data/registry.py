@@ -137,6 +137,36 @@ class Dataset:
     page: str = ""
 
 
+@dataclass(frozen=True)
+class File:
+    """A file that is published on its own; the attributes are as those of `Dataset`."""
+
+    name: str
+    file: str
+    urls: tuple[str, ...]
+    sha256: tuple[str, ...]
+    page: str = ""
+
+
+@dataclass(frozen=True)
+class Images:
+    """A dataset of grey images with a class each.
+
+    Attributes:
+        name: Name in configurations and results.
+        files: Training images, their classes, test images, their classes.
+        height: Rows of pixels.
+        width: Columns of pixels.
+        classes: Number of classes.
+    """
+
+    name: str
+    files: tuple[File, File, File, File]
+    height: int
+    width: int
+    classes: int
+
+
 def borders(dataset: Dataset, rows: int) -> Borders:
     """The split of a series of `rows` time steps.
 
@@ -419,3 +449,49 @@ _ROWS: Final = (
 )
 
 DATASETS: Final[dict[str, Dataset]] = {row.name: row for row in _ROWS}
+
+
+_FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
+
+
+def _fashion(file: str, sha256: str) -> File:
+    return File(
+        name="FashionMNIST",
+        file=file,
+        urls=(f"{_FASHION}/{file}.gz",),
+        sha256=(sha256,),
+        page="https://github.com/zalandoresearch/fashion-mnist",
+    )
+
+
+IMAGES: Final[dict[str, Images]] = {
+    row.name: row
+    for row in (
+        # Xiao et al. 2017, arXiv 1708.07747 (MIT). The hashes are those of the unpacked files of
+        # Debian's package dataset-fashion-mnist; they were not compared with the official address.
+        Images(
+            name="FashionMNIST",
+            files=(
+                _fashion(
+                    "train-images-idx3-ubyte",
+                    "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+                ),
+                _fashion(
+                    "train-labels-idx1-ubyte",
+                    "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+                ),
+                _fashion(
+                    "t10k-images-idx3-ubyte",
+                    "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+                ),
+                _fashion(
+                    "t10k-labels-idx1-ubyte",
+                    "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+                ),
+            ),
+            height=28,
+            width=28,
+            classes=10,
+        ),
+    )
+}

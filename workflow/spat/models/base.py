@@ -1,4 +1,4 @@
-"""What every forecaster has in common."""
+"""What models with attention sites have in common, and what forecasters do."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ from spat.attention.site import Site
 from spat.models.settings import Settings, Shape
 
 
-class Forecaster(nn.Module, ABC):
+class Network(nn.Module):
+    """Knows its attention sites."""
+
+    def sites(self) -> tuple[Site, ...]:
+        """The attention sites that may be pruned, in forward order; removed ones stay listed."""
+        return ()
+
+
+class Forecaster(Network, ABC):
     """Maps past windows to forecasts; knows its shape, its settings and its attention sites."""
 
     settings: Settings
     shape: Shape
-    # SHA-256 of the weights that every build starts with, whatever its seed is, and that training
-    # does not change: those of a pretrained language model. None if there are no such weights.
-    base: str | None = None
 
     def __init__(self, settings: Settings, shape: Shape) -> None:
         """Keep the settings.
@@ -30,16 +35,6 @@ class Forecaster(nn.Module, ABC):
             raise ValueError(problem)
         self.settings = settings
         self.shape = shape
-
-    def sites(self) -> tuple[Site, ...]:
-        """The attention sites that may be pruned, in forward order; removed ones stay listed."""
-        return ()
-
-    def frozen(self) -> frozenset[str]:
-        """Names of the weights that training does not change and that a build restores."""
-        if self.base is None:
-            return frozenset()
-        return frozenset(name for name, p in self.named_parameters() if not p.requires_grad)
 
     @abstractmethod
     def forward(

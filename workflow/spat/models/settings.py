@@ -16,8 +16,6 @@ Share = Annotated[float, "share"]
 NotNegative = Annotated[float, "not negative"]
 # How the learning rate falls from epoch to epoch: see `spat.training.optimisation.rate_at`.
 Schedule = Literal["constant", "type1", "type3", "step25", "sparsetsf", "fits", "cosine"]
-# Whose weights the language model of a forecaster has.
-Backbone = Literal["gpt2", "smollm2", "random"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +29,16 @@ class Shape:
     horizon: int
     channels: int
     marks: int = 0
+
+
+@dataclass(frozen=True)
+class ImageShape:
+    """What a classifier of images maps: [B, channels, height, width] -> [B, classes]."""
+
+    height: int
+    width: int
+    channels: int
+    classes: int
 
 
 @dataclass(frozen=True)
@@ -281,48 +289,6 @@ class TimeMachineSettings(Settings):
     revin: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class PatchedLanguageSettings(Settings):
-    """What the forecasters on a language model share: patches, and where its weights come from."""
-
-    patch_len: int
-    stride: int
-    llm_layers: int
-    backbone: Backbone
-
-    def patches(self, shape: Shape) -> int:
-        """The number of patches of a window, whose end is padded by one stride."""
-        return (shape.lookback + self.stride - self.patch_len) // self.stride + 1
-
-    def problem(self, shape: Shape) -> str | None:
-        """As `Settings`; a patch must also fit into the lookback and its padding of one stride."""
-        return _no_patch(self.patch_len, self.stride, shape) or super().problem(shape)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GPT4TSGPT2Settings(PatchedLanguageSettings):
-    """Settings of `spat.models.gpt4ts`."""
-
-    backbone: Literal["gpt2"] = "gpt2"
-
-
-@dataclass(frozen=True, kw_only=True)
-class GPT4TSSmolLM2Settings(PatchedLanguageSettings):
-    """As `GPT4TSGPT2Settings`, with SmolLM2."""
-
-    backbone: Literal["smollm2"] = "smollm2"
-
-
-@dataclass(frozen=True, kw_only=True)
-class GPT4TSRandomSettings(PatchedLanguageSettings):
-    """As `GPT4TSGPT2Settings`, with random weights, so that the sizes are free."""
-
-    backbone: Literal["random"] = "random"
-    llm_width: int = 768
-    llm_heads: int = 12
-    dropout: Share = 0.1
-
-
 @dataclass(frozen=True)
 class DLinearSettings(Settings):
     """Settings of `spat.models.dlinear`."""
@@ -429,6 +395,29 @@ class SeasonalNaiveSettings(Settings):
     """Settings of `spat.models.naive.SeasonalNaive`; `season` (steps) is the dataset's."""
 
     season: int
+
+
+@dataclass(frozen=True)
+class ViTSettings:
+    """Settings of `spat.models.vit`; a patch has `patch_size` x `patch_size` pixels."""
+
+    d_model: int
+    d_ff: int
+    e_layers: int
+    n_heads: int
+    dropout: Share
+    patch_size: int
+
+    def problem(self, shape: ImageShape) -> str | None:
+        """Why the network cannot be built for this shape; None if it can."""
+        if shape.height % self.patch_size or shape.width % self.patch_size:
+            return (
+                f"patch_size {self.patch_size} does not divide images of {shape.height} x "
+                f"{shape.width} pixels: choose a divisor of both"
+            )
+        if self.n_heads > self.d_model:
+            return f"n_heads {self.n_heads} exceeds d_model {self.d_model}: choose fewer heads"
+        return None
 
 
 def _no_patch(patch_len: int, padding: int, shape: Shape) -> str | None:

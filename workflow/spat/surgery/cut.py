@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from spat.attention.mask import Mask
-from spat.models.base import Forecaster
+from spat.models.base import Network
 from spat.surgery.sweep import Example, sweep
 from spat.training.device.costs import parameters
 
@@ -36,12 +36,12 @@ class Surgery:
     dead: int
 
 
-def heads_of(model: Forecaster) -> tuple[int, ...]:
+def heads_of(model: Network) -> tuple[int, ...]:
     """The number of heads of each site of the dense model, in forward order."""
     return tuple(site.heads for site in model.sites())
 
 
-def prune(model: Forecaster, mask: Mask, example: Example) -> Surgery:
+def prune(model: Network, mask: Mask, example: Example) -> Surgery:
     """Cut a dense model down to a mask, in place; the mask of all heads changes nothing.
 
     New parameters replace the cut ones: make the optimiser afterwards. `example` calls the model on
@@ -66,7 +66,7 @@ def prune(model: Forecaster, mask: Mask, example: Example) -> Surgery:
 
 
 @contextlib.contextmanager
-def masked(model: Forecaster, mask: Mask) -> Iterator[Forecaster]:
+def masked(model: Network, mask: Mask) -> Iterator[Network]:
     """The dense model with what the mask removes held at zero: the reference of `prune`.
 
     A removed head adds nothing to its site's output projection; an emptied site contributes exactly
@@ -87,7 +87,7 @@ def masked(model: Forecaster, mask: Mask) -> Iterator[Forecaster]:
         yield model
 
 
-def require_same(model: Forecaster, mask: Mask) -> None:
+def require_same(model: Network, mask: Mask) -> None:
     """Refuse a mask of another model.
 
     Raises:
@@ -99,7 +99,7 @@ def require_same(model: Forecaster, mask: Mask) -> None:
         )
 
 
-def _require_dense(model: Forecaster, mask: Mask) -> None:
+def _require_dense(model: Network, mask: Mask) -> None:
     require_same(model, mask)
     for site in model.sites():
         # A site of one head goes whole, so whether its module is there says all.

@@ -1,0 +1,164 @@
+"""Images with a class each: files of the idx format, and batches gathered from memory by index.
+
+The idx format is that of MNIST: two zero bytes, a byte for the type (8 for unsigned bytes), a byte
+for the number of dimensions, each dimension as a big-endian 32-bit number, then the values.
+
+Symbols: N images, H rows and W columns of pixels, B images a batch.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spat.data import raw
+from spat.data.download import fetch
+from spat.data.registry import Borders, DataError, File, Images
+from spat.tasks.imaging import Batch
+
+_UNSIGNED_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images and their classes.
+
+    Attributes:
+        pixels: uint8 [N, H, W].
+        labels: int64 [N], from 0.
+    """
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+
+class ImageCases:
+    """Images that stay in memory, standardised, on one device."""
+
+    def __init__(self, pixels: Tensor, labels: Tensor) -> None:
+        """pixels float32 [N, 1, H, W] and labels int64 [N] on the same device."""
+        self.device = pixels.device
+        self._pixels = pixels
+        self._labels = labels
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def batch(self, index: Tensor) -> Batch:
+        """The images numbered `index`, int64 [B], in that order."""
+        return Batch(self._pixels[index], self._labels[index])
+
+
+class Splits(NamedTuple):
+    """The images of one dataset. The test split is for evaluation alone."""
+
+    train: ImageCases
+    validation: ImageCases
+    test: ImageCases
+
+
+def obtain(dataset: Images, cache: Path, mirrors: Sequence[Path] = ()) -> tuple[Labelled, Labelled]:
+    """The training and the test images, their four files brought into `cache` if need be.
+
+    Raises:
+        spat.data.download.DownloadError: if no source has one of the files.
+        DataError: as in `read`.
+    """
+    paths = [fetch(file, cache, mirrors) for file in dataset.files]
+    train, test = read(dataset, *paths[:2]), read(dataset, *paths[2:])
+    return train, test
+
+
+def read(dataset: Images, pixels: Path, labels: Path) -> Labelled:
+    """Read a file of images and the file of their classes, plain or gzipped.
+
+    Raises:
+        DataError: naming the file, if it is not one of the dataset by its hash, not an idx file, or
+            holds other sizes or classes than the registry says.
+    """
+    images, classes = _idx(dataset, pixels, 3), _idx(dataset, labels, 1)
+    if images.shape[1:] != (dataset.height, dataset.width):
+        height, width = images.shape[1:]
+        raise DataError(
+            f"{pixels}: images of {height} x {width} pixels, expected "
+            f"{dataset.height} x {dataset.width}"
+        )
+    if len(images) != len(classes):
+        raise DataError(
+            f"{labels}: {len(classes)} labels, but {pixels} holds {len(images)} images: "
+            "the two files do not belong together"
+        )
+    if classes.size and classes.max() >= dataset.classes:
+        raise DataError(f"{labels}: class {classes.max()}, expected 0 to {dataset.classes - 1}")
+    return Labelled(images, classes.astype(np.int64))
+
+
+def split(
+    train: Labelled, test: Labelled, borders: Borders, device: str | torch.device = "cpu"
+) -> Splits:
+    """The cases of each split, standardised by one mean and deviation of all training pixels.
+
+    `borders.train` and `borders.validation` count the training images, `borders.test` the test
+    images.
+
+    Raises:
+        DataError: naming the split, if it holds no image or lies outside the images.
+    """
+    chosen = {
+        "train": _part(train, borders.train, "train"),
+        "validation": _part(train, borders.validation, "validation"),
+        "test": _part(test, borders.test, "test"),
+    }
+    known = chosen["train"].pixels
+    mean, deviation = float(known.mean()), float(known.std()) or 1.0
+
+    def cases(part: Labelled) -> ImageCases:
+        pixels = (torch.from_numpy(part.pixels).double() - mean) / deviation
+        labels = torch.from_numpy(part.labels)
+        return ImageCases(pixels.float().unsqueeze(1).to(device), labels.to(device))
+
+    return Splits(**{name: cases(part) for name, part in chosen.items()})
+
+
+def _part(images: Labelled, border: tuple[int, int], name: str) -> Labelled:
+    start, stop = border
+    if not 0 <= start < stop <= len(images.labels):
+        raise DataError(
+            f"{name} split: images [{start}, {stop}) of {len(images.labels)}: choose at least one "
+            "image, and none beyond the last"
+        )
+    return Labelled(images.pixels[start:stop], images.labels[start:stop])
+
+
+def _idx(dataset: Images, path: Path, dimensions: int) -> NDArray[Any]:
+    """The values of an idx file of unsigned bytes whose hash is one of the dataset."""
+    try:
+        content, found = raw.load(path)
+    except raw.READ_ERRORS as error:
+        raise DataError(f"{path}: {error}") from None
+    _require_known(dataset.files, path, found)
+    start = 4 + 4 * dimensions
+    if content[:4] != bytes([0, 0, _UNSIGNED_BYTES, dimensions]) or len(content) < start:
+        raise DataError(f"{path}: not an idx file of unsigned bytes with {dimensions} dimensions")
+    shape = struct.unpack(f">{dimensions}I", content[4:start])
+    if len(content) - start != np.prod(shape, dtype=np.int64):
+        said = " x ".join(map(str, shape))
+        raise DataError(f"{path}: {len(content) - start} values, but its header says {said}")
+    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape).copy()
+
+
+def _require_known(files: Sequence[File], path: Path, found: str) -> None:
+    known = {sha256 for file in files for sha256 in file.sha256}
+    if found not in known:
+        raise DataError(
+            f"{path}: SHA-256 {found} is none of the published {', '.join(sorted(known))}: delete "
+            "it and download it again"
+        )
