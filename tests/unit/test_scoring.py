@@ -78,6 +78,13 @@ def test_every_criterion_scores_every_site_of_every_model(name: str, criterion: 
 
 
 @pytest.mark.parametrize("name", ATTENTIVE)
+def test_the_same_batch_scores_the_same_twice(name: str) -> None:
+    model, cases, cut = small(name), windows(), batches(8, 8)
+    first, second = (score_frame(model, cases, cut) for _ in range(2))
+    pd.testing.assert_frame_equal(first, second, check_exact=True)
+
+
+@pytest.mark.parametrize("name", ATTENTIVE)
 def test_the_frame_has_its_schema_and_a_value_per_batch(name: str) -> None:
     frame = scored(name, 32)
     keys = dict.fromkeys(RUN, "x") | {"seed": 0, "epoch": 3}
