@@ -458,7 +458,7 @@ def test_finished_work_is_kept_and_what_is_added_is_added(
 
 def test_what_cannot_be_manipulated_is_left_out_and_said(tmp_path: Path) -> None:
     config = config_of(tmp_path, robustness={"manipulations": ["identity", "uniform"]})
-    cases, skipped = stage._cases(config, dense("Transformer"))
+    cases, skipped = stage._cases(dense("Transformer"), config.robustness.manipulations)
     (row,) = skipped
     assert (row["site"], row["manipulation"]) == ("decoder.0.cross", "identity")
     number = [site.name for site in dense("Transformer").sites()].index("decoder.0.cross")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,10 @@ from spat.data import series
 from spat.data.series import Prepared
 from spat.data.windows import Splits, Windows, split
 from spat.files import replacing
-from spat.models.registry import MODELS, Shape
-from spat.pipeline import runs
+from spat.models.registry import MODELS, Setup, Shape, build
+from spat.pipeline import records, runs
 from spat.pipeline.cache import Finished
-from spat.pipeline.config import Config
+from spat.pipeline.config import Config, FinetuneSection
 from spat.pipeline.runs import Run
 from spat.surgery import storage
 from spat.tasks.registry import TASKS
@@ -30,6 +31,62 @@ if TYPE_CHECKING:
 
 # Test windows whose forecasts are kept for the pictures.
 EXAMPLE_WINDOWS = 3
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run as a job sees it: its data on the device, and its part of the configuration as values.
+
+    A job opens it once. What the job calls takes values from here, and not the configuration.
+    """
+
+    run: Run
+    task: Task
+    splits: Splits
+    data_sha256: str
+    shape: Shape
+    setup: Setup
+    training: Settings  # of pre-training
+    finetuning: Settings
+    batches: list[torch.Tensor]  # the training windows that are scored
+    header: Callable[[], dict[str, Any]]  # the part of a record that is the same for every job
+
+    @property
+    def device(self) -> torch.device:
+        """Where the data are, and where the run is computed."""
+        return self.splits.train.device
+
+    def untrained(self) -> Forecaster:
+        """The dense model with its initial weights."""
+        settings, seed = self.setup.settings, self.run.seed_for("weights")
+        return build(self.run.model, settings, self.shape, seed).to(self.device)
+
+
+def opened(config: Config, run: Run, stage: str) -> Opened:
+    """Read what a stage needs of a run.
+
+    Raises:
+        FileNotFoundError: after the stage `pretrain`, if pre-training has not chosen one of the
+            learning rates of the run.
+        ValueError: if the variant uses time features and the data have no time stamps.
+    """
+    prepared, splits = open_data(config, run.dataset, run)
+    setup = runs.setup_of(config, run)
+    rate = setup.recipe.learning_rate if stage == "pretrain" else None
+    training = settings_of(config, run, rate)
+    device = device_name(splits.train.device)
+    return Opened(
+        run,
+        task_of(run),
+        splits,
+        prepared.sha256,
+        shape_of(config, run, prepared),
+        setup,
+        training,
+        _restarted(training, config.finetune),
+        scoring_batches(config, run, splits.train),
+        partial(records.header, config, stage, run, device),
+    )
 
 
 def open_data(config: Config, dataset: str, run: Run) -> tuple[Prepared, Splits]:
@@ -73,12 +130,16 @@ def settings_of(config: Config, run: Run, learning_rate: float | None = None) ->
 
 
 def finetuning_of(config: Config, run: Run) -> Settings:
+    """How the run's pruned models are fine-tuned."""
+    return _restarted(settings_of(config, run), config.finetune)
+
+
+def _restarted(training: Settings, section: FinetuneSection) -> Settings:
     """The optimiser of pre-training, its schedule restarted, and no early stopping."""
-    base = settings_of(config, run)
     return replace(
-        base,
-        learning_rate=base.learning_rate * config.finetune.lr_scale,
-        epochs=config.finetune.epochs,
+        training,
+        learning_rate=training.learning_rate * section.lr_scale,
+        epochs=section.epochs,
         patience=None,
     )
 

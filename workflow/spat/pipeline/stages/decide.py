@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 import numpy as np
+from numpy.typing import NDArray
 
 from spat.attention.mask import Mask
 from spat.pipeline import digests, records, runs
@@ -20,7 +23,9 @@ def decide(config: Config, run: Run) -> None:
     trained = Finished(runs.folder(config, run, "pretrain")).metrics
     decisions = select.read(config, run, "select")
     path = decisions.loc[decisions["rule"] == "path", "mask"].tolist()
-    chosen = _chosen(config, run, path) if path else {}
+    losses = [finetuned(config, run, mask).array("validation_losses.npy") for mask in path]
+    rules, draws = config.pruning.site.rules, config.statistics.bootstrap
+    chosen = _chosen(run, losses, rules, draws) if path else {}
     heads = tuple(trained["heads"])
     rows = [
         select.ruled("send", Mask.parse(path[removed], heads), rule, finetunings=len(path))
@@ -39,16 +44,16 @@ def decide(config: Config, run: Run) -> None:
     )
 
 
-def _chosen(config: Config, run: Run, path: list[str]) -> dict[str, int]:
-    """How many sites each rule removes."""
-    losses = [finetuned(config, run, mask).array("validation_losses.npy") for mask in path]
-    rules = config.pruning.site.rules
+def _chosen(
+    run: Run, losses: Sequence[NDArray[np.float64]], rules: Collection[str], draws: int
+) -> dict[str, int]:
+    """How many sites each rule removes, from the validation losses along the path."""
     chosen = {}
     if "one_se" in rules:
         chosen["one_se"] = choose.one_standard_error(
             losses,
             block=run.lookback + run.horizon,
-            draws=config.statistics.bootstrap,
+            draws=draws,
             seed=run.seed_for("bootstrap"),
         )
     if "validation" in rules:

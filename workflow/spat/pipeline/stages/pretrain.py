@@ -10,14 +10,14 @@ from typing import Any
 
 import pandas as pd
 
-from spat.data.windows import Splits
 from spat.models.base import Forecaster
-from spat.models.registry import MODELS, Shape, build
+from spat.models.registry import MODELS
 from spat.pipeline import digests, records, runs, scores_frame
 from spat.pipeline.cache import Kept, save_array, save_table, stage_lock
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
 from spat.pipeline.stages import common
+from spat.pipeline.stages.common import Opened
 from spat.scoring.names import offered
 from spat.scoring.send import score_send
 from spat.surgery import cut, storage
@@ -43,22 +43,23 @@ def pretrain(config: Config, run: Run) -> None:
     """Train the dense model, or take it from the kept work of an earlier job."""
     with stage_lock(config, run, "pretrain"):
         folder = common.stage_folder(config, run, "pretrain")
-        prepared, splits = common.open_data(config, run.dataset, run)
+        opened = common.opened(config, run, "pretrain")
         digest = records.digest(
             digests.code_digest("pretrain", run.model),
             digests.settings(config, "pretrain", run),
-            prepared.sha256,
+            opened.data_sha256,
         )
         kept = Kept(folder / "kept", digest)
+        rates = runs.learning_rates(config, run)
+        several = len(rates) > 1
+        states = {
+            rate: kept.state.with_stem(f"state-{rate:g}") if several else kept.state
+            for rate in rates
+        }
         if not kept.done:
-            shape = common.shape_of(config, run, prepared)
-            tried = [
-                _train(config, run, shape, rate, splits, _state(config, run, kept, rate))
-                for rate in runs.learning_rates(config, run)
-            ]
-            _write(config, run, tried, splits, prepared.sha256, kept)
-        for rate in runs.learning_rates(config, run):
-            _state(config, run, kept, rate).unlink(missing_ok=True)
+            _write(opened, [_train(opened, rate, state) for rate, state in states.items()], kept)
+        for state in states.values():
+            state.unlink(missing_ok=True)
         kept.publish(folder, OUTPUTS)
 
 
@@ -76,30 +77,24 @@ class Trained:
         return self.fitted.best
 
 
-def _state(config: Config, run: Run, kept: Kept, rate: float) -> Path:
-    """Where training with a learning rate keeps the state that it resumes from."""
-    alone = len(runs.learning_rates(config, run)) == 1
-    return kept.state if alone else kept.state.with_stem(f"state-{rate:g}")
-
-
-def _train(
-    config: Config, run: Run, shape: Shape, rate: float, splits: Splits, state: Path
-) -> Trained:
-    model = build(
-        run.model, runs.setup_of(config, run).settings, shape, run.seed_for("weights")
-    ).to(splits.train.device)
+def _train(opened: Opened, rate: float, state: Path) -> Trained:
+    """Train with one learning rate, from the state that `state` has if there is one."""
+    run, task, splits = opened.run, opened.task, opened.splits
+    model = opened.untrained()
     if not any(True for _ in model.parameters()):
         return Trained(rate, model, Fit("ok", 0, 0, math.inf, [], [], 0.0))
-    task = common.task_of(run)
-    batches = common.scoring_batches(config, run, splits.train)
-    settings = common.settings_of(config, run, rate)
+    settings = replace(opened.training, learning_rate=rate)
     recorded = "send" in offered(MODELS[run.model].view)
 
     def record(epoch: int, trained: Forecaster) -> list[dict[str, Any]]:
         if not recorded or not trained.sites():
             return []
         scored = score_send(
-            trained, splits.train, batches, case_losses(task), batch_size=settings.batch_size
+            trained,
+            splits.train,
+            opened.batches,
+            case_losses(task),
+            batch_size=settings.batch_size,
         )
         frame = scores_frame.aggregate(scores_frame.frame(scored)).assign(epoch=epoch)
         return [
@@ -120,37 +115,29 @@ def _train(
     return Trained(rate, model, fitted)
 
 
-def _write(
-    config: Config,
-    run: Run,
-    tried: Sequence[Trained],
-    splits: Splits,
-    data_sha256: str,
-    kept: Kept,
-) -> None:
+def _write(opened: Opened, tried: Sequence[Trained], kept: Kept) -> None:
     """Write what is kept of the learning rate with the best validation MSE."""
     best = min(tried, key=lambda trained: (trained.fitted.status != "ok", trained.validation))
     model, fitted = best.model, best.fitted
-    recipe = runs.setup_of(config, run).recipe
+    task, splits = opened.task, opened.splits
     storage.save(model, kept.folder)
     history = pd.DataFrame(fitted.history, columns=list(HISTORY))
     save_table(kept.folder / "history.csv", history)
     trajectory = pd.DataFrame(fitted.recorded, columns=list(TRAJECTORY))
     save_table(kept.folder / "scores.parquet", trajectory)
-    task = common.task_of(run)
     validation = evaluate(model, task, splits.validation)
     test = evaluate(model, task, splits.test)
-    batch = task.example(model.shape, device=splits.train.device)
+    batch = task.example(model.shape, device=opened.device)
     save_array(kept.folder / "losses.npy", test.losses)
     forecasts = common.example_forecasts(model, task, splits.test)
     common.save_arrays(kept.folder / "forecasts.npz", forecasts)
     kept.finish(
         {
-            **records.header(config, "pretrain", run, common.device_name(splits.train.device)),
+            **opened.header(),
             "status": fitted.status,
-            "data_sha256": data_sha256,
+            "data_sha256": opened.data_sha256,
             "settings": asdict(model.settings),
-            "recipe": asdict(replace(recipe, learning_rate=best.learning_rate)),
+            "recipe": asdict(replace(opened.setup.recipe, learning_rate=best.learning_rate)),
             "learning_rates": [
                 {
                     "learning_rate": t.learning_rate,

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from spat.attention.mask import Mask
-from spat.data.windows import Splits
-from spat.models.base import Forecaster
-from spat.models.registry import build
 from spat.pipeline import digests, records, runs
 from spat.pipeline.cache import (
     MANIFEST,
@@ -26,12 +21,12 @@ from spat.pipeline.cache import (
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
 from spat.pipeline.stages import common, select
+from spat.pipeline.stages.common import Opened
 from spat.pipeline.stages.trained import Job, files_of
 from spat.surgery import cut, storage
-from spat.tasks.task import Task
 from spat.training.device import costs
 from spat.training.device.concurrency import Execute, in_turn
-from spat.training.loop import Fit, Restart, Seeds, Settings, fit
+from spat.training.loop import Restart, Seeds, Settings, fit
 from spat.training.metrics import Errors, evaluate
 
 
@@ -84,35 +79,34 @@ def train_mask(config: Config, run: Run, job: Job) -> None:
     # Before anything is opened or removed under the mask's name.
     dense_metrics = source.metrics
     mask = Mask.parse(job.mask, dense_metrics["heads"])
-    prepared, splits = common.open_data(config, run.dataset, run)
+    opened = common.opened(config, run, "prune")
     digest = records.digest(
         digests.code_digest("prune", run.model),
         digests.settings(config, "finetune", run),
-        prepared.sha256,
+        opened.data_sha256,
         dense_metrics["files"][storage.WEIGHTS],
         job.mask,
         job.order,
         job.phase,
     )
     kept = Kept(files_of(config, run, job).folder, digest)
-    if kept.done:
-        return
-    device = splits.train.device
-    if job.phase == "finetuned":
-        model = common.network(source, device)
-    else:
-        shape = common.shape_of(config, run, prepared)
-        settings = runs.setup_of(config, run).settings
-        model = build(run.model, settings, shape, run.seed_for("weights")).to(device)
-    task = common.task_of(run)
-    batch = task.example(model.shape, device=device)
+    if not kept.done:
+        _train(opened, source, mask, job, kept)
+
+
+def _train(opened: Opened, source: Finished, mask: Mask, job: Job, kept: Kept) -> None:
+    """Train the network of a job, from the dense model in `source` or from scratch."""
+    run, task, splits = opened.run, opened.task, opened.splits
+    scratch = job.phase == "scratch"
+    model = opened.untrained() if scratch else common.network(source, opened.device)
+    batch = task.example(model.shape, device=opened.device)
     removed = cut.prune(model, mask, lambda: task.forward(model, batch))
     untuned = evaluate(model, task, splits.validation), evaluate(model, task, splits.test)
     fitted = fit(
         model,
         task,
         splits,
-        _settings(config, run, job, dense_metrics),
+        _from_scratch(opened, source.metrics["epochs"]) if scratch else opened.finetuning,
         Seeds(
             order=run.seed_for("order", "finetune", job.order),
             dropout=run.seed_for("dropout", job.mask, job.order),
@@ -121,10 +115,16 @@ def train_mask(config: Config, run: Run, job: Job) -> None:
         label=f"{run.path} {job.folder}",
     )
     tuned = evaluate(model, task, splits.validation), evaluate(model, task, splits.test)
-    _write(kept.folder, model, task, mask, fitted, splits, tuned, untuned)
+    storage.save(model, kept.folder, mask)
+    save_table(kept.folder / "history.csv", pd.DataFrame(fitted.history))
+    save_array(kept.folder / "validation_losses.npy", tuned[0].losses)
+    save_array(kept.folder / "losses.npy", tuned[1].losses)
+    save_array(kept.folder / "untuned_losses.npy", untuned[1].losses)
+    forecasts = common.example_forecasts(model, task, splits.test)
+    common.save_arrays(kept.folder / "forecasts.npz", forecasts)
     kept.finish(
         {
-            **records.header(config, "prune", run, common.device_name(device)),
+            **opened.header(),
             "mask": job.mask,
             "order": job.order,
             "phase": job.phase,
@@ -141,36 +141,15 @@ def train_mask(config: Config, run: Run, job: Job) -> None:
     )
 
 
-def _settings(config: Config, run: Run, job: Job, dense: dict[str, Any]) -> Settings:
-    """From scratch a mask gets the steps and the learning rates of pre-training and fine-tuning."""
-    tuning = common.finetuning_of(config, run)
-    if job.phase == "finetuned":
-        return tuning
-    before = int(dense["epochs"])
+def _from_scratch(opened: Opened, before: int) -> Settings:
+    """The steps and learning rates of pre-training, which took `before` epochs, and fine-tuning."""
+    tuning = opened.finetuning
     return replace(
-        common.settings_of(config, run),
+        opened.training,
         epochs=before + tuning.epochs,
         patience=None,
         restart=Restart(before, tuning.learning_rate),
     )
-
-
-def _write(
-    folder: Path,
-    model: Forecaster,
-    task: Task,
-    mask: Mask,
-    fitted: Fit,
-    splits: Splits,
-    tuned: tuple[Errors, Errors],
-    untuned: tuple[Errors, Errors],
-) -> None:
-    storage.save(model, folder, mask)
-    save_table(folder / "history.csv", pd.DataFrame(fitted.history))
-    save_array(folder / "validation_losses.npy", tuned[0].losses)
-    save_array(folder / "losses.npy", tuned[1].losses)
-    save_array(folder / "untuned_losses.npy", untuned[1].losses)
-    common.save_arrays(folder / "forecasts.npz", common.example_forecasts(model, task, splits.test))
 
 
 def _errors(errors: tuple[Errors, Errors]) -> dict[str, dict[str, float]]:

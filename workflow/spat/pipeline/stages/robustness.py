@@ -8,17 +8,17 @@ fine-tuning the loss of the mask that `prune` trained minus that of the fine-tun
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
 
 from spat.attention.manipulation import manipulated, obstacle
 from spat.attention.mask import Mask
-from spat.data.series import Prepared
-from spat.data.windows import Splits
 from spat.files import replacing
 from spat.models.base import Forecaster
 from spat.models.registry import MODELS
@@ -27,6 +27,7 @@ from spat.pipeline.cache import Finished, Kept, stage_lock, write_record
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
 from spat.pipeline.stages import common, select
+from spat.pipeline.stages.common import Opened
 from spat.pipeline.stages.trained import finetuned
 from spat.scoring import scores
 from spat.scoring.names import CRITERIA, PASS, offered
@@ -59,15 +60,16 @@ class Case:
 class Bench:
     """What every case of a run starts from."""
 
-    config: Config
-    run: Run
-    prepared: Prepared
-    splits: Splits
+    opened: Opened
+    folder: Path
     trained: Finished
+    masks: Callable[[str], Finished]  # the files of a fine-tuned mask, by its name
+    criteria: tuple[str, ...]
+    depends: Mapping[str, Any]  # the settings that each part of the kept work depends on
 
     def model(self) -> Forecaster:
         """The dense model as it was trained."""
-        return common.network(self.trained, self.splits.train.device)
+        return common.network(self.trained, self.opened.device)
 
     @property
     def scorable(self) -> bool:
@@ -76,26 +78,19 @@ class Bench:
 
     def keep(self, part: str, case: Case) -> Kept:
         """The kept work of a case: `scores` (and its errors), or `finetune`."""
-        settings = digests.settings(self.config, "robustness", self.run)
         digest = records.digest(
-            digests.code_digest("robustness", self.run.model),
-            settings[part],
-            self.prepared.sha256,
+            digests.code_digest("robustness", self.opened.run.model),
+            self.depends[part],
+            self.opened.data_sha256,
             self.trained.metrics["files"][storage.WEIGHTS],
             case.manipulation,
             case.site,
         )
-        folder = runs.folder(self.config, self.run, "robustness") / "kept" / case.folder / part
-        return Kept(folder, digest)
-
-    def header(self) -> dict[str, Any]:
-        """What stands above every record of this run."""
-        device = common.device_name(self.splits.train.device)
-        return records.header(self.config, "robustness", self.run, device)
+        return Kept(self.folder / "kept" / case.folder / part, digest)
 
     def seed(self, case: Case) -> int:
-        """Of patterns and noise: a site keeps its own from one manipulation to the next."""
-        return self.run.seed_for("robustness", case.site)
+        """The seed of patterns and noise: the same for all manipulations of a site."""
+        return self.opened.run.seed_for("robustness", case.site)
 
 
 def robustness(config: Config, run: Run) -> None:
@@ -107,18 +102,26 @@ def robustness(config: Config, run: Run) -> None:
     with stage_lock(config, run, "robustness"):
         started = time.perf_counter()
         folder = common.stage_folder(config, run, "robustness")
-        prepared, splits = common.open_data(config, run.dataset, run)
-        dense = Finished(runs.folder(config, run, "pretrain"))
-        bench = Bench(config, run, prepared, splits, dense)
+        opened = common.opened(config, run, "robustness")
+        bench = Bench(
+            opened,
+            folder,
+            Finished(runs.folder(config, run, "pretrain")),
+            partial(finetuned, config, run),
+            wanted(config, run),
+            digests.settings(config, "robustness", run),
+        )
         model = bench.model()
-        cases, skipped = _cases(config, model) if bench.scorable else ([], [])
+        manipulations = config.robustness.manipulations
+        cases, skipped = _cases(model, manipulations) if bench.scorable else ([], [])
         found = {"untuned": {case: measure(bench, model, case) for case in cases}}
         if config.robustness.finetune:
             found["finetuned"] = {case: _finetuned(bench, model, case) for case in cases}
+        with_drop = "loss_drop_val" in config.pruning.site.criteria
         rows = [
             row
             for index, site in enumerate(model.sites() if cases else ())
-            for row in _rows(config, site.name, index, found)
+            for row in _rows(site.name, index, found, with_drop=with_drop)
         ]
         frame = pd.DataFrame(rows, columns=list(COLUMNS))
         with replacing(folder / "robustness.parquet") as temporary:
@@ -126,7 +129,7 @@ def robustness(config: Config, run: Run) -> None:
         write_record(
             folder,
             {
-                **bench.header(),
+                **opened.header(),
                 "digest": digests.settings_digest(config, "robustness", run),
                 "cases": len(cases),
                 "skipped": skipped,
@@ -147,7 +150,7 @@ def measure(bench: Bench, model: Forecaster, case: Case) -> dict[str, Any]:
         with _in_place(bench, model, case):
             mse = _errors(bench, model)
             scored = {} if case.manipulation == REMOVED else _scored(bench, model, case)
-        kept.finish({**bench.header(), "mse": mse, "scores": scored})
+        kept.finish({**bench.opened.header(), "mse": mse, "scores": scored})
     return kept.metrics
 
 
@@ -158,16 +161,16 @@ def finetune(bench: Bench, case: Case) -> dict[str, Any]:
     """
     kept = bench.keep("finetune", case)
     if not kept.done:
-        config, run = bench.config, bench.run
+        opened, run = bench.opened, bench.opened.run
         model = bench.model()
         control = common.full_mask(cut.heads_of(model))
         seeds = Seeds(run.seed_for("order", "finetune", 0), run.seed_for("dropout", control, 0))
         with _in_place(bench, model, case):
             fitted = fit(
                 model,
-                common.task_of(run),
-                bench.splits,
-                common.finetuning_of(config, run),
+                opened.task,
+                opened.splits,
+                opened.finetuning,
                 seeds,
                 state=kept.state,
                 label=f"{run.path} {case.folder}",
@@ -175,7 +178,7 @@ def finetune(bench: Bench, case: Case) -> dict[str, Any]:
             mse = _errors(bench, model)
         kept.finish(
             {
-                **bench.header(),
+                **opened.header(),
                 "mse": mse,
                 "status": fitted.status,
                 "epochs": fitted.epochs,
@@ -197,12 +200,14 @@ def wanted(config: Config, run: Run) -> tuple[str, ...]:
     return tuple(n for n in asked if n in possible and CRITERIA[n].origin in (*PASS, "ablation"))
 
 
-def _cases(config: Config, model: Forecaster) -> tuple[list[Case], list[dict[str, Any]]]:
+def _cases(
+    model: Forecaster, manipulations: Sequence[str]
+) -> tuple[list[Case], list[dict[str, Any]]]:
     """The networks of a run, and what was left out and why."""
     cases, skipped = [Case(INTACT)], []
     for index, site in enumerate(model.sites()):
         cases.append(Case(REMOVED, index))
-        for name in dict.fromkeys(config.robustness.manipulations):
+        for name in dict.fromkeys(manipulations):
             if reason := obstacle(site, name):
                 skipped.append({"site": site.name, "manipulation": name, "reason": reason})
             else:
@@ -221,21 +226,20 @@ def _in_place(bench: Bench, model: Forecaster, case: Case) -> AbstractContextMan
 
 
 def _errors(bench: Bench, model: Forecaster) -> dict[str, float]:
-    task = common.task_of(bench.run)
-    return {s: evaluate(model, task, getattr(bench.splits, s)).primary for s in SPLITS}
+    opened = bench.opened
+    return {s: evaluate(model, opened.task, getattr(opened.splits, s)).primary for s in SPLITS}
 
 
 def _scored(bench: Bench, model: Forecaster, case: Case) -> dict[str, dict[str, float]]:
     """Scores over all windows by site and criterion: of the site of the case, or of all sites."""
-    names, train = wanted(bench.config, bench.run), bench.splits.train
-    batches = common.scoring_batches(bench.config, bench.run, train)
+    names, opened = bench.criteria, bench.opened
     scored = scores.score(
         model,
-        train,
-        batches,
-        case_losses(common.task_of(bench.run)),
+        opened.splits.train,
+        opened.batches,
+        case_losses(opened.task),
         names,
-        batch_size=common.settings_of(bench.config, bench.run).batch_size,
+        batch_size=opened.training.batch_size,
         statistics=False,
     )
     frame = scores_frame.frame(scored)
@@ -253,13 +257,13 @@ def _finetuned(bench: Bench, model: Forecaster, case: Case) -> dict[str, Any]:
         return finetune(bench, case)
     full = Mask.full(cut.heads_of(model))
     mask = full if case.manipulation == INTACT else full.without_sites([case.site])
-    metrics = finetuned(bench.config, bench.run, mask.name).metrics
+    metrics = bench.masks(mask.name).metrics
     errors = metrics["errors"]["finetuned"]
     return {"mse": {split: errors[split]["mse"] for split in SPLITS}}
 
 
 def _rows(
-    config: Config, name: str, site: int, found: dict[str, dict[Case, dict[str, Any]]]
+    name: str, site: int, found: dict[str, dict[Case, dict[str, Any]]], *, with_drop: bool
 ) -> Iterator[tuple[Any, ...]]:
     """All that is known of a site, intact and manipulated: the `COLUMNS` of each row."""
     for phase, networks in found.items():
@@ -275,13 +279,8 @@ def _rows(
                 change = _number(without[split]) - mse
                 yield *base, "mse", phase, split, mse
                 yield *base, "leave_one_out", phase, split, change
-                if _is_criterion(config, phase, split):
+                if with_drop and (phase, split) == ("untuned", "validation"):
                     yield *base, "loss_drop_val", phase, split, change
-
-
-def _is_criterion(config: Config, phase: str, split: str) -> bool:
-    asked = "loss_drop_val" in config.pruning.site.criteria
-    return asked and (phase, split) == ("untuned", "validation")
 
 
 def _number(value: float | None) -> float:

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from spat.data.windows import Windows
-from spat.models.base import Forecaster
 from spat.models.registry import MODELS
 from spat.pipeline import digests, records, runs, scores_frame
 from spat.pipeline.cache import Finished, save_array, save_table, stage_lock, write_record
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
 from spat.pipeline.stages import common
+from spat.pipeline.stages.common import Opened
 from spat.pipeline.stages.select import LOSS_DROPS, scorable
 from spat.scoring import probe, scores
 from spat.scoring.names import CRITERIA, offered
-from spat.scoring.probe import Losses
 from spat.tasks.task import case_losses
 
 COLUMNS = ("epoch", "batch", "site", "name", "head", "criterion", "value")
@@ -49,7 +47,7 @@ def not_offered(config: Config, run: Run) -> list[str]:
 def score(config: Config, run: Run) -> None:
     """Write `scores.parquet`, `maps.npz` and, where it is needed, `loss_drops.npy`.
 
-    A run that left no weights has neither scores nor maps.
+    If pre-training saved no weights, there are neither scores nor maps.
     """
     with stage_lock(config, run, "score"):
         started = time.perf_counter()
@@ -57,7 +55,12 @@ def score(config: Config, run: Run) -> None:
         source = Finished(runs.folder(config, run, "pretrain"))
         trained = source.metrics
         if scorable(trained):
-            frame, maps, batches = _scored(config, run, folder, source)
+            opened = common.opened(config, run, "score")
+            names, with_drops = wanted(config, run), _needs_drops(config)
+            frame, maps = _scored(
+                opened, source, names, folder / LOSS_DROPS if with_drops else None
+            )
+            batches = len(opened.batches)
         else:
             frame, maps, batches = pd.DataFrame(columns=list(COLUMNS)), {}, 0
         frame = frame.assign(epoch=trained["best_epoch"])[list(COLUMNS)]
@@ -78,22 +81,28 @@ def score(config: Config, run: Run) -> None:
         )
 
 
-def _scored(
-    config: Config, run: Run, folder: Path, source: Finished
-) -> tuple[pd.DataFrame, dict[str, NDArray[Any]], int]:
-    """The scores, the attention maps by site, and how many batches there were.
+def _needs_drops(config: Config) -> bool:
+    """Whether a criterion or a rule asks for the losses of validation windows without each site."""
+    site = config.pruning.site
+    return "loss_drop_val" in site.criteria or "loss_drop_bound" in site.rules
 
-    The loss drops go to their file.
+
+def _scored(
+    opened: Opened, source: Finished, names: Collection[str], drops_file: Path | None
+) -> tuple[pd.DataFrame, dict[str, NDArray[Any]]]:
+    """The scores, and the attention maps by site.
+
+    Per-window validation losses without each site minus with it [sites, windows], in the order of
+    the windows, are written to `drops_file` if it is given.
     """
-    _, splits = common.open_data(config, run.dataset, run)
-    model = common.network(source, splits.train.device)
-    batches = common.scoring_batches(config, run, splits.train)
-    losses = case_losses(common.task_of(run))
-    drops = _loss_drops(config, model, splits.validation, losses)
-    if drops is not None:
-        save_array(folder / LOSS_DROPS, drops)
-    batch_size = common.settings_of(config, run).batch_size
-    names = wanted(config, run)
+    splits, batches, batch_size = opened.splits, opened.batches, opened.training.batch_size
+    model = common.network(source, opened.device)
+    losses = case_losses(opened.task)
+    drops = None
+    if drops_file is not None:
+        index = torch.arange(len(splits.validation), device=opened.device)
+        drops = probe.loss_drops(model, splits.validation, [index], losses)
+        save_array(drops_file, drops)
     scored = scores.score(
         model,
         splits.train,
@@ -107,15 +116,4 @@ def _scored(
     if "send_train" in names:
         frames.append(scores_frame.send_train(source.table("scores.parquet")))
     maps = probe.attention_maps(model, splits.train, batches[:1], losses, batch_size=batch_size)
-    return scores_frame.joined(frames), maps, len(batches)
-
-
-def _loss_drops(
-    config: Config, model: Forecaster, validation: Windows, losses: Losses
-) -> NDArray[np.float64] | None:
-    """Per-window validation losses without each site minus with it [sites, windows], in order."""
-    site = config.pruning.site
-    if "loss_drop_val" not in site.criteria and "loss_drop_bound" not in site.rules:
-        return None
-    index = torch.arange(len(validation), device=validation.device)
-    return probe.loss_drops(model, validation, [index], losses)
+    return scores_frame.joined(frames), maps
