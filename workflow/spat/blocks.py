@@ -13,7 +13,7 @@ def block_means(series: Array, block: int, draws: int, rng: np.random.Generator)
 
     Leading axes are resampled together. One block less than the series holds is drawn (Rao and Wu
     1988), without which the variance of few blocks comes out too small, and the draws are centred
-    on the sample mean, since windows at the ends stand in fewer blocks.
+    on the sample mean, since windows at the ends are in fewer blocks.
 
     Raises:
         ValueError: if the series does not hold two blocks.

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and what they hold."""
+"""Write files atomically, and read what they hold."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any, Final
 def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """A temporary neighbour of `path` that takes its place only if the block ends well.
 
-    What a killed process of this machine left of an earlier attempt is removed.
+    Temporary files that a killed process of this machine left are removed.
 
     With `durable`, the file and its name are on the disk before the block is left: a machine that
     loses power has the old file or the new one.

@@ -1,7 +1,7 @@
 """Find the attention of any model: what can be removed, what cannot and why, and what it shows.
 
 A site is the outermost module that is called on the way from the residual sum down to the
-attention. Its branch are the other modules between the attention and that sum, for example an
+attention. Its branch is the set of other modules between the attention and that sum, for example an
 output projection beside it. Heads of such sites cannot be removed one by one.
 """
 
@@ -32,7 +32,7 @@ from spat.attention.graph import Call, Core, Graph, read, recording
 from spat.attention.modes import evaluating
 from spat.attention.views import Joined, Output, Trace
 
-# model, batch -> the loss of each sample [B]; where said, one scalar does too.
+# model, batch -> the loss of each sample [B]; a scalar where the docstring allows it.
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
 
 
@@ -80,7 +80,7 @@ def find_sites(
     """The attention of a model in forward order, from one forward pass in `eval()`.
 
     Args:
-        model: stays as it is.
+        model: any model; it is not changed.
         loss: model, batch -> a scalar, or the loss of each sample [B].
         batch: anything that `loss` takes.
         units: names of modules that are the sites instead, with * and ? as in a shell.
@@ -119,7 +119,7 @@ def looking(
 
 @contextlib.contextmanager
 def differentiable(model: nn.Module) -> Iterator[None]:
-    """The model in eval() with gradients for all parameters; afterwards as it was.
+    """The model in eval() with gradients for all parameters; restored afterwards.
 
     Raises:
         NotDifferentiable: in inference mode, or if parameters were made in it.
@@ -187,7 +187,8 @@ def _sites(graph: Graph) -> list[Found]:
     merged: dict[int, Found] = {}
     for core in graph.cores:
         new = _located(core, graph)
-        # A second attention within the branch of the first (a router pair) goes with the first.
+        # A second attention within the branch of the first (a router pair) is removed with the
+        # first.
         into = next(
             (one for one in merged.values() if _within(new.call, one.branch)),
             merged.get(id(new.call.module)),

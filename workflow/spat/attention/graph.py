@@ -279,7 +279,7 @@ def floating(tree: Any) -> list[Tensor]:
 
 
 def unsupported() -> list[str]:
-    """What this module needs of torch and this version of torch does not have, a sentence each."""
+    """What this module needs from torch and this version of torch lacks, one sentence each."""
     problems = []
     if not hasattr(torch._C._autograd, "_get_sequence_nr"):
         problems.append("torch has no sequence number of autograd nodes (_get_sequence_nr)")
@@ -371,7 +371,7 @@ def _order_after(node: Any, users: dict[Any, list[Any]]) -> tuple[int, ...] | No
 
 
 def _moved(node: Any, axes: list[int]) -> tuple[list[int], bool]:
-    """The axes after a node, and whether those after the next can still be told."""
+    """The axes after a node, and whether the axes after the next node are known too."""
     name = node.name()
     if name.startswith("PermuteBackward"):
         return [axes[_signed(axis)] for axis in node._saved_dims], True

@@ -40,16 +40,16 @@ class Core(Protocol):
 
 @contextlib.contextmanager
 def manipulated(site: Site, manipulation: str, seed: int) -> Iterator[None]:
-    """The site manipulated within the block, in evaluation and in training alike.
+    """Manipulate the site within the block, in evaluation and in training.
 
     A manipulation stays in place while the model is trained: training cannot change a pattern, and
-    a gate multiplies whatever the weights become. Noise is a fixed shift of the weights, which
-    training may undo. `seed` fixes patterns and noise; the noise of a seed has the same direction
-    at every size. After the block the module has its trained tensors again, to the bit.
+    a gate multiplies the output of the trained weights. Noise is a fixed shift of the weights,
+    which training may undo. `seed` fixes patterns and noise; the noise of a seed has the same
+    direction at every size. After the block the module has its trained tensors again, bit for bit.
 
     Raises:
-        ValueError: if the site was removed or cannot be manipulated so (see `obstacle`), or if
-            there is no such manipulation.
+        ValueError: if the site was removed or cannot be manipulated in this way (see `obstacle`),
+            or if there is no such manipulation.
     """
     attention = site.attention
     if attention is None:
@@ -72,7 +72,7 @@ def manipulated(site: Site, manipulation: str, seed: int) -> Iterator[None]:
 
 
 def obstacle(site: Site, manipulation: str) -> str:
-    """Why a site cannot be manipulated so, as a clause; empty where it can.
+    """Why a site cannot be manipulated in this way, as a clause; empty if it can.
 
     Raises:
         ValueError: if there is no such manipulation.

@@ -93,7 +93,7 @@ class Mask:
         return all(any(site) == all(site) for site in self.bits)
 
     def without_sites(self, indices: Collection[int]) -> Mask:
-        """The same with whole sites removed.
+        """The mask with more whole sites removed.
 
         Raises:
             ValueError: if an index names no site.
@@ -103,7 +103,7 @@ class Mask:
         )
 
     def without_heads(self, pairs: Collection[tuple[int, int]]) -> Mask:
-        """The same with the heads (site, head) removed.
+        """The mask with more heads (site, head) removed.
 
         Raises:
             ValueError: if a pair names no site or no head.

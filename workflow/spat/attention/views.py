@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 # Elements of an array of attention size, if one window does not have more: half a megabyte stays in
-# the cache of a CPU, and a GPU wants long arrays. At once, the windows of a pass would take up to
+# the cache of a CPU, and a GPU wants long arrays. All windows of a pass together would take up to
 # 1.5 GB (the channels of Traffic squared, times heads, in float64).
 ELEMENTS: Final = {"cpu": 2**16, "cuda": 2**24}
 
@@ -87,14 +87,14 @@ class Mixing:
     _known: dict[Callable[[Mixing], Tensor], Tensor] = field(default_factory=dict, repr=False)
 
     def once(self, function: Callable[[Mixing], Tensor]) -> Tensor:
-        """`function` of this view, computed at the first call and kept."""
+        """`function` of this view, computed at the first call and cached."""
         if function not in self._known:
             self._known[function] = function(self)
         return self._known[function]
 
 
 class Source(Protocol):
-    """From what a site noted to its `Mixing`, for some of the windows."""
+    """Computes `Mixing` from what a site recorded, for some of the windows."""
 
     @property
     def elements(self) -> int:

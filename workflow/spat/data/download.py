@@ -1,6 +1,6 @@
 """Verified copies of the published files: from the cache, from folders of copies, from the network.
 
-SHA-256 decides. A file takes its name in the cache only after its hash was found right, and a file
+SHA-256 decides. A file gets its name in the cache only after its hash was verified, and a file
 in the cache whose hash is wrong is replaced, never used.
 """
 
@@ -26,11 +26,11 @@ _log = logging.getLogger(__name__)
 
 
 class DownloadError(RuntimeError):
-    """No source had the file; the message lists what was tried, and what can be done."""
+    """No source had the file; the message lists what was tried and the remedy."""
 
 
 def fetch(dataset: Dataset | File, cache: Path, mirrors: Sequence[Path] = ()) -> Path:
-    """The verified file of a dataset: `cache/<file>`, brought from a mirror or a URL if need be.
+    """The verified file of a dataset, `cache/<file>`; copied from a mirror or downloaded if absent.
 
     Gzipped copies are unpacked. Jobs that ask for the same file wait for the first of them.
 
@@ -64,7 +64,7 @@ def fetch(dataset: Dataset | File, cache: Path, mirrors: Sequence[Path] = ()) ->
 
 
 def available(dataset: Dataset | File, cache: Path, mirrors: Sequence[Path] = ()) -> bool:
-    """Whether a verified copy lies in the cache or a mirror (or none is needed): no network."""
+    """Whether a verified copy is in the cache or a mirror, or none is needed. Uses no network."""
     if not dataset.file:
         return True
     copies = (cache / dataset.file, *_copies(dataset, mirrors))
@@ -79,7 +79,7 @@ def faults(dataset: Dataset | File, cache: Path, mirrors: Sequence[Path] = ()) -
 
 
 def _copies(dataset: Dataset | File, mirrors: Sequence[Path]) -> list[Path]:
-    # Where copies may lie; a gzipped one is only spoken of where there is one.
+    # Where copies may be; a gzipped one is only named where it exists.
     plain = [mirror / dataset.file for mirror in mirrors]
     gzipped = (path.with_name(f"{path.name}.gz") for path in plain)
     return plain + [path for path in gzipped if path.exists()]
@@ -130,7 +130,7 @@ def _copy(source: str, target: Path) -> None:
 def _download(url: str, target: Path) -> None:
     import pooch
 
-    # Without a hash of its own: pooch knows one per file, and here several are right.
+    # pooch takes one hash per file, and here several are accepted.
     pooch.create(
         path=target.parent,
         base_url="",

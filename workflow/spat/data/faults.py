@@ -1,7 +1,7 @@
 """Why a text file of numbers could not be read: the first row and column at fault.
 
-Readers are fast and say little when they fail. This module reads the file slowly, once, to say
-more.
+Fast readers report little when they fail. This module reads the file again, slowly, to find the
+fault.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def first_fault(body: bytes, layout: Layout) -> str | None:
     Returns:
         A phrase that names row, line, column and value; None if every row is as it should be.
     """
-    # Latin-1 decodes any byte: text in another encoding must not hide the fault sought.
+    # Latin-1 decodes any byte, so another encoding does not hide the fault.
     text = io.TextIOWrapper(io.BytesIO(body), encoding="latin-1", newline="")
     reader = csv.reader(text, delimiter=layout.separator)
     row, line = 0, layout.lines + 1

@@ -14,8 +14,8 @@ three rules:
   validation or test. Within a split the line does look ahead: a window whose input ends inside of a
   gap sees values that depend on the value after it. Where this matters use `forward`.
 
-Rows before the first row that is complete have no value to repeat. They are dropped when the file
-is read, and their number is recorded.
+Rows before the first row that is complete have no earlier value to repeat. They are dropped when
+the file is read, and their number is recorded.
 """
 
 from __future__ import annotations

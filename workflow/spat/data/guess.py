@@ -1,4 +1,4 @@
-"""How a file of one's own is read, guessed from the file: what `python -m spat add` prints."""
+"""Guess from a file of one's own how it is read; `python -m spat add` prints the result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from spat.data.faults import MISSING
 from spat.data.registry import DataError, Dataset, Gaps, Shares, Table, season_of
 from spat.data.series import Series
 
-# Rows that are looked at: what a column holds shows in its first rows.
+# Number of rows that are examined.
 SAMPLE: Final = 1000
 
 _SEPARATORS: Final = (",", ";", "\t", "|")
@@ -98,7 +98,7 @@ def guess(name: str, path: Path) -> Guess:
     try:
         series = reading.parse(dataset, path)
     except DataError:
-        # Again, with gaps of any length; an error of another kind comes again too.
+        # Read again with gaps of any length; any other error is raised again.
         free = replace(dataset, gaps=Gaps("forward", limit=len(content)))
         series = reading.parse(free, path)
         dataset = replace(dataset, gaps=Gaps("forward", limit=max(1, longest(series))))
@@ -166,7 +166,8 @@ def _date(path: Path, header: Sequence[str], rows: list[list[str]]) -> tuple[tup
         for form in (*stamps.FORMATS, *_OTHER_FORMATS):
             if (times := _times(texts, form)) is not None and len(set(times)) > 1:
                 steps = [b - a for a, b in pairwise(times)]
-                # Day and month are told apart by the form that makes the rows regular.
+                # Of forms that differ in day and month, the one that makes the rows regular is
+                # right.
                 usual = max(set(steps), key=steps.count)
                 found.append((steps.count(usual), place, form))
     if not found:

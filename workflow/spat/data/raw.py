@@ -19,7 +19,7 @@ _GZIP: Final = b"\x1f\x8b"
 _XZ: Final = b"\xfd7zXZ\x00"
 _HTML_STARTS: Final = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<script")
 
-# What reading a file can raise that is damaged or not there.
+# What reading a missing or damaged file can raise.
 READ_ERRORS: Final = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
@@ -76,7 +76,7 @@ def is_gzip(path: Path) -> bool:
 
 
 def is_html(content: bytes) -> bool:
-    """Whether a file is a web page: what a host sends instead of the file it was asked for."""
+    """Whether a file is a web page, which some hosts send in place of a missing file."""
     start = content[:512].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     return start.startswith(_HTML_STARTS)
 
@@ -103,7 +103,7 @@ def _opened(path: Path, start: bytes, xz: bool) -> gzip.GzipFile | lzma.LZMAFile
 
 
 def _start(path: Path) -> bytes:
-    # To open a pipe would wait for a writer, and a device may have no end.
+    # Opening a pipe would wait for a writer, and a device may never end.
     if path.exists() and not path.is_file():
         raise OSError("a folder" if path.is_dir() else "a pipe or a device, not a regular file")
     with path.open("rb") as file:

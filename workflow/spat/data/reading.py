@@ -153,7 +153,7 @@ def header(
             raise DataError(f"{path}: the text is {name.upper()}: set `encoding: {name}`")
     if content.startswith(b"PK\x03\x04"):
         raise DataError(f"{path}: a zip archive or an Excel file: save it as CSV")
-    # What numbers and separators are in ASCII is read as it is, whatever stands in the header.
+    # Numbers and separators are ASCII, so they are read in any encoding of the header.
     foreign = [name for name in encodings if "0;,\n".encode(name)[-4:] != b"0;,\n"]
     try:
         if foreign:

@@ -111,7 +111,7 @@ def prepare(dataset: Dataset, series: Series, sha256: str) -> Prepared:
 
 
 def save(prepared: Prepared, path: Path) -> None:
-    """Write a prepared series as .npz, whole or not at all."""
+    """Write a prepared series as .npz, atomically."""
     split = prepared.borders
     arrays: dict[str, Any] = {
         "name": np.array(prepared.name),

@@ -1,4 +1,4 @@
-"""Windows of a series that stays in memory: a batch is an index gather, never a copy of the series.
+"""Windows of a series that stays in memory: a batch is an index gather, without a copy.
 
 Symbols: T rows, C channels, L lookback, H horizon, F time features, N windows, B windows a batch.
 """

@@ -201,7 +201,7 @@ MODELS: Final = {
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run trains and how; `source` says where the settings come from."""
+    """The settings and the recipe of a run; `source` names their origin."""
 
     settings: Settings
     recipe: Recipe

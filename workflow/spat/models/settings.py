@@ -1,4 +1,4 @@
-"""What each network is made of, and the recipe of its training; torch is not imported.
+"""The settings of each network, and the recipe of its training; torch is not imported.
 
 Each model has a frozen dataclass of its own. A field may hold any positive number unless its type
 says otherwise; `problem` says why settings do not fit a shape, so that a configuration is refused
@@ -20,7 +20,7 @@ Schedule = Literal["constant", "type1", "type3", "step25", "sparsetsf", "fits", 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a forecaster maps: [B, lookback, channels] -> [B, horizon, channels].
+    """The input and output of a forecaster: [B, lookback, channels] -> [B, horizon, channels].
 
     `marks` is the number of time features of a step, 0 where the data have no timestamps.
     """
@@ -62,7 +62,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a network is made of; the base class of each model's own."""
+    """The settings of a network; the base class of each model's own."""
 
     @property
     def uses_marks(self) -> bool:

@@ -2,8 +2,8 @@
 
 A function maps the `Trace` of a site in W windows to values per window: [W, 1] for the site alone,
 or [W, 1 + H] with the site in front of its heads. Their mean over windows is the score, and a high
-score means keep. Where something has to be done after that mean, the criterion names the finish,
-and the values may be moments of another shape.
+score means keep. If the mean needs a further step, the criterion names it as its finish, and the
+values may be moments of another shape.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def _heads(trace: Trace) -> Heads:
 def _turn(start: Tensor, end: Tensor) -> Tensor:
     """1 - cos, mean over the tokens of a window: [W, R, tokens, width] -> [W, 1].
 
-    A token that is zero before and after does not turn.
+    A token that is zero before and after counts as unchanged.
     """
     start, end = start.double(), end.double()
     # Rounding leaves tokens as small as 1e-17, which have a direction too.

@@ -49,7 +49,7 @@ def mean(means: Tensor) -> Tensor:
 
 
 def negative(means: Tensor) -> Tensor:
-    """Minus the mean: the ranking upside down."""
+    """Minus the mean: the reverse ranking."""
     return -means
 
 

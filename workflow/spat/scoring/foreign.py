@@ -117,7 +117,7 @@ def score(
     Raises:
         NotPerSample: if the loss is not [B].
         NoSites, NotDifferentiable: as `find_sites`.
-        ValueError: on a criterion that is unknown or cannot be had, or no batches.
+        ValueError: on a criterion that is unknown or cannot be computed, or no batches.
     """
     rule = RULES.get(criterion) if criterion in CRITERIA else None
     if rule is None or CRITERIA[criterion].origin not in PASS or rule.needs.__name__ == "Heads":

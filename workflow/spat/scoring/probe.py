@@ -50,7 +50,7 @@ Observe: TypeAlias = Callable[[Any], Sequence[Trace]]
 
 
 class Cases(Protocol):
-    """What the probe needs of data."""
+    """What the probe needs from the data."""
 
     def batch(self, index: Tensor) -> Any:
         """The windows (cases) numbered `index`, int64 [B], in that order."""
@@ -327,7 +327,7 @@ class _Noted:
     after: list[Tensor] = field(default_factory=list)
 
     def watch(self, stack: contextlib.ExitStack) -> None:
-        """Add hooks, which go with the stack. The last of several modules gives the output."""
+        """Add hooks, which the stack removes. The last of several modules gives the output."""
         for module in self.modules:
             core = getattr(module, "core", None)
             if isinstance(core, MixingCore):

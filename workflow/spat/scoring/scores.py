@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from spat.attention.site import Site
     from spat.attention.views import Trace
 
-# What a criterion needs that only its caller has.
+# What a criterion needs from its caller.
 _GIVEN: Final = {
     "ablation": "it runs the model without each site: give `sites` and no `observer`",
     "validation": "give `validation`, the loss drops of validation windows",
@@ -62,14 +62,14 @@ def score(
         cases: training windows.
         batches: indices of windows, each batch int64 [B].
         losses: model, batch -> the loss of each window, float64 [B].
-        criteria: names of `names.CRITERIA`. By default all that can be had, and of sites that show
-            little of themselves only those that their views allow. `random` has no value.
+        criteria: names of `names.CRITERIA`. By default all that can be computed from the views of
+        the sites. `random` has no value.
         batch_size: the windows of a training batch. They share one mask in `send`, and no pass has
             more.
         validation: `loss_drops` of validation windows, [sites, windows], for `loss_drop_val`.
         sites: the sites to score, in forward order; by default those of the model.
         observer: reads what the sites show from a batch; by default `probe.observe`.
-        statistics: whether the uniformity of the attention maps comes along.
+        statistics: whether the uniformity of the attention maps is computed too.
 
     Raises:
         TypeError: if the model has no `sites()`, and neither `sites` nor `observer` was given.

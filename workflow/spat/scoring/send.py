@@ -9,7 +9,7 @@
 All windows of a training batch share the mask, and so do independent channels. |S| is small, so the
 softmax is linear: SEND is std(mean over heads of |S|) / keys to first order. Its unit depends on
 the scale of the loss and on the number of keys. Float64 is used because in float32 the differences
-between the values of the softmax drown in rounding.
+between the values of the softmax are lost in rounding.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ Scores = Mapping[tuple[str, int, int], float]
 
 
 class Level(NamedTuple):
-    """What is removed at one level (whole sites, or heads): by which criteria, which shares."""
+    """The criteria and the ratios of one level (whole sites, or heads)."""
 
     criteria: Sequence[str] = ()
     ratios: Sequence[float] = ()
@@ -58,13 +58,13 @@ class Decision:
 def count(ratio: float, n: int) -> int:
     """floor(ratio n + 1/2): how many of n are removed, halves rounded up.
 
-    The ratio is taken as it is written, so that 0.29 of 50 is 14.5 and not a little less.
+    The ratio is read as a decimal number, so that 0.29 of 50 is 14.5 and not slightly less.
     """
     return math.floor(Fraction(str(ratio)) * n + Fraction(1, 2))
 
 
 def distinct_ratios(ratios: Iterable[float], n: int) -> tuple[float, ...]:
-    """The ratios in their order, of those that remove the same number of n only the first."""
+    """The ratios in their order; of ratios that remove the same number of n, only the first."""
     first: dict[int, float] = {}
     for ratio in ratios:
         first.setdefault(count(ratio, n), ratio)
@@ -156,7 +156,7 @@ def gap(scores: Sequence[float] | Array) -> int | None:
 def loss_drop_bound(
     drops: Array, *, block: int, draws: int, confidence: float, seed: int
 ) -> tuple[int, ...]:
-    """The sites that may go: the upper bound of their mean loss drop is not above 0.
+    """The sites whose removal is allowed: the upper bound of their mean loss drop is at most 0.
 
     `drops` [sites, windows] is the validation loss of each window without the site minus with it
     (so paired). The bound is one-sided: the `confidence` quantile of the moving-block bootstrap.
@@ -170,8 +170,8 @@ def one_standard_error(errors: Sequence[Array], *, block: int, draws: int, seed:
 
     `errors` holds the per-window validation losses [windows] of the K + 1 masks of the path. The
     standard error is that of the paired difference to the best mask (moving-block bootstrap): the
-    error of the level itself says how hard the months were, which all masks share. A mask with a
-    loss that is not finite is never chosen.
+    error of the level itself depends on how hard the months are, which is the same for all masks. A
+    mask with a loss that is not finite is never chosen.
 
     Raises:
         ValueError: if no mask has finite losses.

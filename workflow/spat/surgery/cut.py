@@ -45,7 +45,7 @@ def prune(model: Network, mask: Mask, example: Example) -> Surgery:
     """Cut a dense model down to a mask, in place; the mask of all heads changes nothing.
 
     New parameters replace the cut ones: make the optimiser afterwards. `example` calls the model on
-    any inputs, to find out which parameters are then out of use.
+    any inputs, to find the parameters that are no longer used.
 
     Raises:
         ValueError: if the mask is of another model, or the model is not dense.
@@ -102,7 +102,7 @@ def require_same(model: Network, mask: Mask) -> None:
 def _require_dense(model: Network, mask: Mask) -> None:
     require_same(model, mask)
     for site in model.sites():
-        # A site of one head goes whole, so whether its module is there says all.
+        # A site of one head is only removed whole, so it is enough to check its module.
         left = getattr(site.attention, "heads", 0) if site.heads > 1 else len(site.modules[:1])
         if left != site.heads:
             raise ValueError(

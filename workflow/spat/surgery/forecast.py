@@ -98,7 +98,7 @@ class Forecast:
             ValueError: if the model is not what the mask leaves.
         """
         folder = Path(folder)
-        (folder / FORECASTER).unlink(missing_ok=True)  # the old one would vouch for new weights
+        (folder / FORECASTER).unlink(missing_ok=True)  # it belongs to the old weights
         storage.save(self.model, folder, self.mask)
         names = (storage.ARCHITECTURE, storage.WEIGHTS)
         write_json(
@@ -206,7 +206,7 @@ class Forecast:
         return [found[name][0] for name in self.columns]
 
     def _index(self, past: pd.Index[Any]) -> tuple[pd.Index[Any], pd.Index[Any]]:
-        """The index of the last rows, checked, and the index of the forecast."""
+        """The index of the last rows, after checks, and the index of the forecast."""
         import pandas as pd
 
         if isinstance(past, pd.DatetimeIndex):

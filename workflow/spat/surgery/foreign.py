@@ -82,7 +82,7 @@ class Removed(nn.Module):
 class Removal:
     """What `prune` did: the modules removed, the norms that became the identity, and sizes.
 
-    `dead` names the parameters that stay and take part in nothing; `before` and `after` count
+    `dead` names the parameters that remain and are not used; `before` and `after` count
     parameters.
     """
 
@@ -107,7 +107,7 @@ def prune(
     """Remove whole attention sites of any model; a copy, unless `inplace`.
 
     The result computes what the model does with the outputs of those sites at zero, which is
-    verified on `batch`; a model that was changed in place is put back if that fails. Norms that
+    verified on `batch`; if that fails, a model that was changed in place is restored. Norms that
     only the removed attention used become the identity. `spat_removal` of the result says what was
     done. Single heads cannot be removed.
 
@@ -216,7 +216,7 @@ def save(model: nn.Module, path: str | Path) -> None:
 
 
 def load(model: nn.Module, path: str | Path) -> nn.Module:
-    """Prune a freshly built dense model as a file of `save` says, in place, and load its weights.
+    """Prune a freshly built dense model in place as a file of `save` says, and load its weights.
 
     Raises:
         FileNotFoundError: if there is no file.
@@ -383,7 +383,7 @@ class _Run:
 def _fixed_noise(model: nn.Module) -> Iterator[None]:
     """Seed torch at the entry and exit of each module, by its name and the number of the call.
 
-    What one module draws then does not depend on what another, which may be gone, has drawn.
+    Then the random numbers of one module do not depend on those of another, which may be removed.
     """
     count: dict[str, int] = {}
 
@@ -448,7 +448,7 @@ def _stub(call: Call) -> Removed:
 
 
 def _get(model: nn.Module, name: str) -> nn.Module | None:
-    """The module of this name, None where it went with a module round it."""
+    """The module of this name, None if it was removed with a module around it."""
     try:
         return model.get_submodule(name)
     except AttributeError:
@@ -456,7 +456,7 @@ def _get(model: nn.Module, name: str) -> nn.Module | None:
 
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> Callable[[], None]:
-    """Put a module in every place that holds another one; returns what puts it back."""
+    """Put a module in every place that holds another one; returns a function that restores it."""
     places = [
         (owner, name)
         for owner in model.modules()
@@ -491,7 +491,7 @@ def _plain_tensors(model: nn.Module) -> Callable[[], None]:
 
 
 def _reached(model: nn.Module, loss: Loss, batch: Any) -> set[str]:
-    """The parameters that take part in the loss, or in an output of the model."""
+    """The parameters that the loss or an output of the model depends on."""
     outputs: list[Tensor] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(differentiable(model))
@@ -559,7 +559,7 @@ def _warn_at_save_pretrained(model: nn.Module) -> None:
 def _saving(_module: nn.Module, _prefix: str, _keep: bool) -> None:
     """Warn where the weights of a pruned model are read by its `save_pretrained`.
 
-    A hook goes with copies and pickles of the model, and leaves its methods as they are.
+    A hook is copied and pickled with the model, and does not change its methods.
     """
     frame = inspect.currentframe()
     while frame is not None and frame.f_code.co_name != "save_pretrained":

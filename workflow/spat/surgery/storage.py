@@ -98,7 +98,7 @@ def load(folder: Path, device: str | torch.device = "cpu") -> Forecaster:
 
 
 def _mismatch(weights: Mapping[str, Tensor], model: nn.Module) -> str | None:
-    """The first weight that the model has not, lacks, or has in another shape.
+    """The first weight that is missing, unknown to the model, or of another shape.
 
     `load_state_dict` alone is not strict enough: it passes over weights of a removed module.
     """

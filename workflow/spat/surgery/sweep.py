@@ -1,4 +1,4 @@
-"""Parameters that no gradient reaches: found, and removed where their module is not called."""
+"""Find parameters that no gradient reaches; remove those whose module is not called."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Example = Callable[[], Tensor]
 def unreached(model: nn.Module, example: Example) -> tuple[dict[str, nn.Parameter], set[nn.Module]]:
     """The trainable parameters that no gradient of the output reaches, and the called modules.
 
-    From one forward and backward pass of `example` in `eval()`, which leaves no trace.
+    From one forward and backward pass of `example` in `eval()`, which changes nothing.
     """
     called: set[nn.Module] = set()
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}

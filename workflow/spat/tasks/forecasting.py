@@ -70,8 +70,8 @@ class Forecasting:
     ) -> Batch:
         """Standard normal inputs and time features of a shape.
 
-        The future is one number everywhere and has no memory of its own, so that it does not count
-        in measurements of memory.
+        The future is a constant without memory of its own, so that measurements of memory do not
+        count it.
         """
         generator = torch.Generator().manual_seed(0)
 
@@ -86,7 +86,7 @@ class Forecasting:
         return Batch(x, y, past, future)
 
     def batch_size(self, model: nn.Module, cases: Cases) -> int:
-        """How many windows keep the widest activations of the model near the arithmetic."""
+        """How many windows an evaluation takes at a time (see `VALUES`)."""
         linear = (layer.out_features for layer in model.modules() if isinstance(layer, nn.Linear))
         width = max(NARROW, *linear, 0)
         channels = cases.batch(torch.zeros(1, dtype=torch.int64, device=cases.device)).x.shape[-1]

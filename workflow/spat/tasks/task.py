@@ -1,7 +1,7 @@
 """The interface between a model and the training loop, the scores and the costs.
 
 A *case* is one sample of a dataset: a window of a series, an image, a text. Training, evaluation,
-scoring, surgery and the measurement of costs see models and cases through a `Task` alone.
+scoring, surgery and the measurement of costs see models and cases only through a `Task`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Cases(Protocol):
 
 
 class Splits(Protocol):
-    """The cases of one dataset. The test split is for evaluation alone."""
+    """The cases of one dataset. The test split is only for evaluation."""
 
     @property
     def train(self) -> Cases:
@@ -54,7 +54,7 @@ class Splits(Protocol):
 
 
 class Task(Protocol):
-    """How a model is called on a batch, and what its output is worth.
+    """How a model is called on a batch, and how its output is judged.
 
     `metrics` are the errors that `errors` returns, in its order. The first one is primary: the kept
     epoch and the validated ratio are chosen by it.
@@ -88,7 +88,7 @@ class Task(Protocol):
         """
 
     def batch_size(self, model: nn.Module, cases: Cases) -> int:
-        """How many cases an evaluation takes at a time, for speed alone."""
+        """How many cases an evaluation takes at a time; it affects speed only."""
 
 
 def case_losses(task: Task) -> Callable[[nn.Module, Batch], Tensor]:

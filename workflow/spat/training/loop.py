@@ -69,7 +69,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Seeds:
-    """`order` draws the batches, `dropout` everything random inside the model."""
+    """`order` is the seed of the batches, `dropout` of everything random inside the model."""
 
     order: int
     dropout: int
@@ -77,7 +77,7 @@ class Seeds:
 
 @dataclass(frozen=True)
 class Fit:
-    """What training leaves; the model itself holds the weights of the best epoch.
+    """The result of training; the model itself holds the weights of the best epoch.
 
     `status` is `ok`, or `diverged` when a loss stopped being finite. `recorded` is what
     `after_epoch` returned, joined.
@@ -96,10 +96,10 @@ AfterEpoch = Callable[[int, Any], list[dict[str, Any]]]
 
 
 def choose_device(wanted: Device) -> torch.device:
-    """CUDA when there is one and it is wanted, else the CPU.
+    """CUDA if it is wanted and available, else the CPU.
 
     Raises:
-        RuntimeError: if CUDA is asked for by name and absent.
+        RuntimeError: if CUDA is asked for by name and is not available.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("training.device is 'cuda', but torch sees no CUDA device; use 'auto'")
@@ -110,13 +110,13 @@ def choose_device(wanted: Device) -> torch.device:
 def prepare_torch(precision: Precision) -> None:
     """Reproducible arithmetic: one thread on the CPU, deterministic kernels, TF32 only if asked."""
     torch.set_num_threads(1)
-    # The same as `use_deterministic_algorithms`, which would import the compiler: over a second.
+    # Equals `use_deterministic_algorithms`, which would import the compiler and take over a second.
     torch.set_deterministic_debug_mode("warn")
     # Determinism would also fill every fresh tensor with NaN, a tenth of a step of a small model.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     keep_freed_memory()
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    # cuDNN convolutions would use TF32 by default, whatever the matmul precision says.
+    # cuDNN convolutions would use TF32 by default, independently of the matmul precision.
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
@@ -132,11 +132,11 @@ def fit(
     label: str = "",
 ) -> Fit:
     """Train on `splits.train`, choose the epoch by `splits.validation`; the test split is not read.
-
-    With `state`, progress is kept in that file after an epoch (`SAVE_EVERY`) and taken up from it.
+    With `state`, progress is saved to that file after an epoch (`SAVE_EVERY`), and training resumes
+    from it.
 
     Where the model draws from torch's global generator (`nn.Dropout`), that generator is seeded by
-    `seeds.dropout` and kept in the state too; the caller's random numbers go on as before.
+    `seeds.dropout` and kept in the state too; the caller's random numbers do not change.
 
     Raises:
         ValueError: if the model draws from the global generator, and is one of several workers
@@ -228,7 +228,7 @@ def _finished(progress: Progress, settings: Settings) -> bool:
 def _batches(
     cases: Cases, drawn: int, batch_size: int, order: torch.Generator
 ) -> tuple[Tensor, ...]:
-    """The first `drawn` cases of a new order of all, the last batch as small as it is."""
+    """The first `drawn` cases of a new random order; the last batch may be smaller."""
     shuffled = torch.randperm(len(cases), generator=order)[:drawn].to(cases.device)
     return torch.split(shuffled, batch_size)
 

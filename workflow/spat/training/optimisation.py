@@ -17,8 +17,8 @@ from spat.models.settings import Schedule
 class Adam(torch.optim.Adam):
     """torch's Adam without the wrappers that `torch.compile` needs around its methods.
 
-    The first call of a wrapped method imports the compiler: over a second of each job, for nothing
-    where nothing is compiled. `inspect.unwrap` leaves a method alone that has no wrapper.
+    The first call of a wrapped method imports the compiler: over a second of each job, although
+    nothing is compiled here. `inspect.unwrap` leaves a method alone that has no wrapper.
     """
 
     add_param_group = inspect.unwrap(Optimizer.add_param_group)
@@ -85,7 +85,7 @@ class SharpnessAware:
     """The ascent of sharpness-aware minimisation (Foret et al. 2021, arXiv 2010.01412, eq. 2).
 
     The gradient that is stepped along is the one at ``w + rho g / |g|``; SAMformer (Ilbert et al.
-    2024, arXiv 2402.10198) argues that it does for attention what pruning is said to do.
+    2024, arXiv 2402.10198) claims for attention what the paper claims for pruning.
     """
 
     def __init__(self, model: nn.Module, rho: float) -> None:

@@ -38,7 +38,7 @@ def training_step(
 ) -> Iterator[Step]:
     """The function that trains on one batch of case numbers [B].
 
-    `dropout`, a generator of the cases' device, gives from now on all that is random inside the
+    `dropout`, a generator of the cases' device, is then the source of all random numbers inside the
     model. The function returns the sum over the batch of the losses of the cases, a
     scalar on the device. On CUDA the whole context runs on a stream of its own.
     """
@@ -112,7 +112,7 @@ class CapturedStep:
     """
 
     def __init__(self, step: Step, dropout: torch.Generator) -> None:
-        """It is captured on the current stream, which must be this thread's alone."""
+        """Capture on the current stream, which no other thread may use."""
         self._step = step
         self._dropout = dropout
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -135,7 +135,7 @@ class CapturedStep:
         return self._loss.clone()
 
     def release(self) -> None:
-        """Give up the graph and the memory that it holds, once it has run."""
+        """Free the graph and its memory after it has run."""
         torch.cuda.current_stream().synchronize()
         with streams.between_captures():
             self._graph = self._index = self._loss = None
@@ -149,7 +149,7 @@ class CapturedStep:
             with streams.capturing(graph):
                 self._loss = self._step(index)
         except BaseException:
-            # Not when the error is forgotten: by then the stream may have another graph.
+            # Now, and not when the error is freed: by then the stream may have another graph.
             with streams.between_captures():
                 graph.reset()
             raise

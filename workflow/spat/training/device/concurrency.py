@@ -1,9 +1,9 @@
-"""Work side by side: in processes on the cores of a CPU, in threads on a card.
+"""Run work concurrently: in processes on the cores of a CPU, in threads on a GPU.
 
-A worker is a thread with a CUDA stream that nobody else uses meanwhile. One small model leaves most
-of a large card idle, and processes take turns on it; the captured steps of several threads run at
-the same time. Each piece of work draws its random numbers from its own generators, so that the
-numbers do not depend on what runs beside it.
+A worker is a thread with a CUDA stream of its own. One small model leaves most of a large card
+idle, and processes take turns on it; the captured steps of several threads run at the same time.
+Each piece of work draws its random numbers from its own generators, so that its results do not
+depend on other work.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from spat.training.device import streams
 
 T = TypeVar("T")
 Work = Callable[[], None]
-# Does all pieces of work, and raises what the first that failed raised once the others are done.
+# Does all pieces of work; when all have ended, raises the error of the first that failed.
 Execute = Callable[[Sequence[Work]], None]
 
 
 def in_turn(works: Sequence[Work]) -> None:
-    """One piece after the other; the first that fails ends it."""
+    """Do one piece after the other, up to the first that fails."""
     for work in works:
         work()
 
@@ -45,7 +45,7 @@ def executor(device: torch.device, workers: int) -> Execute:
 
 
 class Processes:
-    """Processes that end with the one that began them; their work must be picklable."""
+    """Processes that end with their parent; their work must be picklable."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -58,16 +58,16 @@ class Processes:
             try:
                 _results([pool.submit(work) for work in works])
             except KeyboardInterrupt:
-                # What they keep is replaced atomically; to wait for their ends would take hours.
+                # Their files are replaced atomically, and waiting for them would take hours.
                 for worker in multiprocessing.active_children():
                     worker.kill()
                 raise
 
 
 def _follow_parent() -> None:
-    """A worker whose parent was killed ends at once, and never writes beside its successor.
+    """End a worker at once if its parent was killed, so that it never writes with its successor.
 
-    Ctrl-C reaches the workers too: the parent alone reports it, and ends them.
+    Ctrl-C reaches the workers too; only the parent reports it, and ends them.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -80,7 +80,7 @@ def _follow_parent() -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
-# Seconds for which a card without room counts as such, so that not every waiting thread asks.
+# Seconds for which a full card counts as full, so that waiting threads do not all ask.
 LOOK_AGAIN: Final = 1.0
 
 
@@ -93,14 +93,14 @@ def beside_others() -> bool:
 
 
 class _Worker:
-    """A thread and its stream: cuBLAS keeps a workspace for each pair of both that it ever met."""
+    """A thread and its stream; cuBLAS keeps a workspace for each such pair."""
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
         self._stream = stream
         self._thread = ThreadPoolExecutor(1)
 
     def do(self, work: Callable[[], T]) -> T:
-        """Do a piece of work there, and wait for it."""
+        """Do a piece of work in the thread, and wait for it."""
 
         def here() -> T:
             with torch.cuda.stream(self._stream):
@@ -110,11 +110,10 @@ class _Worker:
 
 
 class Workers:
-    """So many pieces of work at a time on one device, fewer when its memory is full.
+    """Does up to `count` pieces of work at a time on one device, fewer when its memory is full.
 
-    A piece of work that runs out of memory is done again: at once where unused memory can be given
-    back, and if that was not enough when the others leave room; training goes on from the last
-    epoch that was kept.
+    A piece of work that runs out of memory is repeated: at once if unused memory can be freed, and
+    otherwise when the other workers leave room. Training resumes from its last saved epoch.
     """
 
     def __init__(self, device: torch.device, count: int) -> None:
@@ -139,7 +138,7 @@ class Workers:
         """Do a piece of work as soon as a worker is free.
 
         Raises:
-            RuntimeError: if it does not fit the device though nothing else runs there.
+            RuntimeError: if it does not fit on the device even when nothing else runs.
         """
         again = False
         while True:
@@ -152,7 +151,7 @@ class Workers:
             except Exception as error:
                 if not streams.out_of_memory(error):
                     raise
-                traceback.clear_frames(error.__traceback__)  # they hold on to tensors
+                traceback.clear_frames(error.__traceback__)  # they keep tensors alive
                 if again:
                     self._narrow(str(error))
             finally:
@@ -172,7 +171,7 @@ class Workers:
             try:
                 return _results([pool.submit(work) for work in works])
             except KeyboardInterrupt:
-                # Threads cannot be interrupted; what they keep is replaced atomically.
+                # Threads cannot be interrupted; their files are replaced atomically.
                 print(
                     "interrupted. Finished work is kept, and training resumes from its last saved "
                     "epoch: run the same command again to go on",
@@ -187,12 +186,12 @@ class Workers:
         return self._running < self.count and self._room()
 
     def _room(self) -> bool:
-        """Whether the card has left what a worker took on average when most was in use."""
+        """Whether as much memory is free as a worker took on average at the peak."""
         if self.device.type != "cuda":
             return True
         if time.monotonic() < self._full_until:
             return False
-        # Reserved is what counts: the memory of a captured step serves nothing else.
+        # Reserved memory counts, since the memory of a captured step is not shared.
         worker = torch.cuda.max_memory_reserved(self.device) / self._most
         if torch.cuda.mem_get_info(self.device)[0] >= worker:
             return True
@@ -203,14 +202,14 @@ class Workers:
         return False
 
     def _give_back(self) -> None:
-        """What the allocator keeps and nobody uses goes back to the device."""
-        gc.collect()  # what failed work left in cycles still holds its tensors
+        """Free the memory that the allocator keeps and nothing uses."""
+        gc.collect()  # reference cycles of failed work keep its tensors alive
         if self.device.type == "cuda":
             with streams.between_captures():
                 torch.cuda.empty_cache()
 
     def _narrow(self, problem: str) -> None:
-        """After running out of memory twice, this time with the others that are now at work."""
+        """Use fewer workers, after work ran out of memory twice."""
         with self._turn:
             beside = self._running - 1
             if not beside:

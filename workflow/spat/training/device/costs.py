@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 from spat.attention.modes import evaluating
 from spat.tasks.task import Batch, Task
 
-# The first passes choose kernels and fill caches.
+# The first passes select kernels and fill caches.
 WARM_UP: Final = 3
 # Of a latency: on a free machine the interquartile range of passes is a few percent.
 WIDE: Final = 0.1
@@ -54,7 +54,7 @@ class Timing(NamedTuple):
     """The duration of a forward pass in milliseconds.
 
     Attributes:
-        milliseconds: The lower quartile of the passes: what else runs only ever slows them down.
+        milliseconds: The lower quartile of the passes: other processes can only slow them down.
         spread: Their interquartile range.
     """
 
@@ -63,7 +63,7 @@ class Timing(NamedTuple):
 
     @property
     def is_wide(self) -> bool:
-        """Whether the spread says that the machine was not free."""
+        """Whether the spread shows that the machine was not free."""
         return self.spread > WIDE * self.milliseconds
 
 
@@ -77,7 +77,7 @@ def latency(
     """How long a forward pass of a batch takes on `device`, per model.
 
     All models are moved to `device` and take turns, in an order that shifts by one each round, so
-    that a drift of the machine's speed falls on all of them. Each pass is awaited to its end.
+    that a drift of the machine's speed affects all of them. Each pass is timed to its end.
     `repeats` rounds are measured, and measured again, at most `ATTEMPTS` times, while the spread of
     a model is wide; the attempt with the smallest sum of relative spreads counts, for all models.
     """
@@ -125,10 +125,10 @@ def peak_memory(model: nn.Module, task: Task, batch: Batch, device: str | torch.
     """Megabytes (10^6 bytes) that one forward pass holds at its peak, without gradients.
 
     Counted are the model's weights and buffers, and the inputs and activations that live at the
-    same time. On CUDA the allocator says it, its rounding and the scratch memory of kernels
-    included, after a first pass that leaves out what libraries allocate once. On the CPU, where no
-    allocator says it, it is the sum of the tensor storages that are alive after each operator;
-    scratch memory within an operator is not seen. The model is moved to `device`.
+    same time. On CUDA it is the peak of the allocator, with its rounding and the scratch memory of
+    kernels, after a first pass in which libraries allocate what they keep. On the CPU it is the sum
+    of the tensor storages that are alive after each operator; scratch memory within an operator is
+    not seen. The model is moved to `device`.
     """
     device = torch.device(device)
     model.to(device)
@@ -197,7 +197,7 @@ class _LiveStorages(TorchDispatchMode):
         return output
 
     def _note(self, tree: Any) -> None:
-        # The weak reference of torch says by itself when its storage was freed.
+        # torch's weak reference shows when its storage was freed.
         self._alive = {
             key: (reference, size)
             for key, (reference, size) in self._alive.items()
@@ -228,7 +228,7 @@ def _cuda_peak(model: nn.Module, task: Task, batch: Batch) -> int:
     torch.cuda.reset_peak_memory_stats()
     task.forward(model, batch)
     torch.cuda.synchronize()
-    # The difference: what else stands on the card, other models say, is not this one's.
+    # The difference leaves out what other models have on the card.
     return int(torch.cuda.max_memory_allocated() - before) + sum(held.values())
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-# Held by what draws from torch's global generator, or compares its states: all threads share it.
+# Held while torch's global generator is used or compared: all threads share it.
 GLOBAL_GENERATOR = threading.Lock()
 
 
@@ -56,9 +56,9 @@ class Stochastic(nn.Module):
 
 
 def draw_from(model: nn.Module, generator: torch.Generator) -> None:
-    """From now on all that is random inside `model` comes from `generator` (of its device).
+    """Let `model` take all its random numbers from `generator` (of its device).
 
-    So the numbers do not depend on what else draws, in this thread or beside it.
+    Then they do not depend on other users of random numbers, in this thread or in others.
     """
     for module in model.modules():
         if isinstance(module, Stochastic):
@@ -89,7 +89,7 @@ def draws_globally(model: nn.Module, forward: Callable[[], object], device: torc
 
 
 def cards(device: torch.device) -> list[int]:
-    """The devices whose generators `torch.random.fork_rng` keeps beside that of the CPU."""
+    """The devices whose generators `torch.random.fork_rng` keeps in addition to that of the CPU."""
     if device.type != "cuda":
         return []
     return [torch.cuda.current_device() if device.index is None else device.index]
@@ -122,7 +122,8 @@ def dropout(x: Tensor, p: float, generator: torch.Generator | None = None) -> Te
     """Dropout of `x`, drawn from `generator` (of its device), or from torch's own.
 
     On the CPU one 64-bit draw decides on four elements: each keeps its place if its 16 bits, as a
-    number, exceed the threshold. p is so rounded to 1/65536, and the scale follows what it became.
+    number, exceed the threshold. So p is rounded to 1/65536, and the scale is that of the rounded
+    p.
     """
     dropped = round(p * 2**16)
     if not dropped:
@@ -148,7 +149,7 @@ def attend(
     """O = dropout(softmax(q k^T / sqrt(d))) v.
 
     q [..., Q, d], k and v [..., K, d] -> [..., Q, d]. Torch's fused kernel, except with dropout
-    (which it draws from torch's own generator alone) and where rows of keys are shorter than a
+    (which it can only draw from torch's own generator) and where rows of keys are shorter than a
     vector register of the CPU.
     """
     short = q.device.type == "cpu" and k.shape[-2] < 16
@@ -160,8 +161,8 @@ def attend(
         scores = scores + hidden
     if not short:
         return dropout(scores.softmax(-1), p, generator) @ v
-    # Short rows would be taken element by element (12 ns each, instead of 0.7): let neighbouring
-    # rows share the registers.
+    # Short rows would be computed element by element (12 ns each, instead of 0.7); here
+    # neighbouring rows share the registers.
     weights = dropout(scores.movedim(-1, 0).contiguous().softmax(0), p, generator)
     return weights.movedim(0, -1) @ v
 
@@ -212,14 +213,14 @@ def _weight_gradient(rows: Tensor, x_rows: Tensor) -> Tensor:
     (shorter, size), (longer, _) = sorted(zip(x_rows.stride(), x_rows.shape, strict=True))
     if 0 < longer < shorter * size:
         x_rows = x_rows.clone(memory_format=torch.contiguous_format)
-    # oneDNN copies a transposed first operand: let that be the narrow one.
+    # oneDNN copies a transposed first operand, so the narrow one comes first.
     if rows.shape[1] > 2 * x_rows.shape[1]:
         return _product(x_rows.t(), rows.t()).t()
     return _product(rows.t(), x_rows.t())
 
 
 def _mkl_holds_back() -> bool:
-    """Whether MKL leaves half of the vector registers unused: on what is not made by Intel."""
+    """Whether MKL leaves half of the vector registers unused, as on processors by AMD."""
     try:
         intel = "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

@@ -1,9 +1,9 @@
 """CUDA streams that one owner uses, and the capture of graphs on them.
 
-torch hands out 32 streams in turn, then the first one again. Two users of one stream would
-record each other's work while one of them captures, and graphs captured on one stream share the
-workspace of cuBLAS, so that their replays must not run at the same time. Whoever trains therefore
-does so on a stream that no other thread has: that of its worker, or the one of the process.
+torch hands out 32 streams in turn, then the first one again. Two users of one stream would record
+each other's work while one of them captures, and graphs captured on one stream share the workspace
+of cuBLAS, so that their replays must not run at the same time. So training runs on a stream that no
+other thread uses: that of its worker, or that of the process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _CAPTURING = threading.Lock()
 
 
 def distinct(device: torch.device, count: int) -> list[torch.cuda.Stream]:
-    """So many streams, at most `MOST`, of which no two are the same."""
+    """`count` different streams, at most `MOST`."""
     found: dict[int, torch.cuda.Stream] = {}
     while len(found) < count:
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -56,7 +56,7 @@ def _process_wide(device: torch.device) -> torch.cuda.Stream:
 
 @contextlib.contextmanager
 def capturing(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
-    """Record in `graph` what this thread does on its stream; other threads go on with theirs.
+    """Record in `graph` what this thread does on its stream; other threads continue on theirs.
 
     CUDA takes one capture at a time. `torch.cuda.graph` would wait for the work of all streams and
     empty the cache of all workers each time; here that happens where memory is short.
@@ -84,7 +84,7 @@ def between_captures() -> Iterator[None]:
 
 
 def out_of_memory(error: BaseException | None) -> bool:
-    """Whether a full device is behind `error`, whoever reported it."""
+    """Whether a full device caused `error`, whichever library reported it."""
     while error is not None:
         message = str(error)
         if isinstance(error, torch.OutOfMemoryError) or any(sign in message for sign in _FULL):
@@ -93,7 +93,7 @@ def out_of_memory(error: BaseException | None) -> bool:
     return False
 
 
-# What libraries say that allocate past torch: cuBLAS for its handle, CUDA for a graph.
+# Messages of libraries that do not allocate through torch: cuBLAS for its handle, CUDA for a graph.
 _FULL = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_NOT_INITIALIZED",
