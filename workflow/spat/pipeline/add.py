@@ -20,10 +20,10 @@ _HEAD = """\
 
 
 def add(path: Path) -> str:
-    """The YAML block of `data.custom` for a file; what it holds is in comments above it.
+    """The YAML block of `data.custom` for a file, under comments that describe its content.
 
     Separator, decimal point, encoding, the columns of the date, the step and the longest gap are
-    guessed, and the file is read whole with them.
+    guessed, and the whole file is read with them.
 
     Raises:
         DataError: if the file is not a table of time stamps and numbers.
@@ -52,7 +52,7 @@ def add(path: Path) -> str:
 
 
 def described(path: Path) -> tuple[str, dict[str, Any], Guess]:
-    """The name of a file's dataset, its section of `data.custom`, and what was guessed of it.
+    """The dataset name of a file, its section of `data.custom`, and the guessed options.
 
     Raises:
         DataError: as `add`.

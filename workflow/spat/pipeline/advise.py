@@ -2,8 +2,8 @@
 
 A Transformer and a linear model are trained on the file. The Transformer is fine-tuned with none,
 some and all of its attention modules removed. The stages are those of the pipeline, in an
-experiment below the folder of the advice, so that a second call goes on where the first one was
-stopped. `spat.study.advice` makes words, table and picture of the result.
+experiment below the folder of the advice, so that a second call resumes where the first one
+stopped. `spat.study.advice` makes the text, the table and the picture of the result.
 """
 
 from __future__ import annotations
@@ -72,10 +72,11 @@ def advise(
     """Train forecasters on a file, with and without attention, and say whether attention can go.
 
     Progress and the time left go to stderr. Finished work and the state of training stay in
-    `out/work`: the same call goes on after an interruption.
+    `out/work`: after an interruption the same call resumes.
 
     Args:
-        file: delimited text with a header, time stamps and a column a channel. How it is read is
+        file: delimited text with a header, time stamps and one column for each channel. How it is
+        read is
             guessed (`spat.data.guess`). The first 70 % of the rows are for training, the last 20 %
             for the test.
         horizon: rows to forecast.
@@ -84,7 +85,7 @@ def advise(
         model: the Transformer, one of the registry whose attention the criterion `send` can rank.
         epochs: the most epochs of pre-training of the Transformer; by default the registry's.
         finetune_epochs: epochs of fine-tuning, the same for all masks and the control.
-        workers: networks trained at the same time; by default one a core.
+        workers: networks trained at the same time; by default one for each core.
 
     Raises:
         DataError: naming the file, if it cannot be read.
@@ -150,7 +151,7 @@ def _config(
     ]
     if model not in usable:
         raise ConfigError(f"model {model!r} is not one of {', '.join(usable)}")
-    # The linear model costs next to nothing, so that it is always trained to its end.
+    # The linear model costs very little, so it is always trained to the end.
     shortened = {} if epochs is None else {"epochs": epochs}
 
     def variants(base: str, rates: Sequence[float], changes: Mapping[str, int]) -> dict[str, Any]:
@@ -193,7 +194,7 @@ def _require_rows(path: Path, row: Dataset, lookback: int, horizon: int) -> None
         return all(lengths(rows)[key] >= needed[key] for key in needed)
 
     if not fits(row.rows):
-        # Shares are rounded, so that fewer rows may fit where some more do not.
+        # Shares are rounded, so a file may be long enough while a slightly longer one is not.
         most = 12 * (lookback + horizon)
         least = 1 + next(rows for rows in range(most, 0, -1) if not fits(rows))
         has = lengths(row.rows)
@@ -205,7 +206,7 @@ def _require_rows(path: Path, row: Dataset, lookback: int, horizon: int) -> None
 
 
 def _train(config: Config, plan: Sequence[Run], workers: int) -> tuple[Run, Run]:
-    """Train all networks; the run of the Transformer and that of the linear model that are kept."""
+    """Train all networks; return the chosen run of the Transformer and that of the linear model."""
     runs_of = {
         kind: [run for run in plan if (run.model == LINEAR) == (kind == LINEAR)]
         for kind in (DENSE, LINEAR)

@@ -1,8 +1,8 @@
-"""Work that is kept: finished results with the digest of all that they depend on.
+"""Keep finished results with the digest of all that they depend on.
 
 Snakemake deletes a rule's declared outputs before it runs the rule again, and reruns a rule
-whenever one before it ran. What took long is therefore kept in folders that no rule declares, and
-a rerun computes only what is missing or stale.
+whenever one before it ran. Results that took long are therefore kept in folders that no rule
+declares, and a rerun computes only what is missing or stale.
 
 Each finished folder has a record, `metrics.json`, that is written last. It holds the SHA-256 of the
 folder's files and a checksum of itself; both are checked when a file is read.
@@ -36,7 +36,7 @@ MANIFEST = "manifest.json"
 
 
 class DamagedError(ValueError):
-    """A file that is missing, or not what its job wrote; the message names it and the remedy."""
+    """A file is missing or was changed since it was written; the message gives the remedy."""
 
 
 class _Values(dict[str, Any]):
@@ -53,9 +53,9 @@ class _Values(dict[str, Any]):
 class Finished:
     """The files of a finished job, or of a part of one: checked whenever they are read.
 
-    `marker` is the file by which Snakemake takes the job for done (by default the folder's
-    `metrics.json`). Where a file turns out to be damaged the marker is removed, so that the same
-    command makes the file again.
+    `marker` is the file that tells Snakemake that the job is done (by default the folder's
+    `metrics.json`). If a file is damaged the marker is removed, so that the same command makes the
+    file again.
     """
 
     def __init__(self, folder: Path, marker: Path | None = None) -> None:
@@ -148,7 +148,7 @@ class Kept(Finished):
     """A folder of finished work under a digest."""
 
     def __init__(self, folder: Path, digest: str) -> None:
-        """Open the folder; what it holds under another digest is removed."""
+        """Open the folder; content with another digest is removed."""
         super().__init__(folder)
         self.digest = digest
         stamp = folder / "digest"
@@ -209,7 +209,7 @@ def write_record(
 ) -> None:
     """Write a record: `values`, the hashes of `files` of the folder, and a checksum of both."""
     hashes = {file: _sha256(folder / file) for file in files}
-    # As JSON gives it back, so that the checksum is the same when it is read.
+    # As JSON returns it, so that the checksum is the same when the file is read.
     body = json.loads(json.dumps(finite({**values, "files": hashes})))
     write_json(folder / name, {**body, "checksum": digest_of(body)})
 
@@ -263,7 +263,7 @@ def _sha256(path: Path) -> str:
 def stage_lock(config: Config, run: Run, stage: str) -> Iterator[None]:
     """One process at a time in this stage of this run; a second one waits for the first.
 
-    The job of a killed Snakemake lives on; its successor finds its finished work.
+    The job of a killed Snakemake continues to run; the next job then finds its finished work.
     """
     path = config.folder / run.path / ".locks" / stage.replace("/", "-")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What is checked of an experiment before its first job, by Snakemake and by `grid` alike."""
+"""Checks of an experiment before its first job, the same for Snakemake and for `grid`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from spat.pipeline.runs import Planned
 
 
 def checked_plan(config: Config) -> tuple[Planned, ...]:
-    """The runs of the grid, as `runs.plan`; all that a later stage needs of them is there.
+    """The runs of the grid, as `runs.plan`, after checks of what later stages need.
 
     Raises:
         ConfigError: as `runs.plan` and `runs.studied`, or if a run does not fit the dataset that it

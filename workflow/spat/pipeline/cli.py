@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 Command = Callable[["Config", argparse.Namespace], int | None]
 
-# Full collections are a tenth as frequent as by default: imports make 400,000 objects that stay,
-# and going through them again and again took a fifth of their time.
+# Full collections are ten times rarer than by default: imports make 400,000 objects that stay, and
+# checking them again and again took a fifth of the time of imports.
 GARBAGE = (700, 10, 100)
 
 DEBUG = "show the traceback of a failure"
@@ -33,13 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gc.set_threshold(*GARBAGE)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a locale that is not UTF-8 lacks some signs
+            stream.reconfigure(errors="replace")  # a locale that is not UTF-8 lacks some characters
     options = _parser().parse_args(arguments)
     try:
         done = _run(options)
         sys.stdout.flush()
         return done
-    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has ended
         sys.stdout = None  # it cannot be flushed at the exit
         return 1
     except (Exception, KeyboardInterrupt) as error:
@@ -256,7 +256,7 @@ def _advise(options: argparse.Namespace) -> None:
 
 
 def _track(config: Config, stage: str, run: Run) -> None:
-    """Tracking comes after the work and never fails it."""
+    """Log to MLflow after the work; a failure of MLflow does not fail the work."""
     if config.tracking.enabled:
         from spat.pipeline import tracking
 
@@ -278,7 +278,7 @@ STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
     "tables": (_tables, "write the tables from the frames", ()),
     "figures": (_figures, "draw the figures from the frames", ()),
     "page": (_page, "write the results as one web page, index.html", ("folder",)),
-    "summary": (_summary, "print the main table and where everything lies", ()),
+    "summary": (_summary, "print the main table and the folders of the results", ()),
     "preflight": (_preflight, "print the arguments that make the default run possible", ()),
     "grid": (
         _grid,
@@ -338,7 +338,7 @@ def _add_advise(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     advise.add_argument("--model", help="the Transformer (iTransformer)")
     advise.add_argument("--epochs", type=int, help="at most, of pre-training")
     advise.add_argument("--finetune-epochs", type=int, help="of each pruned network (5)")
-    advise.add_argument("--workers", type=int, help="networks trained at once (one a core)")
+    advise.add_argument("--workers", type=int, help="networks trained at once (one for each core)")
 
 
 def _add(stage: argparse.ArgumentParser, option: str) -> None:
@@ -347,15 +347,15 @@ def _add(stage: argparse.ArgumentParser, option: str) -> None:
     elif option == "runs":
         stage.add_argument("--runs", default="*", help="pattern of run paths (default: all)")
     elif option == "finished":
-        text = "leave runs out that lack a job, instead of failing"
+        text = "leave out runs that lack a job instead of failing"
         stage.add_argument("--finished", action="store_true", help=text)
     elif option == "folder":
         text = "the folder of `data/` (default: that of the experiment)"
         stage.add_argument("--folder", type=Path, help=text)
     elif option == "minutes":
-        stage.add_argument("--minutes", type=float, default=1e9, help="begin no run after this")
+        stage.add_argument("--minutes", type=float, default=1e9, help="start no run after this")
     elif option == "concurrency":
-        text = "runs and masks at a time, on streams of their own (default: 1, or 16 on CUDA)"
+        text = "runs and masks trained at the same time (default: 1, or 16 on CUDA)"
         stage.add_argument("--concurrency", type=int, metavar="N", help=text)
     else:
         stage.add_argument(f"--{option}", required=True)

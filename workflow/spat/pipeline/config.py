@@ -32,7 +32,7 @@ from spat.pipeline import yaml_reader
 from spat.training.options import Device, Precision
 
 Rule = Literal["gap", "one_se", "loss_drop_bound", "validation"]
-# The bounds are far above what is of use, and below what would fail hours later.
+# The bounds are far above useful values, and below values that fail after hours.
 Count = Annotated[int, Field(ge=1, le=10**6)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Ratio = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -40,7 +40,7 @@ Ratio = Annotated[float, Field(gt=0.0, le=1.0)]
 # Values of a generated series: 4 GB.
 MOST_GENERATED = 5 * 10**8
 
-# Names become folders and words of shell commands.
+# Names become folders and arguments of shell commands.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 # Folders in `results` that are not an experiment's: the committed results and MLflow's artifacts.
 RESERVED_EXPERIMENTS = ("reference", "mlartifacts")
@@ -93,7 +93,7 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
-    """A part of the configuration: immutable, and a key it does not know is an error."""
+    """A part of the configuration: immutable; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -118,7 +118,7 @@ class Section(BaseModel):
 
 
 def _truth_value(value: Any) -> str | None:
-    """The first truth value in a list, or the value itself if it is one, as YAML writes it."""
+    """The first boolean in a list, or the value itself if it is one, as YAML writes it."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
@@ -274,7 +274,7 @@ class CustomSection(Section):
     @classmethod
     def _encoding_is_known(cls, encoding: str) -> str:
         try:
-            "".encode(encoding)  # some names are of encodings that are not of text
+            "".encode(encoding)  # some encodings are not encodings of text
             return codecs.lookup(encoding).name
         except LookupError:
             raise ValueError(f"{encoding!r} is not the name of an encoding") from None
@@ -390,7 +390,7 @@ class FinetuneSection(Section):
 
 
 class RobustnessSection(Section):
-    """One attention site at a time is manipulated in trained models: does a criterion notice?"""
+    """One attention site at a time is manipulated in trained models, to test the criteria."""
 
     runs: tuple[str, ...] = Field(
         (), description="Patterns of run paths (`*` is anything) that are studied; none if empty."
@@ -490,7 +490,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Config:
-        # Late: the registries import this module's neighbours, never the other way round.
+        # Imported late, since the registries import neighbours of this module.
         from spat.models.registry import MODELS
         from spat.scoring.names import CRITERIA, HEAD_CRITERIA, offered
 
@@ -517,7 +517,8 @@ class Config(Section):
         pruned = [block for block in self.grid if block.prune]
         for model in dict.fromkeys(name for block in pruned for name in block.models):
             if MODELS[model].role == "attention":
-                # Criteria that a model does not offer are left out there, unless none is left.
+                # Criteria that a model does not offer are left out for it; it is an error if none
+                # is left.
                 asked = self.pruning.site.criteria
                 possible = offered(MODELS[model].view)
                 if asked and not set(asked) & set(possible):
@@ -566,7 +567,7 @@ def load(values: Mapping[str, Any], source: str = "config") -> Config:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file, as they stand there.
+    """The keys and values of a YAML file, unchanged.
 
     Raises:
         ConfigError: naming the file, as `yaml_reader.read`, or if it is not a mapping.
@@ -600,7 +601,7 @@ def _is_committed(folder: Path) -> bool:
 
 
 def _is_canonical(number: str) -> bool:
-    # One name for one number, since names become folders: neither `1.0` nor `.5` nor `1e0`.
+    # Each number has one name, since names become folders: not `1.0`, `.5` or `1e0`.
     return re.fullmatch(r"(0|[1-9]\d*)(\.\d*[1-9])?", number) is not None
 
 
@@ -612,7 +613,7 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-# A reader of the error has written YAML, not Python.
+# The user has written YAML, so the error speaks of YAML and not of Python.
 _IN_YAML = {
     "^Input ": "",
     "[Tt]uple": "list",
@@ -637,7 +638,7 @@ def _explain(error: ValidationError, source: str) -> str:
         value = "" if isinstance(shown, dict | BaseModel) else f" (given: {shown!r})"
         if problem["type"] == "extra_forbidden":
             message = f"unknown key; valid here: {', '.join(_valid_keys(problem['loc']))}"
-        elif problem["type"] == "value_error":  # our own: it names the value
+        elif problem["type"] == "value_error":  # from our own validators, which name the value
             message, value = str(problem["ctx"]["error"]), ""
         # An error about several sections names the key in its message.
         lines.append("  " + ": ".join(filter(None, (key, message))) + value)

@@ -23,8 +23,8 @@ def find(config: Config, name: str) -> Dataset:
     """The row of a dataset.
 
     Generated data have the rows and channels that the configuration asks for. The file of a dataset
-    of `data.custom` is read, once a process and for each version of it, to measure its hash, its
-    rows and its channels.
+    of `data.custom` is read, once in a process for each version, to measure its hash, rows and
+    channels.
 
     Raises:
         ConfigError: naming the key, if there is no such dataset or its file cannot be read.
@@ -96,7 +96,7 @@ def _row(name: str, section: CustomSection) -> Dataset:
 
 @lru_cache
 def _measured(row: Dataset, size: int, modified: int) -> Dataset:
-    # Size and time of the last change tell a file from its next version.
+    # A new version of a file differs in size or in the time of the last change.
     from spat.data.reading import measured
 
     return measured(row, Path(row.file))

@@ -1,8 +1,8 @@
 """What a stage depends on: the modules that compute it, and the settings that it reads.
 
 The modules become inputs of the stage's rule and the settings a digest among its parameters, so
-that a change reruns what depends on it and no more. `spat.pipeline.cache` keys its work by the same
-two; there, comments and docstrings do not count as code.
+that a change reruns only what depends on it. `spat.pipeline.cache` uses the same two as keys.
+Comments and docstrings do not count as code.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from spat.scoring.names import CRITERIA
 _PACKAGE: Final = Path(__file__).parents[1]
 _EMPTY: Final = ast.dump(ast.Module([], []))
 
-# Modules that compute nothing: what they hold of consequence enters as resolved rows in `settings`,
-# or says how files are named, written and kept. Neither they nor what they import counts.
+# Modules that compute no results. Their content enters the digests as resolved rows of `settings`,
+# or only determines how files are named, written and kept. They and their imports do not count.
 EXCLUDED: Final = frozenset(
     {
         "spat",
@@ -68,15 +68,15 @@ _WITH_NETWORKS: Final = frozenset(
 def sources(stage: str, model: str | None = None) -> list[str]:
     """The files that compute a stage, relative to the working directory, sorted.
 
-    They are the stage's module and its imports, at the top of a module or inside a function, theirs
-    in turn, and what is imported by name: the implementation of `model` and, where criteria are
-    computed, theirs.
+    They are the stage's module with its direct and indirect imports (at the top of a module or
+    inside a function), and the modules that are imported by name: the implementation of `model`
+    and, where criteria are computed, those of the criteria.
     """
     return list(_paths(stage, model, Path.cwd()))
 
 
 def code_digest(stage: str, model: str | None = None) -> str:
-    """SHA-256 (hex) of the code that computes a stage, blind to comments, docstrings and layout."""
+    """SHA-256 (hex) of the code that computes a stage, without comments, docstrings and layout."""
     return records.digest({module: _code(module) for module in _modules(stage, model)})
 
 
@@ -116,8 +116,8 @@ def settings_digest(
 def write_resolved(config: Config) -> Path:
     """The resolved configuration in a file named by its content, written if it is not there.
 
-    Two invocations with other settings never share a file, and a job can be run again by hand with
-    just what it had.
+    Invocations with different settings use different files, and a job can be repeated by hand with
+    the same settings.
     """
     text = dump(config)
     path = config.folder / "configs" / f"{records.digest(text)[:12]}.yaml"
@@ -142,7 +142,7 @@ def _data(config: Config, stage: str, name: str) -> dict[str, Any]:
         "gaps": asdict(row.gaps),
         "table": asdict(row.table),
         "generated": config.data.synthetic.model_dump(mode="json") if generated else {},
-        # Of a file of the user's own nothing but its hash says which one it is.
+        # A file of the user is identified by its hash alone.
         **({"sha256": row.sha256} if name in config.data.custom else {}),
     }
 
@@ -276,7 +276,7 @@ def _modules(stage: str, model: str | None) -> tuple[str, ...]:
 
 
 def _by_name(stage: str, model: str | None) -> Iterator[str]:
-    """Implementations that registries name and nobody imports."""
+    """Implementations that are named in registries and imported by name."""
     if model is not None and stage in _WITH_NETWORKS:
         yield MODELS[model].module
         yield f"spat.tasks.{MODELS[model].task}"

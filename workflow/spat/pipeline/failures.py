@@ -71,7 +71,7 @@ def _text(error: BaseException) -> str:
 
 
 def _place(trace: TracebackType | None) -> tuple[str, Path | None]:
-    """The last line of this package behind an error, and the last file that it had in hand."""
+    """The last line of this package in the traceback, and the last file that it worked on."""
     place, file = "an unknown place", None
     for frame, line in traceback.walk_tb(trace):
         source = Path(frame.f_code.co_filename)

@@ -1,4 +1,4 @@
-"""What each job records of itself: code, settings, versions, device and time."""
+"""What each job records: code, settings, versions, device and time."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def commit() -> str:
 
 @cache
 def versions() -> dict[str, str]:
-    """Python's version and those of the packages that shape the numbers."""
+    """Python's version and those of the packages that affect the results."""
     found = {"python": platform.python_version()}
     for package in RECORDED_PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

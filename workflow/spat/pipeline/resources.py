@@ -1,4 +1,4 @@
-"""What a job asks of the machine: threads, memory, and whether it takes a share of a GPU."""
+"""What a job needs from the machine: threads, memory, and whether it uses a GPU."""
 
 from __future__ import annotations
 

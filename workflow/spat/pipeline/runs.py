@@ -1,4 +1,4 @@
-"""A run: one dense baseline and all that is pruned from it; and the grid of them."""
+"""Runs (one dense baseline and the networks pruned from it), and the grid of runs."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def columns(config: Config, run: Run) -> dict[str, str | int | None]:
 
 @dataclass(frozen=True)
 class Planned:
-    """A run with what its grid block asks of it."""
+    """A run with the options of its grid block."""
 
     run: Run
     orders: int

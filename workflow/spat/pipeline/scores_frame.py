@@ -27,7 +27,7 @@ COLUMNS: Final = tuple(_KINDS)
 
 
 def frame(scores: Iterable[SiteScores]) -> pd.DataFrame:
-    """Scores as rows, with the `COLUMNS`; of none, an empty frame with the same columns."""
+    """Scores as rows, with the `COLUMNS`; an empty frame if there are none."""
     parts = []
     for score in scores:
         batches, columns = score.value.shape
@@ -47,7 +47,7 @@ def frame(scores: Iterable[SiteScores]) -> pd.DataFrame:
 
 
 def joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Frames of scores below each other; of none, an empty one with the same columns."""
+    """Concatenated frames of scores; an empty frame if there are none."""
     none = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in _KINDS.items()})
     return pd.concat([none, *frames], ignore_index=True)
 
@@ -55,8 +55,8 @@ def joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
 def aggregate(scores: pd.DataFrame) -> pd.DataFrame:
     """One value per (site, head, criterion): that over all scored windows.
 
-    It is the mean over windows, with whatever has to be done after it (an absolute value, a
-    variance), so it does not depend on how the windows were cut into batches.
+    It is the mean over windows, with the finish of the criterion (an absolute value, a variance),
+    so it does not depend on how the windows were cut into batches.
 
     Raises:
         ValueError: if a score has no value over all windows, or more than one.

@@ -1,4 +1,4 @@
-"""A YAML file as plain values; what YAML accepts and a configuration should not is an error."""
+"""Read a YAML file as plain values, with stricter rules than those of YAML."""
 
 from __future__ import annotations
 

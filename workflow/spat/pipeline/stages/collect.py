@@ -43,8 +43,8 @@ RECORDED = (
 def collect(config: Config, *, finished: bool = False) -> None:
     """Write `data/<frame>.parquet` and, but for the per-window losses, `.csv`.
 
-    With `finished`, runs that lack a job are left out (and named on stderr) instead of an error: a
-    long experiment can be looked at before it ends.
+    With `finished`, runs that lack a job are left out (and named on stderr) instead of an error, so
+    that a long experiment can be examined before it ends.
 
     Raises:
         spat.pipeline.frames.FrameError: on duplicates, gaps, or an empty result.
@@ -112,7 +112,7 @@ def _masks(config: Config, planned: Planned) -> list[tuple[Job, Finished]]:
 
 
 def _networks(config: Config, planned: Planned) -> Iterator[dict[str, Any]]:
-    """The costs of each network; a pruned network that is not yet tuned has those of the tuned."""
+    """The costs of each network; those of a pruned one are the same before fine-tuning."""
     run = planned.run
     trained = {
         "share": runs.setup_of(config, run).recipe.share,
@@ -186,7 +186,7 @@ def _scores(config: Config, planned: Planned) -> Iterator[pd.DataFrame]:
     if planned.prune:
         scored = _files(config, planned.run, "score").table("scores.parquet")
         yield _missing(scored).assign(**keys)
-        # `score` has the kept epoch from the same batches, criterion by criterion.
+        # For the kept epoch, `score` has all criteria from the same batches.
         trajectory = trajectory[~trajectory["epoch"].isin(scored["epoch"])]
     yield _missing(trajectory.assign(batch=scores_frame.ALL)).assign(**keys)
 

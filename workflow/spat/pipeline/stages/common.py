@@ -1,4 +1,4 @@
-"""What several stages need: the run's data, its settings, its batches, its dense model."""
+"""Helpers of several stages: the data of a run, its settings, batches and dense model."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def shape_of(config: Config, run: Run, prepared: Prepared) -> Shape:
 def settings_of(config: Config, run: Run, learning_rate: float | None = None) -> Settings:
     """How the run's dense model is pre-trained.
 
-    Where a variant tries several learning rates and none is given, the one that pre-training kept.
+    Where a variant tries several learning rates and none is given, the one that pre-training chose.
     """
     recipe = runs.setup_of(config, run).recipe
     if learning_rate is None and len(runs.learning_rates(config, run)) > 1:

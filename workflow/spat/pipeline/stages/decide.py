@@ -1,4 +1,4 @@
-"""decide(run): the adaptive rules that look at fine-tuned validation choose among trained masks."""
+"""decide(run): adaptive rules choose among the trained masks by their validation losses."""
 
 from __future__ import annotations
 

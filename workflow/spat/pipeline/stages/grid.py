@@ -23,15 +23,15 @@ CONCURRENCY = {"cpu": 1, "cuda": 16}
 def grid(config: Config, pattern: str, minutes: float, count: int | None = None) -> int:
     """Take the runs whose path matches `pattern` through all stages until the time is spent.
 
-    `count` runs, and their masks, go side by side in as many threads; by default one on the CPU, as
-    many as fill a large card on CUDA. Work that is finished is kept, so that a second call goes
-    on; returns how many runs are whole. A run is not begun when the time is spent, and one that was
-    begun is finished.
+    `count` runs and their masks are computed concurrently, each in a thread; by default one on the
+    CPU, and on CUDA as many as fill a large card. Work that is finished is kept, so that a second
+    call resumes. When the time is spent no further run is started, and started runs are finished.
+    Returns the number of complete runs.
 
     Raises:
         ConfigError: as `checked_plan`, before anything is computed.
         ValueError: if no run matches, or `minutes` or `count` is not positive.
-        RuntimeError: naming the runs that failed, once all others are through.
+        RuntimeError: naming the runs that failed, after all others have ended.
     """
     from spat.training.loop import choose_device
 
@@ -49,7 +49,7 @@ def grid(config: Config, pattern: str, minutes: float, count: int | None = None)
     begun = workers.threads([partial(_attempt, config, p, workers, end, in_turn) for p in chosen])
     failed = {p.run.path: b for p, b in zip(chosen, begun, strict=True) if isinstance(b, Exception)}
     whole = [p for p, b in zip(chosen, begun, strict=True) if b is True]
-    # What was trained side by side is timed when nothing else runs.
+    # Networks that were trained concurrently are timed when nothing else runs.
     for planned in whole:
         _measure(config, planned)
     if failed:
@@ -62,7 +62,7 @@ def grid(config: Config, pattern: str, minutes: float, count: int | None = None)
 def _attempt(
     config: Config, planned: Planned, workers: Workers, end: float, in_turn: bool
 ) -> bool | Exception:
-    """Whether the run was begun, or why it failed: the others go on.
+    """Whether the run was started, or why it failed; other runs continue.
 
     Where runs go `in_turn` this one is timed at once.
     """
@@ -74,7 +74,7 @@ def _attempt(
             _measure(config, planned)
     except Exception as error:
         print(f"{planned.run.path}: {explain(error)}", file=sys.stderr, flush=True)
-        traceback.clear_frames(error.__traceback__)  # they hold on to the model and its data
+        traceback.clear_frames(error.__traceback__)  # they keep the model and its data alive
         return error
     print(f"{planned.run.path}: whole", file=sys.stderr, flush=True)
     return True

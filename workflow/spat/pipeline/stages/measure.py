@@ -1,4 +1,4 @@
-"""measure(run): latency and peak memory of the pruned networks, alone on the machine."""
+"""measure(run): latency and peak memory of the pruned networks on an idle machine."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def measure(config: Config, run: Run) -> None:
 
 
 def is_measured(config: Config, run: Run) -> bool:
-    """Whether the networks that there are were measured, as they are and by these settings."""
+    """Whether all networks were measured in their present state and by these settings."""
     try:
         metrics = Finished(runs.folder(config, run, "measure")).metrics
     except (FileNotFoundError, DamagedError):

@@ -18,7 +18,7 @@ SEED_OFFSET = {"synthetic": 0, "synthetic2": 1}
 
 
 def prepare(config: Config, dataset: str) -> Path:
-    """Write `results/<experiment>/prepared/<dataset>.npz`, and beside it a record in JSON.
+    """Write `results/<experiment>/prepared/<dataset>.npz`, and a record in JSON next to it.
 
     The record holds what the file depends on (`digest`), the hash of the raw file, its rows and
     step, the number and names of its channels, and what was done about its gaps
@@ -32,7 +32,7 @@ def prepare(config: Config, dataset: str) -> Path:
     path = datasets.raw_file(config, dataset)
     content = _generated(config, dataset) if path is None else read(row, path)
     output, record = runs.prepared_file(config, dataset), _record(config, dataset)
-    record.unlink(missing_ok=True)  # one that stays behind would vouch for another file
+    record.unlink(missing_ok=True)  # an old record would describe another file
     prepared = series.prepare(row, content, content.sha256)
     series.save(prepared, output)
     write_json(
@@ -54,7 +54,7 @@ def prepare(config: Config, dataset: str) -> Path:
 
 
 def is_prepared(config: Config, dataset: str) -> bool:
-    """Whether the file is there, and what it was made from is as it was."""
+    """Whether the file exists and the data and settings that it was made from are unchanged."""
     record = _record(config, dataset)
     try:
         kept = read_json(record)

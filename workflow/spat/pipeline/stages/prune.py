@@ -1,4 +1,4 @@
-"""prune(run): surgery and fine-tuning of each distinct mask once, whoever asked for it."""
+"""prune(run): cut and fine-tune each distinct mask once."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def wanted(config: Config, run: Run, orders: int) -> list[Job]:
     decisions = select.read(config, run, "select")
     masks = decisions["mask"].drop_duplicates()
     jobs = [Job(mask, 0, "finetuned") for mask in masks]
-    # Replicates say how much of the difference between masks is noise; sites are enough for that.
+    # Replicates measure the noise in the difference between masks; site masks are enough for it.
     sites = decisions.loc[decisions["level"] == "site", "mask"].drop_duplicates()
     jobs += [Job(mask, order, "finetuned") for order in range(1, orders) for mask in sites]
     if config.pruning.scratch:
@@ -76,7 +76,7 @@ def wanted(config: Config, run: Run, orders: int) -> list[Job]:
 def train_mask(config: Config, run: Run, job: Job) -> None:
     """Cut, evaluate untuned, fine-tune, evaluate; kept under a digest of all that it depends on."""
     source = Finished(runs.folder(config, run, "pretrain"))
-    # Before anything is opened or removed under the mask's name.
+    # The name is checked before a folder of that name is opened or removed.
     dense_metrics = source.metrics
     mask = Mask.parse(job.mask, dense_metrics["heads"])
     opened = common.opened(config, run, "prune")

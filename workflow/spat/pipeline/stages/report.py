@@ -1,4 +1,4 @@
-"""tables, figures, summary: the frames in `data/` become what a reader looks at."""
+"""tables, figures, page, summary: render the frames in `data/`."""
 
 from __future__ import annotations
 

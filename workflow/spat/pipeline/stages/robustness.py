@@ -1,7 +1,7 @@
-"""robustness(run): one site at a time manipulated; scored, measured, and fine-tuned as it is.
+"""robustness(run): manipulate one site at a time, then score, measure and fine-tune the network.
 
-The network without the site is the same whatever was done to the site. So the measured truth about
-a manipulated site is the loss of that one network minus the loss of the manipulated one, and after
+The network without the site is the same whatever was done to the site. So the measured worth of a
+manipulated site is the loss of that one network minus the loss of the manipulated one, and after
 fine-tuning the loss of the mask that `prune` trained minus that of the fine-tuned manipulated one.
 """
 
@@ -143,7 +143,7 @@ def robustness(config: Config, run: Run) -> None:
 def measure(bench: Bench, model: Forecaster, case: Case) -> dict[str, Any]:
     """MSE of each split, and the scores of the site (of all, if intact; of none, if removed).
 
-    `model` is the dense one, and is it again afterwards.
+    `model` is the dense model, which is restored afterwards.
     """
     kept = bench.keep("scores", case)
     if not kept.done:
@@ -157,7 +157,7 @@ def measure(bench: Bench, model: Forecaster, case: Case) -> dict[str, Any]:
 def finetune(bench: Bench, case: Case) -> dict[str, Any]:
     """Fine-tune a manipulated network as `prune` fine-tunes the control.
 
-    Batches and seeds are the same: a gate of 1 becomes the control, to the bit.
+    Batches and seeds are the same: a gate of 1 becomes the control, bit for bit.
     """
     kept = bench.keep("finetune", case)
     if not kept.done:
@@ -203,7 +203,7 @@ def wanted(config: Config, run: Run) -> tuple[str, ...]:
 def _cases(
     model: Forecaster, manipulations: Sequence[str]
 ) -> tuple[list[Case], list[dict[str, Any]]]:
-    """The networks of a run, and what was left out and why."""
+    """The networks of a run, and the manipulations left out with their reasons."""
     cases, skipped = [Case(INTACT)], []
     for index, site in enumerate(model.sites()):
         cases.append(Case(REMOVED, index))

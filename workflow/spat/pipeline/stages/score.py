@@ -1,4 +1,4 @@
-"""score(run): every criterion that is asked for, from one pass over the kept checkpoint."""
+"""score(run): compute all requested criteria in one pass over the kept checkpoint."""
 
 from __future__ import annotations
 

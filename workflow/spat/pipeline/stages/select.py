@@ -1,4 +1,4 @@
-"""select(run): scores in, masks out. No torch, no training: a decision is not an execution."""
+"""select(run): choose masks by scores. It imports no torch and trains nothing."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ SELECTIONS = "selections.csv"
 
 
 def scorable(trained: Mapping[str, Any]) -> bool:
-    """Whether pre-training left weights; one that diverged in its first epoch has none to score."""
+    """Whether pre-training saved weights; if it diverged in its first epoch it saved none."""
     return bool(trained["status"] == "ok" or trained["best_epoch"] > 0)
 
 
 def select(config: Config, run: Run) -> None:
     """Write `selections.csv`: the control, and each decision that needs no fine-tuned mask.
 
-    Of a run that left no weights nothing is selected.
+    If pre-training saved no weights, nothing is selected.
     """
     folder = runs.folder(config, run, "select")
     trained = Finished(runs.folder(config, run, "pretrain")).metrics

@@ -1,4 +1,4 @@
-"""The networks that a run trained, by their manifest, and the files of each. No torch."""
+"""The networks that a run trained, by its manifest, and their files. Imports no torch."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def trained(config: Config, run: Run) -> list[tuple[Job, Finished]]:
 
     Raises:
         FileNotFoundError: naming the manifest, if it is missing.
-        DamagedError: naming the manifest, if it is damaged or lists what is not of this run.
+        DamagedError: naming the manifest, if it is damaged or lists a network that is not of this
+        run.
     """
     folder = runs.folder(config, run, "prune")
     heads = Finished(runs.folder(config, run, "pretrain")).metrics["heads"]
@@ -65,10 +66,10 @@ def trained(config: Config, run: Run) -> list[tuple[Job, Finished]]:
 
 
 def forget_incomplete(config: Config, run: Run) -> str | None:
-    """Remove the manifest and a frame if a file of a network is not whole; say which file.
+    """Remove the manifest and a frame if a file of a network is incomplete; say which file.
 
     Snakemake does not know these files. Without the manifest it runs `prune` again, which trains
-    only the networks that are not whole. Hashes are checked when a file is read, not here, where
+    only the incomplete networks. Hashes are checked when a file is read, not here, where
     thousands of runs are planned.
     """
     manifest = runs.folder(config, run, "prune") / MANIFEST

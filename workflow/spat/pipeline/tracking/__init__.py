@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 REBUILD = "python -m spat track --config FILE"
 
-# Telemetry is on unless MLflow finds this when it is imported. Its errors are raised, and told in
-# one line. A dead server costs a job two attempts of four seconds. What the user has set stays.
+# Without this variable at import, MLflow sends telemetry. Errors of MLflow are raised and reported
+# in one line. A dead server costs a job two attempts of four seconds. Values set by the user are
+# kept.
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",
@@ -46,8 +47,8 @@ def log(config: Config, run: Run, stage: str) -> None:
     """Show what a job wrote; a job that ran before has its MLflow runs replaced.
 
     `stage` is the job's folder below the run's: `pretrain`, `score`, `prune`, `robustness`,
-    `measure` or `transfer/<target>`. A store that fails costs a warning and the view of this job,
-    nothing else.
+    `measure` or `transfer/<target>`. If the store fails, there is a warning and this job is not
+    shown.
     """
     if not config.tracking.enabled:
         return
@@ -69,9 +70,9 @@ def log_report(config: Config) -> None:
 
 
 def rebuild(config: Config) -> int:
-    """Show all that the experiment's files hold and drop what has no files; the number of runs.
+    """Show all jobs that have files and remove the others; returns the number of runs.
 
-    Works with `tracking.enabled: false` too: jobs then leave MLflow alone and it is filled at the
+    Also works with `tracking.enabled: false`: jobs then do not use MLflow, and it is filled at the
     end. On a shared server two people need two experiment names, as each shows its own files only.
 
     Raises:
@@ -127,7 +128,7 @@ def _explain(config: Config, error: Exception) -> str:
     return _hidden(message)
 
 
-# What MLflow and its migrations say of a schema that is older or newer than theirs.
+# What MLflow and its migrations report for a schema of another version.
 _OTHER_VERSION = re.compile(r"out-of-date database schema|Can't locate revision", re.IGNORECASE)
 
 

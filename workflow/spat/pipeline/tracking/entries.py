@@ -64,14 +64,14 @@ class Entry:
 
 
 def store_uri(config: Config) -> str:
-    """The tracking URI: the configured one, or SQLite beside the results."""
+    """The tracking URI: the configured one, or SQLite in the folder of the results."""
     return config.tracking.uri or f"sqlite:///{config.results.resolve() / 'mlflow.db'}"
 
 
 def finished(config: Config, run: Run) -> Iterator[str]:
     """The stages of a run, as `children` takes them, whose files are there.
 
-    None without pre-training, which is what the rest hangs from (it may be at it again).
+    Empty without pre-training, since all others are its children (it may be running again).
     """
     if not (runs.folder(config, run, "pretrain") / "metrics.json").exists():
         return

@@ -1,4 +1,4 @@
-"""The MLflow side: a store, opened safely by many jobs at once, into which entries are written."""
+"""Write entries to an MLflow store, which many jobs may open at once."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ class Store:
         self._lock = FileLock(config.results / "mlflow.lock", timeout=LOCK_TIMEOUT_S)
         if self._is_server:
             self._client = MlflowClient(self._uri, self._uri)
-            # A dead one fails here: under the lock the jobs would wait for it one after the other.
+            # A dead server fails here; under the lock, jobs would wait for it one after the other.
             self._client.search_experiments(max_results=1)
         else:
             import mlflow.store.db.utils  # needs SQLAlchemy, which a client of a server does not
 
             mlflow.store.db.utils.MAX_RETRY_COUNT = DATABASE_ATTEMPTS
         with self._lock:
-            # Two processes that make one database at once ruin it.
+            # Two processes that create one database at the same time damage it.
             self._client = MlflowClient(self._uri, self._uri)
             self._experiment = self._get_or_create(config)
 
@@ -91,7 +91,7 @@ class Store:
 
     def _get_or_create(self, config: Config) -> str:
         name = f"spat/{config.experiment}"
-        # A server keeps artifacts where it was told to; MLflow stores the path as it is given.
+        # A server keeps artifacts in its own place; MLflow stores the path as given.
         place = None if self._is_server else (config.results / "mlartifacts").resolve().as_uri()
         found = self._client.get_experiment_by_name(name)
         if found is None:
