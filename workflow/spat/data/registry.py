@@ -96,7 +96,7 @@ class Dataset:
         name: Name in configurations and results.
         file: Name of the published file; empty for generated data.
         urls: Official addresses, in the order in which they are tried; none if there is only a copy
-        in a folder of `data.mirrors`.
+            in a folder of `data.mirrors`.
         sha256: Accepted hashes: the published file first, then its published variants. Of a file
             that is sent gzipped, the hash of what it unpacks to; of an .xz file, that of the file.
         rows: Time steps after reading (generated data: the default). They are counted after rows

@@ -76,9 +76,8 @@ def advise(
 
     Args:
         file: delimited text with a header, time stamps and one column for each channel. How it is
-        read is
-            guessed (`spat.data.guess`). The first 70 % of the rows are for training, the last 20 %
-            for the test.
+            read is guessed (`spat.data.guess`). The first 70 % of the rows are for training, the
+            last 20 % for the test.
         horizon: rows to forecast.
         lookback: rows that a forecast is made from.
         out: folder of the result; by default `advice/NAME` by the file's name.

@@ -63,7 +63,7 @@ def score(
         batches: indices of windows, each batch int64 [B].
         losses: model, batch -> the loss of each window, float64 [B].
         criteria: names of `names.CRITERIA`. By default all that can be computed from the views of
-        the sites. `random` has no value.
+            the sites. `random` has no value.
         batch_size: the windows of a training batch. They share one mask in `send`, and no pass has
             more.
         validation: `loss_drops` of validation windows, [sites, windows], for `loss_drop_val`.

@@ -53,7 +53,7 @@ def trained(config: Config, run: Run) -> list[tuple[Job, Finished]]:
     Raises:
         FileNotFoundError: naming the manifest, if it is missing.
         DamagedError: naming the manifest, if it is damaged or lists a network that is not of this
-        run.
+            run.
     """
     folder = runs.folder(config, run, "prune")
     heads = Finished(runs.folder(config, run, "pretrain")).metrics["heads"]
