@@ -43,7 +43,7 @@ rule all:
         rules.tables.output,
         rules.figures.output,
     message:
-        "all: frames, tables and figures are whole"
+        "all: frames, tables and figures are complete"
 
 
 onstart:

@@ -34,7 +34,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def advice(file: Path) -> Advice:
-    """Interrupted after pre-training, and then gone on with."""
+    """Interrupted after pre-training, and then resumed."""
     given: Any = {"lookback": LOOKBACK, "out": file.parent / "out", "epochs": 1, "workers": 1}
     with pytest.MonkeyPatch.context() as patch:
 

@@ -43,7 +43,7 @@ def test_snakemake_takes_the_runs_of_the_grid_for_done(
     planned = project.planned(*SMOKE)
     arguments = ["grid", "--config", *FILES, "--runs", "synthetic2/*", "--debug"]
     first = project.python("-c", PROGRAM.format(arguments=arguments))
-    assert "1 runs are whole" in first.stdout
+    assert "1 runs are complete" in first.stdout
     left = project.planned(*SMOKE)
     for stage in ("pretrain", "score", "select", "prune", "decide", "measure"):
         assert left[stage] == planned[stage] - 1, stage
@@ -54,7 +54,7 @@ def test_snakemake_takes_the_runs_of_the_grid_for_done(
     patterns = ["--runs", "synthetic*/iTransformer-tiny/*", "--concurrency", "3"]
     arguments = ["grid", "--config", *FILES, *patterns]
     shown = beside.python("-c", PROGRAM.format(arguments=arguments))
-    assert "2 runs are whole" in shown.stdout
+    assert "2 runs are complete" in shown.stdout
     expected = weights(project)
     assert len(expected) > 2
     assert weights(beside) == expected, "runs do not depend on what runs beside them"
@@ -65,7 +65,7 @@ def test_a_run_that_fails_leaves_the_others_whole(new_project: Callable[[str], P
     arguments = ["grid", "--config", *FILES, "--runs", "synthetic*/iTransformer-tiny/*"]
     shown = project.python("-c", FAILING.format(arguments=arguments))
     assert "status 1" in shown.stdout
-    assert "1 of 2 runs failed, 1 are whole" in shown.stderr
+    assert "1 of 2 runs failed, 1 are complete" in shown.stderr
     assert (
         "synthetic/iTransformer-tiny/l48-h24/seed0: ValueError: spoilt on purpose" in shown.stderr
     )

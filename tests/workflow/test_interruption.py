@@ -1,4 +1,4 @@
-"""kill -9, then the same command: the work goes on, and ends bit for bit where it would have."""
+"""After kill -9 the same command resumes, with bit-identical results."""
 
 from __future__ import annotations
 

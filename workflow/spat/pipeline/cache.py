@@ -139,8 +139,8 @@ class Finished:
     def _refused(self, problem: str) -> DamagedError:
         self._marker.unlink(missing_ok=True)
         return DamagedError(
-            f"{problem}. {self._marker} was removed: run the same command again, which makes what "
-            "is damaged again and keeps the rest"
+            f"{problem}. {self._marker} was removed: run the same command again; it makes "
+            "the damaged file again and keeps the rest"
         )
 
 
@@ -251,7 +251,7 @@ def _problem(folder: Path, name: str, hashes: Mapping[str, str]) -> str | None:
         return f"{path}: not a file of this folder ({folder / RESULT} does not list it)"
     if not path.is_file():
         return f"{path}: missing"
-    return None if _sha256(path) == hashes[name] else f"{path}: damaged (its hash is another one)"
+    return None if _sha256(path) == hashes[name] else f"{path}: damaged (its hash has changed)"
 
 
 def _sha256(path: Path) -> str:

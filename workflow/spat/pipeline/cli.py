@@ -214,7 +214,7 @@ def _grid(config: Config, options: argparse.Namespace) -> None:
     from spat.pipeline.stages.grid import grid
 
     whole = grid(config, options.runs, options.minutes, options.concurrency)
-    print(f"{whole} runs are whole")
+    print(f"{whole} runs are complete")
 
 
 def _rebuild(config: Config, options: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ PIPELINE_PACKAGES: Final = (
 )
 INTERRUPTED: Final = (
     "interrupted. Finished work is kept, and training resumes from its last saved epoch: run the "
-    "same command again to go on"
+    "same command again to resume"
 )
 
 _PACKAGE: Final = Path(__file__).parents[1]

@@ -240,7 +240,7 @@ def _by_rule(
         yield _ruled("gap", path[k])
     if "loss_drop_bound" in rules:
         if bounded is None:
-            raise ValueError("rule loss_drop_bound: give the sites that its bound lets go")
+            raise ValueError("rule loss_drop_bound: give the sites that its bound allows to remove")
         yield _ruled("loss_drop_bound", Mask.full(heads).without_sites(bounded))
     if set(rules) & set(PATH_RULES):
         yield from (_ruled("path", mask, k) for k, mask in enumerate(path))
@@ -274,7 +274,7 @@ def _values(scores: Scores, criterion: str, places: Sequence[Place], heads: Sequ
         if math.isnan(value):
             where = f"site {site}" if head == WHOLE else f"site {site}, head {head}"
             raise ValueError(
-                f"criterion {criterion!r} has no score, or NaN, for {where}: score it, or take it "
-                f"off pruning.{SITE if head == WHOLE else HEAD}.criteria"
+                f"criterion {criterion!r} has no score, or NaN, for {where}: score it, or remove "
+                f"it from pruning.{SITE if head == WHOLE else HEAD}.criteria"
             )
     return np.asarray(values, np.float64)

@@ -125,7 +125,7 @@ def prune(
         UnknownSite: if the model has no such site.
         InlineAttention, NoResidual, TooCoarse, SharedModule: if a site cannot be removed.
         SharedOutput: if the result computes something else; the model is as it was.
-        Stochastic: if the model itself computes something else each time.
+        Stochastic: if the model itself gives different results each time.
         NoSites, NotDifferentiable: as `find_sites`.
     """
     model = model if inplace else copy.deepcopy(model)
@@ -141,7 +141,7 @@ def prune(
     reached = _reached(model, loss, batch)
     if verify and not was.equals(_Run.of(model, loss, batch), tolerance):
         raise Stochastic(
-            f"{type(model).__name__} computes something else each time: fix its own generators, "
+            f"{type(model).__name__} gives different results each time: fix its own generators, "
             "or give verify=False"
         )
     with _zeroed(model, stubs):
@@ -588,7 +588,7 @@ def _warn_of(
 ) -> None:
     if dead:
         warnings.warn(
-            f"without {', '.join(wanted)} these parameters take part in nothing: {', '.join(dead)}",
+            f"without {', '.join(wanted)} these parameters are not used: {', '.join(dead)}",
             DeadParameters,
             stacklevel=3,
         )

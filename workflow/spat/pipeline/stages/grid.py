@@ -54,7 +54,9 @@ def grid(config: Config, pattern: str, minutes: float, count: int | None = None)
         _measure(config, planned)
     if failed:
         reasons = "\n".join(f"{path}: {type(e).__name__}: {e}" for path, e in failed.items())
-        message = f"{len(failed)} of {len(chosen)} runs failed, {len(whole)} are whole\n{reasons}"
+        message = (
+            f"{len(failed)} of {len(chosen)} runs failed, {len(whole)} are complete\n{reasons}"
+        )
         raise RuntimeError(message) from next(iter(failed.values()))
     return len(whole)
 
@@ -76,7 +78,7 @@ def _attempt(
         print(f"{planned.run.path}: {explain(error)}", file=sys.stderr, flush=True)
         traceback.clear_frames(error.__traceback__)  # they keep the model and its data alive
         return error
-    print(f"{planned.run.path}: whole", file=sys.stderr, flush=True)
+    print(f"{planned.run.path}: complete", file=sys.stderr, flush=True)
     return True
 
 

@@ -174,7 +174,7 @@ class Workers:
                 # Threads cannot be interrupted; their files are replaced atomically.
                 print(
                     "interrupted. Finished work is kept, and training resumes from its last saved "
-                    "epoch: run the same command again to go on",
+                    "epoch: run the same command again to resume",
                     file=sys.stderr,
                     flush=True,
                 )
