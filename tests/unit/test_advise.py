@@ -1,4 +1,4 @@
-"""Advice on a file of one's own: what is trained, what is said, and what is left in the folder."""
+"""Advice on a file of one's own: what is trained, what it says, and what is left in the folder."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -159,7 +159,7 @@ def made(
 
 
 @pytest.mark.parametrize(
-    ("changes", "validation", "windows", "recommended", "said"),
+    ("changes", "validation", "windows", "recommended", "phrases"),
     [
         ({"without 2 of 2": -0.05}, {"without 2 of 2": 0.9}, 500, "without 2 of 2",
          ["Yes, attention can go: remove 2 of the 2", "parameters -60 %", "its own past alone"]),
@@ -184,12 +184,12 @@ def test_the_words_say_what_the_numbers_do(
     validation: dict[str, float],
     windows: int,
     recommended: str,
-    said: list[str],
+    phrases: list[str],
 ) -> None:
     advice = made(changes, validation, windows)
     assert advice.recommended.name == recommended
     words = " ".join(advice.words.split())
-    for text in said:
+    for text in phrases:
         assert text in words
     assert "nan" not in str(advice).lower()
 

@@ -157,7 +157,7 @@ def test_a_stream_is_always_used_by_the_same_thread(monkeypatch: pytest.MonkeyPa
     assert len(pairs) <= 4
 
 
-def test_what_ran_out_of_memory_once_is_done_again_in_as_many_lanes() -> None:
+def test_what_ran_out_of_memory_once_is_done_again_by_as_many_workers() -> None:
     workers, tried = Workers(CPU, 3), []
 
     def work() -> str:
@@ -203,12 +203,12 @@ def trained(splits: Splits, folder: Path, seed: int) -> dict[str, torch.Tensor]:
 
 def test_what_trains_side_by_side_ends_where_it_would_alone(splits: Splits, tmp_path: Path) -> None:
     work = [partial(trained, splits, tmp_path, seed) for seed in range(3)]
-    alone = [piece() for piece in work]
+    sequential = [piece() for piece in work]
     for state in tmp_path.iterdir():
         state.unlink()
     workers = Workers(CPU, 3)
-    beside = workers.threads([partial(workers.run, piece) for piece in work])
-    for expected, found in zip(alone, beside, strict=True):
+    concurrent = workers.threads([partial(workers.run, piece) for piece in work])
+    for expected, found in zip(sequential, concurrent, strict=True):
         assert expected.keys() == found.keys()
         assert all(torch.equal(expected[name], found[name]) for name in expected)
 
@@ -241,11 +241,11 @@ def test_captured_steps_replay_side_by_side(tmp_path: Path) -> None:
     on_card = split(prepared, SHAPE.lookback, SHAPE.horizon, device="cuda")
     # More pieces than torch has streams.
     work = [partial(trained, on_card, tmp_path, seed) for seed in range(40)]
-    alone = [piece() for piece in work]
+    sequential = [piece() for piece in work]
     for state in tmp_path.iterdir():
         state.unlink()
     workers = Workers(torch.device("cuda"), 8)
-    beside = workers.threads([partial(workers.run, piece) for piece in work])
-    for expected, found in zip(alone, beside, strict=True):
+    concurrent = workers.threads([partial(workers.run, piece) for piece in work])
+    for expected, found in zip(sequential, concurrent, strict=True):
         for name in expected:
             torch.testing.assert_close(found[name], expected[name])

@@ -88,7 +88,7 @@ def missing(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (lambda f: f.drop(columns="sun"), "no column 'sun'.*trained on load, wind speed, sun"),
         (lambda f: pd.concat([f, f[["sun"]]], axis=1), "2 columns 'sun'"),
@@ -103,9 +103,9 @@ def missing(frame: pd.DataFrame) -> pd.DataFrame:
     ],
 )
 def test_a_frame_that_does_not_fit_says_why(
-    spoil: Callable[[pd.DataFrame], pd.DataFrame], said: str
+    spoil: Callable[[pd.DataFrame], pd.DataFrame], message: str
 ) -> None:
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         forecaster().predict(spoil(rows()))
 
 

@@ -194,7 +194,7 @@ SEED = "seed == 1 and model == 'iTransformer'"
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (_drop("results", f"{SEED} and phase == 'dense'"), "no dense row"),
         (_drop("results", f"{SEED} and phase == 'dense' and split == 'test'"), "no dense row"),
@@ -226,8 +226,8 @@ SEED = "seed == 1 and model == 'iTransformer'"
         (_set("results", SEED, "commit", "unknown"), "without commit"),
     ],
 )
-def test_a_gap_is_found(change: Callable[[Made], None], said: str) -> None:
-    assert any(said in line for line in spoilt(change))
+def test_a_gap_is_found(change: Callable[[Made], None], message: str) -> None:
+    assert any(message in line for line in spoilt(change))
 
 
 def test_a_duplicate_is_found() -> None:

@@ -1,4 +1,4 @@
-"""The pages of the tables: what is bold, what is said, what compiles, what is written."""
+"""The pages of the tables: what is bold, what the notes say, what compiles, what is written."""
 
 from __future__ import annotations
 
@@ -119,13 +119,13 @@ def test_a_spread_is_named_only_where_one_is_shown() -> None:
     frame = pd.DataFrame({"row": "r", "method": ["a", "b"], "mean": 1.0, "unit": "%", "missing": 0})
     layout = Layout(("row",), "method", best=False)
     note = Note(render.INTERVAL, "About intervals.")
-    for spread, said in (
+    for spread, message in (
         ({"sd": np.nan}, "Values: mean over n = 2 seeds."),
         ({"sd": 0.1}, "Values: mean ± standard deviation over n = 2 seeds."),
         ({"sd": np.nan, "low": 0.9, "high": 1.1}, "Values: mean [95 % interval] over n = 2 seeds."),
     ):
         notes = render.sheet(frame.assign(n=2, **spread), layout, [note]).notes
-        assert said in notes
+        assert message in notes
         assert (note.text in notes) == ("low" in spread)
 
 

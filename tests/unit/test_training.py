@@ -241,7 +241,7 @@ def test_our_own_models_leave_the_global_generator_alone(splits: Splits) -> None
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_foreign_model_with_dropout_is_refused_in_lanes(splits: Splits) -> None:
+def test_a_foreign_model_with_dropout_is_refused_with_other_workers(splits: Splits) -> None:
     def work() -> None:
         fit(foreign(), TASK, splits, settings(epochs=1), SEEDS, label="theirs")
 

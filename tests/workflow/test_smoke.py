@@ -182,7 +182,7 @@ def test_every_job_runs_by_hand_and_imports_what_its_rule_declares(smoke_copy: P
     lines = re.findall(r"^Shell command: (python -m spat .+?) > \S+ 2>&1$", printed, re.MULTILINE)
     commands = {shlex.split(line)[3]: shlex.split(line) for line in reversed(lines)}
     assert {"prepare", "pretrain", "robustness", "figures"} <= set(commands)
-    # Without tracking, which looks at everything after the work.
+    # Without tracking, which reads everything after the work.
     (smoke_copy.folder / "untracked.yaml").write_text("tracking: {enabled: false}\n")
     for stage, command in commands.items():
         command.insert(command.index("--config") + 2, "untracked.yaml")

@@ -2,7 +2,7 @@
 
 A site is the outermost module that is called on the way from the residual sum down to the
 attention. Its branch is the set of other modules between the attention and that sum, for example an
-output projection beside it. Heads of such sites cannot be removed one by one.
+output projection. Heads of such sites cannot be removed one by one.
 """
 
 from __future__ import annotations

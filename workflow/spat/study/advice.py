@@ -308,9 +308,9 @@ class Advice:
         else:
             ending = "not clear which is better, so prefer the simpler one"
         return (
-            f"Beside it a linear model ({self.linear.name}, {self.linear.parameters:,} parameters, "
-            f"its learning rate chosen on validation): its test error is {_range(moved)}, against "
-            f"the recommended network: {ending}."
+            f"For comparison a linear model ({self.linear.name}, {self.linear.parameters:,} "
+            "parameters, its learning rate chosen on validation) was trained. Its test error is "
+            f"{_range(moved)}, against the recommended network: {ending}."
         )
 
 

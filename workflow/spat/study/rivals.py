@@ -43,7 +43,7 @@ _COLUMNS: Final = (
     "rivals",
     title="Every dense network: its cost, its test error, and that of its authors",
     caption="""
-Cost and test error of every dense network, beside the error of its authors' code, trained with the
+Cost and test error of every dense network, next to the error of its authors' code, trained with the
 same protocol, and the published error.
 """,
     layout=Layout(_KEYS, "method", best=False, kept=("model",)),

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from spat.models.settings import Schedule
 from spat.tasks.task import Cases, Splits, Task
-from spat.training.device.concurrency import beside_others
+from spat.training.device.concurrency import is_one_of_several
 from spat.training.device.kernels import (
     cards,
     draws_globally,
@@ -146,7 +146,7 @@ def fit(
     first = splits.train.batch(torch.arange(min(2, len(splits.train)), device=device))
     if not draws_globally(model, lambda: task.forward(model, first), device):
         return _fit(model, task, splits, settings, seeds, {}, state, after_epoch, label)
-    if beside_others():
+    if is_one_of_several():
         raise ValueError(
             f"{label or type(model).__name__}: the model draws random numbers from torch's global "
             "generator (as `nn.Dropout` does), which all workers of a process share, so the result "

@@ -87,7 +87,7 @@ LOOK_AGAIN: Final = 1.0
 _here = threading.local()
 
 
-def beside_others() -> bool:
+def is_one_of_several() -> bool:
     """Whether this thread is one of several workers, which share the process's globals."""
     return getattr(_here, "workers", 1) > 1
 
@@ -147,7 +147,7 @@ class Workers:
                 self._running += 1
                 self._most = max(self._most, self._running)
             try:
-                return self._in_lane(work)
+                return self._on_worker(work)
             except Exception as error:
                 if not streams.out_of_memory(error):
                     raise
@@ -211,21 +211,21 @@ class Workers:
     def _narrow(self, problem: str) -> None:
         """Use fewer workers, after work ran out of memory twice."""
         with self._turn:
-            beside = self._running - 1
-            if not beside:
+            others = self._running - 1
+            if not others:
                 raise RuntimeError(
                     f"{self.device}: too little memory for one run alone ({problem}); take a "
                     "device with more, or set `training.device: cpu`"
                 )
-            self.count = min(self.count, beside)
+            self.count = min(self.count, others)
         print(
-            f"{self.device} is full: from now on {self.count} at a time instead of {beside + 1}; "
+            f"{self.device} is full: from now on {self.count} at a time instead of {others + 1}; "
             f"what did not fit is done again ({problem.splitlines()[0]})",
             file=sys.stderr,
             flush=True,
         )
 
-    def _in_lane(self, work: Callable[[], T]) -> T:
+    def _on_worker(self, work: Callable[[], T]) -> T:
         count = self.count
 
         def marked() -> T:
