@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from small_models import LOSSES
+from small_models import LOSSES, PRETRAINED
 from torch import Tensor
 
 from spat.attention.views import Mixing, Trace
@@ -22,7 +22,9 @@ from spat.scoring.scores import score
 torch.set_num_threads(1)  # small arrays: a second thread costs more than it gives
 
 LOOKBACK, HORIZON, CHANNELS = 24, 12, 3
-ATTENTIVE = tuple(name for name, model in MODELS.items() if model.role == "attention")
+ATTENTIVE = tuple(
+    name for name, row in MODELS.items() if row.role == "attention" and name not in PRETRAINED
+)
 # Those whose sites all have weights over keys.
 MIXING = tuple(name for name in ATTENTIVE if MODELS[name].view == "Mixing")
 

@@ -43,7 +43,8 @@ def test_the_container_installs_the_same_file_on_the_same_python() -> None:
 
 def test_pins_satisfy_what_the_project_asks_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"].values()
+    optional = project["optional-dependencies"].items()
+    extras = [texts for extra, texts in optional if extra != "language"]  # a file of its own
     for text in [*project["dependencies"], *(text for extra in extras for text in extra)]:
         wanted = Requirement(text)
         pin = PINNED.get(canonicalize_name(wanted.name))
@@ -71,6 +72,19 @@ def test_the_cluster_file_only_adds_its_plugin() -> None:
     names = {line.split("==")[0] for line in extra if not line.startswith("#")}
     assert all("slurm" in name for name in names)
     assert not names & set(PINNED)
+
+
+def test_the_language_file_only_adds_what_its_extra_needs() -> None:
+    lines = (ROOT / "envs" / "requirements-language.txt").read_text().splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", pin) for pin in pins)
+    extra = {canonicalize_name(pin.split("==")[0]): pin.split("==")[1] for pin in pins}
+    assert list(extra) == sorted(extra)
+    assert not extra.keys() & PINNED.keys()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for text in project["optional-dependencies"]["language"]:
+        wanted = Requirement(text)
+        assert wanted.specifier.contains(extra[canonicalize_name(wanted.name)])
 
 
 def _imported(path: Path) -> set[str]:

@@ -9,6 +9,7 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
+from small_models import skip_without_weights
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -115,7 +116,9 @@ def test_dropout_in_degenerate_shapes(shape: tuple[int, ...]) -> None:
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("name", [name for name, row in MODELS.items() if row.role != "naive"])
 def test_models_take_one_channel_and_a_last_batch_of_one(name: str) -> None:
-    small = {"d_model": 8, "d_ff": 8, "n_heads": 2, "e_layers": 1}
+    skip_without_weights(name)
+    small = {"d_model": 8, "d_ff": 8, "n_heads": 2, "e_layers": 1, "llm_layers": 1}
+    small |= {"llm_width": 8, "llm_heads": 2}
     known = setup(name, "published", "ETTh1", 96).settings
     changes = {key: value for key, value in small.items() if hasattr(known, key)}
     for lookback, channels, batch in ((96, 1, 1), (96, 1, 2), (96, 7, 1), (96, 1, 3)):

@@ -41,7 +41,7 @@ from spat.surgery import cut
 from spat.training.metrics import evaluate
 
 LOOKBACK, HORIZON, CHANNELS = 24, 12, 5
-ATTENTION = [name for name, row in MODELS.items() if row.role == "attention"]
+ATTENTION = [*scoring_cases.ATTENTIVE]
 ATTENTIONS = ("uniform", "identity", "pattern")
 GATES = ("gate:0", "gate:0.25", "gate:0.5", "gate:1")
 NOISES = ("noise:0.5", "noise:1", "noise:2")

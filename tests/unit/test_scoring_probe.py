@@ -247,6 +247,7 @@ def test_probing_leaves_no_trace(name: str) -> None:
     model.get_submodule(next(n for n, _ in model.named_modules() if n)).eval()
     flags = {n: m.training for n, m in model.named_modules()}
     state = copy.deepcopy(model.state_dict())
+    trained = [p.requires_grad for p in model.parameters()]
     batch = windows(torch.float32).batch(FEW)
     probed: list[Tensor] = []
     before = copy.deepcopy(model).eval()(batch.x)
@@ -257,7 +258,8 @@ def test_probing_leaves_no_trace(name: str) -> None:
     assert torch.equal(probed[0], before)
     assert {n: m.training for n, m in model.named_modules()} == flags
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
-    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert all(p.grad is None for p in model.parameters())
+    assert [p.requires_grad for p in model.parameters()] == trained
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 

@@ -23,6 +23,9 @@ class Forecaster(Network, ABC):
 
     settings: Settings
     shape: Shape
+    # SHA-256 of the weights that every build starts with, whatever its seed is, and that training
+    # does not change: those of a pretrained language model. None if there are no such weights.
+    base: str | None = None
 
     def __init__(self, settings: Settings, shape: Shape) -> None:
         """Keep the settings.
@@ -35,6 +38,12 @@ class Forecaster(Network, ABC):
             raise ValueError(problem)
         self.settings = settings
         self.shape = shape
+
+    def frozen(self) -> frozenset[str]:
+        """Names of the weights that training does not change and that a build restores."""
+        if self.base is None:
+            return frozenset()
+        return frozenset(name for name, p in self.named_parameters() if not p.requires_grad)
 
     @abstractmethod
     def forward(

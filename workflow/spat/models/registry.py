@@ -153,6 +153,10 @@ MODELS: Final = {
             view="Output",
             fixed_channels=True,
         ),
+        # The name says whose weights the language model has.
+        Model("GPT4TS-gpt2", "spat.models.gpt4ts", "GPT4TSGPT2", own.GPT4TSGPT2Settings),
+        Model("GPT4TS-smollm2", "spat.models.gpt4ts", "GPT4TSSmolLM2", own.GPT4TSSmolLM2Settings),
+        Model("GPT4TS-random", "spat.models.gpt4ts", "GPT4TSRandom", own.GPT4TSRandomSettings),
         Model("DLinear", "spat.models.dlinear", "DLinear", own.DLinearSettings, role="baseline"),
         Model("NLinear", "spat.models.nlinear", "NLinear", Settings, role="baseline"),
         Model(

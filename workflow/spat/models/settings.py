@@ -16,6 +16,8 @@ Share = Annotated[float, "share"]
 NotNegative = Annotated[float, "not negative"]
 # How the learning rate falls from epoch to epoch: see `spat.training.optimisation.rate_at`.
 Schedule = Literal["constant", "type1", "type3", "step25", "sparsetsf", "fits", "cosine"]
+# Whose weights the language model of a forecaster has.
+Backbone = Literal["gpt2", "smollm2", "random"]
 
 
 @dataclass(frozen=True)
@@ -287,6 +289,48 @@ class TimeMachineSettings(Settings):
     dropout: Share
     channel_independent: bool
     revin: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchedLanguageSettings(Settings):
+    """What the forecasters on a language model share: patches, and where its weights come from."""
+
+    patch_len: int
+    stride: int
+    llm_layers: int
+    backbone: Backbone
+
+    def patches(self, shape: Shape) -> int:
+        """The number of patches of a window, whose end is padded by one stride."""
+        return (shape.lookback + self.stride - self.patch_len) // self.stride + 1
+
+    def problem(self, shape: Shape) -> str | None:
+        """As `Settings`; a patch must also fit into the lookback and its padding of one stride."""
+        return _no_patch(self.patch_len, self.stride, shape) or super().problem(shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPT4TSGPT2Settings(PatchedLanguageSettings):
+    """Settings of `spat.models.gpt4ts`."""
+
+    backbone: Literal["gpt2"] = "gpt2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPT4TSSmolLM2Settings(PatchedLanguageSettings):
+    """As `GPT4TSGPT2Settings`, with SmolLM2."""
+
+    backbone: Literal["smollm2"] = "smollm2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPT4TSRandomSettings(PatchedLanguageSettings):
+    """As `GPT4TSGPT2Settings`, with random weights, so that the sizes are free."""
+
+    backbone: Literal["random"] = "random"
+    llm_width: int = 768
+    llm_heads: int = 12
+    dropout: Share = 0.1
 
 
 @dataclass(frozen=True)

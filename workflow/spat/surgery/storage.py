@@ -62,18 +62,26 @@ def rebuild(values: Mapping[str, Any]) -> Forecaster:
 def save(model: Forecaster, folder: Path, mask: Mask | None = None) -> None:
     """Write `architecture.json` and `model.safetensors`, each atomically, the weights last.
 
-    Without a mask the model is the dense one.
+    Without a mask the model is the dense one. Frozen weights (those of a language model) are not
+    written while they equal what `rebuild` restores; `architecture.json` then has their SHA-256.
 
     Raises:
         ValueError: as `architecture`, or if the model is not what the mask leaves.
     """
     values = architecture(model, mask)
     weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-    if problem := _mismatch(weights, rebuild(values)):
+    rebuilt = rebuild(values)
+    if problem := _mismatch(weights, rebuilt):
         raise ValueError(
             f"mask {values['mask']!r} does not leave this model ({problem}): give the mask that it "
             "was pruned to"
         )
+    if shared := model.frozen():
+        restored = rebuilt.state_dict()
+        for name in shared:
+            if torch.equal(weights[name], restored[name]):
+                del weights[name]
+        values["base"] = model.base
     write_json(folder / ARCHITECTURE, values)
     with replacing(folder / WEIGHTS) as temporary:
         save_file(weights, temporary)
@@ -87,10 +95,18 @@ def load(folder: Path, device: str | torch.device = "cpu") -> Forecaster:
         ValueError: naming the folder, if a file is damaged or the two do not belong together.
     """
     try:
-        model = rebuild(read_json(folder / ARCHITECTURE))
+        values = read_json(folder / ARCHITECTURE)
+        model = rebuild(values)
         weights = load_file(folder / WEIGHTS)
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{folder}: {error}; delete it and run its job again") from None
+    if values.get("base") != model.base:
+        raise ValueError(
+            f"{folder}: the network was saved with other weights of its language model (SHA-256 "
+            f"{values.get('base')}, here {model.base}): restore those"
+        )
+    own = model.state_dict()
+    weights = {name: own[name] for name in model.frozen()} | weights
     if problem := _mismatch(weights, model):
         raise ValueError(f"{folder}: {problem}; delete it and run its job again")
     model.load_state_dict(weights, strict=True)

