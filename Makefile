@@ -10,7 +10,7 @@ ACTIVATE := . .venv/bin/activate
 .PHONY: run test lint figures page ui report bench docs
 
 run: .venv/ready
-	$(ACTIVATE); extra="$$(python -m spat preflight)"; snakemake --cores all --quiet host reason progress $$extra $(ARGS)
+	$(ACTIVATE); extra="$$(python -m spat preflight)"; snakemake --cores all $$extra $(ARGS)
 
 test: lint
 	$(ACTIVATE); pytest -n auto

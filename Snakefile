@@ -1,5 +1,5 @@
 # The benchmark: from data to paper-style tables and figures. One rules file per stage. Each rule calls
-# `python -m spat STAGE`, so that every job can be run again by hand with the command that Snakemake prints.
+# `python -m spat STAGE`, so that every job can be run again by hand with the command in its log.
 
 from snakemake.utils import min_version
 
@@ -47,14 +47,9 @@ rule all:
 
 
 onstart:
-    progress.begin(CONFIG, PLAN, workflow.dag, CORES or 1)
+    expect_jobs()
 
 
 onsuccess:
-    progress.end()
     if Path(FOLDER, "tables", "main.md").exists():
         shell("python -m spat summary --config {RESOLVED:q}")
-
-
-onerror:
-    progress.end()

@@ -59,7 +59,7 @@ def test_what_runs_here_is_what_is_pinned() -> None:
 
 def test_every_import_of_package_tests_and_benchmarks_is_pinned() -> None:
     files = [path for name in OURS for path in (ROOT / name).rglob("*.py")]
-    own = {"spat", *(path.stem for path in files)}
+    own = {"spat", "snakemake_logger_plugin_spat", *(path.stem for path in files)}
     distributions = metadata.packages_distributions()
     for path in files:
         for module in _imported(path) - own - set(sys.stdlib_module_names):

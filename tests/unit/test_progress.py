@@ -1,122 +1,162 @@
-"""What a run of Snakemake says about itself while it runs."""
+"""The display of `make run`: it weighs work, reads logs, and never fails the run."""
 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, field
+import logging
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from spat.pipeline import progress
+from snakemake_logger_plugin_spat import LogHandler
+from snakemake_logger_plugin_spat.display import Display, Expected, Running, duration
+from spat.pipeline import expected
 from spat.pipeline.checks import checked_plan
-from spat.pipeline.config import load, read_file
-from spat.pipeline.progress import Progress, Work, doing, duration
+from spat.pipeline.config import load_files
+from spat.training.loop import _Reporter
 
 ROOT = Path(__file__).parents[2]
-LOG = """\
-ETTh1/PatchTST-deep/l96-h96/seed0 masks/1.1.1.1/order0 epoch 3/3: train mse 0.30, validation mse \
-0.68, 900 cases/s, at most 0 s left
-ETTh1/PatchTST-deep/l96-h96/seed0 masks/1.0.1.0/order0 epoch 1/3: train mse 0.30, validation mse \
-0.68, 900 cases/s, at most 18 s left
-"""
+NOW = 1000.0
 
 
-@dataclass
-class Job:
-    """As much of a job of Snakemake as is read."""
-
-    rule: SimpleNamespace
-    wildcards: dict[str, str] = field(default_factory=dict)
-    log: list[str] = field(default_factory=list)
+def job(number: int, seconds: float, log: Path | None = None, **others: int) -> Expected:
+    return Expected(number, f"rule {number}", log, seconds, **others)
 
 
-def work(seconds: float, log: Path | None = None, *, finished: bool = False, of: int = 0) -> Work:
-    return Work("prune", "run", seconds, log, lambda: finished, of)
+def display(jobs: list[Expected], monkeypatch: pytest.MonkeyPatch, stream: io.StringIO) -> Display:
+    monkeypatch.setattr("time.time", lambda: NOW)
+    return Display(jobs, 2, "tiny", "results/tiny/logs", stream)
 
 
-def test_a_job_says_which_network_and_epoch_it_is_at(tmp_path: Path) -> None:
-    log = tmp_path / "run.log"
-    job = work(60, log, of=9)
-    assert doing(job) == "running"
-    log.write_text(LOG)
-    expected = "masks/1.0.1.0/order0 (2 of at most 9 networks), epoch 1/3, at most 18 s left of "
-    assert doing(job) == expected + "this network"
+def test_a_long_job_weighs_more_than_many_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = display([job(0, 90), *(job(i, 1) for i in range(1, 11))], monkeypatch, io.StringIO())
+    for number in range(1, 11):
+        shown.begin(number)
+        shown.finish(number)
+    assert shown.share(NOW) == pytest.approx(0.1)
+    shown.begin(0)
+    assert shown.share(NOW + 45) == pytest.approx(0.55)
 
 
-def test_jobs_count_by_their_expected_work(tmp_path: Path) -> None:
-    log = tmp_path / "run.log"
-    log.write_text(LOG)
-    jobs = [work(300, finished=True), work(600, log), work(100), work(0, finished=True)]
-    shown = Progress(jobs, 2, tmp_path, io.StringIO())
-    head, line = shown.report(log.stat().st_mtime + 300).splitlines()
-    assert "60 % of the work is done (2 of 4 jobs)" in head
-    assert line.startswith("  prune run: masks/1.0.1.0")
-
-
-def test_the_time_left_follows_the_speed_of_the_machine(tmp_path: Path) -> None:
-    jobs = [work(1000, finished=True), work(1000)]
-    shown = Progress(jobs, 1, tmp_path, io.StringIO())
-    assert "about 33 min left" in shown.report(shown._began + 2000)
-    assert "about 9 min left" in shown.report(shown._began + 500)
-
-
-def test_a_log_of_an_earlier_run_is_not_taken_for_a_running_job(tmp_path: Path) -> None:
-    log = tmp_path / "run.log"
-    log.write_text(LOG)
-    shown = Progress([work(60, log)], 1, tmp_path, io.StringIO())
-    shown._began += 3600
-    assert len(shown.report(shown._began + 10).splitlines()) == 1
-
-
-def test_an_error_ends_the_reports_and_is_named_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_time_left_follows_what_the_machine_turns_out_to_do(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(progress, "EVERY", {False: 0.01})
-    stream = io.StringIO()
-    broken = Work("prune", "run", 1.0, None, lambda: 1 / 0 > 0)
-    shown = Progress([broken], 1, tmp_path, stream)
-    shown.start()
-    shown._thread.join(10)
-    assert not shown._thread.is_alive()
-    assert stream.getvalue().count("No more reports of progress: ZeroDivisionError") == 1
+    shown = display([job(0, 50), job(1, 50)], monkeypatch, io.StringIO())
+    assert shown.left(NOW) == pytest.approx(50)  # 100 s of work on two cores
+    shown.begin(0)
+    shown.finish(0)
+    twice_as_slow = NOW + 50
+    assert 25 < shown.left(twice_as_slow) < 50 + 1
 
 
-def test_the_jobs_of_snakemake_are_those_that_are_left() -> None:
-    """The default run took 714 seconds of one core where it was measured."""
-    config = load(read_file(ROOT / "config.yaml"), "config.yaml")
-    plan = {planned.run.path: planned for planned in checked_plan(config)}
-    jobs = [
-        Job(SimpleNamespace(name=rule), {"run": path}, [f"logs/{rule}/{path}.log"])
-        for rule in ("pretrain", "score", "prune", "measure")
-        for path, planned in plan.items()
-        if planned.prune or rule == "pretrain"
-    ]
-    jobs += [Job(SimpleNamespace(name=rule)) for rule in ("collect", "tables", "figures", "all")]
-    dag = SimpleNamespace(needrun_jobs=lambda: jobs, finished=lambda job: job.rule.name == "all")
-    found = progress.works(config, plan, dag)
-    assert len(found) == len(jobs)
-    assert [w.finished() for w in found] == [False] * (len(jobs) - 1) + [True]
-    assert 714 / 1.5 < sum(w.seconds for w in found) < 714 * 1.5
-    pruned = next(w for w in found if w.rule == "prune")
-    assert pruned.networks == 9
-    assert pruned.seconds == max(w.seconds for w in found)
-
-
-def test_beginning_and_ending_print_the_plan_once(capsys: pytest.CaptureFixture[str]) -> None:
-    config = load(read_file(ROOT / "config.yaml"), "config.yaml")
-    dag = SimpleNamespace(
-        needrun_jobs=lambda: [Job(SimpleNamespace(name="tables"))], finished=lambda job: False
+def test_mask_epoch_and_time_left_are_read_from_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log"
+    log.write_text("an old log\n" * 100)
+    os.utime(log, (0, 0))
+    running = Running(job(0, 100, log, networks=4), NOW)
+    running.read()
+    assert running.last is None and running.offset == 0
+    row = {"seconds": 2.0, "train_mse": 0.5, "val_mse": 0.5}
+    for mask, epochs in (("1.1", (1, 2)), ("1.01", (1,))):
+        reporter = _Reporter(f"data/model/l1-h1/seed0 masks/{mask}/order0", 2, 10, "mse")
+        for epoch in epochs:
+            reporter.epoch({**row, "epoch": epoch})
+    log.write_text(capsys.readouterr().err)
+    os.utime(log, (NOW, NOW))
+    running.read()
+    assert running.share(NOW + 30) == pytest.approx((1 + 0.5) / 4)
+    assert running.left(NOW + 30) == pytest.approx(50)
+    assert running.line(NOW + 30) == (
+        "rule 0: mask 1.01 (2 of at most 4), epoch 1/2, about 50 s left"
     )
-    progress.begin(config, {}, dag, 2)
-    progress.end()
-    progress.end()
-    assert capsys.readouterr().err == "1 jobs, about 6 s on 2 cores. Logs: results/default/logs\n"
+
+
+def test_a_terminal_gets_lines_that_are_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    shown = display([job(0, 5), job(1, 5)], monkeypatch, stream)
+    shown.begin(0)
+    shown._draw()
+    assert stream.getvalue().count("\n") == 2
+    with shown.paused():
+        assert stream.getvalue().endswith("\x1b[2F\x1b[J")
+    shown.finish(0)
+    shown.finish(1)
+    assert "100% 2 jobs in" in stream.getvalue()
+    shown.stop()
+    assert stream.getvalue().endswith("\x1b[J") or stream.getvalue().endswith(" s\n")
+
+
+def settings(stdout: bool = False) -> SimpleNamespace:
+    return SimpleNamespace(
+        printshellcmds=True, nocolor=True, quiet=set(), debug_dag=False, verbose=False,
+        show_failed_logs=True, stdout=stdout, dryrun=False,
+    )  # fmt: skip
+
+
+def record(text: str, **extra: object) -> logging.LogRecord:
+    made = logging.LogRecord("snakemake", logging.INFO, "", 0, text, (), None)
+    made.__dict__.update(extra)
+    return made
+
+
+def test_a_failure_of_the_display_is_told_once_and_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    handler = LogHandler(settings(), None)  # type: ignore[arg-type]
+    handler.stream = handler.plain.stream = stream = io.StringIO()
+    handler.expect([job(0, 5)], 1, "tiny", "logs")
+    assert "tiny: 1 jobs, about 5 s on one core" in stream.getvalue()
+
+    def spoilt(self: Display, number: int) -> None:
+        raise RuntimeError("spoilt on purpose")
+
+    monkeypatch.setattr(Display, "begin", spoilt)
+    for _ in range(2):
+        handler.emit(record("a job", event="job_info", jobid=0))
+    handler.emit(record("an ordinary message"))
+    handler.close()
+    assert stream.getvalue().count("spoilt on purpose") == 1
+    assert "an ordinary message" in stream.getvalue()
+
+
+def test_every_job_has_an_expected_cost_that_grows_with_its_work() -> None:
+    """The default run took 714 seconds of one core where it was measured."""
+    config = load_files(ROOT / "config.yaml")
+    plan = {planned.run.path: planned for planned in checked_plan(config)}
+    path = next(path for path, planned in plan.items() if planned.prune)
+    cost = {
+        rule: expected.seconds(config, plan, rule, {"run": path})
+        for rule in ("pretrain", "prune", "select", "measure", "transfer")
+    }
+    assert cost["prune"] > cost["pretrain"] > cost["measure"] > cost["transfer"] > cost["select"]
+    assert expected.wall(config, plan, "prune", {"run": path}, 4) == cost["prune"] / 4
+    jobs = [(rule, p) for p in plan for rule in cost if rule == "pretrain" or plan[p].prune]
+    total = sum(expected.seconds(config, plan, rule, {"run": p}) for rule, p in jobs)
+    assert 714 / 1.5 < total < 714 * 1.5
+    naive = next(path for path in plan if "RepeatLast" in path)
+    assert expected.seconds(config, plan, "pretrain", {"run": naive}) < cost["pretrain"] / 2
+
+
+def test_snakemake_finds_the_plugin_and_it_loads_no_package_of_ours() -> None:
+    code = (
+        "import sys; from snakemake_interface_logger_plugins.registry import LoggerPluginRegistry;"
+        "assert LoggerPluginRegistry().is_installed('spat');"
+        "print(*(n for n in sys.modules if n.split('.')[0] in ('spat', 'torch', 'pandas')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(4.2, "4 s"), (89, "89 s"), (240, "4 min"), (9000, "2.5 h")]
+    ("seconds", "text"), [(0.2, "1 s"), (59, "59 s"), (90, "2 min"), (4800, "1 h 20 min")]
 )
-def test_durations_are_short(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text and re.fullmatch(r"[\dhmins ]+", text)

@@ -61,6 +61,17 @@ def test_it_ends_with_the_main_table_and_where_everything_lies(smoke: Project) -
     assert "results/smoke/figures" in end
 
 
+def test_it_says_what_is_ahead_and_what_is_running(smoke: Project) -> None:
+    printed = (smoke.folder / "printed.txt").read_text()
+    jobs = re.search(r"^smoke: (\d+) jobs, about \d+ \w+ on 2 cores", printed, re.MULTILINE)
+    assert jobs and f"100% {jobs[1]} jobs in " in printed
+    assert "The log of each job is in results/smoke/logs" in printed
+    assert len(re.findall(r"^ *\d+% (?:prepare|pretrain|prune): .* done in ", printed, re.M)) == (
+        2 + RUNS + PRUNED
+    )
+    assert "Shell command" not in printed and "Building DAG" not in printed
+
+
 def test_a_second_run_has_nothing_to_do(smoke: Project) -> None:
     assert "Nothing to be done" in smoke.snakemake(*SMOKE)
 
@@ -159,7 +170,7 @@ def test_tables_and_figures_come_from_the_frames_alone(smoke: Project, tmp_path:
         *("--allowed-rules", "tables", "figures", "--forcerun", "tables", "figures"),
         *(*SMOKE, "--", "figures"),
     )
-    assert re.search(r"^total +2$", shown, re.MULTILINE)
+    assert re.search(r"^100% 2 jobs in ", shown, re.MULTILINE)
     for name in _made(smoke, "figure"):
         assert (project.folder / "results" / "smoke" / "figures" / f"{name}.pdf").exists()
 
@@ -178,8 +189,9 @@ def test_the_report_holds_every_table_and_figure(smoke: Project) -> None:
 
 
 def test_every_job_runs_by_hand_and_imports_what_its_rule_declares(smoke_copy: Project) -> None:
-    printed = (smoke_copy.folder / "printed.txt").read_text()
-    lines = re.findall(r"^Shell command: (python -m spat .+?) > \S+ 2>&1$", printed, re.MULTILINE)
+    logs = sorted((smoke_copy.folder / "results" / "smoke" / "logs").rglob("*.log"))
+    lines = [path.read_text().splitlines()[0] for path in logs]
+    assert all(line.startswith("python -m spat ") for line in lines)
     commands = {shlex.split(line)[3]: shlex.split(line) for line in reversed(lines)}
     assert {"prepare", "pretrain", "robustness", "figures"} <= set(commands)
     # Without tracking, which reads everything after the work.

@@ -18,7 +18,9 @@ if not os.path.samefile(Path(spat.__file__).parents[1], PACKAGE):
         f"run that of {PACKAGE}: remove the first from PYTHONPATH, or run Snakemake in its folder"
     )
 
-from spat.pipeline import datasets, digests, progress, runs
+from snakemake_logger_plugin_spat.display import Expected
+from snakemake_logger_plugin_spat.handler import LogHandler
+from spat.pipeline import datasets, digests, expected, runs
 from spat.pipeline.resources import BASE_MB, gpus, memory_mb, prune_threads
 from spat.pipeline.checks import checked_plan
 from spat.pipeline.failures import explain
@@ -136,3 +138,33 @@ def finished(wildcards):
             yield f"{FOLDER}/{path}/robustness/metrics.json"
         for target in runs.targets(CONFIG, planned.run):
             yield f"{FOLDER}/{path}/transfer/{target}/metrics.json"
+
+
+def expect_jobs():
+    # Tells the display (profiles: `logger: spat`) what will run. Nothing here may fail a run.
+    (display,) = [
+        handler
+        for handler in workflow.logger_manager.get_log_handlers()
+        if isinstance(handler, LogHandler)
+    ] or [None]
+    if display is None or workflow.touch:
+        return
+    try:
+        jobs = [
+            Expected(
+                number=workflow.dag.jobid(job),
+                name=job.message or job.rule.name,
+                log=Path(job.log[0]) if job.log else None,
+                seconds=expected.wall(
+                    CONFIG, PLAN, job.rule.name, job.wildcards_dict, job.threads
+                ),
+                threads=job.threads,
+                networks=expected.networks_of_job(
+                    CONFIG, PLAN, job.rule.name, job.wildcards_dict
+                ),
+            )
+            for job in workflow.dag.needrun_jobs()
+        ]
+        display.expect(jobs, CORES or 1, f"{CONFIG.experiment}", f"{FOLDER}/logs")
+    except Exception as error:
+        print(f"there is no display of progress: {error!r}", file=sys.stderr)

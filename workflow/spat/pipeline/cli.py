@@ -7,6 +7,7 @@ import csv
 import gc
 import io
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,6 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a locale that is not UTF-8 lacks some characters
     options = _parser().parse_args(arguments)
+    if options.stage in JOBS and not sys.stderr.isatty():
+        # The first line of the job's log: the command that runs the job again.
+        words = sys.argv[1:] if arguments is None else arguments
+        print(shlex.join(["python", "-m", "spat", *words]), file=sys.stderr, flush=True)
     try:
         done = _run(options)
         sys.stdout.flush()
@@ -287,6 +292,8 @@ STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
     ),
     "track": (_rebuild, "rebuild the tracking store from the files", ()),
 }
+# The stages that Snakemake runs as jobs.
+JOBS = tuple(STAGES)[: tuple(STAGES).index("figures") + 1]
 
 
 def _parser() -> argparse.ArgumentParser:

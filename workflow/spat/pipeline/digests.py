@@ -41,7 +41,7 @@ EXCLUDED: Final = frozenset(
         "spat.pipeline.cache",
         "spat.training.device.concurrency",
         "spat.pipeline.resources",
-        "spat.pipeline.progress",
+        "spat.pipeline.expected",
         "spat.training.device.streams",
         "spat.training.device.bf16",  # enters the settings of those that train with it
         "spat.pipeline.digests",

@@ -1,0 +1,169 @@
+"""How long the jobs of an experiment are expected to take, before the first of them has run.
+
+Progress is weighed by these seconds, since one fine-tuning of forty masks takes longer than all
+short jobs together. The seconds are those of one core that does nothing else, and they are right
+within a factor of about two. The display corrects them by the time that finished jobs have taken.
+Neither torch nor pandas is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from spat.data.registry import borders
+from spat.models.registry import MODELS, setup
+from spat.models.settings import Settings
+from spat.pipeline import datasets, runs
+from spat.pipeline.config import Config, LevelSection
+from spat.pipeline.runs import Planned, Run
+
+# Seconds to start an interpreter with torch and pandas, to evaluate, and to track what was done.
+START: Final = 3.0
+# Of the stages that import neither.
+START_LIGHT: Final = 0.5
+LIGHT: Final = {"download", "prepare", "select", "decide"}
+# Seconds of an epoch of ETTh1 at the published setting, lookback and horizon 96, on one core: the
+# frame `history` of the experiments `reproduction` and `rivals`.
+EPOCH: Final = {
+    "iTransformer": 4.5,
+    "PatchTST": 210.0,
+    "SAMformer": 0.5,
+    "PAttn": 120.0,
+    "TimeXer": 120.0,
+    "Nonstationary": 155.0,
+    "S-Mamba": 8.0,
+    "Mamba": 55.0,
+    "TSMixer": 2.5,
+    "TiDE": 20.0,
+}
+# Of the others.
+EPOCH_OF_ROLE: Final = {"attention": 400.0, "baseline": 0.3, "naive": 0.0}
+CHANNELS: Final = 7  # of ETTh1
+STEPS: Final = 192  # its lookback and horizon
+WINDOWS: Final = 8449  # for training
+# These attend to steps of time, and the others have a token, or several, for each channel.
+OVER_TIME: Final = {"Transformer", "Nonstationary", "Informer", "Autoformer", "FEDformer"}
+# Work per token that grows with the width and not its square, in products of the width.
+PER_WIDTH: Final = 128
+# With patience training rarely takes all of its epochs.
+SHARE_OF_EPOCHS: Final = 0.7
+# A network without some of its sites, against the whole one.
+SHARE_OF_PRUNED: Final = 0.7
+COLLECT_PER_RUN: Final = 0.1
+FIGURES: Final = 6.0
+TABLES: Final = 1.0
+MEASURE_PER_BATCH_SIZE: Final = 0.1
+
+
+def seconds(config: Config, plan: Mapping[str, Planned], rule: str, of: Mapping[str, str]) -> float:
+    """Seconds of one core that a job takes, from its rule and its wildcards `of`."""
+    if rule == "all":
+        return 0.0
+    if rule in LIGHT:
+        return START_LIGHT
+    if "run" in of and of["run"] in plan:
+        return START + _of_run(config, plan[of["run"]], rule)
+    return {
+        "collect": START + COLLECT_PER_RUN * len(plan),
+        "figures": START + FIGURES,
+        "tables": START + TABLES,
+    }.get(rule, START)
+
+
+def wall(
+    config: Config, plan: Mapping[str, Planned], rule: str, of: Mapping[str, str], threads: int
+) -> float:
+    """Seconds from the start to the end of a job: only `prune` computes on all of its threads."""
+    return seconds(config, plan, rule, of) / (threads if rule == "prune" else 1)
+
+
+def _of_run(config: Config, planned: Planned, rule: str) -> float:
+    run = planned.run
+    epoch = epoch_seconds(config, run)
+    recipe = runs.setup_of(config, run).recipe
+    tuning = SHARE_OF_PRUNED * epoch * config.finetune.epochs
+    if rule == "pretrain":
+        share = SHARE_OF_EPOCHS if recipe.patience < recipe.epochs else 1.0
+        return epoch * recipe.epochs * share * len(runs.learning_rates(config, run))
+    if rule == "prune":
+        return networks(config, planned) * tuning + scratch(config, planned) * (
+            tuning + epoch * recipe.epochs * SHARE_OF_EPOCHS
+        )
+    if rule == "score":
+        windows = config.scoring.batches * config.scoring.batch_size
+        criteria = len({*config.pruning.site.criteria, *config.pruning.head.criteria})
+        return 3 * criteria * epoch * windows / WINDOWS
+    if rule == "robustness":
+        cases = sites(config, run) * len(config.robustness.manipulations)
+        return cases * (tuning if config.robustness.finetune else epoch / 2)
+    if rule == "measure":
+        return networks(config, planned) * len(config.measure.batch_sizes) * MEASURE_PER_BATCH_SIZE
+    return 0.0
+
+
+def epoch_seconds(config: Config, run: Run) -> float:
+    """Seconds of one core for an epoch of training of the run's dense model."""
+    model, row = MODELS[run.model], datasets.find(config, run.dataset)
+    published = EPOCH.get(run.model, EPOCH_OF_ROLE[model.role])
+    reference = setup(run.model, "published", "ETTh1", 96).settings
+    size = _size(runs.setup_of(config, run).settings) / _size(reference)
+    first, last = borders(row, row.rows).train
+    share = runs.setup_of(config, run).recipe.share
+    windows = share * max(1, last - first - run.lookback - run.horizon + 1) / WINDOWS
+    steps = (run.lookback + run.horizon) / STEPS
+    if run.model in OVER_TIME:
+        return published * size * windows * steps
+    tokens = row.channels / CHANNELS * (1.0 if run.model == "iTransformer" else steps)
+    return published * size * windows * tokens
+
+
+def _size(settings: Settings) -> float:
+    """Work of a token in all layers: products of the attention and the feed-forward network."""
+    width = getattr(settings, "d_model", 0)
+    inner = getattr(settings, "d_ff", 0)
+    products = 4 * width**2 + 2 * width * inner + PER_WIDTH * (width + inner)
+    return max(1, _layers(settings)) * max(1, products)
+
+
+def _layers(settings: Settings) -> int:
+    return int(getattr(settings, "e_layers", 1)) + int(getattr(settings, "d_layers", 0))
+
+
+def sites(config: Config, run: Run) -> int:
+    """Attention modules of the run's model: one a layer, two in a decoder's."""
+    settings = runs.setup_of(config, run).settings
+    return max(1, _layers(settings) + int(getattr(settings, "d_layers", 0)))
+
+
+def networks_of_job(
+    config: Config, plan: Mapping[str, Planned], rule: str, of: Mapping[str, str]
+) -> int:
+    """Networks that a job trains, at most; 1 for a job that trains one network or none."""
+    if rule != "prune" or of["run"] not in plan:
+        return 1
+    planned = plan[of["run"]]
+    return networks(config, planned) + scratch(config, planned)
+
+
+def networks(config: Config, planned: Planned) -> int:
+    """Networks that are fine-tuned, at most: decisions that agree share one."""
+    section, count = config.pruning, sites(config, planned.run)
+    every: int = 2**count
+    wanted = _decisions(section.site, section.draws)
+    masks = every if section.exhaustive else min(every, 1 + wanted)
+    return masks * planned.orders + _decisions(section.head, section.draws)
+
+
+def scratch(config: Config, planned: Planned) -> int:
+    """Networks that are trained from random weights."""
+    if not config.pruning.scratch:
+        return 0
+    every: int = 2 ** sites(config, planned.run)
+    return min(every, 1 + len(config.pruning.site.ratios))
+
+
+def _decisions(level: LevelSection, draws: int) -> int:
+    ratios = sum(isinstance(ratio, float | int) for ratio in level.ratios)
+    criteria = len(level.criteria) + (draws - 1) * ("random" in level.criteria)
+    return ratios * criteria
