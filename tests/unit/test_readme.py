@@ -85,7 +85,7 @@ def test_the_snippet_for_any_model_runs_as_printed(
 
 
 def test_the_snippet_prunes_fine_tunes_and_saves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As printed, on small stand-ins of the files that `make run` leaves."""
     snippet = snippets()[1]
@@ -98,6 +98,8 @@ def test_the_snippet_prunes_fine_tunes_and_saves(
     storage.save(build("iTransformer", settings, Shape(96, 96, 3)), dense)
     monkeypatch.chdir(tmp_path)
     exec(compile(snippet, "README.md", "exec"), {})
+    shown = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"test MSE \d+\.\d{4} before, \d+\.\d{4} after", shown[-1])
     pruned, before = storage.load(tmp_path / "my-pruned-model"), storage.load(dense)
     assert [site.attention is None for site in pruned.sites()].count(True) == 2
     name, tuned = next(iter(pruned.named_parameters()))

@@ -217,8 +217,11 @@ def _preflight(config: Config, options: argparse.Namespace) -> None:
 
 def _grid(config: Config, options: argparse.Namespace) -> None:
     from spat.pipeline.stages.grid import grid
+    from spat.pipeline.stages.report import table_so_far
 
     whole = grid(config, options.runs, options.minutes, options.concurrency)
+    if whole:
+        print(f"{table_so_far(config)}\n")
     print(f"{whole} runs are complete")
 
 

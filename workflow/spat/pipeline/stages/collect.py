@@ -40,8 +40,10 @@ RECORDED = (
 )
 
 
-def collect(config: Config, *, finished: bool = False) -> None:
+def collect(config: Config, *, finished: bool = False, folder: Path | None = None) -> None:
     """Write `data/<frame>.parquet` and, but for the per-window losses, `.csv`.
+
+    `folder` is another folder than the experiment's `data/`.
 
     With `finished`, runs that lack a job are left out (and named on stderr) instead of an error, so
     that a long experiment can be examined before it ends.
@@ -70,7 +72,7 @@ def collect(config: Config, *, finished: bool = False) -> None:
     if gathered["measurements"].empty:
         raise frames.FrameError(f"{config.folder}: there is no result to collect")
     for name, frame in gathered.items():
-        path = config.folder / "data" / f"{name}.parquet"
+        path = (folder or config.folder / "data") / f"{name}.parquet"
         with replacing(path) as temporary:
             frame.to_parquet(temporary, index=False)
         if name != "losses":

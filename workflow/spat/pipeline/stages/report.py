@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 
@@ -69,6 +72,18 @@ def loss_curves(config: Config, run: Run) -> Path | None:
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
     return path
+
+
+def table_so_far(config: Config) -> str:
+    """The main table of the runs that are whole, as plain text; no file of the results changes."""
+    from spat.pipeline.stages.collect import collect
+    from spat.study.pages.reader import Frames
+    from spat.study.pages.registry import plain
+
+    with TemporaryDirectory() as folder:
+        with redirect_stderr(StringIO()):  # it would name each run that is not whole
+            collect(config, finished=True, folder=Path(folder))
+        return plain("main", Frames.load(Path(folder), config.statistics)).rstrip()
 
 
 def summary(config: Config) -> str:
