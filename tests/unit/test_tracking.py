@@ -369,11 +369,37 @@ def test_masks_are_named_by_what_asked_for_them_and_compared_with_the_control(
     wanted = {"method": "SPAT", "criterion": "send", "ratio": "0.5", "level": "site"}
     tags = by_mask["0.1"].data.tags
     assert tags.items() >= {**wanted, "removed": "1", "chosen_by": "ratio"}.items()
+    measured = live(config)[f"{RUN.path}/measure"].data.metrics
+    assert {"latency_ms/batch 1/SPAT 50", "memory_mb/batch 128/SPAT 50"} <= set(measured)
+    assert "latency_ms/batch 1/michel 50" not in measured
     shown = by_mask["0.1"].data.metrics
     assert shown["test_mse"] == 0.19
     assert shown["change_percent/test_mse"] == pytest.approx(-50)
     assert shown["change_percent/flops"] == pytest.approx(-25)
     assert live(config)[RUN.path].data.metrics["test_mse"] == 0.38
+
+
+def test_the_report_has_the_main_numbers_and_the_experiment_says_what_to_look_at(
+    config: Config,
+) -> None:
+    write_all(config)
+    keys = "dataset,model,variant,lookback,horizon,metric,method,mean,vs_control"
+    lines = [
+        "ETTh1,iTransformer,deep,96,96,MSE,control,0.4,0",
+        "ETTh1,iTransformer,deep,96,96,MSE,SPAT (val.),0.38,-5",
+        "ETTh1,iTransformer,deep,96,96,MAE,SPAT (val.),0.3,-1",
+    ]
+    (config.folder / "tables").mkdir(parents=True, exist_ok=True)
+    (config.folder / "tables" / "main.csv").write_text("\n".join([keys, *lines]))
+    log_all(config)
+    cell = "ETTh1 iTransformer-deep l96-h96"
+    assert live(config)["report"].data.metrics == {
+        f"test_mse/{cell}/control": 0.4,
+        f"test_mse/{cell}/SPAT val.": 0.38,
+        f"change_percent/{cell}/SPAT val.": -5.0,
+    }
+    found = client(config).get_experiment_by_name(f"spat/{config.experiment}")
+    assert "Start with the run `report`" in found.tags["mlflow.note.content"]
 
 
 def test_a_rerun_replaces_its_run_and_keeps_the_others(config: Config) -> None:

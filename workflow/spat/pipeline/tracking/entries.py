@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -140,8 +141,37 @@ def report(config: Config) -> Entry:
     }
     entry = _entry(about, job=REPORT, name=REPORT, stage=REPORT)
     return replace(
-        entry, params=_texts(_keys(about)), artifacts=found, texts={"config.yaml": dump(config)}
+        entry,
+        params=_texts(_keys(about)),
+        points=list(_points(_main_numbers(config), entry.end)),
+        artifacts=found,
+        texts={"config.yaml": dump(config)},
     )
+
+
+def _main_numbers(config: Config) -> dict[str, float]:
+    """The test MSE of each method and the change of SPAT by the control, from the main table."""
+    path = config.folder / "tables" / "main.csv"
+    if not path.exists():
+        return {}
+    table = pd.read_csv(path)
+    if not {"method", "metric", "mean", "vs_control"} <= set(table):
+        return {}
+    found: dict[str, float] = {}
+    for row in table[table["metric"] == "MSE"].to_dict("records"):
+        cell = (
+            f"{row['dataset']} {row['model']}-{row['variant']} l{row['lookback']}-h{row['horizon']}"
+        )
+        method = _metric_name(str(row["method"]))
+        found[f"test_mse/{cell}/{method}"] = row["mean"]
+        if method.startswith("SPAT"):
+            found[f"change_percent/{cell}/{method}"] = row["vs_control"]
+    return found
+
+
+def _metric_name(text: str) -> str:
+    """The text with what MLflow does not take in the name of a metric left out."""
+    return " ".join(re.sub(r"[^\w\-. :/]", "", text).split())
 
 
 def _pretrain(config: Config, run: Run, files: Finished) -> Entry:
@@ -253,6 +283,7 @@ def _robustness(config: Config, run: Run, files: Finished) -> Entry:
 def _measure(config: Config, run: Run, files: Finished) -> Entry:
     metrics = files.metrics
     entry = _child(config, run, files, metrics, name="measure", stage="measure")
+    named = _decided(config, run)
     rows = [
         {
             "mask": mask,
@@ -267,7 +298,7 @@ def _measure(config: Config, run: Run, files: Finished) -> Entry:
     ends = {
         f"{key}/batch {row['batch_size']}/{end}": row[key]
         for row in rows
-        if (end := _end(row["mask"]))
+        if (end := _end(row["mask"], named))
         for key in ("latency_ms", "memory_mb")
     }
     return replace(
@@ -278,13 +309,14 @@ def _measure(config: Config, run: Run, files: Finished) -> Entry:
 def _transfer(config: Config, run: Run, files: Finished) -> Entry:
     metrics = files.metrics
     target, rows = metrics["target"], metrics["masks"]
+    named = _decided(config, run)
     entry = _child(
         config, run, files, metrics, name=f"transfer {target}", stage=f"transfer/{target}"
     )
     ends = [
         point
         for row in rows
-        if (end := _end(row["mask"]))
+        if (end := _end(row["mask"], named))
         for point in _points(
             {f"{name}/{row['phase']}/{end}": value for name, value in row["errors"].items()},
             entry.end,
@@ -301,14 +333,18 @@ def _transfer(config: Config, run: Run, files: Finished) -> Entry:
     )
 
 
-def _end(mask: str) -> str | None:
-    """The name of an end of the range of masks: their values are metrics, comparable over models.
+def _end(mask: str, named: Mapping[str, dict[str, str]]) -> str | None:
+    """The name of a mask whose values are metrics: an end of the range of masks, or one of SPAT.
 
-    A metric for every mask would give the runs table hundreds of columns; all are in a table.
+    They can be compared over models. A metric for every mask would give the runs table hundreds of
+    columns; all are in a table.
     """
     if "0" not in mask:
         return "all kept"
-    return None if "1" in mask else "none left"
+    if "1" not in mask:
+        return "none left"
+    tags = named.get(mask, {})
+    return _metric_name(_title(tags)) if tags.get("method") == "SPAT" else None
 
 
 def _table(name: str, rows: list[dict[str, Any]]) -> dict[str, str]:

@@ -24,6 +24,19 @@ DIGEST_LENGTH = 12  # as the runs table has room for; the whole hash is a tag
 DATABASE_ATTEMPTS = 3  # MLflow's own ten take 100 s
 LOCK_TIMEOUT_S = 120
 
+# What stands above the runs of an experiment.
+DESCRIPTION = """\
+**Start with the run `report`**: it has the main numbers, the tables and the figures. Each other run
+at the top is one dataset, model, setting and seed. Below it are its pre-training, its scores, its
+masks, its latencies and its transfers.
+
+To compare masks, sort by `change_percent/test_mse`: the change against the control, which is the
+dense model with the same extra epochs. Below 0 is better. Useful columns are the metrics
+`test_mse`, `change_percent/test_mse` and `change_percent/flops`, and the tags `method`, `ratio`,
+`level`, `removed` and `chosen_by`. Latencies are metrics of the runs `measure`, such as
+`latency_ms/batch 1/SPAT 50`.
+"""
+
 T = TypeVar("T")
 
 
@@ -95,7 +108,9 @@ class Store:
         place = None if self._is_server else (config.results / "mlartifacts").resolve().as_uri()
         found = self._client.get_experiment_by_name(name)
         if found is None:
-            return str(self._client.create_experiment(name, place))
+            made = str(self._client.create_experiment(name, place))
+            self._client.set_experiment_tag(made, "mlflow.note.content", DESCRIPTION)
+            return made
         if found.lifecycle_stage == "deleted":
             self._client.restore_experiment(found.experiment_id)
         if place not in (None, found.artifact_location):
