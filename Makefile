@@ -28,7 +28,7 @@ page: .venv/ready
 	$(ACTIVATE); python -m spat page $(ARGS)
 
 report: .venv/ready
-	$(ACTIVATE); snakemake --report results/report.zip $(ARGS)
+	$(ACTIVATE); folder="$$(python -m spat folder --config config.yaml $(filter %.yaml %.yml,$(ARGS)))"; snakemake --report "$$folder/report.zip" $(ARGS)
 
 bench: .venv/ready
 	$(ACTIVATE); python benchmarks/run.py

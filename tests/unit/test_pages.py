@@ -25,7 +25,7 @@ def test_the_listed_names_are_those_of_the_declared_pages() -> None:
 
 def test_the_captions_of_the_report_are_those_above_the_functions() -> None:
     written = {
-        str(path.relative_to(CAPTIONS)): path.read_text() for path in CAPTIONS.rglob("*.rst")
+        str(path.relative_to(CAPTIONS)): path.read_text() for path in CAPTIONS.rglob("*s.rst")
     }
     assert written == registry.captions(), "run `python -m spat.study.pages.registry`"
 

@@ -49,7 +49,7 @@ def test_it_leaves_every_frame_table_and_figure(smoke: Project) -> None:
 
 def _made(smoke: Project, kind: str) -> set[str]:
     folder = smoke.folder / "results" / "smoke" / f"{kind}s"
-    return {path.stem for path in folder.iterdir() if not path.name.startswith(".")}
+    return {path.stem for path in folder.glob("*.*") if not path.name.startswith(".")}
 
 
 def test_it_ends_with_the_main_table_and_where_everything_lies(smoke: Project) -> None:
@@ -183,9 +183,10 @@ def test_the_report_holds_every_table_and_figure(smoke: Project) -> None:
         text = archive.read(page).decode()
     for title in ("1. Result", "3. Is SEND right?", tables()["main"].title):
         assert title in text
-    made = {f"{name}.csv" for name in _made(smoke, "table")}
+    made = {f"{name}.html" for name in _made(smoke, "table")}
     made |= {f"{name}.png" for name in _made(smoke, "figure")}
-    assert {"main.csv", "pareto.png"} <= made <= names
+    assert {"main.html", "pareto.png"} <= made <= names
+    assert "It opens on this summary" in text
 
 
 def test_every_job_runs_by_hand_and_imports_what_its_rule_declares(smoke_copy: Project) -> None:

@@ -6,7 +6,7 @@ rule tables:
         # What an experiment has no data for is not written.
         report(
             directory(f"{FOLDER}/tables"),
-            patterns=["{name}.csv"],
+            patterns=["html/{name}.html"],
             caption="../report/tables.rst",
             category=lambda wildcards: registry.group(wildcards.name),
             labels=lambda wildcards: {

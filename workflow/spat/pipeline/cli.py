@@ -198,6 +198,10 @@ def _page(config: Config, options: argparse.Namespace) -> None:
     print(page(config, options.folder))
 
 
+def _folder(config: Config, options: argparse.Namespace) -> None:
+    print(config.folder)
+
+
 def _summary(config: Config, options: argparse.Namespace) -> None:
     from spat.pipeline import tracking
     from spat.pipeline.stages.report import summary
@@ -286,6 +290,7 @@ STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
     "tables": (_tables, "write the tables from the frames", ()),
     "figures": (_figures, "draw the figures from the frames", ()),
     "page": (_page, "write the results as one web page, index.html", ("folder",)),
+    "folder": (_folder, "print the folder of the experiment", ()),
     "summary": (_summary, "print the main table and the folders of the results", ()),
     "preflight": (_preflight, "print the arguments that make the default run possible", ()),
     "grid": (

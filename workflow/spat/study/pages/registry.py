@@ -127,7 +127,7 @@ def _declared(kind: Kind, names: tuple[str, ...]) -> dict[str, Page]:
 
 
 def rendered(name: str, frames: Frames) -> dict[str, str]:
-    """A table as text by file ending.
+    """A table as text by file ending: those of `ENDINGS`, and `html`.
 
     Raises:
         KeyError: if there is no table of that name.
@@ -142,6 +142,7 @@ def rendered(name: str, frames: Frames) -> dict[str, str]:
         "csv": frame.to_csv(index=False, float_format="%.10g"),
         "md": render.markdown(sheet, page.title),
         "tex": render.latex(sheet, page.title, name),
+        "html": render.html(sheet, page.title),
     }
 
 
@@ -175,13 +176,15 @@ def _notes(page: Page, frames: Frames) -> tuple[str | Note, ...]:
 def write_table(name: str, frames: Frames, folder: Path) -> tuple[Path, ...]:
     """Write `<folder>/<name>.csv`, `.md` and `.tex`, and return the paths.
 
+    The page of Snakemake's report, `<folder>/html/<name>.html`, is one of them.
+
     Raises:
         KeyError: if there is no table of that name.
         Absent: if the frames have nothing to show in it.
     """
     paths = []
     for ending, content in rendered(name, frames).items():
-        path = folder / f"{name}.{ending}"
+        path = (folder / "html" if ending == "html" else folder) / f"{name}.{ending}"
         files.write_text(path, content)
         paths.append(path)
     return tuple(paths)
@@ -234,8 +237,8 @@ def write_all(kind: Kind, frames: Frames, folder: Path) -> None:
         except Absent:
             continue
     folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.iterdir():
-        if path.suffix[1:] in ENDINGS[kind] and path not in written:
+    for path in [*folder.iterdir(), *folder.glob("html/*.html")]:
+        if path.suffix[1:] in (*ENDINGS[kind], "html") and path not in written:
             path.unlink()
 
 

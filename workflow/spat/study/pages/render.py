@@ -136,6 +136,61 @@ def text(sheet: Sheet, heading: str) -> str:
     return "\n".join([heading, "", table, "", *textwrap.wrap(notes, 100)]) + "\n"
 
 
+_HTML: Final = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ heading }}</title>
+<style>
+  body { background: #fff; color: #222; font: 14px/1.5 system-ui, sans-serif; margin: 1rem; }
+  h1 { font-size: 1.2rem; }
+  div { overflow-x: auto; }
+  table { border-collapse: collapse; white-space: nowrap; }
+  th { border-bottom: 2px solid #222; padding: .2rem .6rem; text-align: left; }
+  td { border-bottom: 1px solid #ddd; padding: .2rem .6rem; }
+  .value { font-variant-numeric: tabular-nums; text-align: right; }
+  .best { font-weight: bold; }
+  .second { text-decoration: underline; }
+  p { color: #555; max-width: 60rem; }
+</style>
+</head>
+<body>
+<h1>{{ heading }}</h1>
+<div><table>
+<thead><tr>{% for key in keys %}<th>{{ key }}</th>{% endfor %}
+{%- for column in columns %}<th class="value">{{ column }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for keys, cells in body -%}
+<tr>{% for key in keys %}<td>{{ key }}</td>{% endfor %}
+{%- for cell in cells %}<td class="value {{ cell.style }}">{{ cell.line(plain) }}</td>
+{%- endfor %}</tr>
+{% endfor -%}
+</tbody></table></div>
+<p>{{ notes }}</p>
+</body>
+</html>
+"""
+
+
+def html(sheet: Sheet, heading: str) -> str:
+    """A web page of its own, which needs no other file."""
+    from jinja2 import Environment
+
+    return (
+        Environment(autoescape=True, keep_trailing_newline=True)
+        .from_string(_HTML)
+        .render(
+            heading=heading,
+            keys=[title(key) for key in sheet.keys],
+            columns=sheet.columns,
+            body=sheet.body,
+            notes=" ".join(sheet.notes),
+            plain={"best": "%s", "second": "%s", "": "%s"},
+        )
+    )
+
+
 def latex(sheet: Sheet, heading: str, label: str) -> str:
     """One or more `table*` environments; a document needs `\\usepackage{booktabs}` and no more."""
     stacked = len(sheet.columns) >= STACKED_FROM and any(c.spread for _, r in sheet.body for c in r)
