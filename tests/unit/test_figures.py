@@ -44,7 +44,9 @@ KINDS: dict[str, dict[str, object]] = {
 # Figures of what an experiment does not hold: these are not made.
 ABSENT = {
     ("one", "transfer"),
-    *((kind, "robustness") for kind in KINDS),
+    *((kind, name) for kind in KINDS for name in ("robustness", "controls")),
+    *((kind, "rivals") for kind in ("one", "orders")),
+    ("one", "reproduction"),
     *((kind, "critical_difference") for kind in KINDS if kind != "many"),
 }
 MADE = [(kind, name) for kind in KINDS for name in FIGURES if (kind, name) not in ABSENT]
@@ -276,6 +278,41 @@ def test_a_method_has_the_same_mark_in_every_figure() -> None:
                     assert line.get_color() == mark.colour, (name, label)
                     seen += 1
         assert seen, name
+
+
+def test_rivals_join_a_pruned_model_to_what_is_left_of_it() -> None:
+    axis = panels(drawn("rivals"))["ETTh1"]
+    rows = methods.at_home(frames("default"))
+    rows = rows[(rows["dataset"] == "ETTh1") & (rows["model"] == "iTransformer")]
+    means = rows.groupby("method")[["flops", "mse"]].mean()
+    wanted = means.loc[[methods.DENSE, methods.CHOSEN, methods.NONE_LEFT]].to_numpy()
+    lines = [line.get_xydata() for line in axis.lines]
+    assert any(np.allclose(line, wanted) for line in lines)
+    labels = axis.get_legend_handles_labels()[1]
+    assert {"iTransformer, none left", "DLinear"} <= set(labels)
+    assert "RepeatLast" not in labels, "naive forecasts are not trained"
+
+
+def test_deviations_from_published_errors_stand_beside_the_band() -> None:
+    (axis,) = drawn("reproduction").axes
+    table = tables()["reproduction"].function(frames("default"))
+    wanted = table[(table["method"] == "change") & (table["metric"] == "MSE")]["mean"]
+    (dots,) = (line for line in axis.lines if line.get_label() == "MSE")
+    assert sorted(dots.get_xdata()) == pytest.approx(sorted(wanted))
+    (band,) = axis.patches
+    assert (band.get_x(), band.get_x() + band.get_width()) == (-3, 3)  # type: ignore[attr-defined]
+
+
+def test_pruned_and_from_scratch_stand_side_by_side() -> None:
+    made = frames_of(datasets=("ETTh1",), horizons=(96,), models=("iTransformer",), scratch=True)
+    figure = draw("controls", made)
+    (axis,) = figure.axes
+    assert "none left" in [text.get_text() for text in axis.get_yticklabels()]
+    rows = tables()["controls"].function(made).set_index(["method", "measure"])["mean"]
+    scratch, dense = rows["none left", "MSE, from scratch"], rows["dense", "MSE"]
+    open_marks = [line for line in axis.lines if line.get_markerfacecolor() == "none"]
+    found = [line.get_xdata()[0] for line in open_marks if len(line.get_xdata())]
+    assert found[-1] == pytest.approx(100 * (scratch / dense - 1))
 
 
 def test_masks_with_a_name_are_not_grey_dots() -> None:

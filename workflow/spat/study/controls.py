@@ -13,10 +13,12 @@ from typing import Final
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from spat.study import methods
 from spat.study.accuracy import NOTE_CHOSEN, NOTE_PAIRED, NOTE_REPEATED, relative_changes
 from spat.study.methods import CONTROL, DENSE, METRICS, SHOWN
+from spat.study.pages import style
 from spat.study.pages.page import Absent, Layout, Note, page
 from spat.study.pages.reader import Frames
 from spat.study.statistics.cells import RUN, in_domain
@@ -108,6 +110,60 @@ def controls(frames: Frames) -> pd.DataFrame:
     keys = [*SHOWN, "method", "measure"]
     columns = [*keys, "mean", "low", "high", "sd", "n", "missing", "unit", "values", "equivalent"]
     return methods.sort_rows(table.reindex(columns=columns), keys)
+
+
+@page(
+    "figure",
+    "controls",
+    title="Pruned, trained from scratch, narrower, and regularised, side by side",
+    caption="""
+Change of the test MSE against the dense model, side by side: fine-tuned after pruning, the same
+masks trained from random weights (open marks), and dense models that are narrower or regularised.
+Negative is better than the dense model. Bars are standard deviations over seeds, of changes that
+are paired by seed; those from scratch are changes of the mean over seeds and have no bars.
+""",
+)
+def side_by_side(frames: Frames) -> Figure:
+    """The changes of the table `controls` against the dense model, one panel a cell.
+
+    Raises:
+        Absent: as the table.
+    """
+    table = controls(frames)
+    wanted = table["measure"].isin(["MSE", f"MSE{SCRATCH}", VERSUS[DENSE]])
+    parts = style.sample(table[wanted & table["mean"].notna()])
+    figure, axes = style.grid(len(parts), height=1.9, extra=0.6, sharex=True)
+    names = [name for name in table["method"].cat.categories if name != DENSE]
+    names = [name for name in names if name in set(table["method"])]
+    for i, (axis, (title, part)) in enumerate(zip(axes, parts, strict=True)):
+        rows = {
+            key: group.iloc[0] for key, group in part.groupby(["measure", "method"], observed=True)
+        }
+        base = float(rows["MSE", DENSE]["mean"])
+        for y, name in enumerate(names):
+            mark = methods.mark(name)
+            if (VERSUS[DENSE], name) in rows:
+                change = rows[VERSUS[DENSE], name]
+                axis.errorbar(
+                    change["mean"], y, xerr=change["sd"], color=mark.colour, marker=mark.marker,
+                    ls="none", elinewidth=0.8,
+                )  # fmt: skip
+            if (f"MSE{SCRATCH}", name) in rows:
+                change = 100 * (rows[f"MSE{SCRATCH}", name]["mean"] / base - 1)
+                axis.plot(
+                    change, y + 0.3, color=mark.colour, marker=mark.marker, ls="none", mfc="none"
+                )
+        axis.axvline(0, color=style.BLACK, lw=0.8, zorder=1)
+        axis.set_yticks(range(len(names)), names if i % 2 == 0 else [""] * len(names))
+        axis.set_ylim(len(names) - 0.4, -0.6)
+        axis.grid(visible=False, axis="y")
+        axis.set_title(title)
+    style.label(axes, "MSE vs dense (%)", "trained")
+    if f"MSE{SCRATCH}" in set(table["measure"]):
+        for label, face in (("fine-tuned", style.GREY), ("from scratch", "none")):
+            axes[0].plot([], [], "o", color=style.GREY, mfc=face, label=label)
+    style.legend_below(figure, axes)
+    return figure
 
 
 def tuned(results: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:

@@ -105,6 +105,8 @@ def mark(method: str) -> style.Mark:
     without = models_without_attention()
     if method in without:
         return style.Mark(style.GREY, "Pd*hp8"[without.index(method) % 6], "-", "")
+    if method not in MODELS:  # a variant that is a control of another one
+        return style.Mark(style.COLOURS[3], "P", "--", "")
     return style.Mark(style.GREY, "^v<>sD"[list(MODELS).index(method) % 6], "-", "")
 
 

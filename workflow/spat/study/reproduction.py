@@ -8,9 +8,11 @@ from typing import Final
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from spat.study import methods
 from spat.study.methods import METRICS
+from spat.study.pages import style
 from spat.study.pages.page import Absent, Layout, Note, page
 from spat.study.pages.reader import Frames
 from spat.study.statistics.cells import in_domain
@@ -77,6 +79,51 @@ def reproduction(frames: Frames) -> pd.DataFrame:
             "benchmark dataset and its published lookback (experiment `reproduction`)."
         )
     return methods.arrange(table, _KEYS, [MEASURED, PUBLISHED, CHANGE])
+
+
+@page(
+    "figure",
+    "reproduction",
+    title="Deviation of the dense test errors from the published ones",
+    caption="""
+Deviation of the measured test errors of dense models from the published ones, in percent, by model,
+dataset and horizon. Errors in the grey band, of 3 percent, or left of it count as reproduced. A
+lower error is a deviation too.
+""",
+)
+def deviations(frames: Frames) -> Figure:
+    """The changes of the table `reproduction`, with the band of what counts as reproduced.
+
+    Raises:
+        Absent: as the table.
+    """
+    table = reproduction(frames)
+    rows = table[(table["method"] == CHANGE) & np.isfinite(table["mean"])]
+    keys = ["model", "dataset", "horizon"]
+    cells = rows[[*_KEYS]].drop_duplicates().reset_index(drop=True)
+    if cells.duplicated(keys).any():
+        keys.insert(1, "variant")
+    places = {cell: i for i, cell in enumerate(cells.itertuples(index=False, name=None))}
+    figure = style.canvas(height=1.1 + 0.16 * len(cells))
+    axis = figure.subplots()
+    band = f"within {TOLERANCE:g} %"
+    axis.axvspan(-TOLERANCE, TOLERANCE, color="#e6e6e6", lw=0, label=band, zorder=0)
+    axis.axvline(0, color=style.BLACK, lw=0.8, zorder=1)
+    marks = style.marks(METRICS.values())
+    for metric, part in rows.groupby("metric", observed=True):
+        y = [places[cell] for cell in part[[*_KEYS]].itertuples(index=False, name=None)]
+        mark = marks[str(metric)]
+        axis.plot(
+            part["mean"], y, ls="none", marker=mark.marker, color=mark.colour, label=str(metric)
+        )
+    axis.set_yticks(range(len(cells)), cells[keys].astype(str).agg(" ".join, axis=1))
+    axis.set_ylim(len(cells) - 0.4, -0.6)
+    axis.grid(visible=False, axis="y")
+    axis.set_xlabel("deviation from published (%)")
+    axis.set_ylabel("model")
+    axis.set_title("dense models")
+    style.legend_below(figure, [axis])
+    return figure
 
 
 @cache

@@ -8,9 +8,14 @@ from typing import Final
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
+from spat.models.registry import MODELS
 from spat.study import methods
-from spat.study.methods import DENSE, METRICS
+from spat.study.methods import CHOSEN, DENSE, METRICS, NONE_LEFT
+from spat.study.pages import style
 from spat.study.pages.page import Absent, Layout, Note, page
 from spat.study.pages.reader import Frames
 from spat.study.reproduction import published
@@ -29,6 +34,8 @@ _COSTS: Final = {
 }
 _SECONDS: Final = "s per epoch"
 _ENOUGH: Final = 3  # models whose authors' code was trained
+# The marker of what was done to a model in the figure.
+_PRUNED: Final = {DENSE: "o", CHOSEN: "D", NONE_LEFT: "X"}
 _COLUMNS: Final = (
     *(name for name, _ in _COSTS.values()),
     _SECONDS,
@@ -107,6 +114,84 @@ def rivals(frames: Frames) -> pd.DataFrame:
     return methods.sort_rows(
         table[[*keys, "method", "mean", "sd", "n", "missing", "unit"]], [*keys, "method"]
     )
+
+
+@page(
+    "figure",
+    "rivals",
+    title="Test error of every system against its FLOPs and parameters",
+    caption="""
+Test MSE against the floating-point operations of one forecast, on a logarithmic scale; lower left
+is better. The area of a mark grows with the square root of the number of parameters. Values are
+means over seeds. A coloured line joins a model that was pruned to what SPAT at the ratio chosen on
+validation, and the removal of all attention, make of it. Models that were only trained are grey, or
+coloured where nothing was pruned. Variants of a model share a mark. Where there are many cells,
+each dataset is shown at its shortest horizon.
+""",
+)
+def trade_off(frames: Frames) -> Figure:
+    """Test MSE against FLOPs; the area of a mark tells the number of parameters.
+
+    Raises:
+        Absent: if fewer than three models were trained, or none has attention sites.
+    """
+    changed = methods.at_home(frames)
+    changed = changed[changed["method"].isin([CHOSEN, NONE_LEFT])]
+    dense = in_domain(methods.tested(frames.results), phase=DENSE).assign(method=DENSE)
+    dense = dense[dense["model"].map(methods.role) != "naive"]
+    rows = pd.concat([dense, changed], ignore_index=True)
+    if rows["model"].nunique() < _ENOUGH:
+        raise Absent(f"Fewer than {_ENOUGH} models were trained: there is little to compare.")
+    place = ["dataset", "lookback", "horizon"]
+    shortest = rows.groupby("dataset")["horizon"].transform("min") == rows["horizon"]
+    if len(rows[place].drop_duplicates()) > style.FACETS:
+        rows = rows[shortest]
+    rows = rows.merge(rows[place].drop_duplicates().iloc[: style.FACETS])
+    system = ["model", "variant"]
+    by = [*place, *system, "method"]
+    rows = rows.groupby(by, sort=False)[["flops", "mse", "params"]].mean().reset_index()
+    rows["size"] = 14 + 60 * np.sqrt(rows["params"] / rows["params"].max())
+    pruned = set(rows.loc[rows["method"] != DENSE, "model"])
+    colours = style.marks(MODELS)
+    single = rows[place].drop_duplicates()["dataset"].is_unique
+    parts = style.panels(rows, ["dataset"] if single else place)
+    figure, axes = style.grid(len(parts), height=1.6, extra=1.0)
+    for axis, (title, part) in zip(axes, parts, strict=True):
+        for (model, _), shown in part.groupby(system):
+            if model in pruned:
+                _pruned(axis, shown.sort_values("flops", ascending=False), str(model))
+                continue
+            # Grey beside pruned models; colours where nothing was pruned.
+            mark = methods.mark(str(model)) if pruned else colours[str(model)]
+            axis.scatter(
+                shown["flops"], shown["mse"], s=shown["size"], marker=mark.marker,
+                color=mark.colour, alpha=0.8, lw=0, label=model, zorder=2,
+            )  # fmt: skip
+        if part["mse"].max() > 2 * part["mse"].min():
+            axis.set_yscale("log")
+            axis.yaxis.set_major_formatter(ScalarFormatter())
+            axis.yaxis.set_minor_formatter(NullFormatter())
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 4, 6)))
+        axis.set_xscale("log")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.margins(0.15)
+        axis.set_title(title)
+    style.label(axes, "FLOPs of a forecast", "test MSE")
+    style.legend_below(figure, axes, columns=2)
+    return figure
+
+
+def _pruned(axis: Axes, rows: pd.DataFrame, model: str) -> None:
+    """The marks of a model that was pruned: the dense network, and what is left of it."""
+    colour = style.COLOURS[list(MODELS).index(model) % (len(style.COLOURS) - 1)]
+    axis.plot(rows["flops"], rows["mse"], color=colour, lw=0.8, zorder=1)
+    for method, marker in _PRUNED.items():
+        at = rows[rows["method"] == method]
+        label = model if method == DENSE else f"{model}, {method}"
+        axis.scatter(
+            at["flops"], at["mse"], s=at["size"], marker=marker, color=colour, alpha=0.9, lw=0,
+            label=label, zorder=3,
+        )  # fmt: skip
 
 
 @cache

@@ -47,6 +47,8 @@ TABLES: Final = (
 FIGURES: Final = (
     "forest",
     "pareto",
+    "rivals",
+    "reproduction",
     "latency",
     "send_sites",
     "send_uniformity",
@@ -56,6 +58,7 @@ FIGURES: Final = (
     "sites_removed",
     "critical_difference",
     "heads_vs_modules",
+    "controls",
     "robustness",
     "transfer",
     "forecasts",
