@@ -235,7 +235,8 @@ def test_files_of_pages_that_are_no_longer_made_are_removed(tmp_path: Path) -> N
     names = {path.name for path in tables_of.iterdir()}
     assert "notes.txt" in names and "main.md" not in names
     assert not names & {"zeroshot.md", "former.csv"}
-    assert {path.stem for path in figures_of.iterdir()} == {"forecasts", "history"}
+    made = {path.stem for path in figures_of.iterdir()}
+    assert made == {"forecasts", "history", "reproduction"}
     listed = not_made(kinds("light"), tmp_path)
     (row,) = (x for x in listed.splitlines() if x.startswith("| table | `main` |"))
     assert "No model of this experiment has attention sites." in row
