@@ -7,13 +7,16 @@ PYTHON ?= python3.11
 ARGS ?=
 ACTIVATE := . .venv/bin/activate
 
-.PHONY: run test lint figures page ui report bench docs
+.PHONY: run test test-faults lint figures page ui report bench docs
 
 run: .venv/ready
 	$(ACTIVATE); extra="$$(python -m spat preflight)"; snakemake --cores all $$extra $(ARGS)
 
 test: lint
 	$(ACTIVATE); pytest -n auto
+
+test-faults: .venv/ready
+	$(ACTIVATE); python tests/faults/campaign.py --write $(ARGS)
 
 lint: .venv/ready
 	$(ACTIVATE); ruff check .; ruff format --check .; mypy; snakefmt --check Snakefile workflow/rules; snakemake --lint

@@ -270,6 +270,21 @@ def test_frames_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
         _ = frames.scores
 
 
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "folder"])
+def test_a_damaged_frame_is_named(damage: str, tmp_path: Path) -> None:
+    for name, frame in long({"results": build()["results"]}).items():
+        frame.to_parquet(tmp_path / f"{name}.parquet", write_page_checksum=True)
+    path = tmp_path / "measurements.parquet"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 4] ^= 1  # in a page of data
+    path.write_bytes({"cut": content[:-9], "flipped": content, "empty": b"", "folder": b""}[damage])
+    if damage == "folder":
+        path.unlink()
+        path.mkdir()
+    with pytest.raises(ValueError, match=r"measurements\.parquet: damaged .*Delete it and run"):
+        _ = Frames.load(tmp_path).results
+
+
 def test_tables_survive_the_way_through_parquet(tmp_path: Path) -> None:
     for name, frame in long(build()).items():
         frame.to_parquet(tmp_path / f"{name}.parquet")

@@ -77,6 +77,9 @@ class Finished:
         path = self.folder / name
 
         def absent(key: str) -> DamagedError:
+            # Its checksum is right: without this the job would take the same record up again.
+            for copy in (self.folder / RESULT, self.folder / "kept" / RESULT):
+                copy.unlink(missing_ok=True)
             return self._refused(f"{path}: has no {key!r} (written by another version)")
 
         try:

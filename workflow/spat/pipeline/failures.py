@@ -45,6 +45,8 @@ def explain(error: BaseException) -> str:
             "--concurrency), or take smaller settings (batch_size, measure.batch_sizes), and run "
             "the same command again"
         )
+    if isinstance(error, IsADirectoryError):
+        return f"{text}. Remove that folder, and run the same command again"
     if isinstance(error, BrokenProcessPool):
         return (
             f"{text}. A worker process was killed, most often because memory ran out: run the same "

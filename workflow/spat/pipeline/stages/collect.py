@@ -74,7 +74,7 @@ def collect(config: Config, *, finished: bool = False, folder: Path | None = Non
     for name, frame in gathered.items():
         path = (folder or config.folder / "data") / f"{name}.parquet"
         with replacing(path) as temporary:
-            frame.to_parquet(temporary, index=False)
+            frame.to_parquet(temporary, index=False, write_page_checksum=True)
         if name != "losses":
             with replacing(path.with_suffix(".csv")) as temporary:
                 frame.to_csv(temporary, index=False)

@@ -75,6 +75,7 @@ class Frames:
         Raises:
             FileNotFoundError: at first use of a missing frame, naming the file and the command that
                 makes it.
+            ValueError: at first use of a damaged one, naming the same.
         """
 
         def read(name: str) -> pd.DataFrame:
@@ -83,7 +84,17 @@ class Frames:
                 raise FileNotFoundError(
                     f"{path} does not exist: run the pipeline first (`snakemake --cores all`)"
                 )
-            return pd.read_parquet(path)
+            try:
+                if not path.is_file():
+                    raise ValueError("not a file")
+                return pd.read_parquet(path, page_checksum_verification=True)
+            except MemoryError:
+                raise
+            except Exception as error:
+                raise ValueError(
+                    f"{path}: damaged ({error}). Delete it and run `snakemake --cores all`, which "
+                    "collects the results again"
+                ) from None
 
         return cls(lambda name: widened(name, read), statistics)
 
