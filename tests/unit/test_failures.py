@@ -162,6 +162,13 @@ def test_wrong_arguments_are_one_message(
     assert shown.startswith(f"spat {arguments[0]}: ") and "(in " not in shown
 
 
+@pytest.mark.parametrize("option", ["--run", "--config"])
+def test_two_dashes_are_no_value(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["score", "--run=x", f"{option}=--"])
+    assert f"{option}: expected a value, not '--'" in capsys.readouterr().err
+
+
 def test_ctrl_c_says_what_is_kept(configuration: Path) -> None:
     program = (
         "import time; from spat.pipeline import cli\n"

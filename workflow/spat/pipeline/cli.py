@@ -35,7 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a locale that is not UTF-8 lacks some characters
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    for name, value in vars(options).items():
+        if value == []:  # argparse drops the value of `--run=--`
+            parser.error(f"--{name}: expected a value, not '--'")
     if options.stage in JOBS and not sys.stderr.isatty():
         # The first line of the job's log: the command that runs the job again.
         words = sys.argv[1:] if arguments is None else arguments
