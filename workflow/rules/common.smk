@@ -32,6 +32,7 @@ from spat.study.pages import registry
 # Jobs use the `python` that runs Snakemake, even if its environment is not activated. With `--sdm conda`
 # the environment of the rule comes first, and it finds the package in this folder.
 os.environ.update(
+    SPAT_JOB="1",
     PATH=os.pathsep.join([str(Path(sys.executable).parent), os.getenv("PATH", "")]),
     PYTHONPATH=os.pathsep.join([PACKAGE, os.getenv("PYTHONPATH", "")]).rstrip(
         os.pathsep

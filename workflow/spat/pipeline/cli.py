@@ -7,6 +7,7 @@ import csv
 import gc
 import io
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -40,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, value in vars(options).items():
         if value == []:  # argparse drops the value of `--run=--`
             parser.error(f"--{name}: expected a value, not '--'")
-    if options.stage in JOBS and not sys.stderr.isatty():
-        # The first line of the job's log: the command that runs the job again.
+    if options.stage in JOBS and os.getenv("SPAT_JOB"):
+        # In a job of Snakemake: the first line of its log is the command that runs it again.
         words = sys.argv[1:] if arguments is None else arguments
         print(shlex.join(["python", "-m", "spat", *words]), file=sys.stderr, flush=True)
     try:
