@@ -245,7 +245,8 @@ def test_files_of_pages_that_are_no_longer_made_are_removed(tmp_path: Path) -> N
 
 def test_csv_holds_plain_numbers(tmp_path: Path) -> None:
     paths = write_table("main", default(), tmp_path)
-    assert [path.name for path in paths] == ["main.csv", "main.md", "main.tex"]
+    names = ["main.csv", "main.md", "main.tex", "main.html"]
+    assert [path.name for path in paths] == names
     read = pd.read_csv(paths[0], keep_default_na=False, na_values={"sd": ""})
     table = tables()["main"].function(default())
     assert read["mean"].dtype == "float64"
