@@ -269,11 +269,11 @@ class Campaign:
     def _frame(self, folder: Path, name: str, how: str) -> Outcome:
         self.copy(folder)
         tables = folder / "results/tiny/tables"
-        before = {p.name: p.read_bytes() for p in tables.iterdir()}
+        before = {p.name: p.read_bytes() for p in tables.iterdir() if p.is_file()}
         damage(folder / "results/tiny/data" / name, how)
         status, shown = call(folder, TABLES)
         if status == 0:
-            same = {p.name: p.read_bytes() for p in tables.iterdir()} == before
+            same = {p.name: p.read_bytes() for p in tables.iterdir() if p.is_file()} == before
             return Outcome("no effect" if same else "silent", shown)
         if unexplained(status, shown):
             return Outcome("traceback", shown)
