@@ -382,7 +382,7 @@ class Campaign:
     def records(self) -> Iterator[Case]:
         """Records with a right checksum that lack a key or hold another type or a path outside."""
         results = self.pristine / "results" / "tiny"
-        wrong = ("missing", "../../../../victim")
+        wrong = ("missing", {"x": 1}, ["x"], "../../../../victim")
         for path in sorted((results / RUN).rglob("*.json")):
             values = json.loads(path.read_text())
             if "checksum" not in values:

@@ -168,4 +168,4 @@ def expect_jobs():
         ]
         display.expect(jobs, CORES or 1, f"{CONFIG.experiment}", f"{FOLDER}/logs")
     except Exception as error:
-        print(f"there is no display of progress: {error!r}", file=sys.stderr)
+        print(f"Progress cannot be displayed: {error!r}", file=sys.stderr)

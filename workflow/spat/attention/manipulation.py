@@ -49,7 +49,7 @@ def manipulated(site: Site, manipulation: str, seed: int) -> Iterator[None]:
 
     Raises:
         ValueError: if the site was removed or cannot be manipulated in this way (see `obstacle`),
-            or if there is no such manipulation.
+            or if the manipulation is unknown.
     """
     attention = site.attention
     if attention is None:
