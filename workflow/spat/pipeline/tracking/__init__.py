@@ -11,7 +11,11 @@ from __future__ import annotations
 import logging
 import os
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from threading import Thread
+from typing import TYPE_CHECKING, TypeVar
+
+from filelock import FileLock
 
 from spat.pipeline import runs
 from spat.pipeline.cache import DamagedError, stage_lock
@@ -36,7 +40,14 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }
 
+# The longest time that a job waits for a server, however slowly it answers: this, and a second for
+# each run that the job shows there.
+SERVER_TIMEOUT_S = 60
+SERVER_TIMEOUT_PER_RUN_S = 1
+
 _logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class TrackingError(RuntimeError):
@@ -53,8 +64,9 @@ def log(config: Config, run: Run, stage: str) -> None:
     if not config.tracking.enabled:
         return
     try:
+        _import()
         shown = entries.children(config, run, stage)
-        _show(_open(config), config, run, stage, shown)
+        _limited(config, len(shown), lambda: _show(_open(config), config, run, stage, shown))
     except Exception as error:  # the results are written: no failure of the view may fail the job
         _logger.warning("%s", _explain(config, error))
 
@@ -64,7 +76,9 @@ def log_report(config: Config) -> None:
     if not config.tracking.enabled:
         return
     try:
-        _open(config).replace({"job": entries.REPORT}, [entries.report(config)])
+        _import()
+        report = entries.report(config)
+        _limited(config, len(report.artifacts), lambda: _show_report(_open(config), config, report))
     except Exception as error:  # as in `log`
         _logger.warning("%s", _explain(config, error))
 
@@ -79,24 +93,67 @@ def rebuild(config: Config) -> int:
         TrackingError: if the store cannot be opened or written.
     """
     try:
-        store = _open(config)
-        store.clear()
+        _import()
+        store = _limited(config, 0, lambda: _open(config))
+        old = _limited(config, 0, store.from_files)
+        _limited(config, len(old), lambda: store.delete(old))
         for planned in runs.plan(config):
             for stage in entries.finished(config, planned.run):
-                shown = entries.children(config, planned.run, stage)
-                _show(store, config, planned.run, stage, shown)
-        store.replace({"job": entries.REPORT}, [entries.report(config)])
+                _rebuild(store, config, planned.run, stage)
+        report = entries.report(config)
+        _limited(config, len(report.artifacts), lambda: _show_report(store, config, report))
         return store.written
     except Exception as error:
         raise TrackingError(_explain(config, error)) from error
 
 
-def _open(config: Config) -> Store:
+def _rebuild(store: Store, config: Config, run: Run, stage: str) -> None:
+    shown = entries.children(config, run, stage)
+    _limited(config, len(shown), lambda: _show(store, config, run, stage, shown))
+
+
+def _import() -> None:
+    """Import MLflow, which takes seconds that are not the server's."""
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    from spat.pipeline.tracking.store import Store  # imports MLflow, which takes seconds
+    import spat.pipeline.tracking.store  # noqa: F401
+
+
+def _open(config: Config) -> Store:
+    from spat.pipeline.tracking.store import Store
 
     return Store(config)
+
+
+def _limited(config: Config, count: int, call: Callable[[], T]) -> T:
+    """The result of a call that shows `count` runs, if the server takes them in time.
+
+    The timeouts of MLflow hold for each piece of an answer, so that a server which sends one piece
+    after the other would never reach them.
+
+    Raises:
+        TimeoutError: after `SERVER_TIMEOUT_S` and `SERVER_TIMEOUT_PER_RUN_S` for each run.
+    """
+    if not config.tracking.uri:
+        return call()
+    results: list[T] = []
+    errors: list[Exception] = []
+
+    def work() -> None:
+        try:
+            results.append(call())
+        except Exception as error:
+            errors.append(error)
+
+    limit = SERVER_TIMEOUT_S + count * SERVER_TIMEOUT_PER_RUN_S
+    thread = Thread(target=work, daemon=True)  # the process ends without it
+    thread.start()
+    thread.join(limit)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise TimeoutError(f"the server did not take {count} runs within {limit} seconds")
+    return results[0]
 
 
 def _show(store: Store, config: Config, run: Run, stage: str, shown: list[entries.Entry]) -> None:
@@ -104,6 +161,13 @@ def _show(store: Store, config: Config, run: Run, stage: str, shown: list[entrie
     with stage_lock(config, run, "tracking"):
         parent = store.parent(entries.parent(config, run))
         store.replace({"run": run.path, "stage": stage}, shown, parent)
+
+
+def _show_report(store: Store, config: Config, report: entries.Entry) -> None:
+    path = config.folder / ".locks" / "report"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path):  # two processes of one experiment would leave two reports
+        store.replace({"job": entries.REPORT}, [report])
 
 
 def _explain(config: Config, error: Exception) -> str:
