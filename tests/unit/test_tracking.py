@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from fake_mlflow import FakeServer
 
 from spat.files import read_json
 from spat.pipeline import records, runs, tracking
@@ -674,10 +675,124 @@ def test_a_store_of_another_version_says_what_to_do(
     assert "3 MLflow runs were written" in in_a_new_process(code)  # with the report
 
 
-@pytest.mark.parametrize(
-    "uri", ["http://me:secret@host", "postgresql://me:secret@host/db", "https://me:a$B@host"]
+SECRETS = (
+    "http://me:secret@host",
+    "http://me:sec/ret@host",
+    "http://secret@host",
+    "postgresql://me:secret@host/db",
+    "postgresql://host/db?user=me&password=secret",
+    "https://host/?token=secret",
+    "https://me:a$B-secret@host",
+    "me:secret@host",
 )
+
+
+@pytest.mark.parametrize("uri", SECRETS)
 def test_a_password_in_the_configuration_is_refused_unseen(uri: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="write \\$NAME in its place") as error:
         make_config(tmp_path, uri=uri)
     assert "secret" not in str(error.value)
+    assert "sec/ret" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["url", "enabled"])
+@pytest.mark.parametrize("uri", SECRETS)
+def test_a_password_at_another_key_is_not_shown(key: str, uri: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        make_config(tmp_path, **{key: uri})
+    assert f"tracking.{key}" in str(error.value)
+    assert "secret" not in str(error.value)
+    assert "sec/ret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://me:$SPAT_TEST_WORD@127.0.0.1:9", "MLflow at http://127.0.0.1:9: "),
+        ("$SPAT_TEST_WORD", "MLflow at $SPAT_TEST_WORD: "),
+    ],
+)
+def test_a_password_in_a_variable_is_never_shown_or_written(
+    uri: str,
+    shown: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    secret = "hush://me:ab@c/d@127.0.0.1:9"
+    monkeypatch.setenv("SPAT_TEST_WORD", secret)
+    config = make_config(tmp_path, uri=uri)
+    write_stage(config, RUN, "pretrain")
+    # An error that repeats the whole address.
+    monkeypatch.setattr(tracking, "_open", lambda config: Path(secret).read_text("utf-8"))
+    with pytest.raises(tracking.TrackingError, match="No such file") as error:
+        tracking.rebuild(config)
+    tracking.log(config, RUN, "pretrain")
+    for message in (str(error.value), caplog.text):
+        assert shown in message
+        assert "ab@c" not in message
+        assert "c/d" not in message
+    assert error.value.__cause__ is None  # which `--debug` would show
+    for path in (tmp_path / "results").rglob("*"):
+        assert path.is_dir() or b"ab@c" not in path.read_bytes(), path
+
+
+def test_a_variable_of_the_address_that_is_not_set_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SPAT_TEST_WORD", raising=False)
+    config = make_config(tmp_path, uri="http://me:$SPAT_TEST_WORD@127.0.0.1:9")
+    with pytest.raises(tracking.TrackingError, match="variable SPAT_TEST_WORD: set it"):
+        tracking.rebuild(config)
+
+
+def test_many_masks_do_not_wait_for_a_slow_server_one_after_the_other(tmp_path: Path) -> None:
+    delay, count = 0.1, 32
+    with FakeServer(delay) as server:
+        config = make_config(tmp_path, uri=server.uri)
+        write_stage(config, RUN, "pretrain", heads=[8] * 5)
+        tracking.log(config, RUN, "pretrain")
+        server.calls.clear()
+        errors = {"validation": {"mse": 0.4}, "test": {"mse": 0.4}}
+        masks = tuple(".".join(f"{i:05b}") for i in range(count))
+        folder = runs.folder(config, RUN, "prune")
+        write_masks(config, folder, records.header(config, "prune", RUN), errors, masks)
+        started = time.perf_counter()
+        tracking.log(config, RUN, "prune")
+        seconds = time.perf_counter() - started
+        assert sum(server.calls.values()) < 5 * count + 10
+        assert 4 < server.most_at_once <= 16
+        assert seconds < delay * 3 * count / 2
+        shown = [run["info"]["status"] for run in server.runs.values()]
+        assert shown == ["FINISHED"] * (2 + count)
+
+
+def test_a_server_that_drips_costs_at_most_the_stated_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow  # noqa: F401  (its import is not what is timed)
+
+    monkeypatch.setattr(tracking, "SERVER_TIMEOUT_S", 1)
+    with FakeServer(drip=0.1) as server:
+        config = make_config(tmp_path, uri=server.uri)
+        write_stage(config, RUN, "pretrain")
+        started = time.perf_counter()
+        with caplog.at_level(logging.WARNING):
+            tracking.log(config, RUN, "pretrain")
+        assert time.perf_counter() - started < 5
+        assert server.calls
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "the server did not take 1 runs within 2 seconds" in warning
+    assert "python -m spat track --config FILE" in warning
+
+
+def test_two_jobs_that_add_one_dataset_at_once_both_end(tmp_path: Path) -> None:
+    with FakeServer() as server:
+        config = make_config(tmp_path, uri=server.uri)
+        write_stage(config, RUN, "pretrain")
+        server.failures["runs/log-inputs"] = "(psycopg2.errors.UniqueViolation) dataset_pk"
+        tracking.log(config, RUN, "pretrain")
+        shown = server.runs.values()
+        assert [run["info"]["status"] for run in shown] == ["FINISHED"] * 2
+        assert all(run["inputs"]["dataset_inputs"] for run in shown)
+        assert server.calls["artifacts"] == 1  # what comes after the dataset

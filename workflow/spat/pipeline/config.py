@@ -445,17 +445,17 @@ class TrackingSection(Section):
     uri: str | None = Field(
         None,
         description="Tracking server; SQLite under `results` if absent. `$NAME` in it is an "
-        "environment variable, as a password must be.",
+        "environment variable, as a password or token must be (or set MLFLOW_TRACKING_USERNAME and "
+        "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN).",
     )
 
     @field_validator("uri")
     @classmethod
     def _no_password(cls, uri: str | None) -> str | None:
-        found = re.search(r"//[^/@\s]*?:([^/@\s]+)@", uri or "")
-        if found and not re.fullmatch(r"\$(\w+|\{\w+\})", found[1]):
+        if any(not re.fullmatch(r"\$(\w+|\{\w+\})", secret) for secret in _secrets(uri or "")):
             raise ValueError(
-                "the address holds a password, which would be written to files: put it into an "
-                "environment variable and write $NAME in its place"
+                "the address holds a password or token, which would be written to files: put it "
+                "into an environment variable and write $NAME in its place"
             )
         return uri
 
@@ -590,6 +590,28 @@ def load_files(*paths: Path) -> Config:
     return load(merged, " + ".join(map(str, paths)))
 
 
+_SECRET_KEYS = r"(?i:[\w-]*(?:password|passwd|pwd|token|secret|key))"
+
+
+def _secrets(uri: str) -> list[str]:
+    """The parts of an address that nobody but its user may read."""
+    scheme, found, rest = uri.partition("://")
+    scheme, rest = (scheme, rest) if found else ("", uri)
+    secrets = re.findall(rf"[?&]{_SECRET_KEYS}=([^&#]*)", rest)
+    user, at, _ = rest.rpartition("@")
+    if at and scheme not in ("sqlite", "file"):
+        name, colon, password = user.partition(":")
+        # A user without a password, of a web server, is a token.
+        secrets += [password] if colon else [name] if scheme in ("http", "https") else []
+    return [secret for secret in secrets if secret]
+
+
+def without_secrets(text: str) -> str:
+    """The text without user names, passwords and tokens of addresses."""
+    text = re.sub(r"""(?<=//)[^\s'"]*@|[^\s'"/:]+:(?!//)[^\s'"]*@""", "", text)
+    return re.sub(rf"""([?&]{_SECRET_KEYS}=)[^&\s'"]*""", r"\1...", text)
+
+
 def dump(config: Config) -> str:
     """The resolved configuration as YAML, every default written out."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
@@ -636,6 +658,7 @@ def _explain(error: ValidationError, source: str) -> str:
             message = re.sub(pattern, words, message)
         shown = problem["input"]
         value = "" if isinstance(shown, dict | BaseModel) else f" (given: {shown!r})"
+        value = without_secrets(value)
         if problem["type"] == "extra_forbidden":
             message = f"unknown key; valid here: {', '.join(_valid_keys(problem['loc']))}"
         elif problem["type"] == "value_error":  # from our own validators, which name the value

@@ -88,6 +88,7 @@ def table_so_far(config: Config) -> str:
 
 def summary(config: Config) -> str:
     """The main table as plain text, and the folders of all results, for the end of a run."""
+    from spat.pipeline import tracking
     from spat.study.pages.reader import Frames
     from spat.study.pages.registry import plain
 
@@ -97,7 +98,7 @@ def summary(config: Config) -> str:
         "tables": config.folder / "tables",
         "figures": config.folder / "figures",
         "runs": config.folder,
-        "tracking": config.tracking.uri or config.results / "mlflow.db",
+        "tracking": tracking.place(config),
     }
     lines = [f"  {name:<9} {place}" for name, place in places.items()]
     return "\n".join([main.rstrip(), "", *lines])

@@ -14,12 +14,13 @@ import re
 from collections.abc import Callable
 from threading import Thread
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import unquote
 
 from filelock import FileLock
 
 from spat.pipeline import runs
 from spat.pipeline.cache import DamagedError, stage_lock
-from spat.pipeline.config import Config
+from spat.pipeline.config import Config, without_secrets
 from spat.pipeline.runs import Run
 from spat.pipeline.tracking import entries
 
@@ -104,7 +105,14 @@ def rebuild(config: Config) -> int:
         _limited(config, len(report.artifacts), lambda: _show_report(store, config, report))
         return store.written
     except Exception as error:
-        raise TrackingError(_explain(config, error)) from error
+        # The error of MLflow can hold the address with the password in it.
+        cause = None if entries.variables(config) else error
+        raise TrackingError(_explain(config, error)) from cause
+
+
+def place(config: Config) -> str:
+    """The address of the store, or the path of its file, as a person may see it."""
+    return without_secrets(config.tracking.uri or str(config.results / "mlflow.db"))
 
 
 def _rebuild(store: Store, config: Config, run: Run, stage: str) -> None:
@@ -152,7 +160,7 @@ def _limited(config: Config, count: int, call: Callable[[], T]) -> T:
     if errors:
         raise errors[0]
     if not results:
-        raise TimeoutError(f"the server did not take {count} runs within {limit} seconds")
+        raise TimeoutError(f"the server did not take {count or 'all'} runs within {limit} seconds")
     return results[0]
 
 
@@ -173,7 +181,8 @@ def _show_report(store: Store, config: Config, report: entries.Entry) -> None:
 def _explain(config: Config, error: Exception) -> str:
     if isinstance(error, DamagedError):  # a fault of the files, not of the store
         return str(error)
-    reason = " ".join(str(error).split())[:300]
+    reason = " ".join(_masked(config, str(error)).split())[:300]
+    address = without_secrets(entries.store_uri(config))
     if _OTHER_VERSION.search(reason):
         path = config.results / "mlflow.db"
         remedy = (
@@ -182,20 +191,23 @@ def _explain(config: Config, error: Exception) -> str:
             else f"move {path} away and run `{REBUILD}`, which writes it again from the results"
         )
         return (
-            f"MLflow at {_hidden(entries.store_uri(config))}: the store was written by another "
+            f"MLflow at {address}: the store was written by another "
             f"version of MLflow; the results are complete without it: {remedy}"
         )
-    message = (
-        f"MLflow at {entries.store_uri(config)}: {type(error).__name__}: {reason}; the results are "
-        f"complete without it, and `{REBUILD}` rebuilds it from them"
+    return (
+        f"MLflow at {address}: {type(error).__name__}: {reason}; "
+        f"the results are complete without it, and `{REBUILD}` rebuilds it from them"
     )
-    return _hidden(message)
 
 
 # What MLflow and its migrations report for a schema of another version.
 _OTHER_VERSION = re.compile(r"out-of-date database schema|Can't locate revision", re.IGNORECASE)
 
 
-def _hidden(text: str) -> str:
-    """The text without user names and passwords of addresses."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
+def _masked(config: Config, text: str) -> str:
+    """The text without secrets of the address, whether or not a part of an address has them."""
+    for name in entries.variables(config):
+        value = os.environ.get(name, "")
+        for secret in filter(None, (value, unquote(value))):
+            text = text.replace(secret, f"${name}")
+    return without_secrets(text)

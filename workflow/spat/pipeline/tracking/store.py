@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 
 from spat.data.registry import DATASETS
 from spat.pipeline.config import Config
-from spat.pipeline.tracking.entries import Entry, store_uri
+from spat.pipeline.tracking.entries import Entry, store_uri, variables
 
 # A call takes at most 1000 items, of which at most 100 params.
 METRICS_PER_CALL = 900
@@ -59,12 +59,16 @@ class Store:
         """Open the store, and make it and the experiment if need be.
 
         Raises:
-            ValueError: if the store's artifacts lie at another place than the results.
+            ValueError: if the store's artifacts lie at another place than the results, or a
+                variable of the address is not set.
         """
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # one warning is enough
         config.results.mkdir(parents=True, exist_ok=True)
         self.written = 0
         self._uri = os.path.expandvars(store_uri(config))
+        for name in variables(config):
+            if name not in os.environ:
+                raise ValueError(f"tracking.uri names the environment variable {name}: set it")
         if self._is_server:
             self._client = MlflowClient(self._uri, self._uri)
             # A dead server fails here; under the lock, jobs would wait for it one after the other.
