@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cache
 from itertools import combinations
 from pathlib import Path
@@ -13,15 +14,19 @@ import pandas as pd
 import pytest
 from frame_builder import EMPTY, FULL, KEPT, build, error, frames_of, head_mask, nested, score
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba_array
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from spat.attention.mask import Mask
+from spat.models.registry import MODELS
+from spat.pipeline.config import read_file
+from spat.scoring.names import CRITERIA
 from spat.study import methods
 from spat.study.history import run_history
-from spat.study.pages import style
+from spat.study.pages import style, webpage
 from spat.study.pages.page import Absent
 from spat.study.pages.reader import Frames
 from spat.study.pages.registry import FIGURES, draw, tables, write_figure
@@ -264,20 +269,63 @@ def test_a_baseline_far_away_is_named_and_not_drawn() -> None:
     assert re.search(r"\n\(DLinear: \+\d{3}\.\d %\)$", axis.get_title())
 
 
+METHODS = ("dense", "control", "SPAT (val.)", "SPAT 25 %", "SPAT 50 %", "SPAT 75 %", "none left")
+EXPERIMENTS = Path(__file__).parents[2] / "workflow" / "experiments"
+
+
+def kinds_of_controls() -> set[str]:
+    """The kinds of the variants of all experiments that are controls: `sam` of `deep+sam0.05`."""
+    files = [read_file(path) for path in EXPERIMENTS.glob("*.yaml")]
+    variants = [name for file in files for name in file.get("variants", {}) if "+" in name]
+    return {re.sub(r"[\d.]+$", "", name.split("+")[1]) for name in variants}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [(*METHODS, *MODELS), (*METHODS, *sorted(kinds_of_controls())), tuple(CRITERIA)],
+    ids=["methods and models", "methods and controls", "criteria"],
+)
+def test_names_that_figures_compare_have_marks_of_their_own(names: tuple[str, ...]) -> None:
+    assert len(names) >= len(METHODS) + 3
+    unknown = style.mark("a control of one's own")
+    marks = {(m.colour, m.marker): name for name in names for m in [style.mark(name)]}
+    assert sorted(marks.values()) == sorted(names)
+    assert (unknown.colour, unknown.marker) not in marks
+
+
+def test_the_main_criteria_differ_in_grey_and_without_markers() -> None:
+    for part in ("colour", "marker", "line"):
+        found = {getattr(style.mark(name), part) for name in methods.MAIN_CRITERIA}
+        assert len(found) == len(methods.MAIN_CRITERIA), part
+    assert set(methods.CRITERIA_IN_ORDER) == set(CRITERIA)
+
+
+def test_a_mark_follows_from_the_name_alone() -> None:
+    assert style.mark("sam (tuned)") == replace(style.mark("sam"), label="SAM (tuned)")
+    assert style.mark("SPAT 50 %") == style.share(0.5, "SPAT 50 %")
+    assert style.mark("send").label == "SEND"
+    for name in (*METHODS, *MODELS, "a control of one's own"):
+        assert style.mark(name).marker in webpage.SYMBOLS, name
+
+
 def test_a_method_has_the_same_mark_in_every_figure() -> None:
-    marks = {name: methods.mark(name) for name in ("dense", "control", "SPAT (val.)", "none left")}
-    assert len({(mark.colour, mark.marker) for mark in marks.values()}) == len(marks)
-    for name in ("pareto", "latency", "history", "forecasts"):
-        seen = 0
+    marks = [style.mark(name) for name in (*METHODS, *MODELS, *CRITERIA)]
+    expected = {mark.label: mark.colour for mark in marks}
+    seen = set()
+    for name in (name for kind, name in MADE if kind == "default"):
         for axis in drawn(name).axes:
-            handles, labels = axis.get_legend_handles_labels()
-            for handle, label in zip(handles, labels, strict=True):
-                mark = marks.get(label.removeprefix("fine-tuning: "))
-                if mark is not None:
-                    line = handle.lines[0] if isinstance(handle, ErrorbarContainer) else handle
-                    assert line.get_color() == mark.colour, (name, label)
-                    seen += 1
-        assert seen, name
+            for handle, text in zip(*axis.get_legend_handles_labels(), strict=True):
+                label = text.removeprefix("fine-tuning: ")
+                if label in expected:
+                    drawing = handle.lines[0] if isinstance(handle, ErrorbarContainer) else handle
+                    get = getattr(drawing, "get_color", None) or drawing.get_facecolor  # type: ignore[attr-defined]
+                    colour = np.atleast_2d(to_rgba_array(get()))[0, :3]
+                    assert colour == pytest.approx(to_rgba_array(expected[label])[0, :3]), name
+                    seen.add((name, label))
+    assert {"SPAT (val.)", "none left", "SEND", "michel", "DLinear"} <= {label for _, label in seen}
+    assert {"pareto", "latency", "history", "forecasts", "rivals", "forest", "stability"} <= {
+        name for name, _ in seen
+    }
 
 
 def test_rivals_join_a_pruned_model_to_what_is_left_of_it() -> None:
@@ -388,7 +436,7 @@ def test_maps_have_one_scale_and_the_legend_names_dots_and_rings() -> None:
 def test_stability_ends_in_full_agreement() -> None:
     axis = drawn("stability", "one").axes[0]
     handles, labels = axis.get_legend_handles_labels()
-    send = dict(zip(labels, handles, strict=True))["send"]
+    send = dict(zip(labels, handles, strict=True))["SEND"]
     assert list(send.get_xdata()) == list(range(1, 9))
     assert send.get_ydata()[-1] == 1.0
     assert send.get_ydata()[0] < 1.0
@@ -397,8 +445,8 @@ def test_stability_ends_in_full_agreement() -> None:
 def test_heads_vs_modules_shows_the_relative_difference_by_criterion() -> None:
     axis = panels(drawn("heads_vs_modules"))["ETTh1 iTransformer"]
     handles, labels = axis.get_legend_handles_labels()
-    assert labels == ["send", "random", "michel"]
-    line, _, (bars,) = dict(zip(labels, handles, strict=True))["send"]
+    assert labels == ["SEND", "random", "michel"]
+    line, _, (bars,) = dict(zip(labels, handles, strict=True))["SEND"]
     ratios = [
         mse(head_mask("send", 0.25), "finetuned", s) / mse(nested("send", 0.25), "finetuned", s)
         for s in range(3)

@@ -173,7 +173,7 @@ class Advice:
                 chosen = network is self.recommended
                 left.errorbar(
                     [middle], [place], xerr=spread if known else None, fmt="s" if chosen else "o",
-                    color=style.COLOURS[1 if chosen else 0], capsize=2, lw=1,
+                    color=style.mark("SPAT (val.)" if chosen else "dense").colour, capsize=2, lw=1,
                 )  # fmt: skip
             left.axvline(0, **style.BORDER)
             left.set_xlabel("change of the test MSE (%), 95 % interval")

@@ -141,7 +141,7 @@ def side_by_side(frames: Frames) -> Figure:
         }
         base = float(rows["MSE", DENSE]["mean"])
         for y, name in enumerate(names):
-            mark = methods.mark(name)
+            mark = style.mark(name)
             if (VERSUS[DENSE], name) in rows:
                 change = rows[VERSUS[DENSE], name]
                 axis.errorbar(
@@ -154,7 +154,8 @@ def side_by_side(frames: Frames) -> Figure:
                     change, y + 0.3, color=mark.colour, marker=mark.marker, ls="none", mfc="none"
                 )
         axis.axvline(0, color=style.BLACK, lw=0.8, zorder=1)
-        axis.set_yticks(range(len(names)), names if i % 2 == 0 else [""] * len(names))
+        labels = [style.mark(name).label if i % 2 == 0 else "" for name in names]
+        axis.set_yticks(range(len(names)), labels)
         axis.set_ylim(len(names) - 0.4, -0.6)
         axis.grid(visible=False, axis="y")
         axis.set_title(title)

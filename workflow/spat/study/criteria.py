@@ -270,13 +270,13 @@ def criteria_changes(frames: Frames) -> Figure:
     rows = methods.with_change(methods.by_decision(frames), frames)
     rows = rows.assign(series=rows["criterion"] + " " + rows["level"].map(LEVELS))
     ratios = sorted(rows["ratio"].unique())
-    marks = style.marks([f"{percent(ratio)} removed" for ratio in ratios])
     parts = style.panels(rows, ["model", "variant"])[:MODELS]
     order = sorted(rows["series"].unique(), reverse=True)
     figure = style.canvas(height=(0.2 * len(order) + 0.55) * len(parts) + 0.6)
     axes = figure.subplots(len(parts), 1, squeeze=False, sharex=True)[:, 0]
     for axis, (title, part) in zip(axes, parts, strict=True):
-        for i, (ratio, (label, mark)) in enumerate(zip(ratios, marks.items(), strict=True)):
+        for i, ratio in enumerate(ratios):
+            mark = style.share(ratio, f"{percent(ratio)} removed")
             here = part[part["ratio"] == ratio]
             # Draws first, then seeds; the deviation is over runs.
             runs = here.groupby([*RUN, "series"], as_index=False)["change"].mean()
@@ -284,7 +284,7 @@ def criteria_changes(frames: Frames) -> Figure:
             axis.errorbar(
                 table["mean"], np.arange(len(order)) + 0.15 * (i - (len(ratios) - 1) / 2),
                 xerr=table["std"].fillna(0.0), color=mark.colour, marker=mark.marker, ls="none",
-                elinewidth=0.7, label=label,
+                elinewidth=0.7, label=mark.label,
             )  # fmt: skip
         axis.axvline(0, color=style.GREY, lw=0.6)
         axis.set_yticks(range(len(order)), order)
@@ -330,7 +330,6 @@ def by_removed(frames: Frames) -> Figure:
     keys, _ = style.split(masks)
     parts = style.panels(masks, keys)
     figure, axes = style.grid(len(parts), extra=0.7, sharex=True)
-    marks = methods.criterion_marks()
     for axis, (title, part) in zip(axes, parts, strict=True):
         cloud = part.groupby(["removed", "mask"])["change"].mean().reset_index()
         middle = cloud.groupby("removed")["change"].mean()
@@ -345,10 +344,11 @@ def by_removed(frames: Frames) -> Figure:
                 continue
             ends = middle[[k for k in (middle.index.min(), middle.index.max()) if k not in path]]
             path = pd.concat([path, ends]).sort_index()
-            mark = marks[name]
+            mark = style.mark(name)
             axis.plot(
-                path.index, path, color=mark.colour, marker=mark.marker, ls=mark.line, label=name
-            )
+                path.index, path, color=mark.colour, marker=mark.marker, ls=mark.line,
+                label=mark.label,
+            )  # fmt: skip
         axis.axhline(0, color=style.GREY, lw=0.5, ls=":", zorder=0)
         axis.set_title(title)
         axis.set_xticks(range(0, int(part["sites"].max()) + 1, -(-int(part["sites"].max()) // 6)))
@@ -627,7 +627,7 @@ def _diagram(axis: Axes, result: Ranking) -> None:
     assert result.pairwise is not None
     names = {label: _short(label) for label in result.ranks.index}
     count = len(names)
-    critical_difference_diagram(
+    drawn = critical_difference_diagram(
         result.ranks.rename(names),
         result.pairwise.rename(index=names, columns=names),
         ax=axis,
@@ -640,6 +640,10 @@ def _diagram(axis: Axes, result: Ranking) -> None:
         label_fmt_left="{label} ({rank:.1f})",
         label_fmt_right="({rank:.1f}) {label}",
     )
+    # The library draws a bar through its points in the order of a set, which is random.
+    for (bar,) in drawn["crossbars"]:
+        x = bar.get_xdata()
+        bar.set_data([min(x), max(x)], bar.get_ydata()[:2])
     axis.grid(visible=False)
     axis.spines["top"].set(visible=True, bounds=(1, count))
     axis.set_xticks(range(1, count + 1, -(-count // TICKS)))

@@ -266,7 +266,7 @@ def _scatter(
         places = inside.to_dict("index")
         for method in (name for name in order if name in places):
             x, y, below, above = (places[method][name] for name in ("x", "y", "low", "high"))
-            mark, ring = methods.mark(method), method in RINGS
+            mark, ring = style.mark(method), method in RINGS
             axis.errorbar(
                 x, y, yerr=None if np.isnan(below) else [[y - below], [above - y]],
                 color=mark.colour, marker=mark.marker, ls="none", ms=6.5 if ring else 4,

@@ -59,7 +59,7 @@ def forecasts(frames: Frames) -> Figure:
     marks = {
         INPUT: style.Mark(style.GREY, "", "-", ""),
         TRUTH: style.Mark(PALE, "", "-", ""),
-        **{method: methods.mark(method) for method in (DENSE, CONTROL, CHOSEN, NONE_LEFT)},
+        **{method: style.mark(method) for method in (DENSE, CONTROL, CHOSEN, NONE_LEFT)},
     }
     parts = style.sample(rows, ROWS)
     columns = min(WINDOWS, *(part["window"].nunique() for _, part in parts))

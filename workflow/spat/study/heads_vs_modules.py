@@ -115,8 +115,7 @@ def difference_by_share(frames: Frames) -> Figure:
     if rows.empty:
         raise Absent(ONE_LEVEL)
     keys, _ = style.split(rows)
-    marks = methods.criterion_marks()
-    shown = [name for name in marks if name in set(rows["criterion"])]
+    shown = [name for name in methods.CRITERIA_IN_ORDER if name in set(rows["criterion"])]
     table = measure(rows, "difference", [*keys, "criterion", "site_fraction"], "", scale=100)
     parts = style.panels(table, keys)
     figure, axes = style.grid(len(parts), extra=0.7, sharex=True, sharey=True)
@@ -124,12 +123,12 @@ def difference_by_share(frames: Frames) -> Figure:
     for axis, (title, part) in zip(axes, parts, strict=True):
         axis.axhline(0, color=style.GREY, lw=0.8)
         for i, criterion in enumerate(shown):
-            here, mark = part[part["criterion"] == criterion], marks[criterion]
+            here, mark = part[part["criterion"] == criterion], style.mark(criterion)
             bars = [here["mean"] - here["low"], here["high"] - here["mean"]]
             axis.errorbar(
                 100 * here["site_fraction"] + step * (i - (len(shown) - 1) / 2), here["mean"],
                 yerr=[bar.fillna(0.0) for bar in bars], color=mark.colour, marker=mark.marker,
-                ls=mark.line, elinewidth=0.7, label=criterion,
+                ls=mark.line, elinewidth=0.7, label=mark.label,
             )  # fmt: skip
         axis.set_title(title)
         axis.set_xticks(sorted(100 * table["site_fraction"].unique()))

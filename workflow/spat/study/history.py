@@ -71,7 +71,7 @@ def curves(rows: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
     marks = {
         TRAINING: style.Mark(style.GREY, ".", "-", ""),
         VALIDATION: style.Mark(style.BLACK, "o", "-", ""),
-        **{method: methods.mark(method) for method in (CONTROL, CHOSEN, NONE_LEFT)},
+        **{method: style.mark(method) for method in (CONTROL, CHOSEN, NONE_LEFT)},
     }
     figure, axes = style.grid(len(parts), extra=0.75)
     for axis, (title, part) in zip(axes, parts, strict=True):

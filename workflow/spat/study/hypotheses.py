@@ -233,7 +233,7 @@ def _cell_name(dataset: str, lookback: int, horizon: int, cells: pd.DataFrame) -
 def _interval(
     axis: Axes, rows: pd.DataFrame, y: Sequence[float], method: str, label: str | None = None
 ) -> None:
-    mark = methods.mark(method)
+    mark = style.mark(method)
     below, above = rows["mean"] - rows["low"], rows["high"] - rows["mean"]
     axis.errorbar(
         rows["mean"], y, xerr=[below, above], color=mark.colour, marker=mark.marker, ls="none",

@@ -17,7 +17,6 @@ import pandas as pd
 from spat.attention.mask import WITHOUT_SITES
 from spat.models.registry import MODELS, Role
 from spat.scoring.names import CRITERIA
-from spat.study.pages import style
 from spat.study.pages.page import Absent
 from spat.study.statistics.cells import (
     CELL,
@@ -41,7 +40,7 @@ METRICS: Final = {"mse": "MSE", "mae": "MAE"}
 # The columns of a cell that pages show.
 SHOWN: Final = ("dataset", "model", "variant", "lookback", "horizon")
 
-# The criteria that figures with little room show. They come first, with colours of their own.
+# The criteria that figures with little room show, and all criteria in the order of figures.
 MAIN_CRITERIA: Final = (
     "send",
     "random",
@@ -51,8 +50,7 @@ MAIN_CRITERIA: Final = (
     "entropy",
     "depth_last",
 )
-# Shades of SPAT at fixed ratios: the darker, the more is removed.
-_SHADES: Final = ("#9ECAE1", "#6BAED6", "#3182BD", "#08519C", "#08306B")
+CRITERIA_IN_ORDER: Final = tuple(dict.fromkeys([*MAIN_CRITERIA, *CRITERIA]))
 
 
 def role(model: str) -> Role:
@@ -64,11 +62,6 @@ def models_of(wanted: Role, rows: pd.DataFrame) -> list[str]:
     """The models of a role that occur in `rows`, in the order of the registry."""
     present = set(rows["model"])
     return [name for name in MODELS if name in present and role(name) == wanted]
-
-
-def models_without_attention() -> list[str]:
-    """The models of the registry that are baselines or naive forecasts."""
-    return [name for name in MODELS if role(name) != "attention"]
 
 
 def at_ratio(ratio: float) -> str:
@@ -86,33 +79,6 @@ def in_order(methods: Iterable[str]) -> list[str]:
         return (names.index(kind) if kind in names else len(names), share, method)
 
     return sorted(set(methods), key=place)
-
-
-def mark(method: str) -> style.Mark:
-    """The colour and marker of a method, the same in all figures."""
-    fixed = {
-        DENSE: style.Mark(style.BLACK, "o", "-", ""),
-        CONTROL: style.Mark(style.BLACK, "s", "--", ""),
-        CHOSEN: style.Mark(style.COLOURS[1], "D", "-", ""),
-        NONE_LEFT: style.Mark(style.COLOURS[2], "X", "-.", ""),
-    }
-    if method in fixed:
-        return fixed[method]
-    if method.endswith("%"):
-        share = float(method.split()[1]) / 100
-        shade = _SHADES[min(int(share * len(_SHADES)), len(_SHADES) - 1)]
-        return style.Mark(shade, "v<^>"[round(share * 4) % 4], ":", "")
-    without = models_without_attention()
-    if method in without:
-        return style.Mark(style.GREY, "Pd*hp8"[without.index(method) % 6], "-", "")
-    if method not in MODELS:  # a variant that is a control of another one
-        return style.Mark(style.COLOURS[3], "P", "--", "")
-    return style.Mark(style.GREY, "^v<>sD"[list(MODELS).index(method) % 6], "-", "")
-
-
-def criterion_marks() -> dict[str, style.Mark]:
-    """The mark of each criterion, the same in all figures."""
-    return style.marks([*MAIN_CRITERIA, *CRITERIA])
 
 
 def ordered(values: pd.Series, order: Iterable[str] | None = None) -> pd.Categorical:
@@ -176,11 +142,6 @@ def reading(rows: pd.DataFrame) -> str:
     """
     names = set(rows["criterion"])
     return "send_window" if "send_window" in names and "send" not in names else "send"
-
-
-def named(criterion: str) -> str:
-    """How a figure calls a reading of SEND: `SEND` for the printed formula, else its own name."""
-    return "SEND" if criterion == "send" else criterion
 
 
 def site_choices(selections: pd.DataFrame) -> pd.DataFrame:

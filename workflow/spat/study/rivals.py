@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-from spat.models.registry import MODELS
 from spat.study import methods
 from spat.study.methods import CHOSEN, DENSE, METRICS, NONE_LEFT
 from spat.study.pages import style
@@ -34,8 +33,6 @@ _COSTS: Final = {
 }
 _SECONDS: Final = "s per epoch"
 _ENOUGH: Final = 3  # models whose authors' code was trained
-# The marker of what was done to a model in the figure.
-_PRUNED: Final = {DENSE: "o", CHOSEN: "D", NONE_LEFT: "X"}
 _COLUMNS: Final = (
     *(name for name, _ in _COSTS.values()),
     _SECONDS,
@@ -123,10 +120,9 @@ def rivals(frames: Frames) -> pd.DataFrame:
     caption="""
 Test MSE against the floating-point operations of one forecast, on a logarithmic scale; lower left
 is better. The area of a mark grows with the square root of the number of parameters. Values are
-means over seeds. A coloured line joins a model that was pruned to what SPAT at the ratio chosen on
-validation, and the removal of all attention, make of it. Models that were only trained are grey, or
-coloured where nothing was pruned. Variants of a model share a mark. Where there are many cells,
-each dataset is shown at its shortest horizon.
+means over seeds. A line joins a model that was pruned to what SPAT at the ratio chosen on
+validation, and the removal of all attention, make of it. Variants of a model share a mark. Where
+there are many cells, each dataset is shown at its shortest horizon.
 """,
 )
 def trade_off(frames: Frames) -> Figure:
@@ -152,7 +148,6 @@ def trade_off(frames: Frames) -> Figure:
     rows = rows.groupby(by, sort=False)[["flops", "mse", "params"]].mean().reset_index()
     rows["size"] = 14 + 60 * np.sqrt(rows["params"] / rows["params"].max())
     pruned = set(rows.loc[rows["method"] != DENSE, "model"])
-    colours = style.marks(MODELS)
     single = rows[place].drop_duplicates()["dataset"].is_unique
     parts = style.panels(rows, ["dataset"] if single else place)
     figure, axes = style.grid(len(parts), height=1.6, extra=1.0)
@@ -161,8 +156,7 @@ def trade_off(frames: Frames) -> Figure:
             if model in pruned:
                 _pruned(axis, shown.sort_values("flops", ascending=False), str(model))
                 continue
-            # Grey beside pruned models; colours where nothing was pruned.
-            mark = methods.mark(str(model)) if pruned else colours[str(model)]
+            mark = style.mark(str(model))
             axis.scatter(
                 shown["flops"], shown["mse"], s=shown["size"], marker=mark.marker,
                 color=mark.colour, alpha=0.8, lw=0, label=model, zorder=2,
@@ -182,10 +176,11 @@ def trade_off(frames: Frames) -> Figure:
 
 
 def _pruned(axis: Axes, rows: pd.DataFrame, model: str) -> None:
-    """The marks of a model that was pruned: the dense network, and what is left of it."""
-    colour = style.COLOURS[list(MODELS).index(model) % (len(style.COLOURS) - 1)]
+    """The marks of a model that was pruned, in its colour: dense, and what is left of it."""
+    colour = style.mark(model).colour
     axis.plot(rows["flops"], rows["mse"], color=colour, lw=0.8, zorder=1)
-    for method, marker in _PRUNED.items():
+    for method in (DENSE, CHOSEN, NONE_LEFT):
+        marker = style.mark(model if method == DENSE else method).marker
         at = rows[rows["method"] == method]
         label = model if method == DENSE else f"{model}, {method}"
         axis.scatter(

@@ -49,7 +49,7 @@ def send_sites(frames: Frames) -> Figure:
     final = final[final["head"] == WHOLE_SITE]
     epochs = scores[(scores["criterion"] == name) & (scores["head"] == WHOLE_SITE)]
     epochs = epochs[epochs["batch"] == ALL_BATCHES].sort_values("epoch")
-    shown = methods.named(name)
+    shown = style.mark(name).label
     keys, cells = style.split(final, ROWS)
     if not cells:
         final, epochs = by_mean(final, final), by_mean(epochs, final)

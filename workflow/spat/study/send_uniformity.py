@@ -123,7 +123,7 @@ def against_uniformity(frames: Frames) -> Figure:
     figure = style.canvas(height=1.4 * len(parts) + 0.55)
     axes = figure.subplots(len(parts), 3, squeeze=False, width_ratios=(1.5, 1, 1))
     for row, (title, part) in zip(axes, parts, strict=True):
-        _scatter(row[0], part, title, methods.named(name), relative=not cells)
+        _scatter(row[0], part, title, style.mark(name).label, relative=not cells)
         shown = maps.merge(part[list(RUN)].drop_duplicates(), on=list(RUN))
         _two_maps(row[1:], shown, send)
     images = [image for axis in axes.ravel() for image in axis.images]

@@ -138,9 +138,9 @@ def agreement_by_batches(frames: Frames) -> Figure:
     """
     scores = frames.scores
     names = set(batch_scores(scores)["criterion"])
-    marks = methods.criterion_marks()
     send = methods.reading(scores)
-    shown = sorted((name for name in marks if name in names), key=lambda n: n != send)[:CURVES]
+    shown = [name for name in methods.CRITERIA_IN_ORDER if name in names]
+    shown = sorted(shown, key=lambda name: name != send)[:CURVES]
     agreement = batch_agreement(scores[scores["criterion"].isin(shown)], subsets=100)
     if agreement.empty:
         raise Absent(TOO_FEW)
@@ -152,10 +152,10 @@ def agreement_by_batches(frames: Frames) -> Figure:
         for criterion in shown:
             rows = part[part["criterion"] == criterion]
             curve = rows.groupby("batches")[["tau", "tau_low", "tau_disjoint"]].mean()
-            mark = marks[criterion]
+            mark = style.mark(criterion)
             axis.plot(
                 curve.index, curve["tau"], color=mark.colour, marker=mark.marker, ls=mark.line,
-                ms=3, label=criterion,
+                ms=3, label=mark.label,
             )  # fmt: skip
             if criterion == send:
                 axis.fill_between(
@@ -164,7 +164,7 @@ def agreement_by_batches(frames: Frames) -> Figure:
                 other = curve["tau_disjoint"].dropna()
                 axis.plot(
                     other.index, other, color=style.BLACK, ls="--", lw=0.9, marker=".", ms=3,
-                    label=f"{send}, other batches",
+                    label=f"{mark.label}, other batches",
                 )  # fmt: skip
         axis.set_title(title)
         axis.set_ylim(min(0.0, axis.get_ylim()[0]), 1.05)

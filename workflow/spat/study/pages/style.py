@@ -2,7 +2,8 @@
 
 Figures are drawn at the width of a column (3.4 in), so that 8 pt stay 8 pt in print. Colours are
 the colour-blind safe palette of Wong (Nature Methods 8, 441, 2011). Markers, line styles and
-hatches differ as well, so that figures stay readable in grey.
+hatches differ as well, so that figures stay readable in grey. `mark` has the fixed table of the
+marks of methods, models and criteria.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -83,16 +85,122 @@ HATCHES: Final = ("", "////", "....", "xxxx", "\\\\\\\\", "oo", "++")
 
 @dataclass(frozen=True)
 class Mark:
-    """The colour, marker, line style and hatch of one series: all four differ between series."""
+    """How one series is drawn; `label` is its name in a legend."""
 
     colour: str
     marker: str
     line: Any
     hatch: str
+    label: str = ""
+
+
+# Colours of models and criteria, besides those of Wong.
+_INDIGO, _WINE, _OLIVE, _BROWN, _PALE = "#332288", "#882255", "#999933", "#8C564B", "#AAAAAA"
+_BLUE, _RED, _GREEN, _PINK, _ORANGE, _SKY, _ = COLOURS
+# The darker, the more is removed.
+_SHADES: Final = ("#FDD0A2", "#FDAE6B", "#FD8D3C", "#D94801", "#7F2704")
+
+# The colour, marker and line of everything that figures compare: the methods, the models, the
+# criteria, and the kinds of variants that are controls. SEND and SPAT are red everywhere.
+# `tests/unit/test_figures.py` checks that each has a row and which rows must differ.
+_ROWS: Final[dict[str, tuple[str, str, Any]]] = {
+    "dense": (BLACK, "o", "-"),
+    "control": (BLACK, "s", "--"),
+    "SPAT (val.)": (_RED, "D", "-"),
+    "none left": (_GREEN, "X", "-."),
+    # Controls: kinds of variants.
+    "narrow": (_BLUE, "P", "--"),
+    "dropout": (_PINK, "p", "--"),
+    "sam": (_SKY, "h", "--"),
+    # Models that are pruned or could be.
+    "iTransformer": (_BLUE, "o", "-"),
+    "PatchTST": (_PINK, "s", "--"),
+    "Transformer": (_INDIGO, "^", "-."),
+    "PAttn": (_SKY, "v", ":"),
+    "SAMformer": (_WINE, "P", "-"),
+    "TimeXer": (_OLIVE, "p", "--"),
+    "Nonstationary": (_BROWN, "h", "-."),
+    "Informer": (_BLUE, "<", ":"),
+    "Autoformer": (_PINK, ">", "-"),
+    "FEDformer": (_INDIGO, "d", "--"),
+    "Crossformer": (_SKY, "*", "-."),
+    "S-Mamba": (_WINE, "^", ":"),
+    "Mamba": (_OLIVE, "v", "-"),
+    "TimeMachine": (_BROWN, "8", "--"),
+    "GPT4TS-gpt2": (_INDIGO, "P", "-."),
+    "GPT4TS-smollm2": (_INDIGO, "p", ":"),
+    "GPT4TS-random": (_INDIGO, "h", "-"),
+    # Baselines.
+    "DLinear": (GREY, "P", "-"),
+    "NLinear": (_OLIVE, "*", "--"),
+    "RLinear": (_SKY, "d", "-."),
+    "SparseTSF": (_BLUE, "h", ":"),
+    "SparseTSFMLP": (_BLUE, "*", "-"),
+    "FITS": (_PINK, "d", "--"),
+    "TSMixer": (_BROWN, "s", "-."),
+    "TiDE": (_SKY, "8", ":"),
+    # Naive forecasts.
+    "RepeatLast": (_PALE, "<", "-"),
+    "SeasonalNaive": (_PALE, ">", "--"),
+    # Criteria by what they look at. The first seven are those of figures with little room.
+    "send": (_RED, "o", "-"),
+    "random": (GREY, "s", "--"),
+    "michel": (_BLUE, "^", "-."),
+    "magnitude": (_PINK, "D", ":"),
+    "loss_drop": (BLACK, "v", (0, (3, 1, 1, 1, 1, 1))),
+    "entropy": (_GREEN, "P", (0, (5, 1))),
+    "depth_last": (_ORANGE, "X", (0, (1, 1))),
+    "send_float32": (_RED, "s", "--"),
+    "send_window": (_RED, "^", "-."),
+    "send_abs": (_RED, "v", ":"),
+    "send_shared": (_RED, "<", "-"),
+    "send_layer": (_RED, ">", "--"),
+    "send_train": (_RED, "P", "-."),
+    "send_keys": (_RED, "d", ":"),
+    "send_unit": (_RED, "X", "--"),
+    "send_reverse": (_RED, "*", ":"),
+    "taylor": (_BLUE, "s", "--"),
+    "fisher": (_BLUE, "v", ":"),
+    "snip": (_BLUE, "P", "-"),
+    "cosine": (_SKY, "o", "-"),
+    "block_influence": (_SKY, "s", "--"),
+    "wanda": (_PINK, "s", "--"),
+    "flap": (_PINK, "^", "-"),
+    "attention_std": (_GREEN, "d", "--"),
+    "loss_drop_val": (BLACK, "^", "-."),
+    "depth_first": (_ORANGE, "s", "--"),
+}
+# Names in legends that are not those of the configuration.
+_LABELS: Final = {"send": "SEND", "sam": "SAM", "narrow": "narrower"}
+# A kind of control that an experiment of one's own adds.
+_OTHER: Final = (_INDIGO, "8", "--")
+
+
+def mark(name: str) -> Mark:
+    """The mark of a method, model, criterion or kind of control: the same in every figure.
+
+    SPAT at a fixed ratio (`SPAT 25 %`) has the mark of that share, and a control that was tuned
+    (`sam (tuned)`) that of its kind.
+    """
+    if name.startswith("SPAT ") and name.endswith(" %"):
+        return share(float(name.split()[1]) / 100, name)
+    kind = name.removesuffix(" (tuned)")
+    colour, marker, line = _ROWS.get(kind, _OTHER)
+    label = _LABELS.get(kind, kind) + name.removeprefix(kind)
+    return Mark(colour, marker, line, "", label)
+
+
+def share(removed: float, label: str) -> Mark:
+    """The mark of masks that remove this share: the darker, the more."""
+    shade = _SHADES[min(int(removed * len(_SHADES)), len(_SHADES) - 1)]
+    return Mark(shade, "v<^>"[round(removed * 4) % 4], ":", "", label)
 
 
 def marks(names: Iterable[str]) -> dict[str, Mark]:
-    """A mark for each name, in their order; after seven, colours repeat with other markers."""
+    """A mark for each name, in their order; after seven, colours repeat with other markers.
+
+    For series that are neither methods, models nor criteria: their marks are those of `mark`.
+    """
     distinct = list(dict.fromkeys(names))
     count = len(COLOURS)
     return {
@@ -101,6 +209,7 @@ def marks(names: Iterable[str]) -> dict[str, Mark]:
             MARKERS[(i + i // count) % count],
             LINES[(i + i // count) % count],
             HATCHES[(i + i // count) % count],
+            name,
         )
         for i, name in enumerate(distinct)
     }
@@ -210,9 +319,12 @@ def legend_below(figure: Figure, axes: Sequence[Axes], columns: int = 3) -> None
         handles, labels = axis.get_legend_handles_labels()
         entries = dict(zip(labels, handles, strict=True)) | entries
     if entries:
-        figure.legend(
+        legend = figure.legend(
             list(entries.values()), list(entries), loc="outside lower center", ncols=columns
         )
+        for handle in legend.legend_handles:
+            if isinstance(handle, PathCollection):  # whose sizes differ
+                handle.set_sizes([24.0])
 
 
 def save(figure: Figure, stem: Path) -> tuple[Path, ...]:

@@ -24,7 +24,7 @@ from spat.study.pages.page import Absent, Page
 from spat.study.pages.reader import Frames
 
 # The marker of plotly for that of matplotlib.
-_SYMBOLS: Final = {
+SYMBOLS: Final = {
     "o": "circle", "s": "square", "^": "triangle-up", "v": "triangle-down", "D": "diamond",
     "d": "diamond-tall", "P": "cross", "X": "x", "<": "triangle-left", ">": "triangle-right",
     "*": "star", "h": "hexagon", "p": "pentagon", "8": "octagon",
@@ -145,10 +145,10 @@ def _pareto(frames: Frames) -> _Plot | None:
     for method in methods.in_order(points["method"]):
         rows = points[points["method"] == method]
         cells = rows.drop(columns=["x", "y", "low", "high", "method"]).astype(str)
-        mark = methods.mark(method)
+        mark = style.mark(method)
         figure.add_scatter(
             x=rows["x"], y=rows["y"], mode="markers", name=method, text=cells.agg(" ".join, axis=1),
-            marker={"color": mark.colour, "symbol": _SYMBOLS[mark.marker], "size": 9},
+            marker={"color": mark.colour, "symbol": SYMBOLS[mark.marker], "size": 9},
             hovertemplate="%{text}<br>FLOPs %{x:.1f} %, MSE %{y:+.2f} %",
         )  # fmt: skip
     figure.update_xaxes(title="FLOPs (% of the dense model)")
@@ -171,14 +171,14 @@ def _forest(frames: Frames) -> _Plot | None:
     for method in methods.in_order(rows["method"]):
         part = rows[rows["method"] == method]
         names = part[keys].astype(str).agg(" ".join, axis=1)
-        mark = methods.mark(method)
+        mark = style.mark(method)
         figure.add_scatter(
             x=part["mean"], y=names, mode="markers", name=method,
             error_x={
                 "type": "data", "symmetric": False, "thickness": 1.5, "width": 0,
                 "array": part["high"] - part["mean"], "arrayminus": part["mean"] - part["low"],
             },
-            marker={"color": mark.colour, "symbol": _SYMBOLS[mark.marker], "size": 9},
+            marker={"color": mark.colour, "symbol": SYMBOLS[mark.marker], "size": 9},
             customdata=part[["low", "high", "n"]],
             hovertemplate="%{y}<br>%{x:+.2f} % [%{customdata[0]:+.2f}, %{customdata[1]:+.2f}], "
             "%{customdata[2]} seeds",
