@@ -31,6 +31,7 @@ from spat.study.pages.page import Absent
 from spat.study.pages.reader import Frames
 from spat.study.pages.registry import FIGURES, draw, tables, write_figure
 from spat.study.send_sites import short
+from spat.study.statistics.bootstrap import relative_change
 
 ETT = ("ETTh1", "ETTh2", "ETTm1", "ETTm2")
 KINDS: dict[str, dict[str, object]] = {
@@ -455,6 +456,26 @@ def test_heads_vs_modules_shows_the_relative_difference_by_criterion() -> None:
     low, high = bars.get_segments()[0][:, 1]
     half = 4.303 * 100 * np.std(ratios, ddof=1) / np.sqrt(3)  # t with two degrees of freedom
     assert (high - low) / 2 == pytest.approx(half, rel=1e-3)
+
+
+def test_heads_vs_modules_of_one_seed_has_an_interval_over_windows() -> None:
+    made = build(datasets=("ETTh1",), models=("iTransformer",), seeds=(0,), pairs=())
+    rng = np.random.default_rng(0)
+    made["losses"]["mse"] = [
+        x.mean() + rng.permutation(x - x.mean()) for x in made["losses"]["mse"]
+    ]
+    (axis,) = draw("heads_vs_modules", Frames.of(**made)).axes
+    handles, labels = axis.get_legend_handles_labels()
+    _, _, (bars,) = dict(zip(labels, handles, strict=True))["SEND"]
+    widths = []
+    losses = made["losses"].query("phase == 'finetuned'").set_index("mask")["mse"]
+    for i, ratio in enumerate((0.25, 0.5, 0.75)):
+        head, site = (losses[m.name] for m in (head_mask("send", ratio), nested("send", ratio)))
+        change = relative_change(site, head, 96 + 96)
+        widths.append(change.high - change.low)
+        ends = bars.get_segments()[i][:, 1]
+        assert ends == pytest.approx([100 * change.low, 100 * change.high])
+    assert max(widths) > 1e-3
 
 
 def test_criteria_are_ordered_by_gain() -> None:

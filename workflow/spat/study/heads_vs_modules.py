@@ -15,8 +15,10 @@ from spat.study.methods import SHOWN
 from spat.study.pages import style
 from spat.study.pages.page import Absent, Layout, Note, page
 from spat.study.pages.reader import Frames
+from spat.study.pages.render import same
 from spat.study.statistics.averages import measure
-from spat.study.statistics.cells import RUN, WHOLE_SITE, in_domain
+from spat.study.statistics.bootstrap import block_length, relative_change
+from spat.study.statistics.cells import CELL, RUN, WHOLE_SITE, in_domain, keyed
 
 RANDOM: Final = "random"
 VERSUS: Final = "heads vs modules"
@@ -99,13 +101,14 @@ def heads_vs_modules(frames: Frames) -> pd.DataFrame:
 Test MSE of removing single heads against that of removing whole modules, as a relative difference,
 by the share of heads removed. Above zero, removing modules is better. Both masks are chosen by the
 same criterion. Points are means over runs, bars 95 % intervals over seeds (t), which may leave the
-panel; with one seed there are none.
+panel. With one seed they are intervals over test windows (paired bootstrap over blocks).
 """,
 )
 def difference_by_share(frames: Frames) -> Figure:
     """Relative difference of the test MSE, heads against modules, by the share removed.
 
-    Means over runs with intervals over seeds, one panel a cell, or fewer where there are many.
+    Means over runs with intervals over seeds, or over windows for a cell of one seed. One panel a
+    cell, or fewer where there are many.
 
     Raises:
         Absent: if no criterion removed both heads and modules.
@@ -114,9 +117,11 @@ def difference_by_share(frames: Frames) -> Figure:
     rows = rows[rows["match"] == "fraction"]
     if rows.empty:
         raise Absent(ONE_LEVEL)
-    keys, _ = style.split(rows)
+    keys, cells = style.split(rows)
     shown = [name for name in methods.CRITERIA_IN_ORDER if name in set(rows["criterion"])]
     table = measure(rows, "difference", [*keys, "criterion", "site_fraction"], "", scale=100)
+    if cells:
+        table = _with_window_intervals(table, rows, frames)
     parts = style.panels(table, keys)
     figure, axes = style.grid(len(parts), extra=0.7, sharex=True, sharey=True)
     step, room = 2.0, max(1.0, float(np.ptp(table["mean"])))
@@ -127,7 +132,8 @@ def difference_by_share(frames: Frames) -> Figure:
             bars = [here["mean"] - here["low"], here["high"] - here["mean"]]
             axis.errorbar(
                 100 * here["site_fraction"] + step * (i - (len(shown) - 1) / 2), here["mean"],
-                yerr=[bar.fillna(0.0) for bar in bars], color=mark.colour, marker=mark.marker,
+                yerr=[bar.fillna(0.0).clip(lower=0.0) for bar in bars],
+                color=mark.colour, marker=mark.marker,
                 ls=mark.line, elinewidth=0.7, label=mark.label,
             )  # fmt: skip
         axis.set_title(title)
@@ -179,12 +185,57 @@ def pairs(results: pd.DataFrame, selections: pd.DataFrame, scores: pd.DataFrame)
     return paired[[*RUN, "criterion", "match", *values, "difference"]].reset_index(drop=True)
 
 
+def _with_window_intervals(table: pd.DataFrame, rows: pd.DataFrame, frames: Frames) -> pd.DataFrame:
+    """`table` with intervals over test windows, in percent, where a cell has one seed.
+
+    `rows` are pairs. Random masks of a run count with their mean loss. Where losses per window were
+    not kept, there is no interval.
+    """
+    losses = frames.losses[frames.losses["target"] == frames.losses["dataset"]]
+    losses = losses[(losses["order"] == 0) & (losses["phase"] == "finetuned")]
+    kept = _asked(frames.selections).merge(losses[[*RUN, "mask", "mse"]], on=[*RUN, "mask"])
+    key = [*RUN, "criterion", "level", "removed"]
+    means = {of: np.stack(group["mse"].to_list()).mean(axis=0) for of, group in kept.groupby(key)}
+    found = []
+    for of, group in rows.groupby(list(CELL)):
+        if not same(group["seed"]):
+            continue
+        for pair in group.to_dict("records"):
+            names = [pair[name] for name in (*RUN, "criterion")]
+            site, head = (means.get((*names, level, pair[f"{level}_removed"])) for level in LEVELS)
+            if site is None or head is None:
+                continue
+            change = relative_change(
+                site,
+                head,
+                block_length(pair["lookback"], pair["horizon"]),
+                draws=frames.statistics.bootstrap,
+                confidence=frames.statistics.confidence,
+            )
+            place = {name: pair[name] for name in ("criterion", "site_fraction")}
+            interval = {"low": 100 * change.low, "high": 100 * change.high}
+            found.append(keyed(CELL, of) | place | interval)
+    if not found:
+        return table
+    over = pd.DataFrame(found)
+    on = [name for name in over.columns if name in table and name not in ("low", "high")]
+    joined = table.merge(over[[*on, "low", "high"]], on=on, how="left", suffixes=("", "_windows"))
+    for end in ("low", "high"):
+        joined[end] = joined[end].fillna(joined.pop(f"{end}_windows"))
+    return joined
+
+
+def _asked(selections: pd.DataFrame) -> pd.DataFrame:
+    """The masks of fixed ratios: RUN, criterion, draw, level, removed, mask."""
+    asked = selections[(selections["rule"] == "") & selections["ratio"].notna()]
+    return asked[[*RUN, "criterion", "draw", "level", "removed", "mask"]].drop_duplicates()
+
+
 def _decisions(
     results: pd.DataFrame, selections: pd.DataFrame, scores: pd.DataFrame
 ) -> pd.DataFrame:
     """Errors, costs and floor per run, criterion, level and number removed."""
-    asked = selections[(selections["rule"] == "") & selections["ratio"].notna()]
-    asked = asked[[*RUN, "criterion", "draw", "level", "removed", "mask"]].drop_duplicates()
+    asked = _asked(selections)
     errors = in_domain(results[results["order"] == 0])
     keys = [*RUN, "criterion", "level", "removed"]
     rows = asked.merge(errors[[*RUN, "mask", "mse", "flops", "latency_ms"]], on=[*RUN, "mask"])
