@@ -26,12 +26,14 @@ from spat.pipeline.config import read_file
 from spat.scoring.names import CRITERIA
 from spat.study import methods
 from spat.study.history import run_history
+from spat.study.hypotheses import references
 from spat.study.pages import style, webpage
 from spat.study.pages.page import Absent
 from spat.study.pages.reader import Frames
 from spat.study.pages.registry import FIGURES, draw, tables, write_figure
 from spat.study.send_sites import short
 from spat.study.statistics.bootstrap import relative_change
+from spat.study.statistics.cells import RUN
 
 ETT = ("ETTh1", "ETTh2", "ETTm1", "ETTm2")
 KINDS: dict[str, dict[str, object]] = {
@@ -53,7 +55,12 @@ ABSENT = {
     *((kind, name) for kind in KINDS for name in ("robustness", "controls")),
     *((kind, "rivals") for kind in ("one", "orders")),
     ("one", "reproduction"),
-    *((kind, "critical_difference") for kind in KINDS if kind != "many"),
+    *(
+        (kind, name)
+        for kind in KINDS
+        if kind != "many"
+        for name in ("critical_difference", "by_source")
+    ),
 }
 MADE = [(kind, name) for kind in KINDS for name in FIGURES if (kind, name) not in ABSENT]
 
@@ -399,6 +406,47 @@ def test_send_sites_shows_scores_in_forward_order() -> None:
     (handles, labels) = figure.axes[1].get_legend_handles_labels()
     assert labels == ["kept epoch"]
     assert list(handles[0].get_xdata()) == [KEPT, KEPT]
+
+
+def test_heads_are_sorted_within_their_site_and_divided_by_the_mean_of_the_run() -> None:
+    (axis, bar) = drawn("send_heads", "one").axes
+    scores = frames("one").scores.query("criterion == 'send' and batch >= 0")
+    means = scores.groupby(["site", "head"])["value"].mean().drop(-1, level="head")
+    image = np.asarray(axis.images[0].get_array(), dtype=np.float64)
+    for site, row in enumerate(image):
+        expected = sorted(means.loc[site] / means.mean())
+        assert row[:4] == pytest.approx(expected)
+    assert np.isnan(image[:, 4]).all(), "a gap before the whole site"
+    assert image[:, 5].mean() == pytest.approx(1.0)
+    assert "mean of the run" in bar.get_xlabel()
+    limits = {i.get_clim() for a in drawn("send_heads").axes for i in a.images}
+    assert len(limits) == 1, "one scale for all panels"
+
+
+def test_one_head_a_site_leaves_nothing_to_compare() -> None:
+    made = build(datasets=("ETTh1",), models=("iTransformer",), seeds=(0,), pairs=())
+    made["scores"] = made["scores"].query("head < 1")
+    with pytest.raises(Absent, match="several heads"):
+        draw("send_heads", Frames.of(**made))
+
+
+def test_changes_by_source_are_against_the_better_reference_and_sorted() -> None:
+    figure = drawn("by_source", "many")
+    axis = panels(figure)["iTransformer deep"]
+    names = [text.get_text() for text in axis.get_yticklabels()]
+    assert len(names) == 7 and names[-1] == "mean of sources"
+    shown = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    rows = methods.at_home(frames("many")).query(
+        "model == 'iTransformer' and method == 'SPAT (val.)'"
+    )
+    base = references(frames("many").results)
+    joined = rows.merge(base, on=list(RUN), suffixes=("", "_base"))
+    joined["change"] = 100 * (joined["mse"] / joined["mse_base"] - 1)
+    means = joined.groupby(["source", "dataset"])["change"].mean().groupby("source").mean()
+    drawn_changes = shown["SPAT (val.), MSE"].lines[0].get_xdata()
+    assert drawn_changes == pytest.approx([*means[names[:-1]], means.mean()])
+    assert list(drawn_changes[:-1]) == sorted(drawn_changes[:-1])
+    assert {"SPAT (val.), MAE", "none left, MSE", "none left, MAE"} <= set(shown)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
-"""What is the SEND of each site, and how does it develop over pre-training?"""
+"""What is the SEND of each site and head, and how does it develop over pre-training?"""
 
 from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -77,6 +78,60 @@ def send_sites(frames: Frames) -> Figure:
     axes[-1, 0].set_xlabel("site")
     axes[-1, 1].set_xlabel("epoch of pre-training")
     style.legend_below(figure, list(axes[:, 1]))
+    return figure
+
+
+@page(
+    "figure",
+    "send_heads",
+    title="SEND of each site and head",
+    caption="""
+SEND of each head, as a heat map of sites and heads: do sites differ, or the heads within a site?
+SEND is divided by its mean over all heads of the run, so that all panels have one scale. Heads have
+no order that seeds share, so the heads of a site are sorted by their SEND, and then averaged over
+runs. A column on the right has SEND of the whole site, divided by its mean over the sites of the
+run. Sites are named as in the figure *SEND of each site, and over pre-training*.
+""",
+)
+def send_heads(frames: Frames) -> Figure:
+    """SEND of the sorted heads of each site, and of the whole site, one panel a cell.
+
+    Horizons share a panel where there are many cells.
+
+    Raises:
+        Absent: if heads were not scored, or every site has one head.
+    """
+    name = methods.reading(frames.scores)
+    final = kept(frames.scores, name)
+    heads, whole = final[final["head"] != WHOLE_SITE], final[final["head"] == WHOLE_SITE]
+    if heads["head"].max() < 1:
+        raise Absent("No site with several heads was scored: there is nothing to compare.")
+    heads, whole = by_mean(heads, heads), by_mean(whole, whole)
+    place = heads.groupby([*RUN, "site"])["value"].rank(method="first").astype("int64")
+    heads = heads.assign(place=place)
+    keys, _ = style.split(heads)
+    parts = style.panels(heads, keys)
+    largest = float(heads.groupby([*keys, "site", "place"])["value"].mean().max())
+    tall = 0.14 * heads.groupby(keys)["site"].nunique().max() + 0.42
+    figure, axes = style.grid(len(parts), height=tall, extra=0.85)
+    for axis, (title, part) in zip(axes, parts, strict=True):
+        means = part.pivot_table(index="site", columns="place", values="value")
+        sites = whole.merge(part[keys].drop_duplicates(), on=keys).groupby("site")["value"].mean()
+        names = part.drop_duplicates("site").set_index("site")["name"].sort_index()
+        # An empty column stands between the heads and the whole site.
+        matrix = np.column_stack([means, np.full(len(means), np.nan), sites.reindex(means.index)])
+        image = axis.imshow(
+            matrix, cmap="Oranges", vmin=0, vmax=largest, aspect="auto", interpolation="nearest"
+        )
+        axis.set_title(title)
+        axis.set_yticks(range(len(names)), [short(site) for site in names])
+        count = means.shape[1]
+        axis.set_xticks([0, count - 1, count + 1], ["1", str(count), "site"])
+        axis.grid(visible=False)
+        axis.tick_params(length=0)
+    style.label(axes, "heads, by their SEND", "site")
+    label = f"{style.mark(name).label} / mean of the run"
+    figure.colorbar(image, ax=axes, location="bottom", shrink=0.6, aspect=30, label=label)
     return figure
 
 

@@ -46,11 +46,13 @@ TABLES: Final = (
 )
 FIGURES: Final = (
     "forest",
+    "by_source",
     "pareto",
     "rivals",
     "reproduction",
     "latency",
     "send_sites",
+    "send_heads",
     "send_uniformity",
     "stability",
     "criteria_quality",
@@ -82,7 +84,7 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "3. Is SEND right?": (
         *("criteria", "quality", "quality_cells", "gains", "winner", "adaptive"),
         *("criteria_quality", "criteria_changes", "sites_removed", "critical_difference"),
-        *("send_sites", "send_uniformity"),
+        *("send_sites", "send_heads", "send_uniformity"),
     ),
     "4. Controls": ("heads_vs_modules", "controls"),
     "5. Diagnostics": (
