@@ -27,6 +27,29 @@ TASK = Forecasting()
 
 
 @dataclass(frozen=True)
+class Network:
+    """A network whose steps are measured in several precisions; `target` is that of bf16."""
+
+    model: str
+    width: int
+    channels: int
+    batch: int
+    batches: int  # of a lap
+    target: float | None = None
+
+    @property
+    def name(self) -> str:
+        """As it stands in the name of a figure."""
+        return f"{self.model}-{self.width}-{self.channels}"
+
+    @property
+    def changes(self) -> dict[str, int]:
+        """The settings that differ from the published ones."""
+        inner = 4 * self.width if self.model == "PatchTST" else self.width
+        return {"d_model": self.width, "d_ff": inner}
+
+
+@dataclass(frozen=True)
 class Size:
     """How much is measured. `batches` are the training batches of a lap, by model."""
 
@@ -46,6 +69,12 @@ class Size:
     calls: int  # rounds of whole processes
     patience: float  # seconds to wait for a machine that nobody else uses, on the wall's clock
     streams: int  # runs side by side on a card
+    wide: tuple[str, ...]  # datasets whose width and published settings are taken
+    wide_batch: int
+    wide_batches: int
+    mixed: tuple[Network, ...]
+    generated: int  # rows of the generated series
+    multiples: tuple[int, ...]
 
 
 FULL = Size(
@@ -71,6 +100,17 @@ FULL = Size(
     calls=3,
     patience=60.0,
     streams=16,
+    wide=("ETTh1", "Weather", "Electricity", "Traffic"),
+    wide_batch=4,
+    wide_batches=2,
+    mixed=(
+        Network("iTransformer", 256, 7, 32, 24, 1.6),
+        Network("iTransformer", 256, 321, 4, 4, 1.6),
+        Network("iTransformer", 512, 321, 4, 3, 1.8),
+        Network("PatchTST", 512, 7, 8, 4, 1.8),
+    ),
+    generated=6000,
+    multiples=(1, 2, 4, 8),
 )
 
 QUICK = Size(
@@ -90,6 +130,12 @@ QUICK = Size(
     calls=1,
     patience=0.0,
     streams=2,
+    wide=("ETTh1",),
+    wide_batch=2,
+    wide_batches=1,
+    mixed=(Network("iTransformer", 16, 3, 4, 1),),
+    generated=1500,
+    multiples=(1, 2),
 )
 
 
@@ -170,3 +216,21 @@ def open_case(size: Size, prepared: Prepared, model: str, variant: str = "publis
     prepare_torch("float32")
     found = setup(model, variant, size.dataset, size.horizon)
     return Case(model, variant, found.settings, found.recipe, prepared, size.lookback, size.horizon)
+
+
+def wide_case(
+    size: Size,
+    model: str,
+    channels: int,
+    changes: Mapping[str, int] | None = None,
+    batch: int | None = None,
+    dataset: str = "ETTh1",
+) -> Case:
+    """A network with the published settings for `dataset`, on a generated series of any width."""
+    prepare_torch("float32")
+    content = generate(size.generated, channels, seed=0, coupling=0.6, noise=0.3)
+    prepared = series.prepare(DATASETS["synthetic"], content, "generated")
+    published = setup(model, "published", dataset, 96, changes or {})
+    recipe = replace(published.recipe, batch_size=batch or published.recipe.batch_size)
+    lookback, horizon = size.lookback, size.horizon
+    return Case(model, "published", published.settings, recipe, prepared, lookback, horizon)

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from spat.scoring.names import CRITERIA, PASS
 from spat.scoring.scores import score
-from spat.tasks.task import case_losses
+from spat.tasks.task import Task, case_losses
 from spat.training.loop import prepare_torch
 from spat.training.metrics import evaluate
 from spat.training.optimisation import adam
+from spat.training.options import Precision
 from spat.training.step import training_step
 
 # All that one pass gives: what needs a forward pass per site, another split, or pre-training stands
@@ -55,10 +56,10 @@ def _pieces(size: Size, case: Case, short: Case, step: Step) -> dict[str, Contes
     """What the loops are made of, the scoring pass, and the bare products."""
     batches = size.batches[case.model]
     found = {
-        "steps": _our_steps(short),
-        "conventional steps": _conventional_steps(short),
+        "steps": our_steps(short),
+        "conventional steps": conventional_steps(short),
         "evaluation": _evaluation(case, size.evaluated[case.model]),
-        "scoring": _scoring(case, *size.scored),
+        "scoring": scoring(case, *size.scored),
     }
     for library in ("MKL", "oneDNN") if has_onednn() else ("MKL",):
         found[library] = bare(step, library, attention=False, repeats=batches)
@@ -66,7 +67,8 @@ def _pieces(size: Size, case: Case, short: Case, step: Step) -> dict[str, Contes
     return found
 
 
-def _our_steps(case: Case) -> Contestant:
+def our_steps(case: Case, task: Task = TASK, precision: Precision = "float32") -> Contestant:
+    """An epoch of training steps without validation."""
     model, train = case.build().train(), case.splits.train
     optimiser, dropout = adam(model, case.recipe.learning_rate), torch.Generator()
     order = torch.Generator().manual_seed(0)
@@ -74,7 +76,7 @@ def _our_steps(case: Case) -> Contestant:
     def lap() -> float:
         prepare_torch("float32")
         batches = torch.split(torch.randperm(len(train), generator=order), case.recipe.batch_size)
-        with training_step(model, TASK, train, optimiser, dropout) as step:
+        with training_step(model, task, train, optimiser, dropout, precision) as step:
             losses = [step(index) for index in batches]
         float(torch.stack(losses).sum())
         return float(len(train))
@@ -82,7 +84,8 @@ def _our_steps(case: Case) -> Contestant:
     return lap
 
 
-def _conventional_steps(case: Case) -> Contestant:
+def conventional_steps(case: Case) -> Contestant:
+    """The same for the conventional loop."""
     model = networks.twin(case.build())
     size = case.recipe.batch_size
     data = conventional.loaders(case.prepared, case.lookback, case.horizon, size, workers=0)
@@ -107,7 +110,8 @@ def _evaluation(case: Case, count: int) -> Contestant:
     return lap
 
 
-def _scoring(case: Case, batches: int, batch_size: int) -> Contestant:
+def scoring(case: Case, batches: int, batch_size: int) -> Contestant:
+    """A scoring pass with all criteria that one pass gives."""
     model, train = case.build(), case.splits.train
     chosen = scoring_batches(len(train), batches, batch_size)
 

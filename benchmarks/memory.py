@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import re
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]
-from cases import TASK, Case, Size, open_case, open_series
-from engine import SCORED, scoring_batches
+from alternation import Contestant
+from cases import Size, open_case, open_series
+from engine import scoring
 from figure import Figure, Part, Series, Target
 
-from spat.scoring.scores import score
-from spat.tasks.task import case_losses
 from spat.training.loop import prepare_torch
 
 STATUS = Path("/proc/self/status")
@@ -30,7 +31,7 @@ def measure(size: Size) -> Part:
     batches, batch_size = size.scored
     for model in size.models:
         case = open_case(size, prepared, model)
-        more, few = (_measured(case, count * batches, batch_size) for count in (4, 1))
+        more, few = (peak(scoring, case, count * batches, batch_size) for count in (4, 1))
         part.figures.append(
             Figure(
                 f"scoring/{model}/memory",
@@ -42,21 +43,23 @@ def measure(size: Size) -> Part:
     return part
 
 
-def _measured(case: Case, batches: int, batch_size: int) -> float:
+def peak(make: Callable[..., Contestant], *arguments: Any) -> float:
+    """Megabytes at the peak of one lap of `make(*arguments)`, in a process of its own.
+
+    What the process held before it made the contestant does not count. `make` and its arguments are
+    pickled.
+    """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_peak, case, batches, batch_size).result()
+        return pool.submit(_peak, make, arguments).result()
 
 
-def _peak(case: Case, batches: int, batch_size: int) -> float:
-    """Megabytes at the peak of scoring, above what the process held before."""
+def _peak(make: Callable[..., Contestant], arguments: Sequence[Any]) -> float:
     prepare_torch("float32")
-    model, train = case.build(), case.splits.train
     held: int = psutil.Process().memory_info().rss
-    chosen = scoring_batches(len(train), batches, batch_size)
-    score(model, train, chosen, case_losses(TASK), SCORED, batch_size=batch_size)
+    make(*arguments)()
     # Not what getrusage says: that remembers the process which started this one.
     status = STATUS.read_text(encoding="utf-8")
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, flags=re.MULTILINE)
-    assert found is not None
-    return max(1024 * int(found.group(1)) - held, MEGABYTE) / MEGABYTE
+    peak = re.search(r"^VmHWM:\s+(\d+) kB$", status, flags=re.MULTILINE)
+    assert peak is not None
+    return max(1024 * int(peak.group(1)) - held, MEGABYTE) / MEGABYTE

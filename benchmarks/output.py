@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import growth
+
 from spat.files import read_json, write_json, write_text
 
 Json = dict[str, Any]
@@ -33,6 +35,8 @@ def write(machine: Json, sections: Json, folder: Path) -> Json:
     write_text(folder / "bench.csv", _csv(whole))
     write_text(folder / "bench.md", markdown(whole))
     _plot(whole, folder / "bench")
+    if "growth" in whole["sections"]:
+        growth.plot(whole["sections"]["growth"], folder / "growth")
     return whole
 
 

@@ -12,12 +12,15 @@ from typing import Any
 
 import card
 import engine
+import growth
 import machine
 import memory
+import mixed
 import output
 import parallel
 import pipeline
 import pruned
+import scale
 from cases import FULL, QUICK, Size
 from figure import Part
 from machine import Rates
@@ -33,12 +36,15 @@ SECTIONS: dict[str, Section] = {
     "memory": lambda size, _: memory.measure(size),
     "pruned": lambda size, _: pruned.measure(size),
     "pipeline": lambda size, _: pipeline.measure(size),
+    "bf16": lambda size, _: mixed.measure(size),
+    "scale": lambda size, _: scale.measure(size),
+    "growth": lambda size, _: growth.measure(size),
     "card": lambda size, _: card.measure(size),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the sections that are asked for and write what they found."""
+    """Run the sections that are asked for and write what they measured."""
     options = _parser().parse_args(arguments)
     size = QUICK if options.quick else FULL
     if options.rounds:
@@ -47,17 +53,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         size = replace(size, patience=options.patience)
     resources.prepare_cuda()
     prepare_torch("float32")
-    found = {}
+    measured = {}
     for name in options.only or SECTIONS:
         print(f"{name}:", file=sys.stderr, flush=True)
-        found[name] = _measured(SECTIONS[name], size, seconds=0.02 if options.quick else 0.3)
-    whole = output.write(machine.describe() | {"quick": options.quick}, found, options.output)
+        measured[name] = _measured(SECTIONS[name], size, seconds=0.02 if options.quick else 0.3)
+    whole = output.write(machine.describe() | {"quick": options.quick}, measured, options.output)
     print(output.markdown(whole))
     return 0
 
 
 def _measured(section: Section, size: Size, seconds: float) -> dict[str, Any]:
-    """What a section found, and the machine at the time; `seconds` go to each of its rates."""
+    """What a section measured, and the machine at the time; `seconds` go to each of its rates."""
     begun, load = time.perf_counter(), machine.load()
     header = {"commit": records.commit(), "started": records.now()}
     rates = machine.rates(seconds)

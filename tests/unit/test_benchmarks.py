@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,13 +21,16 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import alternation
 import card
 import conventional
+import growth
 import machine
 import memory
+import mixed
 import networks
 import parallel
 import pipeline
 import run
-from cases import QUICK, Case, open_case, open_series
+import scale
+from cases import QUICK, Case, Size, open_case, open_series
 from figure import Figure, Part, Series, Target
 from machine import Rates
 from products import step_of
@@ -34,6 +39,9 @@ from small_models import TASK, flops_of
 from spat.data.windows import Windows
 from spat.models.base import Forecaster
 from spat.models.registry import setup
+from spat.pipeline.config import Config
+from spat.pipeline.runs import plan
+from spat.training.device import bf16
 from spat.training.metrics import evaluate
 from spat.training.optimisation import adam
 from spat.training.step import training_step
@@ -303,3 +311,49 @@ def test_the_section_of_the_card_is_skipped_without_one_and_runs_where_it_is_tol
     found = card.figures(one, case, machine.card_rates("cpu", 0.01), "cpu")
     assert [figure.name.rpartition("/")[2] for figure in found] == ["one", "streams"]
     assert all(figure.ratio.median > 0 and figure.floor for figure in found)
+
+
+def test_precisions_are_compared_where_the_processor_has_bfloat16(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one = replace(QUICK, rounds=1)
+    if bf16.supported():
+        names = [figure.name for figure in mixed.measure(one).figures]
+        assert names == ["bf16/iTransformer-16-3/bf16", "bf16/iTransformer-16-3/autocast"]
+    monkeypatch.setattr(bf16, "supported", lambda: False)
+    part = mixed.measure(one)
+    assert part.figures == []
+    assert "AVX512_BF16" in part.remarks["bf16"]
+
+
+def test_each_part_of_the_work_is_measured_on_wide_series(monkeypatch: pytest.MonkeyPatch) -> None:
+    def in_this_process(make: Any, case: Case) -> float:
+        assert make(case)() == len(case.splits.train)
+        return 1.0
+
+    monkeypatch.setattr(scale, "peak", in_this_process)
+    figures = {figure.name for figure in scale.measure(replace(QUICK, rounds=1)).figures}
+    later = {f"scale/7/{name}/{what}" for name in scale.LATER for what in ("time", "memory")}
+    assert figures == {"scale/7/steps", "scale/7/memory", *later}
+
+
+def test_growth_runs_the_pipeline_and_gives_exponents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = growth._experiment({**growth.BASE, "masks": 3}, QUICK)
+    (planned,) = plan(Config.model_validate(experiment))
+    assert planned.run.path == "synthetic/iTransformer-small/l48-h48/seed0"
+
+    def run_(at: Mapping[str, int], _size: Size) -> tuple[growth.Cost, growth.Cost]:
+        seconds = 2.0 + at["channels"] ** 2 * at["lookback"] / 48
+        return growth.Cost(seconds, 300.0), growth.Cost(2.0, 300.0)
+
+    monkeypatch.setattr(growth, "_run", run_)
+    part = growth.measure(replace(QUICK, multiples=(1, 2, 4)))
+    exponents = {axis: found["seconds"] for axis, found in part.facts["exponents"].items()}
+    assert exponents == pytest.approx(
+        {"channels": 2.0, "lookback": 1.0, "horizon": 0.0, "masks": 0.0, "seeds": 0.0}
+    )
+    assert part.facts["exponents"]["channels"]["megabytes"] is None
+    growth.plot(part.plain(), tmp_path / "growth")
+    assert (tmp_path / "growth.png").stat().st_size > 10_000
