@@ -13,7 +13,6 @@ import yaml
 from spat.models.registry import MODELS
 from spat.pipeline.cli import main
 from spat.pipeline.config import Config, ConfigError, dump, load, load_files
-from spat.pipeline.runs import plan
 from spat.pipeline.stages import score
 
 ROOT = Path(__file__).parents[2]
@@ -305,9 +304,8 @@ def test_criteria_that_a_model_does_not_offer_are_left_out_and_recorded(
         "head": {"criteria": ["send", "michel"], "ratios": [0.5]},
     }
     config = load({**SMALL, "pruning": pruning})
-    run = next(planned.run for planned in plan(config) if planned.run.model == "PatchTST")
-    assert score.wanted(config, run) == ("send", "magnitude", "cosine", "michel")
-    assert score.not_offered(config, run) == []
+    assert score.computed(config.pruning, "PatchTST") == ("send", "magnitude", "cosine", "michel")
+    assert score.not_offered(config.pruning, "PatchTST") == []
     monkeypatch.setitem(MODELS, "PatchTST", replace(MODELS["PatchTST"], view="Output"))
-    assert score.wanted(config, run) == ("cosine", "michel")
-    assert score.not_offered(config, run) == ["magnitude", "send"]
+    assert score.computed(config.pruning, "PatchTST") == ("cosine", "michel")
+    assert score.not_offered(config.pruning, "PatchTST") == ["magnitude", "send"]

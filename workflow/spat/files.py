@@ -62,7 +62,7 @@ def _remove_abandoned(path: Path) -> None:
     # A temporary file may have one of its own, with a dot more in front.
     left = re.compile(rf"\.+{re.escape(path.name)}\.{_HOST}\.(\d+)\.tmp(\.{_HOST}\.\d+\.tmp)?")
     for other in path.parent.iterdir():
-        if (found := left.fullmatch(other.name)) and not _is_running(int(found[1])):
+        if (left_by := left.fullmatch(other.name)) and not _is_running(int(left_by[1])):
             other.unlink(missing_ok=True)
 
 

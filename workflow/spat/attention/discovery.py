@@ -57,7 +57,7 @@ class ForeignSite:
 
 
 @dataclass(eq=False)
-class Found:
+class Candidate:
     """A site while its graph is there: its calls and what was seen in them."""
 
     name: str
@@ -89,14 +89,14 @@ def find_sites(
         NoSites: if there is no attention, or no unit of the given names.
         NotDifferentiable: if the loss has no gradient.
     """
-    with looking(model, loss, batch, units) as (_, _, found):
-        return tuple(_described(one, model) for one in found)
+    with looking(model, loss, batch, units) as (_, _, candidates):
+        return tuple(_described(one, model) for one in candidates)
 
 
 @contextlib.contextmanager
 def looking(
     model: nn.Module, loss: Loss, batch: Any, units: Sequence[str] = ()
-) -> Iterator[tuple[Tensor, Graph, list[Found]]]:
+) -> Iterator[tuple[Tensor, Graph, list[Candidate]]]:
     """The loss of a batch, its graph, and the sites in forward order."""
     with differentiable(model):
         with recording(model) as calls:
@@ -107,14 +107,14 @@ def looking(
                 "computed from the model, without detach, no_grad or inference_mode"
             )
         graph = read(each.sum(), calls)
-        found = _units(model, graph, units) if units else _sites(graph)
-        if not found:
+        candidates = _units(model, graph, units) if units else _sites(graph)
+        if not candidates:
             raise NoSites(
                 f"{type(model).__name__}: the loss was computed without a softmax(q k^T) v. Of a "
                 "compiled model give `model._orig_mod`, of a scripted one its source, and turn "
                 "checkpointing and custom kernels off; a model without attention has no sites"
             )
-        yield each, graph, found
+        yield each, graph, candidates
 
 
 @contextlib.contextmanager
@@ -147,7 +147,7 @@ def traces(model: nn.Module, loss: Loss, batch: Any, units: Sequence[str] = ()) 
         NotPerSample: if the loss is not [B] for the B samples of the batch.
         NoSites, NotDifferentiable: as `find_sites`.
     """
-    with looking(model, loss, batch, units) as (each, graph, found):
+    with looking(model, loss, batch, units) as (each, graph, candidates):
         if each.ndim != 1:
             raise NotPerSample(
                 f"the loss has the shape {tuple(each.shape)}: return one value for each sample, "
@@ -163,7 +163,7 @@ def traces(model: nn.Module, loss: Loss, batch: Any, units: Sequence[str] = ()) 
             core.keep()
         ends = [
             y
-            for one in found
+            for one in candidates
             for call in one.outputs
             if (y := call.y) is not None and y.requires_grad
         ]
@@ -171,7 +171,7 @@ def traces(model: nn.Module, loss: Loss, batch: Any, units: Sequence[str] = ()) 
         gradients = torch.autograd.grad(each.double().sum(), [*ends, *weights], allow_unused=True)
         slopes = {id(y): g for y, g in zip(ends, gradients, strict=False)}
         with torch.no_grad():
-            return [_trace(i, one, slopes, len(each)) for i, one in enumerate(found)]
+            return [_trace(i, one, slopes, len(each)) for i, one in enumerate(candidates)]
 
 
 def unknown(name: str, names: Sequence[str]) -> UnknownSite:
@@ -183,8 +183,8 @@ def unknown(name: str, names: Sequence[str]) -> UnknownSite:
     return UnknownSite(f"there is no site {name!r}: {hint}")
 
 
-def _sites(graph: Graph) -> list[Found]:
-    merged: dict[int, Found] = {}
+def _sites(graph: Graph) -> list[Candidate]:
+    merged: dict[int, Candidate] = {}
     for core in graph.cores:
         new = _located(core, graph)
         # A second attention within the branch of the first (a router pair) is removed with the
@@ -215,7 +215,7 @@ def _within(call: Call, branch: list[Call]) -> bool:
     return any(part in call.chain() for part in branch)
 
 
-def _located(core: Core, graph: Graph) -> Found:
+def _located(core: Core, graph: Graph) -> Candidate:
     """The site of a core: below the first sum that is outside of the module of the attention."""
     inner = core.call
     if inner is None:
@@ -236,14 +236,14 @@ def _located(core: Core, graph: Graph) -> Found:
             continue
         site = chain[chain.index(top) - 1]
         branch = list(dict.fromkeys(_branch(path, site, home, top, graph)))
-        found = Found(site.name, site, branch, top, [core])
-        found.outputs = [max([site, *branch], key=lambda call: call.stop)]
+        candidate = Candidate(site.name, site, branch, top, [core])
+        candidate.outputs = [max([site, *branch], key=lambda call: call.stop)]
         if passed:
-            found.refusal = TooCoarse(
+            candidate.refusal = TooCoarse(
                 f"{site.name!r} adds more than attention to its input: move the attention, with "
                 "its output projection, into a module of its own, or name one as units="
             )
-        return found
+        return candidate
     error: AttentionError
     if passed:
         error = InlineAttention(
@@ -255,7 +255,7 @@ def _located(core: Core, graph: Graph) -> Found:
             f"{inner.name!r}: nothing is added to the output of the attention, so without it the "
             "input is lost: add a residual connection, or keep it"
         )
-    return Found(inner.name, inner, [], None, [core], error, [inner])
+    return Candidate(inner.name, inner, [], None, [core], error, [inner])
 
 
 def _branch(path: list[Any], site: Call, home: Call, top: Call, graph: Graph) -> Iterator[Call]:
@@ -273,56 +273,56 @@ def _branch(path: list[Any], site: Call, home: Call, top: Call, graph: Graph) ->
             yield part
 
 
-def _units(model: nn.Module, graph: Graph, units: Sequence[str]) -> list[Found]:
+def _units(model: nn.Module, graph: Graph, units: Sequence[str]) -> list[Candidate]:
     names = [name for name, _ in model.named_modules() if name]
     for pattern in units:
         if not fnmatch.filter(names, pattern):
             raise unknown(pattern, names)
-    found: dict[str, Found] = {}
+    candidate: dict[str, Candidate] = {}
     for call in sorted(graph.calls, key=lambda call: call.start):
         if not any(fnmatch.fnmatchcase(call.name, pattern) for pattern in units):
             continue
-        one = found.setdefault(call.name, Found(call.name, call, [], call.parent, []))
+        one = candidate.setdefault(call.name, Candidate(call.name, call, [], call.parent, []))
         one.outputs.append(call)
         one.cores += [core for core in graph.cores if core.call and call in core.call.chain()]
-    return list(found.values())
+    return list(candidate.values())
 
 
-def _described(found: Found, model: nn.Module) -> ForeignSite:
-    modules = [call.module for call in (found.call, *found.branch)]
+def _described(site: Candidate, model: nn.Module) -> ForeignSite:
+    modules = [call.module for call in (site.call, *site.branch)]
     parameters = {p for module in modules for p in module.parameters()}
     size = sum(p.numel() for p in parameters)
-    branch = found.names[1:]
-    if not found.cores:
-        return ForeignSite(found.name, branch, "self", 0, 1, 0, 0, size, found.refusal)
-    core = found.cores[0]
-    heads = core.shape[-3] if len(core.shape) > 3 else max(1, core.shape[0] // _batch(found, core))
-    several = len({id(c.call.module) for c in found.cores if c.call}) > 1
-    kind: Literal["self", "cross", "router"] = "router" if several else _kind(found)
+    branch = site.names[1:]
+    if not site.cores:
+        return ForeignSite(site.name, branch, "self", 0, 1, 0, 0, size, site.refusal)
+    core = site.cores[0]
+    heads = core.shape[-3] if len(core.shape) > 3 else max(1, core.shape[0] // _batch(site, core))
+    several = len({id(c.call.module) for c in site.cores if c.call}) > 1
+    kind: Literal["self", "cross", "router"] = "router" if several else _kind(site)
     queries, keys = core.shape[-2:]
     return ForeignSite(
-        found.name, branch, kind, len(found.cores), heads, queries, keys, size, found.refusal
+        site.name, branch, kind, len(site.cores), heads, queries, keys, size, site.refusal
     )
 
 
-def _kind(found: Found) -> Literal["self", "cross"]:
+def _kind(site: Candidate) -> Literal["self", "cross"]:
     """Cross-attention computes queries and keys from different inputs of the module."""
     graph = Graph([], [], {})
-    q, k = (graph.sources(node, found.call) for node in found.cores[0].operands)
+    q, k = (graph.sources(node, site.call) for node in site.cores[0].operands)
     return "cross" if (q or k) and q.isdisjoint(k) else "self"
 
 
-def _batch(found: Found, core: Core) -> int:
+def _batch(site: Candidate, core: Core) -> int:
     """The number of sequences in the input of the module that computes the attention."""
     x = core.call.x if core.call is not None else None
-    x = found.call.x if x is None or x.ndim < 3 or x.shape[0] > core.shape[0] else x
+    x = site.call.x if x is None or x.ndim < 3 or x.shape[0] > core.shape[0] else x
     if x is None or x.ndim < 2:
         return core.shape[0]
-    return x.shape[1] if getattr(found.call.module, "batch_first", True) is False else x.shape[0]
+    return x.shape[1] if getattr(site.call.module, "batch_first", True) is False else x.shape[0]
 
 
-def _trace(index: int, found: Found, slopes: dict[int, Any], windows: int) -> Trace:
-    first = not getattr(found.call.module, "batch_first", True)
+def _trace(index: int, site: Candidate, slopes: dict[int, Any], windows: int) -> Trace:
+    first = not getattr(site.call.module, "batch_first", True)
 
     def rows(tensors: list[Tensor]) -> Tensor:
         """[batch, ..., width] of each call -> [W, R, tokens, width], the calls side by side."""
@@ -331,36 +331,36 @@ def _trace(index: int, found: Found, slopes: dict[int, Any], windows: int) -> Tr
             t = (t.transpose(0, 1) if first and t.ndim > 2 else t).detach()
             if t.ndim < 2 or t.shape[0] % windows:
                 raise NotPerSample(
-                    f"site {found.name!r} computes {t.shape[0]} sequences and the loss has "
+                    f"site {site.name!r} computes {t.shape[0]} sequences and the loss has "
                     f"{windows} values: return one value for each sample of the batch"
                 )
             tokens = t[0, ..., 0].numel()
             folded.append(t.reshape(windows, -1, tokens, t.shape[-1]))
         return folded[0] if len(folded) == 1 else torch.cat(folded, dim=-2)
 
-    calls = found.outputs
+    calls = site.outputs
     pairs = [(call, call.y) for call in calls]
     y = [t for _, t in pairs if t is not None]
     dy = [g if (g := slopes.get(id(t))) is not None else torch.zeros_like(t) for t in y]
     shown = rows(y)
-    starts = [found.call.x] if len(calls) == 1 else [call.x for call in calls]
+    starts = [site.call.x] if len(calls) == 1 else [call.x for call in calls]
     x = rows([t for t in starts if t is not None])
     before, after = x, x + shown if x.shape == shown.shape else shown
-    owner = found.owner
+    owner = site.owner
     if owner is not None and owner.parent is not None and len(calls) == 1:
         layer = [owner.x, owner.y]
         if all(t is not None and t.shape == y[0].shape for t in layer):
             before, after = (rows([t]) for t in layer if t is not None)
     sources = []
-    for core in found.cores:
-        batch = _batch(found, core)
+    for core in site.cores:
+        batch = _batch(site, core)
         if batch % windows or core.shape[0] % windows:
             raise NotPerSample(
-                f"site {found.name!r}: {core.shape[0]} attention maps cannot be shared out among "
+                f"site {site.name!r}: {core.shape[0]} attention maps cannot be shared out among "
                 f"{windows} values of the loss: return one value for each sample of the batch"
             )
         sources.append(core.source(windows, batch))
     source = sources[0] if len(sources) == 1 else Joined(tuple(sources)) if sources else None
-    several = len({id(core.call.module) for core in found.cores if core.call}) > 1
+    several = len({id(core.call.module) for core in site.cores if core.call}) > 1
     output = Output(x, shown, rows(dy), before, after)
-    return Trace(index, found.name, output, None, source, by_head=not several, several=several)
+    return Trace(index, site.name, output, None, source, by_head=not several, several=several)

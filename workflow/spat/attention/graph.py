@@ -151,9 +151,9 @@ class Fused:
 
 def allowed(A: Tensor) -> Tensor:
     """The keys with a weight above 0, bool [rows, keys] where every map has the same, else as A."""
-    found = A > 0
-    first = found.flatten(0, -3)[0]
-    return first.cpu() if bool((found == first).all()) else found
+    positive = A > 0
+    first = positive.flatten(0, -3)[0]
+    return first.cpu() if bool((positive == first).all()) else positive
 
 
 @dataclass
@@ -192,17 +192,17 @@ class Graph:
 
     def sources(self, node: Any, call: Call) -> set[Any]:
         """The nodes made before a call from which a node within it was computed."""
-        found, seen, waiting = set(), set(), [node]
+        sources, seen, waiting = set(), set(), [node]
         while waiting:
             one = waiting.pop()
             if one is None or one in seen or _is_leaf(one):
                 continue
             seen.add(one)
             if one._sequence_nr() < call.start:
-                found.add(one)
+                sources.add(one)
             else:
                 waiting += [before for before, _ in one.next_functions]
-        return found
+        return sources
 
 
 @contextlib.contextmanager
@@ -312,8 +312,8 @@ def _bare(node: Any) -> Tensor | None:
 
 
 def _bias(node: Any) -> bool:
-    found = _bare(node)
-    return found is not None and found.ndim < 2
+    parameter = _bare(node)
+    return parameter is not None and parameter.ndim < 2
 
 
 def _product(node: Any) -> tuple[Any, Any] | None:
@@ -365,8 +365,8 @@ def _order_after(node: Any, users: dict[Any, list[Any]]) -> tuple[int, ...] | No
             if user in seen or not _is(user, _AFTER):
                 continue
             seen.add(user)
-            found, going = _moved(user, axes) if open_ else (axes, False)
-            waiting.append((user, found, going))
+            moved, going = _moved(user, axes) if open_ else (axes, False)
+            waiting.append((user, moved, going))
     return None
 
 
@@ -388,10 +388,10 @@ def _moved(node: Any, axes: list[int]) -> tuple[list[int], bool]:
 
 def _between(last: Any, reached: set[Any]) -> list[Any]:
     """The nodes in `reached` from which `last` was computed."""
-    found, waiting = {last}, [last]
+    nodes, waiting = {last}, [last]
     while waiting:
         for before, _ in waiting.pop().next_functions:
-            if before in reached and before not in found:
-                found.add(before)
+            if before in reached and before not in nodes:
+                nodes.add(before)
                 waiting.append(before)
-    return sorted(found, key=lambda node: int(node._sequence_nr()))
+    return sorted(nodes, key=lambda node: int(node._sequence_nr()))

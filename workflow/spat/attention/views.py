@@ -210,14 +210,14 @@ class Joined:
 
     def mixing(self, dtype: torch.dtype) -> Mixing:
         """A and S, computed in this precision."""
-        found = [part.mixing(dtype) for part in self.parts]
-        keys = max(part.A.shape[-1] for part in found)
-        axes = max(part.allowed.ndim for part in found)
-        lead = (*found[0].A.shape[:3],) if axes > 2 else ()
+        parts = [part.mixing(dtype) for part in self.parts]
+        keys = max(part.A.shape[-1] for part in parts)
+        axes = max(part.allowed.ndim for part in parts)
+        lead = (*parts[0].A.shape[:3],) if axes > 2 else ()
         return Mixing(
-            torch.cat([_padded(part.A, keys) for part in found], dim=-2),
-            torch.cat([_padded(part.S, keys) for part in found], dim=-2),
-            torch.cat([_padded(_led(part.allowed, part.A, lead), keys) for part in found], dim=-2),
+            torch.cat([_padded(part.A, keys) for part in parts], dim=-2),
+            torch.cat([_padded(part.S, keys) for part in parts], dim=-2),
+            torch.cat([_padded(_led(part.allowed, part.A, lead), keys) for part in parts], dim=-2),
         )
 
     def cut(self, windows: slice) -> Joined:

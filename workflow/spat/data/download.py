@@ -74,8 +74,8 @@ def available(dataset: Dataset | File, cache: Path, mirrors: Sequence[Path] = ()
 def faults(dataset: Dataset | File, cache: Path, mirrors: Sequence[Path] = ()) -> list[str]:
     """The copies that lie in the cache or a mirror but cannot be used, each with the reason."""
     copies = (cache / dataset.file, *_copies(dataset, mirrors))
-    found = {path: _fault(path, dataset) for path in copies if path.exists()}
-    return [f"{path}: {fault}" for path, fault in found.items() if fault]
+    damaged = {path: _fault(path, dataset) for path in copies if path.exists()}
+    return [f"{path}: {fault}" for path, fault in damaged.items() if fault]
 
 
 def _copies(dataset: Dataset | File, mirrors: Sequence[Path]) -> list[Path]:
@@ -98,15 +98,15 @@ def _bring(source: str, get: _Getter, target: Path, dataset: Dataset | File) -> 
 def _fault(path: Path, dataset: Dataset | File) -> str | None:
     # Why the file cannot be used; None if it is the published one.
     try:
-        found = fingerprint(path)
-        if found in dataset.sha256:
+        digest = fingerprint(path)
+        if digest in dataset.sha256:
             return None
         if is_html(next(unpacked(path), b"")):
             return "a web page (HTML) instead of the file"
     except READ_ERRORS as error:
         return _reason(error)
     published = " or ".join(dataset.sha256)
-    return f"SHA-256 {found} ({path.stat().st_size} bytes) is not the published {published}"
+    return f"SHA-256 {digest} ({path.stat().st_size} bytes) is not the published {published}"
 
 
 def _reason(error: Exception) -> str:

@@ -87,12 +87,12 @@ def _row_fault(cells: list[str], layout: Layout) -> str | None:
             problem = _time_fault(" ".join(cells[j] for j in layout.date), layout.date_formats)
         if problem:
             return f"column {column!r}: {problem}"
-    found, expected = len(cells), len(layout.columns)
-    if found < expected:
-        column = layout.columns[found]
-        return f"column {column!r}: missing; {found} of {expected} cells (truncated?)"
-    if found > expected:
-        return f"column {expected + 1}: {found} cells where the table has {expected} columns"
+    actual, expected = len(cells), len(layout.columns)
+    if actual < expected:
+        column = layout.columns[actual]
+        return f"column {column!r}: missing; {actual} of {expected} cells (truncated?)"
+    if actual > expected:
+        return f"column {expected + 1}: {actual} cells where the table has {expected} columns"
     return None
 
 

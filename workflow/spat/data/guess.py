@@ -132,9 +132,9 @@ def _cells(path: Path, text: str) -> tuple[str, list[str], list[list[str]]]:
             reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
             header, *rest = [*islice((row for row in reader if row), SAMPLE + 1)] or [[]]
             rows = [row for row in rest if len(row) == len(header)]
-            found = (len(rows), len(header), separator, header, rows)
-            if len(header) > 1 and rows and (best is None or found[:2] > best[:2]):
-                best = found
+            candidate = (len(rows), len(header), separator, header, rows)
+            if len(header) > 1 and rows and (best is None or candidate[:2] > best[:2]):
+                best = candidate
     if best is None:
         raise DataError(
             f"{path}: not a table: no separator ({', '.join(map(repr, _SEPARATORS))}) splits its "
@@ -160,7 +160,7 @@ def _date(path: Path, header: Sequence[str], rows: list[list[str]]) -> tuple[tup
         at = [lower.index(part) for part in parts]
         return tuple(header[i] for i in at), " ".join(_PART_FORMATS[: len(at)])
     places = [*((i,) for i in range(len(header))), *((i, i + 1) for i in range(len(header) - 1))]
-    found: list[tuple[int, tuple[int, ...], str]] = []
+    candidates: list[tuple[int, tuple[int, ...], str]] = []
     for place in places:
         texts = [" ".join(row[i] for i in place) for row in rows]
         for form in (*stamps.FORMATS, *_OTHER_FORMATS):
@@ -169,15 +169,15 @@ def _date(path: Path, header: Sequence[str], rows: list[list[str]]) -> tuple[tup
                 # Of forms that differ in day and month, the one that makes the rows regular is
                 # right.
                 usual = max(set(steps), key=steps.count)
-                found.append((steps.count(usual), place, form))
-    if not found:
+                candidates.append((steps.count(usual), place, form))
+    if not candidates:
         raise DataError(
             f"{path}: no column of time stamps was found among {', '.join(header[:12])}: write the "
             "block by hand, with `date` and `date_format`"
         )
     # The most regular one; among equals date and time rather than the date alone, then the first
     # column and the usual form.
-    _, place, form = max(found, key=lambda entry: (entry[0], len(entry[1])))
+    _, place, form = max(candidates, key=lambda entry: (entry[0], len(entry[1])))
     return tuple(header[i] for i in place), form
 
 

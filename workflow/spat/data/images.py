@@ -141,10 +141,10 @@ def _part(images: Labelled, border: tuple[int, int], name: str) -> Labelled:
 def _idx(dataset: Images, path: Path, dimensions: int) -> NDArray[Any]:
     """The values of an idx file of unsigned bytes whose hash is one of the dataset."""
     try:
-        content, found = raw.load(path)
+        content, digest = raw.load(path)
     except raw.READ_ERRORS as error:
         raise DataError(f"{path}: {error}") from None
-    _require_known(dataset.files, path, found)
+    _require_known(dataset.files, path, digest)
     start = 4 + 4 * dimensions
     if content[:4] != bytes([0, 0, _UNSIGNED_BYTES, dimensions]) or len(content) < start:
         raise DataError(f"{path}: not an idx file of unsigned bytes with {dimensions} dimensions")
@@ -155,10 +155,10 @@ def _idx(dataset: Images, path: Path, dimensions: int) -> NDArray[Any]:
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape).copy()
 
 
-def _require_known(files: Sequence[File], path: Path, found: str) -> None:
+def _require_known(files: Sequence[File], path: Path, digest: str) -> None:
     known = {sha256 for file in files for sha256 in file.sha256}
-    if found not in known:
+    if digest not in known:
         raise DataError(
-            f"{path}: SHA-256 {found} is none of the published {', '.join(sorted(known))}: delete "
+            f"{path}: SHA-256 {digest} is none of the published {', '.join(sorted(known))}: delete "
             "it and download it again"
         )

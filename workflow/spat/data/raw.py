@@ -54,11 +54,11 @@ def fingerprint(path: Path) -> str:
     Raises:
         OSError, EOFError, zlib.error: as in `load`.
     """
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     packed = _start(path) == _XZ
     for chunk in _limited(path, xz=False) if packed else unpacked(path):
-        found.update(chunk)
-    return found.hexdigest()
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def unpacked(path: Path) -> Iterator[bytes]:

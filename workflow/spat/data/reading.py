@@ -39,11 +39,11 @@ def read(dataset: Dataset, path: Path) -> Series:
             are not one step apart.
     """
     series = parse(dataset, path)
-    found = series.values.shape
-    if found != (dataset.rows, dataset.channels):
+    shape = series.values.shape
+    if shape != (dataset.rows, dataset.channels):
         raise DataError(
-            f"{path}: {found[0]} rows x {found[1]} channels, expected {dataset.rows} x "
-            f"{dataset.channels}{' (truncated?)' if found[0] < dataset.rows else ''}: "
+            f"{path}: {shape[0]} rows x {shape[1]} channels, expected {dataset.rows} x "
+            f"{dataset.channels}{' (truncated?)' if shape[0] < dataset.rows else ''}: "
             "delete it and download it again"
         )
     return series

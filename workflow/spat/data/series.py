@@ -163,9 +163,9 @@ def load(path: Path) -> Prepared:
 
 def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
     # SHA-256 of the names, types, shapes and values of all arrays.
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
-        found.update(f"{name} {array.dtype.str} {array.shape} ".encode())
-        found.update(array.tobytes())
-    return found.hexdigest()
+        digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -47,15 +47,15 @@ def means(values: Values, times: Times, step: str) -> tuple[Values, Times]:
     first = number.min()
     number -= first
     steps = int(number.max()) + 1
-    found = np.full((steps, values.shape[1]), np.nan)
+    means = np.full((steps, values.shape[1]), np.nan)
     known = np.isfinite(values)
     for channel in range(values.shape[1]):
         at = known[:, channel]
         counts = np.bincount(number[at], minlength=steps)
         sums = np.bincount(number[at], weights=values[at, channel], minlength=steps)
-        np.divide(sums, counts, out=found[:, channel], where=counts > 0)
+        np.divide(sums, counts, out=means[:, channel], where=counts > 0)
     start = midnight + first * width
-    return found, (start + np.arange(steps) * width).astype("M8[s]")
+    return means, (start + np.arange(steps) * width).astype("M8[s]")
 
 
 def regular(path: Path, dataset: Dataset, values: Values, times: Times) -> tuple[Values, Times]:

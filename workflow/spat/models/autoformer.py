@@ -250,7 +250,7 @@ class Autoformer(Forecaster):
         trend = torch.cat([smooth[:, begun:], mean], dim=1)
         y = self.target(F.pad((x - smooth)[:, begun:], (0, 0, 0, horizon)), marks)
         for layer in self.decoder:
-            y, found = layer(y, memory, of_decoder, crossed)
-            trend = trend + found
+            y, part = layer(y, memory, of_decoder, crossed)
+            trend = trend + part
         y = self.head(self.decoder_norm(y)) + trend
         return y[:, self.label :]  # type: ignore[no-any-return]

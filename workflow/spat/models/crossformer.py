@@ -159,14 +159,14 @@ class Crossformer(Forecaster):
 
     def sites(self) -> tuple[Site, ...]:
         """Time and router of each layer, and the cross-attentions, as said above."""
-        heads, found = self.settings.n_heads, []
+        heads, sites = self.settings.n_heads, []
         for i, layer in enumerate(self.encoder):
-            found += _two_stage(f"encoder.{i}", layer, heads)
+            sites += _two_stage(f"encoder.{i}", layer, heads)
         for i, layer in enumerate(self.decoder):
             if i:
-                found += _two_stage(f"decoder.{i}", layer.own, heads)
-            found.append(Site(f"decoder.{i}.cross", layer, "cross_attention", heads, kind="cross"))
-        return tuple(found[:-1])
+                sites += _two_stage(f"decoder.{i}", layer.own, heads)
+            sites.append(Site(f"decoder.{i}.cross", layer, "cross_attention", heads, kind="cross"))
+        return tuple(sites[:-1])
 
     def forward(
         self, x: Tensor, past_marks: Tensor | None = None, future_marks: Tensor | None = None

@@ -67,19 +67,19 @@ def kept_modes(length: int, modes: int) -> Tensor:
 
 def spectrum(x: Tensor, heads: int, index: Tensor) -> Tensor:
     """Some frequencies of x [B, L, width], by head: complex [B, H, modes, D]."""
-    found = torch.fft.rfft(real(x), dim=1).index_select(1, index)
-    by_head: Tensor = found.view(*found.shape[:-1], heads, -1)
+    spectra = torch.fft.rfft(real(x), dim=1).index_select(1, index)
+    by_head: Tensor = spectra.view(*spectra.shape[:-1], heads, -1)
     return by_head.transpose(1, 2)
 
 
-def series(found: Tensor, index: Tensor, length: int) -> Tensor:
-    """Steps with the frequencies `found`, complex [B, H, modes, D], at `index` -> [B, L, width].
+def series(spectra: Tensor, index: Tensor, length: int) -> Tensor:
+    """Steps with the frequencies `spectra`, complex [B, H, modes, D], at `index` -> [B, L, width].
 
     The steps [B, H, D, L] are read as [B, L, width] in the order of the memory, as published.
     """
-    batch, heads, _, size = found.shape
-    full = found.new_zeros(batch, heads, size, length // 2 + 1)
-    full = full.index_copy(-1, index, found.transpose(-1, -2))
+    batch, heads, _, size = spectra.shape
+    full = spectra.new_zeros(batch, heads, size, length // 2 + 1)
+    full = full.index_copy(-1, index, spectra.transpose(-1, -2))
     steps: Tensor = torch.fft.irfft(full, n=length)
     return steps.reshape(batch, length, heads * size)
 
@@ -95,9 +95,9 @@ class FourierBlock(nn.Module):
 
     def forward(self, x: Tensor, modes: Modes) -> Tensor:
         """[B, L, width] -> [B, L, width]."""
-        found = modes(spectrum(self.q(x), self.heads, modes.index))
-        lowest = torch.arange(found.shape[2], device=found.device)
-        return self.out(series(found, lowest, x.shape[1]).to(x.dtype))  # type: ignore[no-any-return]
+        spectra = modes(spectrum(self.q(x), self.heads, modes.index))
+        lowest = torch.arange(spectra.shape[2], device=spectra.device)
+        return self.out(series(spectra, lowest, x.shape[1]).to(x.dtype))  # type: ignore[no-any-return]
 
 
 class FrequencyCore(MixingCore):
@@ -126,8 +126,8 @@ class FourierCrossAttention(nn.Module):
         k = spectrum(self.k(memory), self.heads, keys)
         products = q @ k.transpose(-1, -2)
         A = torch.complex(products.real.tanh(), products.imag.tanh())
-        found = modes(self.core(A, k)) / width**2
-        return self.out(series(found, modes.index, x.shape[1]).to(x.dtype))  # type: ignore[no-any-return]
+        spectra = modes(self.core(A, k)) / width**2
+        return self.out(series(spectra, modes.index, x.shape[1]).to(x.dtype))  # type: ignore[no-any-return]
 
 
 class FEDformer(Autoformer):

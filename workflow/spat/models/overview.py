@@ -26,7 +26,7 @@ def overview(dataset: str, horizon: int, lookback: int | None = None) -> Iterato
         ValueError: on an unknown dataset.
     """
     for model in MODELS.values():
-        found = setup(model.name, "published", dataset, horizon)
+        published = setup(model.name, "published", dataset, horizon)
         row = DATASETS[dataset]
         shape = Shape(
             lookback or row.lookback, horizon, row.channels, len(TIME_FEATURES) if row.mark else 0
@@ -35,16 +35,16 @@ def overview(dataset: str, horizon: int, lookback: int | None = None) -> Iterato
             "name": model.name,
             "role": model.role,
             "task": model.task,
-            "settings": _shown(asdict(found.settings)),
-            "recipe": _shown(asdict(found.recipe)) if model.role != "naive" else "",
-            "source": found.source,
+            "settings": _shown(asdict(published.settings)),
+            "recipe": _shown(asdict(published.recipe)) if model.role != "naive" else "",
+            "source": published.source,
         }
-        yield dict.fromkeys(COLUMNS, "") | described | _built(model, found, shape)
+        yield dict.fromkeys(COLUMNS, "") | described | _built(model, published, shape)
 
 
-def _built(model: Model, found: Setup, shape: Shape) -> dict[str, str]:
+def _built(model: Model, published: Setup, shape: Shape) -> dict[str, str]:
     try:
-        network = build(model.name, found.settings, shape)
+        network = build(model.name, published.settings, shape)
     except (ValueError, ImportError, OSError) as error:
         return {"note": str(error)}
     views = get_args(View)

@@ -234,8 +234,8 @@ def setup(
     if season is None:
         _require("dataset", dataset, DATASETS)
         season = DATASETS[dataset].season
-    found = _row(model, variant, dataset, horizon, season)
-    return _changed(model, found, overrides) if overrides else found
+    row = _row(model, variant, dataset, horizon, season)
+    return _changed(model, row, overrides) if overrides else row
 
 
 def registered(name: str) -> Model:
@@ -324,7 +324,7 @@ def _kinds(of: type[Any]) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in fields(of)}
 
 
-def _changed(model: str, found: Setup, overrides: Mapping[str, Any]) -> Setup:
+def _changed(model: str, base: Setup, overrides: Mapping[str, Any]) -> Setup:
     own, shared = _kinds(MODELS[model].settings), _kinds(Recipe)
     for name in overrides:
         if name not in own and name not in shared:
@@ -335,9 +335,9 @@ def _changed(model: str, found: Setup, overrides: Mapping[str, Any]) -> Setup:
     made = {name: _checked(name, value, {**own, **shared}) for name, value in overrides.items()}
     shown = ", ".join(f"{name} {value}" for name, value in made.items())
     return Setup(
-        replace(found.settings, **{name: value for name, value in made.items() if name in own}),
-        replace(found.recipe, **{name: value for name, value in made.items() if name in shared}),
-        f"{found.source}; changed: {shown}",
+        replace(base.settings, **{name: value for name, value in made.items() if name in own}),
+        replace(base.recipe, **{name: value for name, value in made.items() if name in shared}),
+        f"{base.source}; changed: {shown}",
     )
 
 

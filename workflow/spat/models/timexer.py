@@ -83,11 +83,11 @@ class TimeXer(Forecaster):
 
     def sites(self) -> tuple[Site, ...]:
         """Two a layer; without any of them a forecast still depends on its variate's patches."""
-        heads, found = self.settings.n_heads, []
+        heads, sites = self.settings.n_heads, []
         for i, layer in enumerate(self.layers):
-            found.append(Site(f"encoder.{i}.self", layer, "self_attention", heads))
-            found.append(Site(f"encoder.{i}.cross", layer, "cross_attention", heads, kind="cross"))
-        return tuple(found)
+            sites.append(Site(f"encoder.{i}.self", layer, "self_attention", heads))
+            sites.append(Site(f"encoder.{i}.cross", layer, "cross_attention", heads, kind="cross"))
+        return tuple(sites)
 
     def forward(
         self, x: Tensor, past_marks: Tensor | None = None, future_marks: Tensor | None = None

@@ -28,8 +28,8 @@ def add(path: Path) -> str:
     Raises:
         DataError: if the file is not a table of time stamps and numbers.
     """
-    name, keys, found = described(path)
-    row, series = found.dataset, found.series
+    name, keys, guessed = described(path)
+    row, series = guessed.dataset, guessed.series
     notes = ""
     if row.table.drop:
         notes += f"# left out, since they are not numbers: {', '.join(row.table.drop)}\n"
@@ -57,8 +57,8 @@ def described(path: Path) -> tuple[str, dict[str, Any], Guess]:
     Raises:
         DataError: as `add`.
     """
-    found = guess(_name(path), path)
-    return found.dataset.name, _keys(found.dataset), found
+    guessed = guess(_name(path), path)
+    return guessed.dataset.name, _keys(guessed.dataset), guessed
 
 
 def _name(path: Path) -> str:

@@ -102,7 +102,7 @@ def advise(
         if value is not None and value < 1:
             raise ConfigError(f"{argument} {value}: give at least 1")
     path = Path(file)
-    name, section, found = described(path)
+    name, section, guessed = described(path)
     folder = Path(out) if out is not None else Path("advice") / name
     config = _config(name, section, folder, horizon, lookback, model, epochs, finetune_epochs)
     row = datasets.find(config, name)
@@ -115,7 +115,7 @@ def advise(
     plan = [planned.run for planned in checked_plan(config)]
     _say(
         f"{path.name}: {row.rows} rows of {row.channels} channels, one every {row.step}"
-        + ("" if found.series.times is None else f", from {found.series.times[0]}")
+        + ("" if guessed.series.times is None else f", from {guessed.series.times[0]}")
     )
     if row.gaps.rule != "refuse":
         _say(

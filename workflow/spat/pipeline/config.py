@@ -684,6 +684,6 @@ def _section_of(annotation: Any) -> Any:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for argument in getattr(annotation, "__args__", ()):
-        if (found := _section_of(argument)) is not None:
-            return found
+        if (section := _section_of(argument)) is not None:
+            return section
     return None

@@ -148,14 +148,14 @@ def _data(config: Config, stage: str, name: str) -> dict[str, Any]:
 
 
 def _pretrain(config: Config, run: Run) -> dict[str, Any]:
-    found = {
+    sections = {
         "run": run.keys,
         "data": _data(config, "prepare", run.dataset),
         **_training(config, run),
     }
     if MODELS[run.model].role == "attention":
-        found["scoring"] = config.scoring.model_dump(mode="json")
-    return found
+        sections["scoring"] = config.scoring.model_dump(mode="json")
+    return sections
 
 
 def _score(config: Config, run: Run) -> dict[str, Any]:
@@ -170,11 +170,11 @@ def _score(config: Config, run: Run) -> dict[str, Any]:
 
 
 def _select(config: Config, run: Run) -> dict[str, Any]:
-    found = config.pruning.model_dump(mode="json", exclude={"scratch"})
+    section = config.pruning.model_dump(mode="json", exclude={"scratch"})
     if "loss_drop_bound" in config.pruning.site.rules:
-        found["bootstrap"] = config.statistics.bootstrap
-        found["confidence"] = config.statistics.confidence
-    return found
+        section["bootstrap"] = config.statistics.bootstrap
+        section["confidence"] = config.statistics.confidence
+    return section
 
 
 def _finetune(config: Config, run: Run) -> dict[str, Any]:
@@ -233,21 +233,21 @@ _OF_A_RUN: Final = {
 
 
 def _machine(config: Config) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    sections: dict[str, Any] = {
         "device": config.training.device,
         "precision": config.training.precision,
     }
     if config.training.precision == "bf16":
-        found["code"] = records.digest(_code("spat.training.device.bf16"))
-    return found
+        sections["code"] = records.digest(_code("spat.training.device.bf16"))
+    return sections
 
 
 def _training(config: Config, run: Run) -> dict[str, Any]:
-    found = runs.setup_of(config, run)
+    setup = runs.setup_of(config, run)
     return {
         **_machine(config),
-        "settings": asdict(found.settings),
-        "recipe": asdict(found.recipe),
+        "settings": asdict(setup.settings),
+        "recipe": asdict(setup.recipe),
         "learning_rates": runs.learning_rates(config, run),
     }
 
@@ -265,14 +265,14 @@ def _paths(stage: str, model: str | None, folder: Path) -> tuple[str, ...]:
 @cache
 def _modules(stage: str, model: str | None) -> tuple[str, ...]:
     """The modules that compute a stage, sorted; empty packages (a docstring alone) are left out."""
-    found: set[str] = set()
+    modules: set[str] = set()
     waiting = [_ENTRIES.get(stage, f"spat.pipeline.stages.{stage}"), *_by_name(stage, model)]
     while waiting:
         module = waiting.pop()
-        if module not in found and module not in EXCLUDED:
-            found.add(module)
+        if module not in modules and module not in EXCLUDED:
+            modules.add(module)
             waiting.extend(_imports(module))
-    return tuple(sorted(module for module in found if _code(module) != _EMPTY))
+    return tuple(sorted(module for module in modules if _code(module) != _EMPTY))
 
 
 def _by_name(stage: str, model: str | None) -> Iterator[str]:
@@ -285,14 +285,14 @@ def _by_name(stage: str, model: str | None) -> Iterator[str]:
 @cache
 def _imports(module: str) -> tuple[str, ...]:
     """The modules of this package that one imports anywhere in its code, not only for types."""
-    found: set[str] = set()
+    names: set[str] = set()
     for node in _executed(_tree(module)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    packages = {name.rpartition(".")[0] for name in found}
-    return tuple(name for name in found | packages if _exists(name))
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    packages = {name.rpartition(".")[0] for name in names}
+    return tuple(name for name in names | packages if _exists(name))
 
 
 def _executed(node: ast.AST) -> Iterator[ast.AST]:

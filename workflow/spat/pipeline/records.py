@@ -71,8 +71,8 @@ def commit() -> str:
 @cache
 def versions() -> dict[str, str]:
     """Python's version and those of the packages that affect the results."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in RECORDED_PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+            versions[package] = importlib.metadata.version(package)
+    return versions

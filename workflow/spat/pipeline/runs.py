@@ -60,11 +60,11 @@ class Run:
         Raises:
             ValueError: naming the path, if it has another form.
         """
-        if not (found := _PATH.fullmatch(path)):
+        if not (parts := _PATH.fullmatch(path)):
             raise ValueError(
                 f"run {path!r}: expected DATASET/MODEL-VARIANT/lLOOKBACK-hHORIZON/seedSEED"
             )
-        dataset, model, variant, setting, seed = found.groups()
+        dataset, model, variant, setting, seed = parts.groups()
         model, variant = _undashed(model, variant)
         return cls(dataset, model, variant, setting, int(seed))
 
@@ -130,18 +130,18 @@ def plan(config: Config) -> tuple[Planned, ...]:
         ConfigError: if two blocks ask different things of one run, a dataset is too short for one,
             or the settings of a model do not fit it.
     """
-    found: dict[Run, Planned] = {}
+    plans: dict[Run, Planned] = {}
     for index, block in enumerate(config.grid):
         for run in _expand(config, block):
             if problem := too_short(config, run) or does_not_fit(config, run):
                 raise ConfigError(f"grid.{index}: {run.path}: {problem}")
             planned = Planned(run, block.orders, block.prune and _has_sites(run.model))
-            if found.setdefault(run, planned) != planned:
+            if plans.setdefault(run, planned) != planned:
                 raise ConfigError(
                     f"grid.{index}: {run.path} also stands in an earlier block, with other "
                     "`orders` or `prune`; let the blocks not overlap"
                 )
-    return tuple(found.values())
+    return tuple(plans.values())
 
 
 def too_short(config: Config, run: Run) -> str | None:
@@ -210,17 +210,17 @@ def setup_of(config: Config, run: Run) -> Setup:
     base, changes = (section.base, section.model) if section else (run.variant, {})
     try:
         season = datasets.find(config, run.dataset).season
-        found = setup(run.model, base, run.dataset, run.horizon, changes, season)
+        published = setup(run.model, base, run.dataset, run.horizon, changes, season)
     except ValueError as error:
         raise ConfigError(f"variants.{run.variant} ({run.path}): {error}") from None
     recipe = replace(
-        found.recipe,
-        epochs=config.training.epochs or found.recipe.epochs,
-        patience=config.training.patience or found.recipe.patience,
-        sam_rho=section.sam_rho if section and section.sam_rho else found.recipe.sam_rho,
+        published.recipe,
+        epochs=config.training.epochs or published.recipe.epochs,
+        patience=config.training.patience or published.recipe.patience,
+        sam_rho=section.sam_rho if section and section.sam_rho else published.recipe.sam_rho,
         share=section.share if section else 1.0,
     )
-    return replace(found, recipe=recipe)
+    return replace(published, recipe=recipe)
 
 
 def learning_rates(config: Config, run: Run) -> tuple[float, ...]:

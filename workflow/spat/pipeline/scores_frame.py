@@ -79,13 +79,13 @@ def by_place(scores: pd.DataFrame) -> dict[tuple[str, int, int], float]:
     Raises:
         ValueError: if a criterion has several scores of one place.
     """
-    found: dict[tuple[str, int, int], float] = {}
+    values: dict[tuple[str, int, int], float] = {}
     columns = (scores[name].tolist() for name in ("criterion", "site", "head", "value"))
     for criterion, site, head, value in zip(*columns, strict=True):
-        if (criterion, site, head) in found:
+        if (criterion, site, head) in values:
             raise ValueError(f"criterion {criterion!r}: several scores of one place; average them")
-        found[criterion, site, head] = value
-    return found
+        values[criterion, site, head] = value
+    return values
 
 
 def send_train(trajectory: pd.DataFrame) -> pd.DataFrame:

@@ -129,21 +129,21 @@ def score(
     for number, batch in enumerate(batches):
         if number == batches_max:
             break
-        found = traces(model, loss, batch, units)
+        traced = traces(model, loss, batch, units)
         if not sites:
             sites = find_sites(model, loss, batch, units=units)
-        if [trace.name for trace in found] != [site.name for site in sites]:
+        if [trace.name for trace in traced] != [site.name for site in sites]:
             raise ValueError(
                 f"batch {number} passes other sites than the first one: score it apart"
             )
-        for trace in found:
+        for trace in traced:
             if not trace.offers(rule.needs):
                 raise ValueError(
                     f"criterion {criterion!r} needs {rule.needs.__name__}, which {trace.name!r} "
                     "does not show: no softmax(q k^T) v was found in it"
                 )
-        _warn_of_nothing(found)
-        size = found[0].windows
+        _warn_of_nothing(traced)
+        size = traced[0].windows
         single: dict[str, Any] = {}
         shared: dict[str, Shared] = {}
         if rule.over == "window":
@@ -152,7 +152,7 @@ def score(
             together = size if rule.over == "batch" else GROUP
             shared["value"] = Shared(rule.function, together, rule.dtype)
         means = window_means(
-            partial(_some, found),
+            partial(_some, traced),
             _Places(),
             [torch.arange(size)],
             single,
@@ -204,19 +204,19 @@ class _Places:
         return slice(int(index[0]), int(index[-1]) + 1)
 
 
-def _some(found: Sequence[Trace], windows: slice) -> list[Trace]:
+def _some(traced: Sequence[Trace], windows: slice) -> list[Trace]:
     return [
         replace(
             trace,
             output=trace.output.cut(windows),
             source=trace.source.cut(windows) if trace.source is not None else None,
         )
-        for trace in found
+        for trace in traced
     ]
 
 
-def _warn_of_nothing(found: Sequence[Trace]) -> None:
-    for trace in found:
+def _warn_of_nothing(traced: Sequence[Trace]) -> None:
+    for trace in traced:
         if trace.output.dy.abs().max() * trace.output.y.abs().max() < 1e-12:
             warnings.warn(
                 f"site {trace.name!r}: the loss hardly depends on it, so that its score is "

@@ -117,13 +117,13 @@ def window_means(
     index = _joined_batches(batches)
     counts = torch.tensor([len(index), *map(len, batches)])
     labels = torch.arange(1, len(counts)).repeat_interleave(counts[1:])
-    found: dict[int, SiteMeans] = {}
+    means: dict[int, SiteMeans] = {}
     masks: dict[tuple[int, torch.dtype], dict[int, SharedMask]] = {
         (one.size, one.dtype): {} for one in shared.values()
     }
 
     def add(at: Trace | SharedMask, name: str, values: Tensor, label: Tensor) -> None:
-        sums = found[at.index].means
+        sums = means[at.index].means
         values = values.double()
         if name not in sums:
             sums[name] = values.new_zeros(len(counts), *values.shape[1:])
@@ -134,7 +134,7 @@ def window_means(
     stops = {stop for size in sizes for stop in range(0, len(index), size)} | {len(index)}
     for start, stop in pairwise(sorted(stops)):
         for whole in observe(cases.batch(index[start:stop])):
-            found.setdefault(whole.index, SiteMeans(whole.index, whole.name, whole.by_head, {}))
+            means.setdefault(whole.index, SiteMeans(whole.index, whole.name, whole.by_head, {}))
             first = start
             for trace in whole.parts():
                 label = labels[first : first + trace.windows]
@@ -155,10 +155,10 @@ def window_means(
                         values = one.function(mask)
                         add(mask, name, values.expand(len(label), *values.shape[1:]), label)
             of.clear()
-    for site in found.values():
+    for site in means.values():
         for name, sums in site.means.items():
             site.means[name] = sums / counts.to(sums).view(-1, *[1] * (sums.ndim - 1))
-    return list(found.values())
+    return list(means.values())
 
 
 def observe(
@@ -215,14 +215,14 @@ def loss_drops(
         ValueError: if there are no windows.
     """
     sites = sites_of(model, sites)
-    found = []
+    parts = []
     with evaluating(model):
         for index in torch.split(_joined_batches(batches), GROUP):
             batch = cases.batch(index)
             whole = losses(model, batch)
             without = [whole, *(_losses_without(model, site, batch, losses) for site in sites)]
-            found.append(torch.stack(without)[1:] - whole)
-    drops: NDArray[np.float64] = torch.cat(found, dim=1).cpu().numpy()
+            parts.append(torch.stack(without)[1:] - whole)
+    drops: NDArray[np.float64] = torch.cat(parts, dim=1).cpu().numpy()
     return drops
 
 
@@ -261,8 +261,8 @@ def sites_of(model: nn.Module, sites: Sequence[Site] | None = None) -> Sequence[
         raise TypeError(
             f"{type(model).__name__} has no method `sites()`: give the sites to score as `sites=`"
         )
-    found: tuple[Site, ...] = model.sites()  # type: ignore[operator]
-    return found
+    own_sites: tuple[Site, ...] = model.sites()  # type: ignore[operator]
+    return own_sites
 
 
 def _joined_batches(batches: Sequence[Tensor]) -> Tensor:
@@ -341,12 +341,12 @@ class _Noted:
 
     def targets(self) -> list[Tensor]:
         """The tensors whose gradients `trace` consumes, in this order."""
-        found = []
+        maps = []
         for call in self.cores:
             if isinstance(call, _Mixed):
-                found.append(call.weights)
-            found.append(call.O)
-        return [*found, *self.y]
+                maps.append(call.weights)
+            maps.append(call.O)
+        return [*maps, *self.y]
 
     def trace(self, gradients: Iterator[Tensor], windows: int, model: nn.Module) -> Trace:
         """The views of the site, from the gradients of its targets."""

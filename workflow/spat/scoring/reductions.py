@@ -21,8 +21,8 @@ def shares(values: Tensor, allowed: Tensor) -> Tensor:
     if allowed.all():
         return values.softmax(-1)
     hidden = ~allowed.to(values.device)
-    found = values.masked_fill(hidden, -math.inf).softmax(-1)
-    return found if allowed.ndim == 2 else found.masked_fill(hidden, 0.0)
+    uniform = values.masked_fill(hidden, -math.inf).softmax(-1)
+    return uniform if allowed.ndim == 2 else uniform.masked_fill(hidden, 0.0)
 
 
 def dispersion(values: Tensor, allowed: Tensor) -> Tensor:

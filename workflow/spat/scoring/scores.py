@@ -87,14 +87,14 @@ def score(
         look = _insisting(look, rules)
     if statistics:
         rules = [*rules, *(RULES[name] for name in STATISTICS)]
-    found = _passed(look, cases, batches, rules, batch_size) if rules else []
+    results = _passed(look, cases, batches, rules, batch_size) if rules else []
     for row in wanted:
         if row.origin == "ablation":
             drops = loss_drops(model, cases, batches, losses, sites)
-            found += _dropped(sites_of(model, sites), row.name, drops, [len(b) for b in batches])
+            results += _dropped(sites_of(model, sites), row.name, drops, [len(b) for b in batches])
         elif row.origin == "validation" and validation is not None:
-            found += _dropped(sites_of(model, sites), row.name, validation, [])
-    return found
+            results += _dropped(sites_of(model, sites), row.name, validation, [])
+    return results
 
 
 def _wanted(criteria: Iterable[str] | None, given: set[str]) -> list[Criterion]:

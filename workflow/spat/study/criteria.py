@@ -322,10 +322,10 @@ def by_removed(frames: Frames) -> Figure:
         rows = masks.iloc[:0].assign(criterion="", level="site")
     rows = rows[rows["level"] == "site"]
     selections, _ = ranked(frames)
-    found = gains(frames.results, selections)
+    measured = gains(frames.results, selections)
     send = methods.reading(frames.selections)
-    found = found[(found["criterion"] != send) & (found["draw"] == 0)]
-    mean = average(found, ["relative_gain"], ["model", "variant", "criterion"], upto="source")
+    measured = measured[(measured["criterion"] != send) & (measured["draw"] == 0)]
+    mean = average(measured, ["relative_gain"], ["model", "variant", "criterion"], upto="source")
     best = mean.sort_values("relative_gain").groupby(["model", "variant"])["criterion"].last()
     keys, _ = style.split(masks)
     parts = style.panels(masks, keys)
@@ -510,8 +510,8 @@ def adjusted(table: pd.DataFrame, name: str, by: Sequence[str]) -> pd.DataFrame:
     groups = []
     for _, group in table.reset_index(drop=True).groupby(["model", "variant"]):
         p = {str(i): value for i, value in group["p"].items()}
-        found = holm(p, list(p))
-        groups.append(group.assign(mean=pd.Series(found).astype("float64").to_numpy()))
+        adjusted = holm(p, list(p))
+        groups.append(group.assign(mean=pd.Series(adjusted).astype("float64").to_numpy()))
     joined = pd.concat(groups)
     return joined.assign(measure=name, unit="p")[[*by, *_VALUES]]
 

@@ -68,8 +68,8 @@ def case(keys: int) -> list[dict[str, float | str]]:
     records = observe(network, windows.batch(index), case_losses(Forecasting()))
     rows: list[dict[str, float | str]] = []
     for loss, scale in LOSSES.items():
-        found = [torch.cat([errors(part, scale) for part in r.parts()], dim=1) for r in records]
-        relative, erased = torch.stack(found).unbind(1)  # [sites, W] each
+        parts = [torch.cat([errors(part, scale) for part in r.parts()], dim=1) for r in records]
+        relative, erased = torch.stack(parts).unbind(1)  # [sites, W] each
         rows.append(
             {
                 "model": model,

@@ -66,18 +66,18 @@ def checked(frames: Frames) -> pd.DataFrame:
     """
     selections, labels = ranked(frames)
     results = frames.results
-    found = gains(results, selections, labels)
-    if found.empty:
+    measured = gains(results, selections, labels)
+    if measured.empty:
         raise Absent("No run has all its site masks fine-tuned: set `pruning.exhaustive: true`.")
-    parts = {MSE: found, MAE: gains(results.assign(mse=results["mae"]), selections, labels)}
-    seeds = found.groupby(list(CELL))["seed"].transform("nunique")
+    parts = {MSE: measured, MAE: gains(results.assign(mse=results["mae"]), selections, labels)}
+    seeds = measured.groupby(list(CELL))["seed"].transform("nunique")
     if (seeds == 1).any() and (seeds > 1).any():
-        parts[SEVERAL] = found[seeds > 1]
+        parts[SEVERAL] = measured[seeds > 1]
     tables = []
     for name, rows in parts.items():
         gain = measure(rows, "relative_gain", _BY, name, "%", scale=100)
         tables += [gain, adjusted(gain, _P[name], _BY)]
-    for key, rows in found.groupby(_MODEL):
+    for key, rows in measured.groupby(_MODEL):
         tables.append(
             _over_sources(rows, frames.statistics.confidence).assign(**keyed(_MODEL, key))
         )
@@ -116,14 +116,14 @@ def chosen(frames: Frames) -> pd.DataFrame:
         Absent: as the table `gains`, or if there are fewer than two sources.
     """
     selections, labels = ranked(frames)
-    found = gains(frames.results, selections, labels)
-    if found["source"].nunique() < 2:
+    measured = gains(frames.results, selections, labels)
+    if measured["source"].nunique() < 2:
         raise Absent(
             "A criterion that is chosen on half of the sources needs at least two sources whose "
             "site masks are all fine-tuned (`pruning.exhaustive: true`)."
         )
     rows = []
-    for key, group in found.groupby(_MODEL):
+    for key, group in measured.groupby(_MODEL):
         table = by_source(group)
         if len(table) < 2:
             continue
@@ -155,13 +155,13 @@ def _over_sources(rows: pd.DataFrame, confidence: float) -> pd.DataFrame:
     table = by_source(rows)
     tests = {str(name): wilcoxon(values).p for name, values in table.items()}
     p = holm(tests, list(tests))
-    found = []
+    averages = []
     for name, values in table.items():
         low, high = t_interval(values, confidence)
         common = {"criterion": name, "n": len(values)}
         gain = {"measure": OVER_SOURCES, "mean": values.mean(), "low": low, "high": high}
-        found += [
+        averages += [
             {**common, **gain, "unit": "%"},
             {**common, "measure": SIGNED, "mean": p[str(name)], "unit": "p"},
         ]
-    return pd.DataFrame(found).astype({"mean": "float64"})
+    return pd.DataFrame(averages).astype({"mean": "float64"})

@@ -215,8 +215,8 @@ def means_of_sources(frames: Frames) -> dict[tuple[str, ...], pd.DataFrame]:
     except Absent:
         return {}
     wanted = (table["hypothesis"] == H1) & (table["measure"] == MEAN) & (table["metric"] == "MSE")
-    found = table[wanted & (table["cells"] == ALL_CELLS) & (table["n"] >= MIN_SOURCES)]
-    return {tuple(map(str, key)): part for key, part in found.groupby(_MODEL)}
+    rows = table[wanted & (table["cells"] == ALL_CELLS) & (table["n"] >= MIN_SOURCES)]
+    return {tuple(map(str, key)): part for key, part in rows.groupby(_MODEL)}
 
 
 def _cell_name(dataset: str, lookback: int, horizon: int, cells: pd.DataFrame) -> str:
@@ -255,8 +255,8 @@ def references(results: pd.DataFrame) -> pd.DataFrame:
     kept = whole[whole["split"] == "validation"].sort_values(["mse", "phase"], kind="stable")
     kept = kept.drop_duplicates(list(RUN))[[*RUN, "phase"]]
     tested = whole.loc[whole["split"] == "test", [*RUN, "phase", "mse", "mae"]]
-    found = pd.DataFrame(kept.merge(tested, on=[*RUN, "phase"]))
-    return found.sort_values(list(RUN), ignore_index=True)
+    joined = pd.DataFrame(kept.merge(tested, on=[*RUN, "phase"]))
+    return joined.sort_values(list(RUN), ignore_index=True)
 
 
 def rivals(results: pd.DataFrame, family: str) -> pd.DataFrame:
@@ -277,8 +277,8 @@ def rivals(results: pd.DataFrame, family: str) -> pd.DataFrame:
     kept = dense[dense["split"] == "validation"].sort_values(["mse", *_MODEL], kind="stable")
     kept = kept.drop_duplicates(_PLACE)[keys]
     tested = dense.loc[dense["split"] == "test", [*keys, "mse", "mae"]]
-    found = pd.DataFrame(kept.merge(tested, on=keys)).rename(columns={"model": "rival"})
-    return found[[*_PLACE, "rival", "mse", "mae"]]
+    joined = pd.DataFrame(kept.merge(tested, on=keys)).rename(columns={"model": "rival"})
+    return joined[[*_PLACE, "rival", "mse", "mae"]]
 
 
 def claims(frames: Frames) -> pd.DataFrame:
@@ -307,8 +307,8 @@ def claims(frames: Frames) -> pd.DataFrame:
         gained = gained.assign(change=-100 * gained["relative_gain"].astype("float64"))
         tables.append(gained.assign(hypothesis=H2, metric=shown))
     columns = [*RUN, "hypothesis", "metric", "change"]
-    found = pd.concat([table[columns] for table in tables], ignore_index=True)
-    return found.replace({"change": [np.inf, -np.inf]}, np.nan).dropna(subset="change")
+    changes = pd.concat([table[columns] for table in tables], ignore_index=True)
+    return changes.replace({"change": [np.inf, -np.inf]}, np.nan).dropna(subset="change")
 
 
 def _tested(group: pd.DataFrame, confidence: float, margin: float) -> Iterator[pd.DataFrame]:

@@ -176,8 +176,8 @@ def variance_components(
         keyed([*CELL, "removed"], key) | _component(group)
         for key, group in both.groupby([*CELL, "removed"])
     ]
-    found = pd.DataFrame(components, columns=[*CELL, "removed", *_COMPONENTS])
-    return found if blocks == "order" else found.assign(runs=found["orders"].astype("int64"))
+    frame = pd.DataFrame(components, columns=[*CELL, "removed", *_COMPONENTS])
+    return frame if blocks == "order" else frame.assign(runs=frame["orders"].astype("int64"))
 
 
 def replicate_sd(results: pd.DataFrame) -> pd.DataFrame:

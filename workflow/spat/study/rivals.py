@@ -103,9 +103,9 @@ def rivals(frames: Frames) -> pd.DataFrame:
             "`rivals`)."
         )
     printed = cells.merge(published()[[*named, "mse"]], on=named)
-    for found, source in ((theirs, AUTHORS), (printed, PUBLISHED)):
-        found = found.rename(columns={"mse": "mean"})
-        tables.append(found.assign(method=f"MSE, {source}", sd=np.nan, n=0, missing=0, unit=""))
+    for numbers, source in ((theirs, AUTHORS), (printed, PUBLISHED)):
+        numbers = numbers.rename(columns={"mse": "mean"})
+        tables.append(numbers.assign(method=f"MSE, {source}", sd=np.nan, n=0, missing=0, unit=""))
     table = pd.concat(tables, ignore_index=True).dropna(subset="mean")
     table["method"] = methods.present(table["method"], _COLUMNS)
     return methods.sort_rows(

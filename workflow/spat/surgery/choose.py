@@ -89,11 +89,11 @@ def random_draws(n: int, k: int, wanted: int, seed: int) -> tuple[tuple[int, ...
     Each (n, k) has its own stream of random numbers, so that another ratio changes no draw.
     """
     generator = np.random.default_rng((seed, n, k))
-    found: dict[tuple[int, ...], None] = {}
-    while len(found) < min(wanted, math.comb(n, k)):
+    draws: dict[tuple[int, ...], None] = {}
+    while len(draws) < min(wanted, math.comb(n, k)):
         chosen = generator.choice(n, size=k, replace=False)
-        found.setdefault(tuple(sorted(int(i) for i in chosen)))
-    return tuple(found)
+        draws.setdefault(tuple(sorted(int(i) for i in chosen)))
+    return tuple(draws)
 
 
 def nested_path(scores: Sequence[float] | Array, heads: Sequence[int]) -> tuple[Mask, ...]:

@@ -191,19 +191,19 @@ class Forecast:
 
     def _labels(self, frame: pd.DataFrame) -> list[Any]:
         """The labels of the columns of the model; blanks count as in the training file."""
-        found: dict[str, list[Any]] = {}
+        labels: dict[str, list[Any]] = {}
         for label in frame.columns:
-            found.setdefault(" ".join(str(label).split()), []).append(label)
-        missing = [name for name in self.columns if name not in found]
+            labels.setdefault(" ".join(str(label).split()), []).append(label)
+        missing = [name for name in self.columns if name not in labels]
         if missing:
             raise DataError(
                 f"the frame has no column {', '.join(map(repr, missing))}: the model was trained "
                 f"on {', '.join(self.columns)}"
             )
         for name in self.columns:
-            if len(found[name]) > 1:
-                raise DataError(f"the frame has {len(found[name])} columns {name!r}: keep one")
-        return [found[name][0] for name in self.columns]
+            if len(labels[name]) > 1:
+                raise DataError(f"the frame has {len(labels[name])} columns {name!r}: keep one")
+        return [labels[name][0] for name in self.columns]
 
     def _index(self, past: pd.Index[Any]) -> tuple[pd.Index[Any], pd.Index[Any]]:
         """The index of the last rows, after checks, and the index of the forecast."""

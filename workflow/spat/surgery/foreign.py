@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from spat.attention.discovery import (
+    Candidate,
     ForeignSite,
-    Found,
     Loss,
     differentiable,
     looking,
@@ -130,8 +130,8 @@ def prune(
     """
     model = model if inplace else copy.deepcopy(model)
     wanted = [site if isinstance(site, str) else site.name for site in sites]
-    with looking(model, loss, batch, units) as (_, _, found):
-        chosen = _chosen(found, wanted)
+    with looking(model, loss, batch, units) as (_, _, candidates):
+        chosen = _chosen(candidates, wanted)
         stubs = {call.name: _stub(call) for one in chosen for call in (one.call, *one.branch)}
     if not chosen:
         model.spat_removal = _record(model, (), ())  # type: ignore[assignment]
@@ -416,8 +416,8 @@ def _zeroed(model: nn.Module, names: Mapping[str, Removed]) -> Iterator[None]:
         yield
 
 
-def _chosen(found: Sequence[Found], wanted: Sequence[str]) -> list[Found]:
-    by_name = {one.name: one for one in found}
+def _chosen(candidates: Sequence[Candidate], wanted: Sequence[str]) -> list[Candidate]:
+    by_name = {one.name: one for one in candidates}
     for name in wanted:
         if name not in by_name:
             raise unknown(name, list(by_name))
@@ -515,7 +515,7 @@ def _reached(model: nn.Module, loss: Loss, batch: Any) -> set[str]:
 
 def _dead_norms(model: nn.Module, lost: set[str]) -> tuple[str, ...]:
     """Modules without children whose parameters, all vectors, are out of use: norms and scales."""
-    found = []
+    names = []
     for name, module in model.named_modules():
         parameters = dict(module.named_parameters())
         if (
@@ -523,8 +523,8 @@ def _dead_norms(model: nn.Module, lost: set[str]) -> tuple[str, ...]:
             and not list(module.children())
             and all(p.ndim == 1 and f"{name}.{n}" in lost for n, p in parameters.items())
         ):
-            found.append(name)
-    return tuple(found)
+            names.append(name)
+    return tuple(names)
 
 
 def _record(model: nn.Module, dead: tuple[str, ...], norms: tuple[str, ...]) -> Removal:

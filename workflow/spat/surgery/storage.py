@@ -118,11 +118,11 @@ def _mismatch(weights: Mapping[str, Tensor], model: nn.Module) -> str | None:
 
     `load_state_dict` alone is not strict enough: it passes over weights of a removed module.
     """
-    found = {name: tuple(value.shape) for name, value in weights.items()}
+    saved = {name: tuple(value.shape) for name, value in weights.items()}
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    for name in sorted(found.keys() | wanted.keys()):
-        if found.get(name) != wanted.get(name):
-            shapes = (found.get(name, "missing"), wanted.get(name, "none"))
+    for name in sorted(saved.keys() | wanted.keys()):
+        if saved.get(name) != wanted.get(name):
+            shapes = (saved.get(name, "missing"), wanted.get(name, "none"))
             return "{}: weights {}, network {}".format(name, *shapes)
     return None
 

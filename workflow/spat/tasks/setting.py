@@ -24,6 +24,6 @@ class Window(NamedTuple):
         Raises:
             ValueError: naming the text, if it has another form.
         """
-        if not (found := _WRITTEN.fullmatch(text)):
+        if not (written := _WRITTEN.fullmatch(text)):
             raise ValueError(f"setting {text!r}: expected lLOOKBACK-hHORIZON, such as l96-h96")
-        return cls(int(found[1]), int(found[2]))
+        return cls(int(written[1]), int(written[2]))

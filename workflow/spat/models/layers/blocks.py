@@ -101,16 +101,16 @@ def encoder_decoder_sites(
 
     `kind` is that of all sites; None says self or cross.
     """
-    found = [
+    sites = [
         Site(f"encoder.{i}.self", layer, "attention", heads, kind or "self")
         for i, layer in enumerate(encoder)
     ]
     for i, layer in enumerate(decoder):
-        found += [
+        sites += [
             Site(f"decoder.{i}.self", layer, "self_attention", heads, kind or "self"),
             Site(f"decoder.{i}.cross", layer, "cross_attention", heads, kind or "cross"),
         ]
-    return tuple(found[:-1])
+    return tuple(sites[:-1])
 
 
 class Scale(NamedTuple):

@@ -92,15 +92,15 @@ def _finished(config: Config, planned: Planned) -> bool:
 
 
 def _gather(name: str, rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    found = list(rows)
-    frame = pd.DataFrame(found) if found else frames.empty(name)
+    entries = list(rows)
+    frame = pd.DataFrame(entries) if entries else frames.empty(name)
     return frames.checked(name, frame)
 
 
 def _join(name: str, parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    found = [part for part in parts if not part.empty]
+    filled = [part for part in parts if not part.empty]
     return frames.checked(
-        name, pd.concat(found, ignore_index=True) if found else frames.empty(name)
+        name, pd.concat(filled, ignore_index=True) if filled else frames.empty(name)
     )
 
 
@@ -175,10 +175,10 @@ def _selections(config: Config, planned: Planned) -> pd.DataFrame:
     if not planned.prune:
         return frames.empty("selections")
     parts = [select.read(config, planned.run, stage) for stage in ("select", "decide")]
-    found = [part for part in parts if not part.empty]
-    if not found:  # the run left no weights
+    filled = [part for part in parts if not part.empty]
+    if not filled:  # the run left no weights
         return frames.empty("selections")
-    frame = pd.concat(found, ignore_index=True)
+    frame = pd.concat(filled, ignore_index=True)
     return frame.assign(**runs.columns(config, planned.run))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from itertools import product
 
 from spat.pipeline import digests, records, runs
@@ -11,7 +12,7 @@ from spat.pipeline.cache import RESULT, DamagedError, Finished, stage_lock, writ
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
 from spat.pipeline.stages import common
-from spat.pipeline.stages.trained import trained
+from spat.pipeline.stages.trained import Job, trained
 from spat.training.device import costs
 from spat.training.loop import choose_device, prepare_torch
 
@@ -29,7 +30,8 @@ def measure(config: Config, run: Run) -> None:
         prepare_torch(config.training.precision)
         device = choose_device(config.training.device)
         models = {
-            mask: common.network(source, device) for mask, source in _networks(config, run).items()
+            mask: common.network(files, device)
+            for mask, files in _timed(trained(config, run)).items()
         }
         task = common.task_of(run)
         latency: dict[str, dict[str, float]] = {mask: {} for mask in models}
@@ -75,7 +77,7 @@ def is_measured(config: Config, run: Run) -> bool:
         metrics = Finished(runs.folder(config, run, "measure")).metrics
     except (FileNotFoundError, DamagedError):
         return False
-    networks = _networks(config, run)
+    networks = _timed(trained(config, run))
     return (
         metrics["digest"] == digests.settings_digest(config, "measure", run)
         and metrics["latency_ms"].keys() == networks.keys()
@@ -83,10 +85,8 @@ def is_measured(config: Config, run: Run) -> bool:
     )
 
 
-def _networks(config: Config, run: Run) -> dict[str, Finished]:
+def _timed(networks: Iterable[tuple[Job, Finished]]) -> dict[str, Finished]:
     """The files of each mask that is timed: replicates and networks from scratch are as fast."""
     return {
-        job.mask: files
-        for job, files in trained(config, run)
-        if job.order == 0 and job.phase == "finetuned"
+        job.mask: files for job, files in networks if job.order == 0 and job.phase == "finetuned"
     }

@@ -31,13 +31,14 @@ from spat.training.metrics import Errors, evaluate
 
 
 def prune(config: Config, run: Run, orders: int = 1, execute: Execute = in_turn) -> None:
-    """Train every mask that `select` wants and list them in `manifest.json`.
+    """Train every mask that `select` chose and list them in `manifest.json`.
 
     `execute` says how many at a time and where; the numbers do not depend on it.
     """
     with stage_lock(config, run, "prune"):
         folder = common.stage_folder(config, run, "prune")
-        jobs = wanted(config, run, orders)
+        decisions = select.read(config, run, "select")
+        jobs = required(decisions, orders, scratch=config.pruning.scratch)
         execute([partial(train_mask, config, run, job) for job in jobs])
         write_record(
             folder,
@@ -58,15 +59,18 @@ def prune(config: Config, run: Run, orders: int = 1, execute: Execute = in_turn)
         )
 
 
-def wanted(config: Config, run: Run, orders: int) -> list[Job]:
-    """The distinct networks behind the decisions of `select`, the control first."""
-    decisions = select.read(config, run, "select")
+def required(decisions: pd.DataFrame, orders: int, *, scratch: bool) -> list[Job]:
+    """The distinct networks behind the decisions of `select`, the control first.
+
+    Masks of whole sites are fine-tuned with `orders` data orders. With `scratch`, SEND's masks and
+    the control are trained from random weights too.
+    """
     masks = decisions["mask"].drop_duplicates()
     jobs = [Job(mask, 0, "finetuned") for mask in masks]
     # Replicates measure the noise in the difference between masks; site masks are enough for it.
     sites = decisions.loc[decisions["level"] == "site", "mask"].drop_duplicates()
     jobs += [Job(mask, order, "finetuned") for order in range(1, orders) for mask in sites]
-    if config.pruning.scratch:
+    if scratch:
         chosen = decisions["criterion"].isin(["send", "control"]) & (decisions["level"] == "site")
         masks = decisions.loc[chosen, "mask"].drop_duplicates()
         jobs += [Job(mask, 0, "scratch") for mask in masks]

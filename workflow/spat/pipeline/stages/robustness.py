@@ -108,20 +108,20 @@ def robustness(config: Config, run: Run) -> None:
             folder,
             Finished(runs.folder(config, run, "pretrain")),
             partial(finetuned, config, run),
-            wanted(config, run),
+            computed(config.pruning.site.criteria, run.model),
             digests.settings(config, "robustness", run),
         )
         model = bench.model()
         manipulations = config.robustness.manipulations
         cases, skipped = _cases(model, manipulations) if bench.scorable else ([], [])
-        found = {"untuned": {case: measure(bench, model, case) for case in cases}}
+        measured = {"untuned": {case: measure(bench, model, case) for case in cases}}
         if config.robustness.finetune:
-            found["finetuned"] = {case: _finetuned(bench, model, case) for case in cases}
+            measured["finetuned"] = {case: _finetuned(bench, model, case) for case in cases}
         with_drop = "loss_drop_val" in config.pruning.site.criteria
         rows = [
             row
             for index, site in enumerate(model.sites() if cases else ())
-            for row in _rows(site.name, index, found, with_drop=with_drop)
+            for row in _rows(site.name, index, measured, with_drop=with_drop)
         ]
         frame = pd.DataFrame(rows, columns=list(COLUMNS))
         with replacing(folder / "robustness.parquet") as temporary:
@@ -189,14 +189,14 @@ def finetune(bench: Bench, case: Case) -> dict[str, Any]:
     return kept.metrics
 
 
-def wanted(config: Config, run: Run) -> tuple[str, ...]:
+def computed(criteria: Sequence[str], model: str) -> tuple[str, ...]:
     """The site criteria whose score follows from the manipulated network itself.
 
     Not `random`, and not `send_train`, whose record of pre-training no manipulation changes;
     `loss_drop_val` is the measured change on the validation split and needs no second pass.
     """
-    asked = dict.fromkeys(("send", *config.pruning.site.criteria))
-    possible = offered(MODELS[run.model].view)
+    asked = dict.fromkeys(("send", *criteria))
+    possible = offered(MODELS[model].view)
     return tuple(n for n in asked if n in possible and CRITERIA[n].origin in (*PASS, "ablation"))
 
 
@@ -263,10 +263,10 @@ def _finetuned(bench: Bench, model: Forecaster, case: Case) -> dict[str, Any]:
 
 
 def _rows(
-    name: str, site: int, found: dict[str, dict[Case, dict[str, Any]]], *, with_drop: bool
+    name: str, site: int, measured: dict[str, dict[Case, dict[str, Any]]], *, with_drop: bool
 ) -> Iterator[tuple[Any, ...]]:
     """All that is known of a site, intact and manipulated: the `COLUMNS` of each row."""
-    for phase, networks in found.items():
+    for phase, networks in measured.items():
         without = networks[Case(REMOVED, site)]["mse"]
         for case, metrics in networks.items():
             if case.manipulation == REMOVED or case.site not in (-1, site):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from spat.models.registry import MODELS
 from spat.pipeline import digests, records, runs, scores_frame
 from spat.pipeline.cache import Finished, save_array, save_table, stage_lock, write_record
-from spat.pipeline.config import Config
+from spat.pipeline.config import Config, LevelSection, PruningSection
 from spat.pipeline.runs import Run
 from spat.pipeline.stages import common
 from spat.pipeline.stages.common import Opened
@@ -26,10 +26,10 @@ from spat.tasks.task import case_losses
 COLUMNS = ("epoch", "batch", "site", "name", "head", "criterion", "value")
 
 
-def wanted(config: Config, run: Run) -> tuple[str, ...]:
+def computed(section: PruningSection, model: str) -> tuple[str, ...]:
     """The criteria of both levels, and `send`, which the figures show, where the model has it."""
-    asked = ("send", *config.pruning.site.criteria, *config.pruning.head.criteria)
-    possible = offered(MODELS[run.model].view)
+    asked = ("send", *section.site.criteria, *section.head.criteria)
+    possible = offered(MODELS[model].view)
     return tuple(
         name
         for name in dict.fromkeys(asked)
@@ -37,10 +37,10 @@ def wanted(config: Config, run: Run) -> tuple[str, ...]:
     )
 
 
-def not_offered(config: Config, run: Run) -> list[str]:
-    """The criteria that are asked for and need a view that the sites of the model do not offer."""
-    asked = (*config.pruning.site.criteria, *config.pruning.head.criteria)
-    possible = offered(MODELS[run.model].view)
+def not_offered(section: PruningSection, model: str) -> list[str]:
+    """The criteria of a configuration that need a view that the model's sites do not offer."""
+    asked = (*section.site.criteria, *section.head.criteria)
+    possible = offered(MODELS[model].view)
     return [name for name in dict.fromkeys(asked) if name not in possible]
 
 
@@ -56,7 +56,8 @@ def score(config: Config, run: Run) -> None:
         trained = source.metrics
         if scorable(trained):
             opened = common.opened(config, run, "score")
-            names, with_drops = wanted(config, run), _needs_drops(config)
+            names = computed(config.pruning, run.model)
+            with_drops = _needs_drops(config.pruning.site)
             frame, maps = _scored(
                 opened, source, names, folder / LOSS_DROPS if with_drops else None
             )
@@ -74,17 +75,16 @@ def score(config: Config, run: Run) -> None:
                 "digest": digests.settings_digest(config, "score", run),
                 "epoch": trained["best_epoch"],
                 "batches": batches,
-                "not_offered": not_offered(config, run),
+                "not_offered": not_offered(config.pruning, run.model),
                 "wall_s": time.perf_counter() - started,
             },
             ["scores.parquet", "maps.npz", *drops],
         )
 
 
-def _needs_drops(config: Config) -> bool:
+def _needs_drops(section: LevelSection) -> bool:
     """Whether a criterion or a rule asks for the losses of validation windows without each site."""
-    site = config.pruning.site
-    return "loss_drop_val" in site.criteria or "loss_drop_bound" in site.rules
+    return "loss_drop_val" in section.criteria or "loss_drop_bound" in section.rules
 
 
 def _scored(

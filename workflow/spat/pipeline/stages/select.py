@@ -37,7 +37,30 @@ def select(config: Config, run: Run) -> None:
     """
     folder = runs.folder(config, run, "select")
     trained = Finished(runs.folder(config, run, "pretrain")).metrics
-    frame = _selected(config, run, tuple(trained["heads"])) if scorable(trained) else table([])
+    if scorable(trained):
+        scored = Finished(runs.folder(config, run, "score"))
+        scores = scored.table("scores.parquet")
+        bounded = None
+        if "loss_drop_bound" in config.pruning.site.rules:
+            bounded = choose.loss_drop_bound(
+                scored.array(LOSS_DROPS),
+                block=run.lookback + run.horizon,
+                draws=config.statistics.bootstrap,
+                confidence=config.statistics.confidence,
+                seed=run.seed_for("bootstrap"),
+            )
+        frame = requested(
+            scores[scores["batch"] == scores_frame.ALL],
+            trained["heads"],
+            config.pruning,
+            seed=run.seed_for("masks"),
+            bounded=bounded,
+            possible=offered(MODELS[run.model].view),
+        )
+        control = table([ruled("control", Mask.full(trained["heads"]))])
+        frame = pd.concat([control, frame], ignore_index=True)
+    else:
+        frame = table([])
     write(folder / SELECTIONS, frame)
     write_record(
         folder,
@@ -49,20 +72,6 @@ def select(config: Config, run: Run) -> None:
         },
         [SELECTIONS],
     )
-
-
-def _selected(config: Config, run: Run, heads: tuple[int, ...]) -> pd.DataFrame:
-    scores = Finished(runs.folder(config, run, "score")).table("scores.parquet")
-    decisions = requested(
-        scores[scores["batch"] == -1],
-        heads,
-        config.pruning,
-        seed=run.seed_for("masks"),
-        bounded=_bounded(config, run),
-        possible=offered(MODELS[run.model].view),
-    )
-    control = table([ruled("control", Mask.full(heads))])
-    return pd.concat([control, decisions], ignore_index=True)
 
 
 def requested(
@@ -127,15 +136,3 @@ def read(config: Config, run: Run, stage: str) -> pd.DataFrame:
     except ValueError as error:
         raise DamagedError(f"{folder / SELECTIONS}: {error}") from None
     return frame.assign(rule=frame["rule"].fillna(""))
-
-
-def _bounded(config: Config, run: Run) -> tuple[int, ...] | None:
-    if "loss_drop_bound" not in config.pruning.site.rules:
-        return None
-    return choose.loss_drop_bound(
-        Finished(runs.folder(config, run, "score")).array(LOSS_DROPS),
-        block=run.lookback + run.horizon,
-        draws=config.statistics.bootstrap,
-        confidence=config.statistics.confidence,
-        seed=run.seed_for("bootstrap"),
-    )

@@ -29,9 +29,17 @@ def transfer(config: Config, planned: Planned, target: str) -> None:
         prepared, splits = common.open_data(config, target, run)
         device = splits.test.device
         dense = Finished(runs.folder(config, run, "pretrain"))
+        networks = [(dense.metrics["mask"], "dense", dense)]
+        if planned.prune:
+            decisions = pd.concat([select.read(config, run, s) for s in ("select", "decide")])
+            chosen = decisions["criterion"].isin(["control", "send"])
+            networks += [
+                (mask, "finetuned", finetuned(config, run, mask))
+                for mask in decisions.loc[chosen, "mask"].drop_duplicates()
+            ]
         rows: list[dict[str, Any]] = []
-        for mask, phase, source in _networks(config, planned, dense):
-            errors = evaluate(common.network(source, device), common.task_of(run), splits.test)
+        for mask, phase, files in networks:
+            errors = evaluate(common.network(files, device), common.task_of(run), splits.test)
             rows.append({"mask": mask, "phase": phase, "order": 0, "errors": errors.means})
         write_record(
             folder,
@@ -44,17 +52,3 @@ def transfer(config: Config, planned: Planned, target: str) -> None:
                 "wall_s": time.perf_counter() - started,
             },
         )
-
-
-def _networks(config: Config, planned: Planned, dense: Finished) -> list[tuple[str, str, Finished]]:
-    """(mask, phase, files) of what is evaluated: the dense model, the control, SEND's masks."""
-    run = planned.run
-    found = [(dense.metrics["mask"], "dense", dense)]
-    if not planned.prune:
-        return found
-    decisions = pd.concat([select.read(config, run, stage) for stage in ("select", "decide")])
-    chosen = decisions["criterion"].isin(["control", "send"])
-    return found + [
-        (mask, "finetuned", finetuned(config, run, mask))
-        for mask in decisions.loc[chosen, "mask"].drop_duplicates()
-    ]

@@ -138,7 +138,7 @@ def report(config: Config) -> Entry:
     """The entry of the experiment as a whole: its configuration, tables and figures."""
     about = records.header(config, REPORT)
     kinds = {"tables": (".md", ".csv", ".tex"), "figures": (".png",)}
-    found = {
+    artifacts = {
         path: kind
         for kind, suffixes in kinds.items()
         for path in sorted((config.folder / kind).glob("*"))
@@ -149,7 +149,7 @@ def report(config: Config) -> Entry:
         entry,
         params=_texts(_keys(about)),
         points=list(_points(_main_numbers(config), entry.end)),
-        artifacts=found,
+        artifacts=artifacts,
         texts={"config.yaml": dump(config)},
     )
 
@@ -162,16 +162,16 @@ def _main_numbers(config: Config) -> dict[str, float]:
     table = pd.read_csv(path)
     if not {"method", "metric", "mean", "vs_control"} <= set(table):
         return {}
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for row in table[table["metric"] == "MSE"].to_dict("records"):
         cell = (
             f"{row['dataset']} {row['model']}-{row['variant']} l{row['lookback']}-h{row['horizon']}"
         )
         method = _metric_name(str(row["method"]))
-        found[f"test_mse/{cell}/{method}"] = row["mean"]
+        numbers[f"test_mse/{cell}/{method}"] = row["mean"]
         if method.startswith("SPAT"):
-            found[f"change_percent/{cell}/{method}"] = row["vs_control"]
-    return found
+            numbers[f"change_percent/{cell}/{method}"] = row["vs_control"]
+    return numbers
 
 
 def _metric_name(text: str) -> str:
@@ -250,7 +250,7 @@ def _decided(config: Config, run: Run) -> dict[str, dict[str, str]]:
     rows = select.read(config, run, "select")
     rows = rows[rows["rule"] != "path"]
     spat = rows["criterion"].eq("send") & rows["level"].eq("site") & rows["ratio"].notna()
-    found: dict[str, dict[str, str]] = {}
+    tags_of: dict[str, dict[str, str]] = {}
     for row in pd.concat([rows[spat], rows[~spat]]).to_dict("records"):
         by_spat = row["criterion"] == "send" and row["level"] == "site"
         tags = {
@@ -264,8 +264,8 @@ def _decided(config: Config, run: Run) -> dict[str, dict[str, str]]:
             tags["ratio"] = f"{row['ratio']:g}"
         elif not row["rule"]:
             tags["chosen_by"] = "none"  # the control
-        found.setdefault(str(row["mask"]), tags)
-    return found
+        tags_of.setdefault(str(row["mask"]), tags)
+    return tags_of
 
 
 def _title(tags: Mapping[str, str]) -> str:

@@ -166,29 +166,29 @@ class Store:
         name = f"spat/{config.experiment}"
         # A server keeps artifacts in its own place; MLflow stores the path as given.
         place = None if self._is_server else (config.results / "mlartifacts").resolve().as_uri()
-        found = self._client.get_experiment_by_name(name)
-        if found is None:
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
             made = str(self._client.create_experiment(name, place))
             self._client.set_experiment_tag(made, "mlflow.note.content", DESCRIPTION)
             return made
-        if found.lifecycle_stage == "deleted":
-            self._client.restore_experiment(found.experiment_id)
-        if place not in (None, found.artifact_location):
+        if experiment.lifecycle_stage == "deleted":
+            self._client.restore_experiment(experiment.experiment_id)
+        if place not in (None, experiment.artifact_location):
             raise ValueError(
                 f"delete the store and rebuild it: experiment {name!r} keeps artifacts in "
-                f"{found.artifact_location}, but the results are now beside {place}"
+                f"{experiment.artifact_location}, but the results are now beside {place}"
             )
-        return str(found.experiment_id)
+        return str(experiment.experiment_id)
 
     def _live(self, tags: Mapping[str, str]) -> list[Any]:
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-        found: list[Any] = []
+        runs: list[Any] = []
         token: str | None = None
         while True:
             page = self._client.search_runs([self._experiment], query, page_token=token)
-            found += page
+            runs += page
             if not (token := page.token):
-                return found
+                return runs
 
     def _create(self, entry: Entry, parent: str | None = None) -> str:
         tags = {**entry.tags, **({"mlflow.parentRunId": parent} if parent else {})}

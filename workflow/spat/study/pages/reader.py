@@ -212,8 +212,8 @@ _CODES: Final = {"head": WHOLE_SITE, "batch": ALL_BATCHES, "channel": -1}
 
 def _pivoted(rows: pd.DataFrame, key: Sequence[str], column: str) -> pd.DataFrame:
     """One row per `key`, in the order of its first row, and one column per value of `column`."""
-    found = rows.drop(columns=[column, "value"]).drop_duplicates(list(key))
+    wide = rows.drop(columns=[column, "value"]).drop_duplicates(list(key))
     for name, part in rows.groupby(column, sort=False):
         values = part[[*key, "value"]].rename(columns={"value": str(name)})
-        found = found.merge(values, on=list(key), how="left", validate="1:1")
-    return found
+        wide = wide.merge(values, on=list(key), how="left", validate="1:1")
+    return wide

@@ -209,22 +209,22 @@ def _html(figure: go.Figure, height: int) -> str:
 
 def _parts(name: str, frames: Frames) -> list[_Part]:
     """The table and the figure of a name, as far as the frames allow them."""
-    found = []
+    parts = []
     table, figure = registry.tables().get(name), registry.figures().get(name)
     if table is not None and (made := _table(table, frames)):
-        found.append(_Part("table", name, table.title, *made, open=name == _FIRST))
+        parts.append(_Part("table", name, table.title, *made, open=name == _FIRST))
     if figure is not None:
         try:
             drawn = registry.draw(name, frames)
         except Absent:
-            return found
+            return parts
         stream = io.BytesIO()
         with style.drawing():
             drawn.savefig(stream, format="png", metadata={"Software": None})
         code = base64.b64encode(stream.getvalue()).decode()
         notes = " ".join(figure.caption.split())
-        found.append(_Part("figure", name, figure.title, code, notes, open=False))
-    return found
+        parts.append(_Part("figure", name, figure.title, code, notes, open=False))
+    return parts
 
 
 def _table(page: Page, frames: Frames) -> tuple[_Table, str] | None:

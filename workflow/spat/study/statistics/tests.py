@@ -144,16 +144,16 @@ def equal_variances(variances: ArrayLike, freedom: ArrayLike) -> float:
 
     It is 1 for fewer than two variances or where all are 0, and 0 where only some are 0.
     """
-    found, df = np.asarray(variances, dtype=np.float64), np.asarray(freedom, dtype=np.float64)
-    if found.size < 2 or not found.any():
+    values, df = np.asarray(variances, dtype=np.float64), np.asarray(freedom, dtype=np.float64)
+    if values.size < 2 or not values.any():
         return 1.0
-    if not found.all():
+    if not values.all():
         return 0.0
     total = df.sum()
-    pooled = (df * found).sum() / total
-    scale = 1.0 + ((1.0 / df).sum() - 1.0 / total) / (3.0 * (found.size - 1))
-    statistic = (df * np.log(pooled / found)).sum() / scale
-    return float(scipy.stats.chi2.sf(statistic, found.size - 1))
+    pooled = (df * values).sum() / total
+    scale = 1.0 + ((1.0 / df).sum() - 1.0 / total) / (3.0 * (values.size - 1))
+    statistic = (df * np.log(pooled / values)).sum() / scale
+    return float(scipy.stats.chi2.sf(statistic, values.size - 1))
 
 
 @dataclass(frozen=True)

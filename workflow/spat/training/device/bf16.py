@@ -51,10 +51,10 @@ def products(model: nn.Module) -> Iterator[None]:
     weights: dict[Tensor, Tensor] = {}
 
     def cast(parameter: Tensor) -> Tensor:
-        found = weights.get(parameter)
-        if found is None:
-            found = weights[parameter] = parameter.bfloat16()
-        return found
+        half = weights.get(parameter)
+        if half is None:
+            half = weights[parameter] = parameter.bfloat16()
+        return half
 
     changed = list(_forwards(model, cast))
     try:

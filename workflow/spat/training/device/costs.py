@@ -90,9 +90,9 @@ def latency(
         stack.enter_context(torch.inference_mode())
         _rounds(models, task, batch, WARM_UP, device)
         for _ in range(ATTEMPTS):
-            found = _rounds(models, task, batch, repeats, device)
-            if not best or _unrest(found) < _unrest(best):
-                best = found
+            timed = _rounds(models, task, batch, repeats, device)
+            if not best or _unrest(timed) < _unrest(best):
+                best = timed
             if not any(timing.is_wide for timing in best.values()):
                 break
     return best

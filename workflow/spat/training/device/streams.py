@@ -23,11 +23,11 @@ _CAPTURING = threading.Lock()
 
 def distinct(device: torch.device, count: int) -> list[torch.cuda.Stream]:
     """`count` different streams, at most `MOST`."""
-    found: dict[int, torch.cuda.Stream] = {}
-    while len(found) < count:
+    streams: dict[int, torch.cuda.Stream] = {}
+    while len(streams) < count:
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        found.setdefault(stream.cuda_stream, stream)
-    return list(found.values())
+        streams.setdefault(stream.cuda_stream, stream)
+    return list(streams.values())
 
 
 @contextlib.contextmanager
