@@ -325,3 +325,10 @@ def test_attention_of_another_form_is_not_taken_for_softmax_of_q_k_times_v(maker
     small = spat.prune(model, ["0.attention"], zoo.loss, zoo.batch(), **given)
     assert isinstance(small.spat_removal, Removal)
     assert small.spat_removal.removed == ("0.attention",)
+
+
+def test_attention_that_is_added_to_nothing_is_not_compared_with_its_input() -> None:
+    model = zoo.make(zoo.NoSum)
+    assert spat.score(model, [zoo.batch()], zoo.loss, criterion="michel").values > 0
+    with pytest.raises(ValueError, match="needs Residual.*not added to an input of the same shape"):
+        spat.score(model, [zoo.batch()], zoo.loss, criterion="cosine")

@@ -27,7 +27,8 @@ def test_every_model_has_a_row(capsys: pytest.CaptureFixture[str]) -> None:
         "encoder.0.self encoder.1.self",
         "841568",
     )
-    assert inverted["views"] == "Output Heads Mixing"
+    assert inverted["views"] == "Output Residual Heads Mixing"
+    assert found["TimeMachine"]["views"] == "Output"
     assert "d_model=256; d_ff=256" in inverted["settings"]
     assert found["SeasonalNaive"]["settings"] == "season=24"
 

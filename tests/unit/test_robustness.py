@@ -226,7 +226,7 @@ def test_a_closed_gate_scores_zero_and_leaving_it_out_changes_nothing(name: str)
     model, data = dense(name), windows()
     index = [torch.arange(40)]
     gradient = ["send_keys", "michel", "taylor", "fisher", "snip", "cosine", "magnitude", "wanda"]
-    known = offered(MODELS[name].view)
+    known = offered(MODELS[name].views)
     gradient = [c for c in gradient if c in known]
     for number, _ in possible(model, ("gate:0",)):
         site = model.sites()[number]

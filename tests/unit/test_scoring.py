@@ -13,7 +13,7 @@ import torch
 from scoring_cases import ATTENTIVE, MIXING, batches, score_frame, small, traces, windows
 from small_models import LOSSES, sized
 
-from spat.attention.views import Heads, Mixing, Output
+from spat.attention.views import Heads, Mixing, Output, Residual
 from spat.models.registry import MODELS, Shape, build
 from spat.pipeline.frames import RUN, checked
 from spat.pipeline.scores_frame import aggregate, joined, send_train
@@ -23,7 +23,7 @@ from spat.scoring.names import CRITERIA, HEAD_CRITERIA, PASS, STATISTICS, VIEWS,
 from spat.scoring.probe import loss_drops
 
 COMPUTED = tuple(name for name, row in CRITERIA.items() if row.origin != "draws")
-VIEW = {"Output": Output, "Heads": Heads, "Mixing": Mixing}
+VIEW = {"Output": Output, "Residual": Residual, "Heads": Heads, "Mixing": Mixing}
 # Delays are chosen by their correlation: rounding chooses others.
 CHOOSING = ("Autoformer",)
 
@@ -32,7 +32,7 @@ def places(name: str, view: str, heads: bool) -> list[tuple[int, str, int]]:
     """Index, name and head (-1 for the site) of what a criterion scores."""
     shown = [t.offers(VIEW[view]) for t in traces(small(name), windows().batch(torch.arange(2)))]
     sites = small(name).sites()
-    assert all(shown) or (name not in MIXING and view != "Output")
+    assert all(shown) or view not in MODELS[name].views
     return [
         (index, site.name, head)
         for index, site in enumerate(sites)
@@ -89,12 +89,16 @@ def test_the_frame_has_its_schema_and_a_value_per_batch(name: str) -> None:
     frame = scored(name, 32)
     keys = dict.fromkeys(RUN, "x") | {"seed": 0, "epoch": 3}
     assert len(checked("scores", frame.assign(**keys))) == len(frame)
-    expected = {*COMPUTED, *STATISTICS}
-    assert set(frame["criterion"]) == expected if name in MIXING else expected - {"send_train"}
+    expected = {*COMPUTED} & {*offered(MODELS[name].views)}
+    found = set(frame["criterion"])
+    if name in MIXING:
+        assert found == {*expected, *STATISTICS}
+    else:  # sites that differ from the others may show more
+        assert expected <= found <= {*COMPUTED, *STATISTICS} - {"send_train"}
     of = frame.groupby("criterion")["batch"].unique()
     for key, row in (CRITERIA | STATISTICS).items():
         if key not in of:
-            assert row.origin == "draws" or name not in MIXING
+            assert key not in expected
         elif row.origin in (*PASS, "ablation"):
             assert sorted(of[key]) == [-1, 0, 1]
         elif row.origin != "draws":
@@ -222,12 +226,17 @@ def test_names_and_functions_agree() -> None:
         registration.criterion("send", needs=Mixing, source="")
 
 
-def test_a_wider_view_allows_more_criteria() -> None:
-    output, heads, mixing = (offered(view) for view in VIEWS)
-    assert {"michel", "cosine", "loss_drop", "random", "depth_last"} <= set(output)
-    assert set(heads) - set(output) == {"magnitude", "wanda", "flap"}
-    assert "send" not in heads
-    assert mixing == tuple(CRITERIA)
+def test_more_views_allow_more_criteria() -> None:
+    output, residual, heads, mixing = (set(offered([view])) for view in VIEWS)
+    assert {"michel", "loss_drop", "random", "depth_last"} <= output
+    assert residual == {"cosine", "block_influence"}
+    assert heads == {"magnitude", "wanda", "flap"}
+    assert "send" in mixing
+    assert offered(VIEWS) == tuple(CRITERIA)
+    assert offered(MODELS["iTransformer"].views) == tuple(CRITERIA)
+    assert set(offered(MODELS["S-Mamba"].views)) == output | residual
+    assert set(offered(MODELS["TimeMachine"].views)) == output
+    assert MODELS["DLinear"].views == ()
 
 
 @pytest.mark.parametrize("module", ["scoring.names", "pipeline.scores_frame"])

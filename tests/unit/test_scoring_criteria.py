@@ -25,7 +25,7 @@ from small_models import LOSSES
 from torch import Tensor
 
 from spat.attention.site import Site
-from spat.attention.views import Trace
+from spat.attention.views import Residual, Trace
 from spat.models.base import Forecaster
 from spat.models.layers.attention import AttentionCore
 from spat.models.registry import MODELS
@@ -182,7 +182,12 @@ def test_the_stream_and_the_output_projection(name: str) -> None:
     cosine, block, wanda, flap = known(name, "cosine", "block_influence", "wanda", "flap")
     for r in shown(name):
         attention, o = attention_of(name, r), r.output
-        for found, start, end in ((cosine, o.x, o.x + o.y), (block, o.before, o.after)):
+        pairs = []
+        if isinstance(o, Residual):
+            pairs = [(cosine, o.stream, o.stream + o.y), (block, o.before, o.after)]
+        assert bool(pairs) == ("Residual" in MODELS[name].views)
+        assert bool(pairs) == (r.index in {place for place, _ in cosine})
+        for found, start, end in pairs:
             cos = (start * end).sum(-1) / (start.norm(dim=-1) * end.norm(dim=-1))
             cos = cos.nan_to_num()  # zero has no direction
             cos[(start == 0).all(-1) & (end == 0).all(-1)] = 1  # what stays zero does not turn
@@ -347,7 +352,7 @@ def test_a_silent_site_scores_zero_in_every_gradient_criterion(name: str, projec
     model = small(name)
     index = min(1, len(model.sites()) - 1)
     silence(model.sites()[index], projection)
-    gradient = [criterion for criterion in GRADIENT if criterion in offered(MODELS[name].view)]
+    gradient = [criterion for criterion in GRADIENT if criterion in offered(MODELS[name].views)]
     assert gradient == list(GRADIENT) or name not in MIXING
     found = aggregate(score_frame(model, windows(), batches(16), gradient))
     found = found[found["criterion"].isin(gradient)]

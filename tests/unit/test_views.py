@@ -10,10 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from spat.attention.site import Place, Site
-from spat.attention.views import Mixing, MixingCore, Output, QueryKey, SharedMask, Trace, Weighted
+from spat.attention.views import (
+    Mixing,
+    MixingCore,
+    Output,
+    QueryKey,
+    Residual,
+    SharedMask,
+    Trace,
+    Weighted,
+)
 from spat.models.layers.attention import AttentionCore, MultiHeadAttention
 from spat.scoring import criteria, send
-from spat.scoring.names import offered
+from spat.scoring.names import VIEWS, offered
 from spat.scoring.probe import loss_drops, observe
 from spat.scoring.reductions import dispersion, over_rows
 from spat.scoring.scores import SiteScores, score
@@ -196,7 +205,7 @@ def test_a_site_without_weights_is_scored_by_its_output_alone() -> None:
     ]
     torch.testing.assert_close(traces[0].gate[:, 0], gated(model, sites[0].attention))
     found = scored(model, sites)
-    narrow = set(offered("Output")) - {"random", "loss_drop_val"}
+    narrow = set(offered(["Output", "Residual"])) - {"random", "loss_drop_val"}
     assert {name for name, scores in found.items() if len(scores) == 2} == narrow
     assert {"send", "uniformity", "snip"} <= found.keys()
     assert [one.site for one in found["send"]] == [1]
@@ -304,7 +313,7 @@ def test_a_site_of_one_head_offers_its_projection() -> None:
     assert trace.heads.O.shape == (12, 1, 1, TOKENS, WIDTH)
     torch.testing.assert_close(trace.heads.gate, trace.mixing.S.sum((1, 3, 4)))
     found = scored(model, [site])
-    assert found.keys() >= set(offered("Mixing")) - {"random", "loss_drop_val", "send_train"}
+    assert found.keys() >= set(offered(VIEWS)) - {"random", "loss_drop_val", "send_train"}
     W_o, W_v = (linear.weight.detach() for linear in (site.attention.out, site.attention.value))
     expected = (W_o @ W_v).norm()
     assert found["magnitude"][0].value[0, 0] == pytest.approx(float(expected))
@@ -329,6 +338,61 @@ def test_without_a_layer_round_it_a_site_is_its_own_block() -> None:
     site = Site("encoder.0.self", model, "inner", 2)
     found = scored(model, [site], "cosine", "block_influence")
     np.testing.assert_array_equal(found["cosine"][0].value, found["block_influence"][0].value)
+
+
+class PreNorm(nn.Module):
+    """x + inner(norm(x)), then a map, so that the layer is more than its site."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH)
+        self.inner: nn.Module | None = MultiHeadAttention(WIDTH, 2)
+        self.map = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.inner is not None:
+            x = x + self.inner(self.norm(x))
+        return self.map(x)  # type: ignore[no-any-return]
+
+
+def test_behind_a_norm_a_site_is_compared_with_the_stream_it_is_added_to() -> None:
+    model = built(PreNorm(), PreNorm())
+    sites = [
+        Site(f"{i}", layer, "inner", 2, added_to="layer") for i, layer in enumerate(model.layers)
+    ]
+    summed: list[Tensor] = []
+    for layer in model.layers:
+        layer.map.register_forward_hook(lambda _m, args, _y: summed.append(args[0]))
+    for trace, expected in zip(observe(model, Cases().x, losses, sites), summed, strict=True):
+        output = trace.output
+        assert isinstance(output, Residual)
+        torch.testing.assert_close((output.stream + output.y)[:, 0], expected)
+        assert not torch.allclose(output.x, output.stream)
+
+
+class Widening(nn.Module):
+    """A site whose output has another width, and that is added to nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner: nn.Module | None = nn.Linear(WIDTH, 2 * WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_zeros(*x.shape[:-1], 2 * WIDTH) if self.inner is None else self.inner(x)
+
+
+def test_a_site_that_is_added_to_nothing_is_not_compared_with_its_input() -> None:
+    model = built(Widening(), nn.Linear(2 * WIDTH, WIDTH))
+    site = Site("layer.0", model.layers[0], "inner", 1, "cross", added_to="nothing")
+    (trace,) = observe(model, Cases().x, losses, [site])
+    assert trace.output.y.shape == (12, 1, TOKENS, 2 * WIDTH)
+    assert [trace.offers(view) for view in (Output, Residual, Mixing)] == [True, False, False]
+    expected = set(offered(["Output"])) - {"random", "loss_drop_val"}
+    assert scored(model, [site]).keys() == expected
+    with pytest.raises(
+        ValueError, match=r"'cosine' needs the view Residual, which site 'layer\.0'"
+    ):
+        scored(model, [site], "cosine")
 
 
 # Cases that are padded: the keys that a row may use differ by window.
@@ -359,7 +423,7 @@ class Given:
 
 def trace_of(mixing: Mixing) -> Trace:
     x = torch.zeros(len(mixing.A), 1, 1, 1)
-    return Trace(0, "padded", Output(x, x, x, x, x), None, Given(mixing))
+    return Trace(0, "padded", Output(x, x, x), None, Given(mixing))
 
 
 PER_WINDOW = {

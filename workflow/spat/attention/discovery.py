@@ -30,7 +30,7 @@ from spat.attention.errors import (
 )
 from spat.attention.graph import Call, Core, Graph, read, recording
 from spat.attention.modes import evaluating
-from spat.attention.views import Joined, Output, Trace
+from spat.attention.views import Joined, Output, Residual, Trace
 
 # model, batch -> the loss of each sample [B]; a scalar where the docstring allows it.
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
@@ -345,12 +345,15 @@ def _trace(index: int, site: Candidate, slopes: dict[int, Any], windows: int) ->
     shown = rows(y)
     starts = [site.call.x] if len(calls) == 1 else [call.x for call in calls]
     x = rows([t for t in starts if t is not None])
-    before, after = x, x + shown if x.shape == shown.shape else shown
-    owner = site.owner
-    if owner is not None and owner.parent is not None and len(calls) == 1:
-        layer = [owner.x, owner.y]
-        if all(t is not None and t.shape == y[0].shape for t in layer):
-            before, after = (rows([t]) for t in layer if t is not None)
+    output = Output(x, shown, rows(dy))
+    if x.shape == shown.shape and not isinstance(site.refusal, NoResidual):
+        before, after = x, x + shown
+        owner = site.owner
+        if owner is not None and owner.parent is not None and len(calls) == 1:
+            layer = [owner.x, owner.y]
+            if all(t is not None and t.shape == y[0].shape for t in layer):
+                before, after = (rows([t]) for t in layer if t is not None)
+        output = Residual(x, shown, output.dy, x, before, after)
     sources = []
     for core in site.cores:
         batch = _batch(site, core)
@@ -362,5 +365,4 @@ def _trace(index: int, site: Candidate, slopes: dict[int, Any], windows: int) ->
         sources.append(core.source(windows, batch))
     source = sources[0] if len(sources) == 1 else Joined(tuple(sources)) if sources else None
     several = len({id(core.call.module) for core in site.cores if core.call}) > 1
-    output = Output(x, shown, rows(dy), before, after)
     return Trace(index, site.name, output, None, source, by_head=not several, several=several)

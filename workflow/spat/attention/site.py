@@ -2,7 +2,8 @@
 
 A *site* is one sub-layer with its residual branch, for example a multi-head attention. Its owner
 (an encoder or decoder layer) holds the module in an attribute. None in that attribute means that
-the site was removed and that the sub-layer is ``x -> norm(x)``.
+the site was removed and that the sub-layer is ``x -> norm(x)``. A site without a residual branch is
+removed in the same way: its owner then uses zeros in the place of its output.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class Site:
     `heads` is the number of heads of the dense model that can be removed one by one; a site with
     `heads` 1 can only be removed whole. `others` are the further places of a site that has several:
     the same module under another name (a shared block), or a second module that is removed with the
-    first (the router pair of Crossformer).
+    first (the router pair of Crossformer). `added_to` says what the owner adds the output of the
+    site to: the input of the site, the input of the layer that owns it (a norm stands before the
+    site), or nothing, and then the site does not offer the view `Residual`.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Site:
     heads: int
     kind: Kind = "self"
     others: tuple[Place, ...] = ()
+    added_to: Literal["input", "layer", "nothing"] = "input"
 
     @property
     def places(self) -> tuple[Place, ...]:

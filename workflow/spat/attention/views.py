@@ -1,8 +1,9 @@
 """Views: what a site shows of itself while a model computes.
 
-    Output   any sub-layer: its input, its output and the gradient of the loss by its output
-    Heads    there is an axis of heads before an output projection
-    Mixing   the output sums values under weights A, which a mask M of ones could multiply
+    Output    any sub-layer: its input, its output and the gradient of the loss by its output
+    Residual  the output is added to a stream of the same width, so that the two can be compared
+    Heads     there is an axis of heads before an output projection
+    Mixing    the output sums values under weights A, which a mask M of ones could multiply
 
 A criterion names the view that it needs. A `Trace` holds the views of one site in W windows.
 """
@@ -10,7 +11,7 @@ A criterion names the view that it needs. A `Trace` holds the views of one site 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -28,14 +29,12 @@ class Output:
     """What any sub-layer shows. Each tensor is [W, R, tokens, width].
 
     R is the number of sequences of a window: the number of channels where channels are independent
-    (PatchTST), else 1.
+    (PatchTST), else 1. The output may have another width than the input.
     """
 
     x: Tensor  # input of the site
     y: Tensor  # its output, before the residual sum
     dy: Tensor  # gradient of each window's loss by y
-    before: Tensor  # input of the layer that owns the site
-    after: Tensor  # output of that layer
 
     @property
     def gate(self) -> Tensor:
@@ -44,8 +43,16 @@ class Output:
 
     def cut(self, windows: slice) -> Output:
         """The view of some of the windows."""
-        parts = (t[windows] for t in (self.x, self.y, self.dy, self.before, self.after))
-        return Output(*parts)
+        return type(self)(*(getattr(self, part.name)[windows] for part in fields(self)))
+
+
+@dataclass(frozen=True, eq=False)
+class Residual(Output):
+    """What a sub-layer shows whose owner computes stream + y: these have one width."""
+
+    stream: Tensor  # what y is added to: x, or what x is the norm of
+    before: Tensor  # input of the layer that owns the site
+    after: Tensor  # output of that layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,7 +232,7 @@ class Joined:
         return Joined(tuple(part.cut(windows) for part in self.parts))
 
 
-View: TypeAlias = type[Output] | type[Heads] | type[Mixing]
+View: TypeAlias = type[Output] | type[Residual] | type[Heads] | type[Mixing]
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,7 +288,9 @@ class Trace:
         """Whether the site has this view."""
         if view is Mixing:
             return self.source is not None
-        return view is Output or self.heads is not None
+        if view is Heads:
+            return self.heads is not None
+        return isinstance(self.output, view)
 
     def parts(self) -> Iterator[Trace]:
         """The trace cut by windows, so that an array of attention size has few `ELEMENTS`."""

@@ -46,7 +46,7 @@ class GPT4TS(Forecaster):
         """The attention of each block of the language model."""
         heads = self.language.architecture.heads
         return tuple(
-            Site(f"block.{i}.self", block, "attention", heads)
+            Site(f"block.{i}.self", block, "attention", heads, added_to="layer")
             for i, block in enumerate(self.language.blocks)
         )
 

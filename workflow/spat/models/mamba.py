@@ -62,7 +62,7 @@ class MambaForecaster(Forecaster):
     def sites(self) -> tuple[Site, ...]:
         """One scan a layer."""
         return tuple(
-            Site(f"encoder.{i}.scan", layer, "scan", 1, "scan")
+            Site(f"encoder.{i}.scan", layer, "scan", 1, "scan", added_to="layer")
             for i, layer in enumerate(self.layers)
         )
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Final, get_args
+from typing import Final
 
 from spat.data.registry import DATASETS, TIME_FEATURES
-from spat.models.registry import MODELS, Model, Setup, Shape, View, build, setup
+from spat.models.registry import MODELS, Model, Setup, Shape, build, setup
 from spat.tasks.registry import TASKS
 from spat.training.device import costs
 
@@ -47,13 +47,12 @@ def _built(model: Model, published: Setup, shape: Shape) -> dict[str, str]:
         network = build(model.name, published.settings, shape)
     except (ValueError, ImportError, OSError) as error:
         return {"note": str(error)}
-    views = get_args(View)
     task = TASKS[model.task]
     return {
         "parameters": str(costs.parameters(network)),
         "flops": str(costs.flops(network, task, task.example(shape))),
         "sites": " ".join(site.name for site in network.sites()),
-        "views": " ".join(views[: views.index(model.view) + 1]) if network.sites() else "",
+        "views": " ".join(model.views),
     }
 
 

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from spat.models.base import Forecaster
 
 Role = Literal["attention", "baseline", "naive"]
-View = Literal["Output", "Heads", "Mixing"]
+View = Literal["Output", "Residual", "Heads", "Mixing"]
+_VIEWS: Final[tuple[View, ...]] = get_args(View)
 
 VARIANTS: Final = ("published", "deep")
 
@@ -62,7 +63,9 @@ class Model:
         role: `attention` has sites to prune, `baseline` is trained and has none, `naive` has no
             parameters.
         task: What it is for.
-        view: The widest view that all its sites offer (role `attention`).
+        view: The widest of the views `Output`, `Heads` and `Mixing` that all its sites offer, each
+            of which includes those before it (role `attention`).
+        residual: Whether all its sites also offer the view `Residual`.
         fixed_channels: Its weights depend on the number of channels, so that it transfers only to
             data of the same width.
     """
@@ -73,8 +76,21 @@ class Model:
     settings: type[Settings]
     role: Role = "attention"
     task: str = "forecasting"
-    view: View = "Mixing"
+    view: Literal["Output", "Heads", "Mixing"] = "Mixing"
+    residual: bool = True
     fixed_channels: bool = False
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The views that all its sites offer; none where it has no sites."""
+        if self.role != "attention":
+            return ()
+        widest = _VIEWS.index(self.view)
+        return tuple(
+            view
+            for place, view in enumerate(_VIEWS)
+            if (self.residual if view == "Residual" else place <= widest)
+        )
 
 
 MODELS: Final = {
@@ -151,6 +167,7 @@ MODELS: Final = {
             "TimeMachine",
             own.TimeMachineSettings,
             view="Output",
+            residual=False,
             fixed_channels=True,
         ),
         # The name says whose weights the language model has.

@@ -146,7 +146,7 @@ def _config(
     usable = [
         row.name
         for row in MODELS.values()
-        if row.role == "attention" and "send" in offered(row.view)
+        if row.role == "attention" and "send" in offered(row.views)
     ]
     if model not in usable:
         raise ConfigError(f"model {model!r} is not one of {', '.join(usable)}")

@@ -520,7 +520,7 @@ class Config(Section):
                 # Criteria that a model does not offer are left out for it; it is an error if none
                 # is left.
                 asked = self.pruning.site.criteria
-                possible = offered(MODELS[model].view)
+                possible = offered(MODELS[model].views)
                 if asked and not set(asked) & set(possible):
                     raise ValueError(
                         f"pruning.site.criteria: {', '.join(asked)} cannot rank the sites of "

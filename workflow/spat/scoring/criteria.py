@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spat.attention.views import Heads, Mixing, Output, Trace
+from spat.attention.views import Heads, Mixing, Output, Residual, Trace
 from spat.scoring.criterion import (
     absolute,
     complement,
@@ -56,18 +56,20 @@ def snip(trace: Trace) -> Tensor:
     return with_sum(trace.mixing.S.abs().sum((1, 3, 4)))
 
 
-@criterion("cosine", needs=Output, source="LLM-Drop, He et al. 2024, arXiv 2406.15786")
+@criterion("cosine", needs=Residual, source="LLM-Drop, He et al. 2024, arXiv 2406.15786")
 def cosine(trace: Trace) -> Tensor:
-    """1 - cos(x, x + attention(x)) before the norm: LLM-Drop (He et al. 2024, arXiv 2406.15786)."""
-    return _turn(trace.output.x, trace.output.x + trace.output.y)
+    """1 - cos(x, x + attention), x the residual stream: LLM-Drop (He et al. 2024, 2406.15786)."""
+    assert isinstance(trace.output, Residual)
+    return _turn(trace.output.stream, trace.output.stream + trace.output.y)
 
 
-@criterion("block_influence", needs=Output, source="ShortGPT, Men et al. 2024, arXiv 2403.03853")
+@criterion("block_influence", needs=Residual, source="ShortGPT, Men et al. 2024, arXiv 2403.03853")
 def block_influence(trace: Trace) -> Tensor:
     """1 - cos of a layer's input and output: ShortGPT (Men et al. 2024, arXiv 2403.03853).
 
     Two sites in one decoder layer have the same.
     """
+    assert isinstance(trace.output, Residual)
     return _turn(trace.output.before, trace.output.after)
 
 

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import nn
@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     from numpy.typing import NDArray
+
+
+# Why a site does not show a view.
+_LACKS: Final = {
+    "Mixing": "no softmax(q k^T) v was found in it",
+    "Residual": "its output is not added to an input of the same shape",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +147,7 @@ def score(
             if not trace.offers(rule.needs):
                 raise ValueError(
                     f"criterion {criterion!r} needs {rule.needs.__name__}, which {trace.name!r} "
-                    "does not show: no softmax(q k^T) v was found in it"
+                    f"does not show: {_LACKS[rule.needs.__name__]}"
                 )
         _warn_of_nothing(traced)
         size = traced[0].windows

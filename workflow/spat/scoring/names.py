@@ -5,12 +5,13 @@ A high score means keep. A new criterion is one function (in `criteria.py`) and 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final, Literal
 
-# What a site must show of itself, from the narrowest view to the widest: see `attention.views`.
-ViewName = Literal["Output", "Heads", "Mixing"]
-VIEWS: Final[tuple[ViewName, ...]] = ("Output", "Heads", "Mixing")
+# What a site must show of itself: see `attention.views`.
+ViewName = Literal["Output", "Residual", "Heads", "Mixing"]
+VIEWS: Final[tuple[ViewName, ...]] = ("Output", "Residual", "Heads", "Mixing")
 
 # What one value of a function stands for: a window, 32 windows that share a mask, or a training
 # batch whose windows share a mask.
@@ -111,11 +112,11 @@ _ROWS: Final = (
         "sum of |S|",
     ),
     Criterion(
-        "cosine", "window", "Output", False, "LLM-Drop, He et al. 2024, arXiv 2406.15786",
-        "1 - cos(x, x + attention(x)), before the norm",
+        "cosine", "window", "Residual", False, "LLM-Drop, He et al. 2024, arXiv 2406.15786",
+        "1 - cos(x, x + attention(x)), x the residual stream",
     ),
     Criterion(
-        "block_influence", "window", "Output", False,
+        "block_influence", "window", "Residual", False,
         "ShortGPT, Men et al. 2024, arXiv 2403.03853",
         "1 - cos between input and output of the whole layer",
     ),
@@ -171,7 +172,6 @@ STATISTICS: Final[dict[str, Criterion]] = {
 }  # fmt: skip
 
 
-def offered(view: ViewName) -> tuple[str, ...]:
-    """The criteria of a model whose sites all offer this view, and so the narrower ones."""
-    widest = VIEWS.index(view)
-    return tuple(name for name, row in CRITERIA.items() if VIEWS.index(row.needs) <= widest)
+def offered(views: Collection[ViewName]) -> tuple[str, ...]:
+    """The criteria of a model whose sites all offer these views."""
+    return tuple(name for name, row in CRITERIA.items() if row.needs in views)

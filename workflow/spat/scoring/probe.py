@@ -29,6 +29,7 @@ from spat.attention.views import (
     MixingCore,
     Output,
     QueryKey,
+    Residual,
     SharedMask,
     Source,
     Trace,
@@ -371,11 +372,15 @@ class _Noted:
                 q, k, v = (fold(t) for t in (call.q, call.k, call.v))
                 sources.append(QueryKey(q, k, v, fold(slopes[-1]), call.core))
         dy = rows([next(gradients) for _ in self.y])
-        x, y = rows(self.x), rows(self.y)
-        if model in self.site.owners:  # no layer round the site
-            before, after = x, x + y
-        else:
-            before, after = rows(self.before), rows(self.after)
+        output = Output(rows(self.x), rows(self.y), dy)
+        if self.site.added_to != "nothing":
+            x, y = output.x, output.y
+            if model in self.site.owners:  # no layer round the site
+                before, after = x, x + y
+            else:
+                before, after = rows(self.before), rows(self.after)
+            stream = before if self.site.added_to == "layer" else x
+            output = Residual(x, y, dy, stream, before, after)
         heads, several = None, len(self.modules) > 1
         last: Any = self.modules[-1]
         if self.cores and hasattr(last, "head_weights"):
@@ -392,7 +397,7 @@ class _Noted:
         return Trace(
             self.index,
             self.site.name,
-            Output(x, y, dy, before, after),
+            output,
             heads,
             sources[0] if len(sources) == 1 else Joined(tuple(sources)) if sources else None,
             by_head=self.site.heads > 1 or (alike and not several),

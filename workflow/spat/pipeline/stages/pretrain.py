@@ -84,7 +84,7 @@ def _train(opened: Opened, rate: float, state: Path) -> Trained:
     if not any(True for _ in model.parameters()):
         return Trained(rate, model, Fit("ok", 0, 0, math.inf, [], [], 0.0))
     settings = replace(opened.training, learning_rate=rate)
-    recorded = "send" in offered(MODELS[run.model].view)
+    recorded = "send" in offered(MODELS[run.model].views)
 
     def record(epoch: int, trained: Forecaster) -> list[dict[str, Any]]:
         if not recorded or not trained.sites():

@@ -196,7 +196,7 @@ def computed(criteria: Sequence[str], model: str) -> tuple[str, ...]:
     `loss_drop_val` is the measured change on the validation split and needs no second pass.
     """
     asked = dict.fromkeys(("send", *criteria))
-    possible = offered(MODELS[model].view)
+    possible = offered(MODELS[model].views)
     return tuple(n for n in asked if n in possible and CRITERIA[n].origin in (*PASS, "ablation"))
 
 

@@ -29,7 +29,7 @@ COLUMNS = ("epoch", "batch", "site", "name", "head", "criterion", "value")
 def computed(section: PruningSection, model: str) -> tuple[str, ...]:
     """The criteria of both levels, and `send`, which the figures show, where the model has it."""
     asked = ("send", *section.site.criteria, *section.head.criteria)
-    possible = offered(MODELS[model].view)
+    possible = offered(MODELS[model].views)
     return tuple(
         name
         for name in dict.fromkeys(asked)
@@ -40,7 +40,7 @@ def computed(section: PruningSection, model: str) -> tuple[str, ...]:
 def not_offered(section: PruningSection, model: str) -> list[str]:
     """The criteria of a configuration that need a view that the model's sites do not offer."""
     asked = (*section.site.criteria, *section.head.criteria)
-    possible = offered(MODELS[model].view)
+    possible = offered(MODELS[model].views)
     return [name for name in dict.fromkeys(asked) if name not in possible]
 
 

@@ -55,7 +55,7 @@ def select(config: Config, run: Run) -> None:
             config.pruning,
             seed=run.seed_for("masks"),
             bounded=bounded,
-            possible=offered(MODELS[run.model].view),
+            possible=offered(MODELS[run.model].views),
         )
         control = table([ruled("control", Mask.full(trained["heads"]))])
         frame = pd.concat([control, frame], ignore_index=True)

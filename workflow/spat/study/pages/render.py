@@ -355,7 +355,7 @@ def _without_send(frame: pd.DataFrame) -> list[str]:
     """A note on the models of a table whose sites do not offer SEND, if there are any."""
     models = frame["model"].unique() if "model" in frame else ()
     known = [MODELS[name] for name in models if name in MODELS]
-    lacking = [m.name for m in known if m.role == "attention" and "send" not in offered(m.view)]
+    lacking = [m.name for m in known if m.role == "attention" and "send" not in offered(m.views)]
     if not lacking:
         return []
     return [
