@@ -52,9 +52,15 @@ SIZES: dict[str, Any] = {
     "llm_layers": 2,
     "llm_width": 16,
     "llm_heads": 4,
+    "vocabulary": 60,
+    "prototypes": 10,
+    "prompt_tokens": 20,
+    "description": "A generated series.",
     "time_features": False,
     "instance_norm": True,
 }
+# The size of a head of the reprogramming attention, so that all heads have as many parameters.
+OTHER_SIZES: dict[str, dict[str, Any]] = {"Time-LLM-random": {"d_ff": 4}}
 
 
 # Their weights are published files that no test has, so that their sizes are not free. The models
@@ -74,7 +80,8 @@ def sized(name: str, **changes: Any) -> Settings:
     skip_without_weights(name)
     kind = MODELS[name].settings
     names = [field.name for field in fields(kind)]
-    small = kind(**{key: SIZES[key] for key in names if key in SIZES})
+    sizes = SIZES | OTHER_SIZES.get(name, {})
+    small = kind(**{key: sizes[key] for key in names if key in sizes})
     return replace(small, **{key: value for key, value in changes.items() if key in names})
 
 

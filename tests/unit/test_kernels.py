@@ -118,7 +118,7 @@ def test_dropout_in_degenerate_shapes(shape: tuple[int, ...]) -> None:
 def test_models_take_one_channel_and_a_last_batch_of_one(name: str) -> None:
     skip_without_weights(name)
     small = {"d_model": 8, "d_ff": 8, "n_heads": 2, "e_layers": 1, "llm_layers": 1}
-    small |= {"llm_width": 8, "llm_heads": 2}
+    small |= {"llm_width": 8, "llm_heads": 2, "vocabulary": 60, "prototypes": 10}
     known = setup(name, "published", "ETTh1", 96).settings
     changes = {key: value for key, value in small.items() if hasattr(known, key)}
     for lookback, channels, batch in ((96, 1, 1), (96, 1, 2), (96, 7, 1), (96, 1, 3)):

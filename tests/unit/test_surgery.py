@@ -24,7 +24,7 @@ from spat.training.device import costs
 ATTENTION = [name for name, row in MODELS.items() if row.role == "attention"]
 # What only its sites use goes with the last of them: an embedding, the shared matrices, a norm in
 # front of a site.
-SWEPT = ("TimeXer", "FEDformer", "Mamba", "GPT4TS-random")
+SWEPT = ("TimeXer", "FEDformer", "Mamba", "GPT4TS-random", "Time-LLM-random")
 
 
 def dense(name: str, **changes: bool) -> Forecaster:

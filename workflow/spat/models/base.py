@@ -26,6 +26,9 @@ class Forecaster(Network, ABC):
     # SHA-256 of the weights that every build starts with, whatever its seed is, and that training
     # does not change: those of a pretrained language model. None if there are no such weights.
     base: str | None = None
+    # Whether a training step can be captured in a CUDA graph: the forward pass computes nothing on
+    # the CPU.
+    capturable: bool = True
 
     def __init__(self, settings: Settings, shape: Shape) -> None:
         """Keep the settings.

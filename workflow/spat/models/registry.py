@@ -174,6 +174,15 @@ MODELS: Final = {
         Model("GPT4TS-gpt2", "spat.models.gpt4ts", "GPT4TSGPT2", own.GPT4TSGPT2Settings),
         Model("GPT4TS-smollm2", "spat.models.gpt4ts", "GPT4TSSmolLM2", own.GPT4TSSmolLM2Settings),
         Model("GPT4TS-random", "spat.models.gpt4ts", "GPT4TSRandom", own.GPT4TSRandomSettings),
+        *(
+            # Their reprogramming attention is added to nothing.
+            Model(f"Time-LLM-{name}", "spat.models.timellm", class_name, settings, residual=False)
+            for name, class_name, settings in (
+                ("gpt2", "TimeLLMGPT2", own.TimeLLMGPT2Settings),
+                ("smollm2", "TimeLLMSmolLM2", own.TimeLLMSmolLM2Settings),
+                ("random", "TimeLLMRandom", own.TimeLLMRandomSettings),
+            )
+        ),
         Model("DLinear", "spat.models.dlinear", "DLinear", own.DLinearSettings, role="baseline"),
         Model("NLinear", "spat.models.nlinear", "NLinear", Settings, role="baseline"),
         Model(

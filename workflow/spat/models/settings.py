@@ -333,6 +333,70 @@ class GPT4TSRandomSettings(PatchedLanguageSettings):
     dropout: Share = 0.1
 
 
+@dataclass(frozen=True, kw_only=True)
+class TimeLLMSettings(PatchedLanguageSettings):
+    """What the settings of `spat.models.timellm` share.
+
+    `d_ff` is the size of a head of the reprogramming attention, and the number of features of each
+    output of the language model that the forecast is computed from. `prompt_tokens` is the length
+    of a prompt, and `description` the sentence in it that describes the dataset.
+    """
+
+    d_model: int
+    d_ff: int
+    n_heads: int
+    prototypes: int
+    prompt_tokens: int
+    dropout: Share
+    description: str
+
+    @property
+    def width(self) -> int:
+        """The width of the language model."""
+        return {"gpt2": 768, "smollm2": 576}[self.backbone]
+
+    def problem(self, shape: Shape) -> str | None:
+        """As `PatchedLanguageSettings`; `d_ff` features and room for all tokens must exist."""
+        if self.d_ff > self.width:
+            return f"d_ff {self.d_ff} exceeds the width of the language model, {self.width}"
+        tokens = self.prompt_tokens + self.patches(shape)
+        if self.backbone != "smollm2" and tokens > 1024:
+            return (
+                f"{self.prompt_tokens} words of prompt and {self.patches(shape)} patches exceed "
+                "the context of 1024: choose a larger stride or fewer prompt_tokens"
+            )
+        return super().problem(shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeLLMGPT2Settings(TimeLLMSettings):
+    """As `TimeLLMSettings`, with GPT-2."""
+
+    backbone: Literal["gpt2"] = "gpt2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeLLMSmolLM2Settings(TimeLLMSettings):
+    """As `TimeLLMSettings`, with SmolLM2."""
+
+    backbone: Literal["smollm2"] = "smollm2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeLLMRandomSettings(TimeLLMSettings):
+    """As `TimeLLMSettings`, with random weights, so that the sizes are free."""
+
+    backbone: Literal["random"] = "random"
+    llm_width: int = 768
+    llm_heads: int = 12
+    vocabulary: int = 50257
+
+    @property
+    def width(self) -> int:
+        """The width of the language model."""
+        return self.llm_width
+
+
 @dataclass(frozen=True)
 class DLinearSettings(Settings):
     """Settings of `spat.models.dlinear`."""

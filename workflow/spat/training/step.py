@@ -40,7 +40,8 @@ def training_step(
 
     `dropout`, a generator of the cases' device, is then the source of all random numbers inside the
     model. The function returns the sum over the batch of the losses of the cases, a
-    scalar on the device. On CUDA the whole context runs on a stream of its own.
+    scalar on the device. On CUDA the whole context runs on a stream of its own, and the step is
+    captured, except for a model whose attribute `capturable` is False.
     """
     draw_from(model, dropout)
     step = _eager(model, task, cases, optimiser, precision, sam_rho)
@@ -48,6 +49,9 @@ def training_step(
         yield step
         return
     with streams.on_own(cases.device):
+        if not getattr(model, "capturable", True):
+            yield step
+            return
         captured = CapturedStep(step, dropout)
         try:
             yield captured

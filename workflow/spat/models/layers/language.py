@@ -35,6 +35,7 @@ class Architecture:
         dropout: On embeddings, attention and residuals (`gpt2`).
         epsilon: Of the norms.
         base: Of the rotary positions (`llama`).
+        vocabulary: Number of words; 0 if there is no table of words.
     """
 
     family: Literal["gpt2", "llama"]
@@ -47,6 +48,7 @@ class Architecture:
     dropout: float = 0.0
     epsilon: float = 1e-5
     base: float = 10000.0
+    vocabulary: int = 0
 
     def norm(self) -> nn.Module:
         """A norm over the width."""
@@ -55,11 +57,15 @@ class Architecture:
 
 
 class LanguageModel(nn.Module):
-    """Pre-norm blocks from embeddings to embeddings; there is no map to words."""
+    """Pre-norm blocks from embeddings to embeddings; there is no map to words.
+
+    `words` is the table of embeddings [vocabulary, width], which the blocks do not read.
+    """
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = a = architecture
+        self.words = nn.Parameter(torch.zeros(a.vocabulary, a.width)) if a.vocabulary else None
         learnt = a.family == "gpt2"
         self.positions = nn.Parameter(torch.zeros(a.context, a.width)) if learnt else None
         self.dropout = Dropout(a.dropout)

@@ -1,4 +1,4 @@
-"""Where the weights of a language model come from.
+"""Where the weights and the tokeniser of a language model come from.
 
     gpt2      GPT-2 small: the folder `gpt2` of SPAT_LANGUAGE_MODELS, else the hub of Hugging Face
     smollm2   SmolLM2: a file *smollm2*.gguf of SPAT_LANGUAGE_MODELS, else that of the installed
@@ -6,7 +6,8 @@
     random    the architecture of GPT-2 with weights as GPT-2 starts, the same at each call
 
 SPAT_LANGUAGE_MODELS is an environment variable that names a folder. `gpt2` needs the
-package `transformers`, `smollm2` needs `gguf`: see envs/requirements-language.txt.
+package `transformers`, `smollm2` needs `gguf`, and for its tokeniser `transformers` too: see
+envs/requirements-language.txt.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -36,10 +39,17 @@ class Pretrained(NamedTuple):
     sha256: str
 
 
+class Tokeniser(NamedTuple):
+    """What turns texts into numbers of words, and the word that ends a text."""
+
+    encode: Callable[[Sequence[str]], list[list[int]]]
+    end: int
+
+
 # The sizes of the published models; files of other sizes are read as they are.
 PUBLISHED: Final = {
-    "gpt2": Architecture("gpt2", 768, 3072, 12, 12, 12, 1024, dropout=0.1),
-    "smollm2": Architecture("llama", 576, 1536, 30, 9, 3, 8192, base=100000.0),
+    "gpt2": Architecture("gpt2", 768, 3072, 12, 12, 12, 1024, dropout=0.1, vocabulary=50257),
+    "smollm2": Architecture("llama", 576, 1536, 30, 9, 3, 8192, base=100000.0, vocabulary=49152),
 }
 
 
@@ -47,9 +57,11 @@ def language_model(
     backbone: str,
     layers: int,
     *,
+    words: bool = False,
     width: int = 768,
     heads: int = 12,
     dropout: float = 0.1,
+    vocabulary: int = 50257,
 ) -> tuple[LanguageModel, str | None]:
     """The first blocks of a language model, frozen, and the SHA-256 of its weights.
 
@@ -58,20 +70,25 @@ def language_model(
     Args:
         backbone: `gpt2`, `smollm2` or `random`.
         layers: Number of blocks.
+        words: Whether the table of words comes with them.
         width: Of `random`, whose other sizes follow from it as in GPT-2.
         heads: Of `random`.
         dropout: Of `random`.
+        vocabulary: Of `random`.
 
     Raises:
         FileNotFoundError: if the weights are not there; the message says where they are expected.
         ModuleNotFoundError: if a package is missing; the message says how to install it.
         ValueError: if the file is of another kind of model, or has fewer blocks.
     """
-    sizes = Architecture("gpt2", width, 4 * width, layers, heads, heads, 1024, dropout)
+    sizes = Architecture(
+        "gpt2", width, 4 * width, layers, heads, heads, 1024, dropout, vocabulary=vocabulary
+    )
     sizes = replace(PUBLISHED.get(backbone, sizes), layers=layers)
+    sizes = sizes if words else replace(sizes, vocabulary=0)
     if torch.get_default_device().type == "meta":
         return LanguageModel(sizes).requires_grad_(False), None
-    source = _random(sizes) if backbone == "random" else _loaded(backbone, layers)
+    source = _random(sizes) if backbone == "random" else _loaded(backbone, layers, words)
     with torch.device("meta"):
         model = LanguageModel(source.architecture)
     weights = {name: value.clone() for name, value in source.weights.items()}
@@ -81,11 +98,12 @@ def language_model(
 
 # The last one is kept, since a job builds the network of each mask.
 @lru_cache(maxsize=1)
-def _loaded(backbone: str, layers: int) -> Pretrained:
-    architecture, weights = _gpt2() if backbone == "gpt2" else _smollm2(layers)
+def _loaded(backbone: str, layers: int, words: bool) -> Pretrained:
+    architecture, weights = _gpt2() if backbone == "gpt2" else _smollm2(layers, words)
     if layers > architecture.layers:
         raise ValueError(f"{backbone} has {architecture.layers} blocks, not {layers}: take fewer")
     sizes = replace(architecture, layers=layers)
+    sizes = sizes if words else replace(sizes, vocabulary=0)
     with torch.device("meta"):
         names = LanguageModel(sizes).state_dict()
     chosen = {name: weights[name].contiguous() for name in names}
@@ -114,10 +132,36 @@ def _random(sizes: Architecture) -> Pretrained:
     return Pretrained(sizes, weights, _sha256(weights))
 
 
+@cache
+def tokeniser(backbone: str, vocabulary: int) -> Tokeniser:
+    """The tokeniser of a language model; all its numbers are below `vocabulary`.
+
+    The words of a random table mean nothing, so that `random` needs no file: the number of a word
+    or sign follows from its letters, and 0 ends a text.
+
+    Raises:
+        FileNotFoundError, ModuleNotFoundError: as `language_model`.
+    """
+    if backbone == "random":
+
+        def numbers(texts: Sequence[str]) -> list[list[int]]:
+            words = (re.findall(r"\w+|[^\w\s]", text) for text in texts)
+            return [[zlib.crc32(word.encode()) % vocabulary for word in found] for found in words]
+
+        return Tokeniser(numbers, 0)
+    transformers = _package("transformers")
+    if backbone == "gpt2":
+        loaded = _from_hub(transformers.AutoTokenizer)
+    else:
+        file = _gguf_file()
+        loaded = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    return Tokeniser(lambda texts: loaded(list(texts))["input_ids"], loaded.eos_token_id)
+
+
 def _gpt2() -> tuple[Architecture, dict[str, Tensor]]:
     model = _from_hub(_package("transformers").GPT2Model)
     config, state = model.config, model.state_dict()
-    names = {"wpe.weight": "positions"}
+    names = {"wte.weight": "words", "wpe.weight": "positions"}
     names |= {f"ln_f.{part}": f"norm.{part}" for part in ("weight", "bias")}
     inside = {
         "ln_1": "norm1",
@@ -147,11 +191,12 @@ def _gpt2() -> tuple[Architecture, dict[str, Tensor]]:
         context=config.n_positions,
         dropout=config.resid_pdrop,
         epsilon=config.layer_norm_epsilon,
+        vocabulary=config.vocab_size,
     )
     return architecture, weights
 
 
-def _smollm2(layers: int) -> tuple[Architecture, dict[str, Tensor]]:
+def _smollm2(layers: int, words: bool) -> tuple[Architecture, dict[str, Tensor]]:
     gguf, file = _package("gguf"), _gguf_file()
     reader = gguf.GGUFReader(file)
 
@@ -179,8 +224,11 @@ def _smollm2(layers: int) -> tuple[Architecture, dict[str, Tensor]]:
         context=value("llama.context_length"),
         epsilon=value("llama.attention.layer_norm_rms_epsilon"),
         base=value("llama.rope.freq_base"),
+        vocabulary=len(tensors["token_embd.weight"].data),
     )
     weights = {"norm.weight": weight("output_norm")}
+    if words:
+        weights["words"] = weight("token_embd")
     for block in range(min(layers, architecture.layers)):
         theirs, ours = f"blk.{block}", f"blocks.{block}"
         weights |= {
@@ -215,14 +263,14 @@ def _sha256(weights: Mapping[str, Tensor]) -> str:
 
 
 def _from_hub(kind: Any) -> Any:
-    """GPT-2, from a local folder if there is one."""
+    """The network or the tokeniser of GPT-2, from a local folder if there is one."""
     local = next((f / "gpt2" for f in _folders() if (f / "gpt2").is_dir()), None)
     try:
         return kind.from_pretrained(local if local is not None else "gpt2")
     except OSError as error:
         raise FileNotFoundError(
-            f"the weights of gpt2 are neither in a folder `gpt2` of {FOLDER} nor can they be "
-            f"fetched from the hub: {error}"
+            f"gpt2 is neither in a folder `gpt2` of {FOLDER} nor can it be fetched from the "
+            f"hub: {error}"
         ) from None
 
 

