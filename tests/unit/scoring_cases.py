@@ -15,6 +15,7 @@ from spat.data.windows import Batch, Windows
 from spat.models.base import Forecaster
 from spat.models.layers.attention import AttentionCore
 from spat.models.registry import MODELS, Shape, build, setup
+from spat.models.timellm import PrototypeCore
 from spat.pipeline import scores_frame
 from spat.scoring.probe import SiteMeans, observe, window_means
 from spat.scoring.scores import score
@@ -61,11 +62,14 @@ def small(name: str, dtype: torch.dtype = torch.float64) -> Forecaster:
     return model.to(dtype).train()
 
 
+# Cores that compute softmax(q k^T / sqrt(d)) v.
+PLAIN = (AttentionCore, PrototypeCore)
+
+
 def _softmax(name: str) -> bool:
     sites = small(name).sites()
     return all(
-        site.heads > 1 and type(getattr(site.attention, "core", None)) is AttentionCore
-        for site in sites
+        site.heads > 1 and type(getattr(site.attention, "core", None)) in PLAIN for site in sites
     )
 
 

@@ -11,6 +11,7 @@ from scoring_cases import (
     ATTENTIVE,
     CHANNELS,
     MIXING,
+    PLAIN,
     SOFTMAX,
     averaged,
     batches,
@@ -87,7 +88,7 @@ def masked(core: nn.Module) -> Any:
         return MaskedWeights(core)
     if isinstance(core, ProbSparseCore):
         return MaskedSparse(core)
-    assert type(core) is AttentionCore
+    assert type(core) in PLAIN
     return MaskedReference(core.causal)
 
 
