@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import fake_card
 import pytest
 import torch
 from small_models import SHAPE, TASK, sized
@@ -17,6 +18,7 @@ from spat.data.registry import DATASETS
 from spat.data.windows import Windows, split
 from spat.models.base import Forecaster
 from spat.models.registry import build
+from spat.training import step as steps
 from spat.training.optimisation import adam
 from spat.training.step import CapturedStep, training_step
 
@@ -99,3 +101,19 @@ def test_the_captured_step_trains_like_the_plain_one(
     expected, found = torch.stack(losses[False]), torch.stack(losses[True])
     assert expected[-2] < 0.9 * expected[0]  # the last batch is a smaller one
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("name", "captured"), [("DLinear", True), ("Time-LLM-random", False)])
+def test_a_model_that_computes_on_the_cpu_too_is_not_captured(
+    name: str, captured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_card.install(monkeypatch)
+    monkeypatch.setattr(steps.CapturedStep, "release", lambda _self: None)
+
+    class OnACard:
+        device = fake_card.CARD
+
+    model = small(name)
+    with training_step(model, TASK, OnACard(), adam(model, 1e-3), torch.Generator()) as step:
+        assert isinstance(step, CapturedStep) == captured
+        assert torch.cuda.current_stream() != fake_card.DEFAULT

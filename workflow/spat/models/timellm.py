@@ -55,7 +55,7 @@ class PrototypeCore(AttentionCore):
         """q [B, H, Q, D]; k, v [B, H, K, D], expanded from [1, H, K, D] -> O [B, H, Q, D]."""
         together = q.transpose(0, 1).flatten(1, 2).unsqueeze(0)  # [1, H, B * Q, D]
         O = super().forward(together, k[:1], v[:1])  # noqa: E741
-        return O.squeeze(0).unflatten(1, (len(q), -1)).transpose(0, 1)
+        return O.reshape(q.shape[1], len(q), -1, O.shape[-1]).transpose(0, 1)
 
 
 class Reprogramming(MultiHeadAttention):
