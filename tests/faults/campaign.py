@@ -43,8 +43,8 @@ import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 from project import TINY  # noqa: E402
 
-from spat.pipeline import cli  # noqa: E402
-from spat.pipeline.cache import write_record  # noqa: E402
+from spat.files import write_json  # noqa: E402
+from spat.pipeline import cli, records  # noqa: E402
 from spat.pipeline.frames import COLUMNS  # noqa: E402
 
 RUN: Final = "synthetic/iTransformer-tiny/l24-h12/seed0"
@@ -379,35 +379,51 @@ class Campaign:
 
             yield f"kill {number}", case
 
+    WRONG: Final = ({"x": 1}, ["x"], "../../../../victim", None, -1, True)
+
     def records(self) -> Iterator[Case]:
-        """Records with a right checksum that lack a key or hold another type or a path outside."""
+        """Records with a right checksum that lack a key or hold an impossible value."""
         results = self.pristine / "results" / "tiny"
-        wrong = ("missing", {"x": 1}, ["x"], "../../../../victim")
-        for path in sorted((results / RUN).rglob("*.json")):
+        for path in sorted(results.rglob("*.json")):
             values = json.loads(path.read_text())
             if "checksum" not in values:
                 continue
-            for key, value in itertools.product(values, wrong):
-                if key not in ("checksum", "files"):
-                    file = path.relative_to(results)
-                    name = f"{file} {key} {'missing' if value == 'missing' else value!r}"
-                    yield name, lambda f, p=file, k=key, v=value: self._record(f, p, k, v)
+            del values["checksum"]
+            file = path.relative_to(results)
+            for place in leaves(values):
+                key = ".".join(map(str, place))
+                yield f"{file} {key} missing", lambda f, p=file, k=place: self._record(f, p, k)
+                for value in self.WRONG:
+                    yield (
+                        f"{file} {key} = {value!r}",
+                        lambda f, p=file, k=place, v=value: self._record(f, p, k, v),
+                    )
 
-    def _record(self, folder: Path, file: Path, key: str, value: Any) -> Outcome:
+    def _record(self, folder: Path, file: Path, place: tuple[Any, ...], *value: Any) -> Outcome:
         self.copy(folder)
         victim = folder / "victim"
         victim.mkdir()
         (victim / "metrics.json").write_text("precious")
         path = folder / "results" / "tiny" / file
         values = json.loads(path.read_text())
-        files = values.pop("files")
-        values.pop("checksum")
-        if value == "missing":
-            values.pop(key)
+        del values["checksum"]
+        inner = values
+        for key in place[:-1]:
+            inner = inner[key]
+        if value:
+            inner[place[-1]] = value[0]
         else:
-            values[key] = value
-        write_record(path.parent, values, files, path.name)
-        outcome = self.again(folder)
+            del inner[place[-1]]
+        write_json(path, {**values, "checksum": records.digest(values)})
+        # `collect` alone makes nothing again: it must refuse what the frames would show.
+        status, shown = call(folder, COLLECT)
+        if status and unexplained(status, shown):
+            return Outcome("traceback", shown)
+        if status and str(file) not in shown:
+            return Outcome("dead end", f"the file is not named: {shown}")
+        if status == 0 and snapshot(folder) != self.expected:
+            return Outcome("silent", shown)
+        outcome = self.again(folder, said=shown)
         if (victim / "metrics.json").read_text() != "precious":
             return Outcome("escaped", outcome.shown)
         return outcome
@@ -614,8 +630,14 @@ def main() -> int:
         print(
             f"{len(cases)} cases are possible: {dict(Counter(k for k, _, _ in cases))}", flush=True
         )
-        # In an order that mixes the kinds, so that a part of them has something of everything.
+        # One of each kind after the other, so that a part of them has something of everything.
         cases.sort(key=lambda case: digest(case[1].encode()))
+        turns: Counter[str] = Counter()
+        order = []
+        for case in cases:
+            order.append((turns[case[0]], case))
+            turns[case[0]] += 1
+        cases = [case for _, case in sorted(order, key=lambda turn: turn[0])]
         for number, (kind, name, case) in enumerate(c for c in cases if options.only in c[1]):
             if time.monotonic() - begun > 60 * options.minutes:
                 break

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from spat.pipeline import config as configuration
-from spat.pipeline import runs
+from spat.pipeline import records, runs
 from spat.pipeline.cache import MANIFEST, DamagedError, Finished, write_record
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
@@ -19,6 +19,26 @@ from spat.pipeline.stages.prune import prune, train_mask
 from spat.pipeline.stages.trained import Job, trained
 
 RUN = Run("synthetic", "iTransformer", "deep", "l48-h24", 0)
+FILES = (
+    *("architecture.json", "forecasts.npz", "history.csv", "losses.npy"),
+    *("model.safetensors", "scores.parquet"),
+)
+ERRORS = {"mse": 0.5, "mae": 0.6}
+PRETRAINED = {
+    "status": "ok",
+    "data_sha256": "ab" * 32,
+    "settings": {"d_model": 8},
+    "recipe": {"learning_rate": 0.001},
+    "sites": ["encoder.0.self", "encoder.1.self"],
+    "heads": [8, 8],
+    "mask": "1.1",
+    "params": 1000,
+    "flops": 2000,
+    "wall_s": 1.5,
+    "epochs": 2,
+    "best_epoch": 1,
+    "errors": {"validation": ERRORS, "test": ERRORS},
+}
 HOSTILE_MASKS = (
     *("../../../victim", "/victim", "..", ".", "", "1.1/../../../../victim", "1.1\\..\\..\\victim"),
     *("~", "1.1\n", "1.1 ", "1,1", "1.2", "1.1.1", "1.11111111", "none", "victim", "$(touch F)"),
@@ -40,12 +60,17 @@ def config(tmp_path: Path) -> Config:
     )
     folder = runs.folder(config, RUN, "pretrain")
     folder.mkdir(parents=True)
-    metrics = {"heads": [8, 8], "status": "ok", "best_epoch": 1, "device": "cpu", "mask": "1.1"}
-    write_record(folder, metrics)
+    for name in FILES:
+        (folder / name).touch()
+    write_record(folder, header(config, "pretrain") | PRETRAINED, FILES)
     for place in ("victim", "results/victim", "results/hostile/victim"):
         victim(tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         victim(tmp_path / place).write_text("precious")
     return config
+
+
+def header(config: Config, stage: str) -> dict[str, Any]:
+    return {**records.header(config, stage, RUN), "digest": "cd" * 32}
 
 
 def victim(folder: Path) -> Path:
@@ -61,7 +86,8 @@ def write_selections(config: Config, mask: str) -> None:
     folder.mkdir(parents=True)
     frame = select.table([select.Decision("send", 0, "site", 0.5, "", 1, mask, 0)])
     select.write(folder / select.SELECTIONS, frame)
-    write_record(folder, {}, [select.SELECTIONS])
+    about = header(config, "select") | {"decisions": 1, "masks": 1}
+    write_record(folder, about, [select.SELECTIONS])
 
 
 @pytest.mark.parametrize("mask", HOSTILE_MASKS)
@@ -79,14 +105,16 @@ def test_a_mask_from_a_table_is_parsed_first(mask: str, config: Config, tmp_path
 @pytest.mark.parametrize(
     "entry",
     [
-        *({"mask": mask, "order": 0, "phase": "finetuned"} for mask in HOSTILE_MASKS),
-        {"mask": "1.1", "order": "0/../../..", "phase": "finetuned"},
-        {"mask": "1.1", "order": -1, "phase": "finetuned"},
-        {"mask": "1.1", "order": True, "phase": "finetuned"},
-        {"mask": "1.1", "order": 0, "phase": "../victim"},
-        {"mask": "1.1", "order": 0},
-        {"mask": ["1.1"], "order": 0, "phase": "finetuned"},
-        {"mask": 11, "order": 0, "phase": "finetuned"},
+        *({"mask": m, "order": 0, "phase": "finetuned", "sizes": {}} for m in HOSTILE_MASKS),
+        {"mask": "1.1", "order": "0/../../..", "phase": "finetuned", "sizes": {}},
+        {"mask": "1.1", "order": -1, "phase": "finetuned", "sizes": {}},
+        {"mask": "1.1", "order": True, "phase": "finetuned", "sizes": {}},
+        {"mask": "1.1", "order": 0, "phase": "../victim", "sizes": {}},
+        {"mask": "1.1", "order": 0, "phase": "finetuned", "sizes": {"../victim": 1}},
+        {"mask": "1.1", "order": 0, "phase": "finetuned"},
+        {"mask": "1.1", "order": 0, "sizes": {}},
+        {"mask": ["1.1"], "order": 0, "phase": "finetuned", "sizes": {}},
+        {"mask": 11, "order": 0, "phase": "finetuned", "sizes": {}},
         "masks/1.1",
         None,
     ],
@@ -94,7 +122,7 @@ def test_a_mask_from_a_table_is_parsed_first(mask: str, config: Config, tmp_path
 def test_an_entry_of_a_manifest_is_parsed_first(entry: Any, config: Config, tmp_path: Path) -> None:
     folder = runs.folder(config, RUN, "prune")
     folder.mkdir(parents=True)
-    write_record(folder, {"masks": [entry]}, name=MANIFEST)
+    write_record(folder, header(config, "prune") | {"masks": [entry]}, name=MANIFEST)
     with pytest.raises(DamagedError, match=r"manifest\.json"):
         trained(config, RUN)
     assert is_untouched(tmp_path)
@@ -103,8 +131,9 @@ def test_an_entry_of_a_manifest_is_parsed_first(entry: Any, config: Config, tmp_
 def test_a_folder_that_a_manifest_names_is_not_followed(config: Config, tmp_path: Path) -> None:
     folder = runs.folder(config, RUN, "prune")
     folder.mkdir(parents=True)
-    entry = {"mask": "1.1", "order": 0, "phase": "finetuned", "folder": str(tmp_path / "victim")}
-    write_record(folder, {"masks": [entry]}, name=MANIFEST)
+    entry = {"mask": "1.1", "order": 0, "phase": "finetuned", "sizes": {}}
+    entry["folder"] = str(tmp_path / "victim")
+    write_record(folder, header(config, "prune") | {"masks": [entry]}, name=MANIFEST)
     ((job, files),) = trained(config, RUN)
     assert files.folder == folder / job.folder == folder / "masks/1.1/order0"
 
@@ -118,6 +147,9 @@ def test_a_file_that_the_record_does_not_list_is_not_read(name: str, config: Con
 def test_missing_jobs_are_named(config: Config) -> None:
     with pytest.raises(FileNotFoundError, match=r"select/metrics\.json"):
         prune(config, RUN)
+    without = {key: value for key, value in PRETRAINED.items() if key != "errors"}
+    folder = runs.folder(config, RUN, "pretrain")
+    write_record(folder, header(config, "pretrain") | without, FILES)
     with pytest.raises(DamagedError, match=r"pretrain/metrics\.json: has no 'errors'"):
         collect(config)
     with pytest.raises(FileNotFoundError, match=r"pretrain/metrics\.json"):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from spat.pipeline.cache import DamagedError
-from spat.pipeline.config import Config, load_files
+from spat.files import read_json
+from spat.pipeline import cli, records
+from spat.pipeline.cache import DamagedError, write_record
+from spat.pipeline.config import Config, dump, load_files
 from spat.pipeline.frames import COLUMNS
 from spat.pipeline.runs import Run
 from spat.pipeline.stages.collect import collect
@@ -127,3 +131,193 @@ def test_the_same_command_mends_it(
     assert changed <= {"order00.0" if name.startswith(MASK) else "keptpretrain"}
     if not name.startswith((MASK, "pretrain")):
         assert not changed
+
+
+# Records with a right checksum, as if another version or another run had written them.
+
+METRICS = {"validation": {"mse": 0.1, "mae": 0.1}, "test": {"mse": 0.1}}
+
+
+def rewrite(path: Path, key: str, value: Any) -> None:
+    """Give a key of a record another value (None removes it) and the record its checksum again."""
+    record = read_json(path)
+    record.pop("checksum")
+    record[key] = value
+    if value is None:
+        record.pop(key)
+    files = record.pop("files")
+    path.unlink()  # a published record is a link
+    write_record(path.parent, record, files, path.name)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("pretrain/metrics.json", "wall_s", -1.0),
+        ("pretrain/metrics.json", "digest", "0" * 64),
+        ("score/metrics.json", "wall_s", {"x": 1}),
+        ("select/metrics.json", "dataset", "synthetic2"),
+        ("decide/metrics.json", "path", None),
+        (f"{MASK}/metrics.json", "errors", {"pruned": METRICS, "finetuned": METRICS}),
+        (f"{MASK}/metrics.json", "mask", "1.1"),
+        ("prune/manifest.json", "masks", [{"mask": "1.1"}]),
+        ("measure/metrics.json", "latency_ms", {}),
+        ("robustness/metrics.json", "cases", True),
+        ("transfer/synthetic2/metrics.json", "masks", []),
+    ],
+)
+def test_wrong_content_is_named_and_the_command_in_the_message_mends_it(
+    name: str,
+    key: str,
+    value: Any,
+    whole: tuple[Config, dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pristine, expected = whole
+    config = copied(pristine, tmp_path / "results")
+    path = config.folder / RUN.path / name
+    rewrite(path, key, value)
+    with pytest.raises(DamagedError) as caught:
+        collect(config)
+    said = str(caught.value)
+    assert str(path) in said and key in said
+    untracked = config.tracking.model_copy(update={"enabled": False})
+    file = tmp_path / "config.yaml"
+    file.write_text(dump(config.model_copy(update={"tracking": untracked})), "utf-8")
+    command = re.search(r"By hand, first run `python -m spat ([^`]+)`", said)
+    assert command, said
+    capsys.readouterr()
+    words = shlex.split(command[1].replace("FILE", shlex.quote(str(file))))
+    assert cli.main(words) == 0, capsys.readouterr().err
+    collect(config)
+    for frame in expected:
+        found = pd.read_parquet(config.folder / "data" / f"{frame}.parquet")
+        if frame == "history":
+            found = found.query("quantity != 'seconds'")
+        found = found.drop(columns=VOLATILE, errors="ignore")
+        pd.testing.assert_frame_equal(found, expected[frame])
+
+
+@pytest.mark.parametrize("name", ["pretrain/kept/metrics.json", f"{MASK}/metrics.json"])
+def test_kept_work_with_wrong_content_is_computed_again(
+    name: str,
+    whole: tuple[Config, dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pristine, expected = whole
+    config = copied(pristine, tmp_path)
+    path = config.folder / RUN.path / name
+    rewrite(path, "params", "../../../victim")
+    found = finish(config)
+    assert f"{path}: 'params' is '../../../victim': " in capsys.readouterr().err
+    for frame, rows in expected.items():
+        pd.testing.assert_frame_equal(found[frame], rows)
+
+
+# Values that no key of a record has, but for these.
+IMPOSSIBLE: tuple[Any, ...] = ({"x": 1}, ["x"], "../../../victim", -1, True, None, float("nan"))
+POSSIBLE = {"settings": [{"x": 1}], "not_offered": [["x"]], "file": [None, "../../../victim"]}
+# What only some versions wrote, or is not there for all.
+OPTIONAL = {"learning_rates", "not_offered", "uncertain", "latency_spread_ms", "wall_s"}
+OPTIONAL |= {"swept_params", "dead_params"}
+
+
+def all_records(config: Config) -> Iterator[Path]:
+    for path in config.folder.rglob("*.json"):
+        if "checksum" in read_json(path):
+            yield path
+
+
+def test_no_key_of_a_record_takes_an_impossible_value(
+    whole: tuple[Config, dict[str, Any]],
+) -> None:
+    seen = set()
+    for path in all_records(whole[0]):
+        record = read_json(path)
+        del record["checksum"]
+        assert records.fault(path, record) is None
+        seen.add(path.parent.name)
+        for key, value in record.items():
+            if key not in OPTIONAL:
+                rest = {k: v for k, v in record.items() if k != key}
+                assert f"{path}: has no '{key}'" in str(records.fault(path, rest))
+            for wrong in IMPOSSIBLE:
+                if wrong in POSSIBLE.get(key, []) or (key, wrong) == ("latency_spread_ms", None):
+                    continue
+                said = records.fault(path, {**record, key: wrong})
+                assert said is not None, (path, key, wrong, value)
+                assert said.startswith(f"{path}: ") and key in said and "\n" not in said
+    assert {"kept", "score", "select", "order0", "measure", "synthetic2", "prepared"} <= seen
+
+
+def test_the_metrics_of_records_are_those_of_the_tasks() -> None:
+    from spat.tasks.registry import TASKS
+
+    wanted = {name: tuple(metric.name for metric in task.metrics) for name, task in TASKS.items()}
+    assert wanted == records.METRICS
+
+
+# Something else is in the place of a file.
+
+
+def folder(path: Path, outside: Path) -> None:
+    path.unlink()
+    (path / "inner").mkdir(parents=True)
+    (path / "inner" / "file").write_text("x")
+
+
+def pipe(path: Path, outside: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def link_to_a_folder(path: Path, outside: Path) -> None:
+    path.unlink()
+    path.symlink_to(outside)
+
+
+def broken_link(path: Path, outside: Path) -> None:
+    path.unlink()
+    path.symlink_to(outside / "absent")
+
+
+OTHERS: tuple[Callable[[Path, Path], None], ...] = (folder, pipe, link_to_a_folder, broken_link)
+
+
+@pytest.mark.parametrize(
+    ("name", "replaced"),
+    [
+        (name, OTHERS[i % len(OTHERS)])
+        for i, name in enumerate(
+            (
+                *("pretrain/metrics.json", "pretrain/losses.npy", "pretrain/kept/metrics.json"),
+                *("score/metrics.json", "score/maps.npz", "select/selections.csv"),
+                *("select/metrics.json", "prune/manifest.json", f"{MASK}/metrics.json"),
+                *(f"{MASK}/losses.npy", f"{MASK}/digest", "measure/metrics.json"),
+                *("transfer/synthetic2/metrics.json", "decide/metrics.json"),
+                *("robustness/metrics.json", ".locks/prune", "../../../../prepared/synthetic.npz"),
+                *("../../../../prepared/synthetic.json", "pretrain/kept/digest"),
+            )
+        )
+    ],
+    ids=lambda value: getattr(value, "__name__", None) or str(value),
+)
+def test_what_is_not_a_file_is_replaced(
+    name: str,
+    replaced: Callable[[Path, Path], None],
+    whole: tuple[Config, dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    pristine, expected = whole
+    config = copied(pristine, tmp_path / "results")
+    (outside := tmp_path / "outside").mkdir()
+    (outside / "thesis.txt").write_text("precious")
+    path = config.folder / RUN.path / name
+    replaced(path, outside)
+    found = finish(config)
+    assert path.is_file() and not path.is_symlink()
+    for frame, rows in expected.items():
+        pd.testing.assert_frame_equal(found[frame], rows)
+    assert (outside / "thesis.txt").read_text() == "precious"

@@ -34,7 +34,7 @@ def trained(results: Path, *rates: float) -> tuple[Config, Run]:
     )
     run = runs.plan(config)[0].run
     content = synthetic.generate(600, 3, seed=0, coupling=0.6, noise=0.3)
-    prepared = series.prepare(DATASETS["synthetic"], content, "generated")
+    prepared = series.prepare(DATASETS["synthetic"], content, "0" * 64)
     series.save(prepared, runs.prepared_file(config, "synthetic"))
     pretrain(config, run)
     return config, run
@@ -52,6 +52,10 @@ def test_the_rate_that_validates_best_is_kept_and_all_are_recorded(tmp_path: Pat
     assert pd.read_csv(folder / "history.csv")["learning_rate"].tolist() == [1e-2, 1e-2]
     assert common.finetuning_of(config, run).learning_rate == 1e-2
     assert not list(folder.rglob("state*"))
+    kept = folder / "kept" / "model.safetensors"
+    before = kept.stat().st_mtime_ns
+    pretrain(config, run)
+    assert kept.stat().st_mtime_ns == before, "finished work is kept"
     alone, same = trained(tmp_path / "alone", 1e-2)
     weights = "model.safetensors"
     other = runs.folder(alone, same, "pretrain") / weights

@@ -21,7 +21,6 @@ import pandas as pd
 import pytest
 from fake_mlflow import FakeServer
 
-from spat.files import read_json
 from spat.pipeline import records, runs, tracking
 from spat.pipeline.cache import Finished, write_record
 from spat.pipeline.config import Config, ConfigError, dump, load
@@ -30,6 +29,9 @@ from spat.pipeline.runs import Run
 RUN = Run("ETTh1", "iTransformer", "deep", "l96-h96", 0)
 SITES = ("encoder.0.self", "encoder.1.self")
 MASKS = ("1.1", "0.1", "0.0")
+ERRORS = {"validation": {"mse": 0.4, "mae": 0.5}, "test": {"mse": 0.38, "mae": 0.4}}
+# Files that the view does not show, but that a record must list.
+NETWORK = ("architecture.json", "model.safetensors", "losses.npy", "forecasts.npz")
 STAGES = ("pretrain", "score", "prune", "measure", "transfer/ETTh2")
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -49,35 +51,38 @@ def make_config(root: Path | str, **tracking_section: Any) -> Config:
 
 
 def write_stage(
-    config: Config, run: Run, stage: str, *, digest: str = "d0", **changes: Any
+    config: Config, run: Run, stage: str, *, digest: str = "d0" * 32, **changes: Any
 ) -> None:
     """The files of one job, with made-up numbers; `changes` go into its `metrics.json`."""
     folder = runs.folder(config, run, stage)
     about = records.header(config, stage.split("/")[0], run)
-    errors = {"validation": {"mse": 0.4, "mae": 0.5}, "test": {"mse": 0.38, "mae": 0.4}}
     metrics = {**about, "digest": digest}
     if stage == "pretrain":
         write_history(folder)
         write_scores(folder, "epoch")
+        touch(folder, *NETWORK)
+        heads = changes.get("heads", [8, 8])
         metrics |= {
             "status": "ok",
             "data_sha256": "ab" * 32,
             "settings": {"d_model": 256, "dropout": 0.1},
             "recipe": {"learning_rate": 0.001},
-            "sites": list(SITES),
-            "heads": [8, 8],
+            "sites": [f"encoder.{i}.self" for i in range(len(heads))],
+            "heads": heads,
+            "mask": ".".join("1" * len(heads)) or "none",
             "params": 1000,
             "flops": 2000,
             "wall_s": 30.0,
             "epochs": 3,
             "best_epoch": 2,
-            "errors": errors,
+            "errors": ERRORS,
         }
     elif stage == "score":
         write_scores(folder, "batch")
+        touch(folder, "maps.npz")
         metrics |= {"wall_s": 2.0, "epoch": 2, "batches": 3}
     elif stage == "prune":
-        write_masks(config, folder, about, errors, MASKS)
+        write_masks(folder, metrics, MASKS)
         return
     elif stage == "measure":
         by_size = {mask: {"1": 1.5, "128": 12.0} for mask in MASKS}
@@ -97,20 +102,14 @@ def write_stage(
     write_record(folder, metrics | changes, written(folder))
 
 
-def write_masks(
-    config: Config,
-    folder: Path,
-    about: dict[str, Any],
-    errors: dict[str, Any],
-    masks: tuple[str, ...],
-) -> None:
+def write_masks(folder: Path, about: dict[str, Any], masks: tuple[str, ...]) -> None:
     rows = []
     for mask in masks:
         place = f"masks/{mask}/order0"
-        rows.append({"mask": mask, "order": 0, "phase": "finetuned", "folder": place})
+        rows.append({"mask": mask, "order": 0, "phase": "finetuned", "sizes": {}})
         write_history(folder / place)
+        touch(folder / place, *NETWORK, "untuned_losses.npy", "validation_losses.npy")
         metrics = {
-            "digest": "d" + mask,
             "mask": mask,
             "order": 0,
             "phase": "finetuned",
@@ -121,15 +120,21 @@ def write_masks(
             "wall_s": 9.0,
             "epochs": 3,
             "best_epoch": 1,
-            "errors": {"pruned": errors, "finetuned": errors},
+            "errors": {"pruned": ERRORS, "finetuned": ERRORS},
         }
         write_record(folder / place, about | metrics, written(folder / place))
-    write_record(folder, {"masks": rows}, name="manifest.json")
+    write_record(folder, about | {"masks": rows}, name="manifest.json")
 
 
 def written(folder: Path) -> list[str]:
-    """The tables of a job that are there."""
-    return [path.name for kind in ("csv", "parquet") for path in folder.glob(f"*.{kind}")]
+    """The files of a job that are there, but for its records and pictures."""
+    left_out = ("metrics.json", "manifest.json", "loss.png")
+    return [p.name for p in folder.glob("*") if p.is_file() and p.name not in left_out]
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).touch()
 
 
 def record_again(folder: Path) -> None:
@@ -300,7 +305,7 @@ def test_pretraining_shows_settings_losses_errors_costs_data_environment_and_fig
     assert run["tags"]["device"] == "cpu"
     assert run["tags"]["version.torch"] == records.versions()["torch"]
     assert run["tags"]["mlflow.source.git.commit"] == records.commit()
-    assert run["tags"]["digest"] == "d0"
+    assert run["tags"]["digest"] == "d0" * 32
     assert run["tags"]["data_sha256"] == "ab" * 32
     assert run["artifacts"] == ["figures/loss.png"]
     whole = view[RUN.path]
@@ -358,7 +363,8 @@ def test_masks_are_named_by_what_asked_for_them_and_compared_with_the_control(
     ]
     columns = ["criterion", "draw", "level", "ratio", "rule", "removed", "mask", "finetunings"]
     pd.DataFrame(rows, columns=columns).to_csv(folder / "selections.csv", index=False)
-    write_record(folder, records.header(config, "select", RUN), written(folder))
+    about = {**records.header(config, "select", RUN), "digest": "d0" * 32}
+    write_record(folder, {**about, "decisions": 4, "masks": 3}, written(folder))
     place = runs.folder(config, RUN, "prune") / "masks/0.1/order0"
     metrics = Finished(place).metrics
     metrics["errors"]["finetuned"]["test"]["mse"] = 0.19  # half of the control's
@@ -407,7 +413,7 @@ def test_a_rerun_replaces_its_run_and_keeps_the_others(config: Config) -> None:
     write_all(config)
     log_all(config)
     before = live(config)
-    write_stage(config, RUN, "pretrain", digest="d1", settings={"d_model": 128})
+    write_stage(config, RUN, "pretrain", digest="d1" * 32, settings={"d_model": 128})
     tracking.log(config, RUN, "pretrain")
     after = live(config)
     assert set(after) == set(before)
@@ -426,8 +432,9 @@ def test_masks_that_are_no_longer_asked_for_leave_the_view(config: Config) -> No
     write_all(config)
     log_all(config)
     folder = runs.folder(config, RUN, "prune")
-    rows = read_json(folder / "manifest.json")["masks"]
-    write_record(folder, {"masks": rows[:1]}, name="manifest.json")
+    manifest = Finished(folder).record("manifest.json")
+    rows = manifest["masks"][:1]
+    write_record(folder, manifest | {"masks": rows}, name="manifest.json")
     tracking.log(config, RUN, "prune")
     assert [job for job in live(config) if "/masks/" in job] == [
         f"{RUN.path}/prune/masks/1.1/order0"
@@ -523,10 +530,9 @@ def test_logging_a_job_of_eight_masks_takes_less_than_two_seconds(config: Config
     import mlflow  # noqa: F401  (its import is not what is timed)
 
     write_stage(config, RUN, "pretrain", heads=[8, 8, 8])
-    about = records.header(config, "prune", RUN)
-    errors = {"validation": {"mse": 0.4}, "test": {"mse": 0.4}}
+    about = {**records.header(config, "prune", RUN), "digest": "d0" * 32}
     masks = tuple(f"{i:03b}".replace("", ".").strip(".") for i in range(8))
-    write_masks(config, runs.folder(config, RUN, "prune"), about, errors, masks)
+    write_masks(runs.folder(config, RUN, "prune"), about, masks)
     started = time.process_time()  # the machine may be busy with something else
     tracking.log(config, RUN, "prune")
     assert time.process_time() - started < 2
@@ -753,10 +759,9 @@ def test_many_masks_do_not_wait_for_a_slow_server_one_after_the_other(tmp_path: 
         write_stage(config, RUN, "pretrain", heads=[8] * 5)
         tracking.log(config, RUN, "pretrain")
         server.calls.clear()
-        errors = {"validation": {"mse": 0.4}, "test": {"mse": 0.4}}
         masks = tuple(".".join(f"{i:05b}") for i in range(count))
-        folder = runs.folder(config, RUN, "prune")
-        write_masks(config, folder, records.header(config, "prune", RUN), errors, masks)
+        about = {**records.header(config, "prune", RUN), "digest": "d0" * 32}
+        write_masks(runs.folder(config, RUN, "prune"), about, masks)
         started = time.perf_counter()
         tracking.log(config, RUN, "prune")
         seconds = time.perf_counter() - started

@@ -5,7 +5,8 @@ whenever one before it ran. Results that took long are therefore kept in folders
 declares, and a rerun computes only what is missing or stale.
 
 Each finished folder has a record, `metrics.json`, that is written last. It holds the SHA-256 of the
-folder's files and a checksum of itself; both are checked when a file is read.
+folder's files and a checksum of itself. Both are checked when a file is read, and so is that the
+record holds what its place asks for (`spat.pipeline.records.fault`).
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from filelock import FileLock, Timeout
 
 from spat.files import finite, read_json, replacing, write_json, write_text
+from spat.pipeline import records, runs
 from spat.pipeline.config import Config
-from spat.pipeline.records import digest as digest_of
 from spat.pipeline.runs import Run
 
 if TYPE_CHECKING:
@@ -33,21 +34,15 @@ if TYPE_CHECKING:
 
 RESULT = "metrics.json"
 MANIFEST = "manifest.json"
+STAMP = "digest"
+# Of the files that jobs keep. A folder of such a name is in the place of a file.
+SUFFIXES: Final = frozenset(
+    {".json", ".csv", ".parquet", ".npy", ".npz", ".safetensors", ".png", ".pt"}
+)
 
 
 class DamagedError(ValueError):
     """A file is missing or was changed since it was written; the message gives the remedy."""
-
-
-class _Values(dict[str, Any]):
-    """A record's values; a missing one is an error that names the file."""
-
-    def __init__(self, values: Mapping[str, Any], absent: Callable[[str], Exception]) -> None:
-        super().__init__(values)
-        self._absent = absent
-
-    def __missing__(self, key: str) -> Any:
-        raise self._absent(key)
 
 
 class Finished:
@@ -74,18 +69,13 @@ class Finished:
 
     def record(self, name: str) -> dict[str, Any]:
         """A record of the folder; raises as `metrics`."""
-        path = self.folder / name
-
-        def absent(key: str) -> DamagedError:
-            # Its checksum is right: without this the job would take the same record up again.
-            for copy in (self.folder / RESULT, self.folder / "kept" / RESULT):
-                copy.unlink(missing_ok=True)
-            return self._refused(f"{path}: has no {key!r} (written by another version)")
-
         try:
-            return _Values(_record(path), absent)
+            return _record(self.folder / name)
+        except FileNotFoundError:
+            path = self.folder / name
+            raise FileNotFoundError(f"{path} does not exist. {_remedy(path)}") from None
         except DamagedError as error:
-            raise self._refused(str(error)) from None
+            raise self._refused(self.folder / name, str(error)) from None
 
     def path(self, name: str) -> Path:
         """The path of a file whose hash is the recorded one.
@@ -95,7 +85,7 @@ class Finished:
             DamagedError: naming the file, if it is missing or damaged.
         """
         if problem := _problem(self.folder, name, self.metrics["files"]):
-            raise self._refused(problem)
+            raise self._refused(self.folder / RESULT, problem)
         return self.folder / name
 
     @property
@@ -137,14 +127,11 @@ class Finished:
         except MemoryError:
             raise
         except Exception as error:
-            raise self._refused(f"{path}: cannot be read ({error})") from None
+            raise self._refused(self.folder / RESULT, f"{path}: cannot be read ({error})") from None
 
-    def _refused(self, problem: str) -> DamagedError:
-        self._marker.unlink(missing_ok=True)
-        return DamagedError(
-            f"{problem}. {self._marker} was removed: run the same command again; it makes "
-            "the damaged file again and keeps the rest"
-        )
+    def _refused(self, record: Path, problem: str) -> DamagedError:
+        remove(self._marker)
+        return DamagedError(f"{problem}. {self._marker} was removed. {_remedy(record)}")
 
 
 class Kept(Finished):
@@ -154,24 +141,21 @@ class Kept(Finished):
         """Open the folder; content with another digest is removed."""
         super().__init__(folder)
         self.digest = digest
-        stamp = folder / "digest"
-        if not stamp.exists() or stamp.read_bytes().strip() != digest.encode():
+        stamp = folder / STAMP
+        if not stamp.is_file() or stamp.read_bytes().strip() != digest.encode():
             self._clear()
 
     @property
     def done(self) -> bool:
         """Whether all files are there and their hashes right; damaged work is removed."""
         try:
-            record = _record(self.folder / RESULT)
+            checked(self.folder / RESULT)
+            return True
         except FileNotFoundError:
+            make_way(self.folder)
             return False
         except DamagedError as error:
-            problem: str | None = str(error)
-        else:
-            found = (_problem(self.folder, name, record["files"]) for name in record["files"])
-            problem = next(filter(None, found), None)
-        if problem is None:
-            return True
+            problem = str(error)
         print(f"{problem}: computing {self.folder} again", file=sys.stderr, flush=True)
         self._clear()
         return False
@@ -184,7 +168,7 @@ class Kept(Finished):
     def finish(self, metrics: Mapping[str, Any]) -> None:
         """Write `metrics.json`, with the hashes of the folder's files, and drop the state."""
         files = (path.name for path in self.folder.iterdir() if path.is_file())
-        kept = sorted(n for n in files if n not in ("digest", RESULT, self.state.name))
+        kept = sorted(n for n in files if n not in (STAMP, RESULT) and not _is_state(n))
         write_record(
             self.folder,
             {**metrics, "digest": self.digest},
@@ -202,9 +186,8 @@ class Kept(Finished):
                     shutil.copyfile(self.folder / name, temporary)
 
     def _clear(self) -> None:
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
-        write_text(self.folder / "digest", self.digest + "\n")
+        remove(self.folder)
+        write_text(self.folder / STAMP, self.digest + "\n")
 
 
 def write_record(
@@ -214,7 +197,7 @@ def write_record(
     hashes = {file: _sha256(folder / file) for file in files}
     # As JSON returns it, so that the checksum is the same when the file is read.
     body = json.loads(json.dumps(finite({**values, "files": hashes})))
-    write_json(folder / name, {**body, "checksum": digest_of(body)})
+    write_json(folder / name, {**body, "checksum": records.digest(body)})
 
 
 def save_table(path: Path, frame: pd.DataFrame) -> None:
@@ -234,7 +217,40 @@ def save_array(path: Path, array: np.ndarray[Any, Any]) -> None:
         np.save(file, array, allow_pickle=False)
 
 
+def remove(path: Path) -> None:
+    """Remove a file, a link (and not what it points to), or a folder with its content."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def make_way(folder: Path) -> None:
+    """Remove what is no file (a folder, a pipe, a broken link) and has the name of a kept file."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.suffix in SUFFIXES and not path.is_file():
+            print(f"{path}: removed, it is not a file", file=sys.stderr, flush=True)
+            remove(path)
+
+
+def checked(path: Path) -> dict[str, Any]:
+    """A record that fits its place and whose files are as they were written.
+
+    Raises:
+        FileNotFoundError: naming the record, if it is missing.
+        DamagedError: naming the record or the file that is not what was written.
+    """
+    record = _record(path)
+    for name in record["files"]:
+        problem = None if _is_state(name) else _problem(path.parent, name, record["files"])
+        if problem:
+            raise DamagedError(problem)
+    return record
+
+
 def _record(path: Path) -> dict[str, Any]:
+    if path.exists() and not path.is_file():
+        raise DamagedError(f"{path}: not a file")
     try:
         found = read_json(path)
     except FileNotFoundError:
@@ -242,9 +258,36 @@ def _record(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DamagedError(str(error)) from None
     body = {k: v for k, v in found.items() if k != "checksum"} if isinstance(found, dict) else {}
-    if not isinstance(body.get("files"), dict) or found.get("checksum") != digest_of(body):
+    if not isinstance(body.get("files"), dict) or found.get("checksum") != records.digest(body):
         raise DamagedError(f"{path}: damaged (its checksum is not that of its content)")
+    if problem := records.fault(path, body) or _other_digest(path, body):
+        raise DamagedError(problem)
     return body
+
+
+def _other_digest(path: Path, body: Mapping[str, Any]) -> str | None:
+    """Why a record does not belong to the kept work of its folder, by the digest of that work."""
+    folder = path.parent
+    for stamp in (folder / STAMP, folder / "kept" / STAMP):
+        if path.name == RESULT and stamp.is_file():
+            digest = stamp.read_text(encoding="utf-8", errors="replace").strip()
+            if body.get("digest") != digest:
+                return f"{path}: 'digest' is {body.get('digest')!r}, but {stamp} has {digest!r}"
+    return None
+
+
+def _remedy(record: Path) -> str:
+    command = records.command(record)
+    by_hand = f". By hand, first run `{command}`" if command else ""
+    return (
+        "With Snakemake, `grid` or `advise`, run the same command again: it makes what is missing "
+        f"or damaged and keeps the rest{by_hand}"
+    )
+
+
+def _is_state(name: str) -> bool:
+    """Whether a file holds the state of training: earlier versions listed it, then removed it."""
+    return Path(name).suffix == ".pt"
 
 
 def _problem(folder: Path, name: str, hashes: Mapping[str, str]) -> str | None:
@@ -253,7 +296,7 @@ def _problem(folder: Path, name: str, hashes: Mapping[str, str]) -> str | None:
     if name not in hashes:
         return f"{path}: not a file of this folder ({folder / RESULT} does not list it)"
     if not path.is_file():
-        return f"{path}: missing"
+        return f"{path}: not a file" if path.exists() else f"{path}: missing"
     return None if _sha256(path) == hashes[name] else f"{path}: damaged (its hash has changed)"
 
 
@@ -270,6 +313,8 @@ def stage_lock(config: Config, run: Run, stage: str) -> Iterator[None]:
     """
     path = config.folder / run.path / ".locks" / stage.replace("/", "-")
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.is_file():
+        remove(path)
     lock = FileLock(path)
     try:
         lock.acquire(timeout=1)
@@ -280,6 +325,7 @@ def stage_lock(config: Config, run: Run, stage: str) -> Iterator[None]:
             flush=True,
         )
         lock.acquire()
+    make_way(runs.folder(config, run, stage))
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What each job records: code, settings, versions, device and time."""
+"""What each job records: code, settings, versions, device and time; and what each record holds."""
 
 from __future__ import annotations
 
@@ -8,12 +8,27 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from shlex import quote
+from typing import Annotated, Any, ClassVar, Final, Literal
 
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from spat.data.registry import step_seconds
+from spat.models.registry import MODELS
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
 
@@ -76,3 +91,418 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return versions
+
+
+# What each kept record holds. `fault` is the one place that says whether a record fits, and every
+# reader asks it (`spat.pipeline.cache`). Keys that only some versions wrote have a default, since
+# nothing depends on them. Unknown keys do no harm.
+
+
+def _form(pattern: str, what: str) -> AfterValidator:
+    """Text must have this form; `what` says in words which."""
+
+    def check(text: str) -> str:
+        if re.fullmatch(pattern, text) is None:
+            raise ValueError(f"expected {what}")
+        return text
+
+    return AfterValidator(check)
+
+
+def _iso(text: str) -> str:
+    try:
+        zone = datetime.fromisoformat(text).tzinfo
+    except ValueError:
+        zone = None
+    if zone is None:
+        raise ValueError("expected a time with its zone, as 2026-01-31T12:00:00+00:00")
+    return text
+
+
+def _step(text: str) -> str:
+    step_seconds(text)
+    return text
+
+
+_Text = Annotated[
+    str, _form(r"[^\W_][^\x00-\x1f\x7f]{0,255}", "text that begins with a letter or digit")
+]
+_Hash = Annotated[str, _form(r"[0-9a-f]{64}", "64 digits of a SHA-256")]
+_Commit = Annotated[str, _form(r"unknown|[0-9a-f]{4,64}(-dirty)?", "a git commit, or 'unknown'")]
+_File = Annotated[
+    str, _form(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", "the name of a file, without a folder")
+]
+_Mask = Annotated[str, _form(r"none|[01]+(\.[01]+)*", "a mask, such as 1.0.1")]
+_Step = Annotated[str, AfterValidator(_step)]
+_BatchSize = Annotated[str, _form(r"[1-9][0-9]*", "a batch size")]
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
+_Amount = Annotated[float, Field(ge=0)]
+_Phase = Literal["dense", "pruned", "finetuned", "scratch"]
+_Scalar = bool | int | float | str | None
+# By the name of the metric. What is not finite was written as null.
+_Means = dict[str, _Amount | None]
+
+# Of each task (`spat.tasks.registry`, which imports torch). The first is primary.
+METRICS: Final = {"forecasting": ("mse", "mae")}
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+
+class _Record(_Part):
+    """What `header` writes, the digest of what the record depends on, and its files."""
+
+    files_of_stage: ClassVar[tuple[str, ...]] = ()
+    stage: str
+    experiment: _Text
+    dataset: str
+    model: str
+    variant: str
+    setting: str
+    seed: _Count
+    config: _Hash
+    commit: _Commit
+    device: _Text
+    machine: _Text
+    versions: dict[str, str]
+    written: Annotated[str, AfterValidator(_iso)]
+    digest: _Hash
+    files: dict[_File, _Hash]
+
+    @model_validator(mode="after")
+    def _lists_its_files(self) -> _Record:
+        if missing := sorted(set(self.files_of_stage) - set(self.files)):
+            raise ValueError(f"`files` does not list {', '.join(missing)}")
+        return self
+
+    def require_metrics(self, errors: Mapping[str, _Means], *, finite: bool) -> None:
+        """All metrics of the task for each of the splits; none missing, if they must be finite."""
+        task = MODELS[self.model].task if self.model in MODELS else None
+        wanted = METRICS.get(task or "", ())
+        for split, means in errors.items():
+            for metric in wanted or means:
+                if metric not in means:
+                    raise ValueError(f"`errors` of {split} has no {metric!r}")
+                if finite and means[metric] is None:
+                    raise ValueError(
+                        f"`errors` of {split} has no value of {metric!r}, but `status` is 'ok'"
+                    )
+
+
+class _Splits(_Part):
+    validation: _Means
+    test: _Means
+
+
+class _Fitted(_Record):
+    """A network that was trained, and what it costs."""
+
+    status: Literal["ok", "diverged"]
+    mask: _Mask
+    params: _Count
+    flops: _Count
+    wall_s: _Amount
+    epochs: _Count
+    best_epoch: _Count
+
+    @model_validator(mode="after")
+    def _best_is_one_of_the_epochs(self) -> _Fitted:
+        if self.best_epoch > self.epochs:
+            raise ValueError(f"`best_epoch` is {self.best_epoch}, but `epochs` is {self.epochs}")
+        return self
+
+
+class _Tried(_Part):
+    learning_rate: _Amount
+    validation: _Amount | None
+    epochs: _Count
+    status: Literal["ok", "diverged"]
+
+
+class _Recipe(_Part):
+    learning_rate: _Amount
+
+
+class _Pretrain(_Fitted):
+    files_of_stage = (
+        *("architecture.json", "forecasts.npz", "history.csv", "losses.npy"),
+        *("model.safetensors", "scores.parquet"),
+    )
+    data_sha256: _Hash
+    settings: dict[str, _Scalar | list[_Scalar]]
+    recipe: _Recipe
+    learning_rates: list[_Tried] = []
+    sites: list[_Text]
+    heads: list[Annotated[int, Field(ge=1, lt=2**31)]]
+    errors: _Splits
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> _Pretrain:
+        from spat.attention.mask import Mask  # what the stages without masks do not depend on
+
+        if len(self.sites) != len(self.heads):
+            raise ValueError(f"`sites` has {len(self.sites)} entries, `heads` {len(self.heads)}")
+        if self.mask != (full := Mask.full(self.heads).name):
+            raise ValueError(f"`mask` is {self.mask!r}, but that of the dense model is {full!r}")
+        self.require_metrics(dict(self.errors), finite=self.status == "ok")
+        return self
+
+
+class _Stages(_Part):
+    pruned: _Splits
+    finetuned: _Splits
+
+
+class _Network(_Fitted):
+    files_of_stage = (
+        *("architecture.json", "forecasts.npz", "history.csv", "losses.npy", "model.safetensors"),
+        *("untuned_losses.npy", "validation_losses.npy"),
+    )
+    order: _Count
+    phase: Literal["finetuned", "scratch"]
+    swept_params: _Count = 0
+    dead_params: _Count = 0
+    errors: _Stages
+
+    @model_validator(mode="after")
+    def _has_its_errors(self) -> _Network:
+        for splits in (self.errors.pruned, self.errors.finetuned):
+            self.require_metrics(dict(splits), finite=self.status == "ok")
+        return self
+
+
+class _Listed(_Part):
+    mask: _Mask
+    order: _Count
+    phase: Literal["finetuned", "scratch"]
+    sizes: dict[_File, _Count]
+
+
+class _Manifest(_Record):
+    masks: list[_Listed]
+
+
+class _Score(_Record):
+    files_of_stage = ("maps.npz", "scores.parquet")
+    epoch: _Count
+    batches: _Count
+    not_offered: list[_Text] = []
+    wall_s: _Amount
+
+
+class _Select(_Record):
+    files_of_stage = ("selections.csv",)
+    decisions: _Count
+    masks: _Count
+
+
+class _Decide(_Record):
+    files_of_stage = ("selections.csv",)
+    path: list[_Mask]
+    chosen: dict[_Text, _Mask]
+
+
+_ByMask = dict[_Mask, dict[_BatchSize, _Amount]]
+
+
+class _Measure(_Record):
+    latency_ms: _ByMask
+    latency_spread_ms: _ByMask | None = None
+    uncertain: list[_Count] = []
+    memory_mb: _ByMask
+    wall_s: _Amount = 0.0
+
+    @model_validator(mode="after")
+    def _has_all_for_each(self) -> _Measure:
+        measured = {mask: set(by_size) for mask, by_size in self.latency_ms.items()}
+        for name in ("latency_spread_ms", "memory_mb"):
+            found = getattr(self, name)
+            if found is not None and {m: set(by_size) for m, by_size in found.items()} != measured:
+                raise ValueError(f"`{name}` has other masks or batch sizes than `latency_ms`")
+        return self
+
+
+class _Evaluated(_Part):
+    mask: _Mask
+    phase: _Phase
+    order: _Count
+    errors: _Means
+
+
+class _Transfer(_Record):
+    target: str
+    data_sha256: _Hash
+    masks: Annotated[list[_Evaluated], Field(min_length=1)]
+    wall_s: _Amount
+
+    @model_validator(mode="after")
+    def _has_its_errors(self) -> _Transfer:
+        for entry in self.masks:
+            self.require_metrics({f"mask {entry.mask}": entry.errors}, finite=False)
+        return self
+
+
+class _Skipped(_Part):
+    site: _Text
+    manipulation: _Text
+    reason: str
+
+
+class _Robustness(_Record):
+    files_of_stage = ("robustness.parquet",)
+    cases: _Count
+    skipped: list[_Skipped]
+    batches: _Count
+    wall_s: _Amount
+
+
+class _Mse(_Part):
+    validation: _Amount | None
+    test: _Amount | None
+
+
+class _Scores(_Record):
+    mse: _Mse
+    scores: dict[str, dict[str, float | None]]
+
+
+class _Tuned(_Record):
+    mse: _Mse
+    status: Literal["ok", "diverged"]
+    epochs: _Count
+    best_epoch: _Count
+    wall_s: _Amount
+
+
+class _Gaps(_Part):
+    rule: Literal["refuse", "interpolate", "forward"]
+    limit: _Count
+    dropped: _Count
+    steps: _Count
+    values: _Count
+    longest: _Count
+
+
+class _Prepared(_Part):
+    dataset: str
+    source: _Text
+    file: str | None
+    sha256: _Hash
+    rows: Annotated[int, Field(ge=1, lt=2**63)]
+    channels: Annotated[int, Field(ge=1, lt=2**63)]
+    step: _Step
+    names: list[str]
+    gaps: _Gaps
+    digest: _Hash
+    files: dict[_File, _Hash]
+
+    @model_validator(mode="after")
+    def _names_each_channel(self) -> _Prepared:
+        if len(self.names) != self.channels:
+            raise ValueError(
+                f"`names` has {len(self.names)} entries, `channels` is {self.channels}"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What a record at a path holds, what identifies it, and the command that makes it."""
+
+    kind: type[_Part]
+    keys: Mapping[str, Any]
+    command: str
+
+
+def fault(path: Path, values: Mapping[str, Any]) -> str | None:
+    """What is wrong with the content of a record: the file, the key, its value and what is valid.
+
+    Which keys it must have, of which types and ranges, and to which run, network or target it must
+    belong, follows from its path below the experiment. None if it fits, or if no job keeps a record
+    at such a path.
+    """
+    if (place := _place(path)) is None:
+        return None
+    for key, value in place.keys.items():
+        if key not in values:
+            return f"{path}: has no {key!r} (written by another version)"
+        if values[key] != value or type(values[key]) is not type(value):
+            return f"{path}: {key!r} is {_shown(values[key])}, but here it must be {value!r}"
+    try:
+        place.kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"] if part != "[key]")
+        if first["type"] == "missing":
+            return f"{path}: has no {key!r} (written by another version)"
+        reason = first["msg"].removeprefix("Value error, ")
+        if not key:
+            return f"{path}: {reason}"
+        return f"{path}: {key!r} is {_shown(first['input'])}: {reason[0].lower()}{reason[1:]}"
+    return None
+
+
+def command(path: Path) -> str | None:
+    """The command that makes the record of a path, or the file beside it; None if none does."""
+    place = _place(path)
+    return place.command if place else None
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _place(path: Path) -> _Place | None:
+    *folders, name = path.parts
+    if folders and folders[-1] == "prepared" and path.suffix == ".json":
+        keys = {"dataset": path.stem}
+        return _Place(_Prepared, keys, f"{_STAGE} prepare {_FILE} --dataset {quote(path.stem)}")
+    for index in range(len(folders) - 2, 2, -1):
+        try:
+            run = Run.parse("/".join(folders[index - 3 : index + 1]))
+        except ValueError:
+            continue
+        stage, inner = folders[index + 1], folders[index + 2 :]
+        if found := _of_run(stage, inner, name):
+            kind, keys, options = found
+            words = f"{_STAGE} {stage} {_FILE} --run {quote(run.path)}{options}"
+            return _Place(kind, {"stage": stage, **run.keys, **keys}, words)
+    return None
+
+
+_STAGE: Final = "python -m spat"
+_FILE: Final = "--config FILE"
+_SIMPLE: Final[dict[str, type[_Part]]] = {
+    "pretrain": _Pretrain,
+    "score": _Score,
+    "select": _Select,
+    "decide": _Decide,
+    "measure": _Measure,
+    "robustness": _Robustness,
+}
+
+
+def _of_run(
+    stage: str, inner: Sequence[str], name: str
+) -> tuple[type[_Part], dict[str, Any], str] | None:
+    """The kind of a record below the folder of a run, its own keys, and options of its command."""
+    match stage, tuple(inner), name:
+        case ("pretrain", ("kept",), "metrics.json"):
+            return _Pretrain, {}, ""
+        case (_, (), "metrics.json") if stage in _SIMPLE:
+            return _SIMPLE[stage], {}, ""
+        case ("prune", (), "manifest.json"):
+            return _Manifest, {}, ""
+        case ("prune", ("masks", mask, folder), "metrics.json"):
+            if job := re.fullmatch(r"(order|scratch)(\d{1,9})", folder):
+                phase = "finetuned" if job[1] == "order" else "scratch"
+                return _Network, {"mask": mask, "order": int(job[2]), "phase": phase}, ""
+        case ("transfer", (target,), "metrics.json"):
+            return _Transfer, {"target": target}, f" --target {quote(target)}"
+        case ("robustness", ("kept", *_, "scores"), "metrics.json"):
+            return _Scores, {}, ""
+        case ("robustness", ("kept", *_, "finetune"), "metrics.json"):
+            return _Tuned, {}, ""
+    return None

@@ -14,7 +14,7 @@ import pandas as pd
 from spat.attention.mask import Mask
 from spat.files import replacing
 from spat.pipeline import frames, runs, scores_frame
-from spat.pipeline.cache import Finished
+from spat.pipeline.cache import RESULT, Finished, make_way
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Planned, Run
 from spat.pipeline.stages import select
@@ -55,7 +55,7 @@ def collect(config: Config, *, finished: bool = False, folder: Path | None = Non
     planned, studied = runs.plan(config), runs.studied(config)
     if finished:
         planned = tuple(p for p in planned if _finished(config, p))
-        studied = tuple(run for run in studied if _manipulations(config, run).exists())
+        studied = tuple(run for run in studied if _manipulations(config, run).is_file())
     gathered = {
         "measurements": _gather(
             "measurements", (row for p in planned for row in _measurements(config, p))
@@ -71,8 +71,9 @@ def collect(config: Config, *, finished: bool = False, folder: Path | None = Non
     }
     if gathered["measurements"].empty:
         raise frames.FrameError(f"{config.folder}: there is no result to collect")
+    make_way(place := folder or config.folder / "data")
     for name, frame in gathered.items():
-        path = (folder or config.folder / "data") / f"{name}.parquet"
+        path = place / f"{name}.parquet"
         with replacing(path) as temporary:
             frame.to_parquet(temporary, index=False, write_page_checksum=True)
         if name != "losses":
@@ -84,8 +85,8 @@ def _finished(config: Config, planned: Planned) -> bool:
     stages = ["pretrain", *(f"transfer/{t}" for t in runs.targets(config, planned.run))]
     if planned.prune:
         stages += ["score", "select", "decide", "measure"]
-    files = [runs.folder(config, planned.run, stage) / "metrics.json" for stage in stages]
-    missing = next((file for file in files if not file.exists()), None)
+    files = [runs.folder(config, planned.run, stage) / RESULT for stage in stages]
+    missing = next((file for file in files if not file.is_file()), None)
     if missing:
         print(f"{planned.run.path}: left out, there is no {missing}", file=sys.stderr)
     return missing is None

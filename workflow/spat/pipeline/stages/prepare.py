@@ -9,8 +9,8 @@ from spat.data import series
 from spat.data.reading import read
 from spat.data.series import Series
 from spat.data.synthetic import generate
-from spat.files import read_json, write_json
 from spat.pipeline import datasets, digests, records, runs
+from spat.pipeline.cache import DamagedError, checked, make_way, remove, write_record
 from spat.pipeline.config import Config
 
 # `synthetic2` is a second station of the same kind: the next seed.
@@ -32,11 +32,12 @@ def prepare(config: Config, dataset: str) -> Path:
     path = datasets.raw_file(config, dataset)
     content = _generated(config, dataset) if path is None else read(row, path)
     output, record = runs.prepared_file(config, dataset), _record(config, dataset)
-    record.unlink(missing_ok=True)  # an old record would describe another file
+    remove(record)  # an old record would describe another file
+    make_way(output.parent)
     prepared = series.prepare(row, content, content.sha256)
     series.save(prepared, output)
-    write_json(
-        record,
+    write_record(
+        output.parent,
         {
             "dataset": dataset,
             "source": row.station,
@@ -49,22 +50,19 @@ def prepare(config: Config, dataset: str) -> Path:
             "gaps": asdict(prepared.filled),
             "digest": _digest(config, dataset),
         },
+        [output.name],
+        record.name,
     )
     return output
 
 
 def is_prepared(config: Config, dataset: str) -> bool:
     """Whether the file exists and the data and settings that it was made from are unchanged."""
-    record = _record(config, dataset)
     try:
-        kept = read_json(record)
-    except (OSError, ValueError):
+        kept = checked(_record(config, dataset))
+    except (FileNotFoundError, DamagedError):
         return False
-    return (
-        runs.prepared_file(config, dataset).exists()
-        and isinstance(kept, dict)
-        and kept.get("digest") == _digest(config, dataset)
-    )
+    return bool(kept["digest"] == _digest(config, dataset))
 
 
 def _generated(config: Config, dataset: str) -> Series:

@@ -7,10 +7,9 @@ from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import pandas as pd
-
 from spat.files import replacing, write_text
 from spat.pipeline import runs
+from spat.pipeline.cache import Finished
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
 
@@ -63,7 +62,7 @@ def loss_curves(config: Config, run: Run) -> Path | None:
     from spat.study.history import run_history
 
     folder = runs.folder(config, run, "pretrain")
-    history = pd.read_csv(folder / "history.csv")
+    history = Finished(folder).table("history.csv")
     if history.empty:
         return None
     keys = {**runs.columns(config, run), "lookback": run.lookback, "horizon": run.horizon}

@@ -11,10 +11,9 @@ from typing import Any
 import pandas as pd
 
 from spat.attention.mask import Mask
-from spat.files import replacing
 from spat.models.registry import MODELS
 from spat.pipeline import digests, records, runs, scores_frame
-from spat.pipeline.cache import DamagedError, Finished, write_record
+from spat.pipeline.cache import DamagedError, Finished, make_way, save_table, write_record
 from spat.pipeline.config import Config, PruningSection
 from spat.pipeline.runs import Run
 from spat.scoring.names import CRITERIA, offered
@@ -117,8 +116,8 @@ def table(decisions: Iterable[Decision]) -> pd.DataFrame:
 
 def write(path: Path, decisions: pd.DataFrame) -> None:
     """Write decisions as CSV."""
-    with replacing(path) as temporary:
-        decisions.to_csv(temporary, index=False)
+    make_way(path.parent)
+    save_table(path, decisions)
 
 
 def read(config: Config, run: Run, stage: str) -> pd.DataFrame:
