@@ -15,9 +15,11 @@ import copy
 import dataclasses
 import datetime
 import hashlib
+import importlib
 import itertools
 import json
 import os
+import pkgutil
 import random
 import re
 import shutil
@@ -72,6 +74,14 @@ Case = tuple[str, Callable[[Path], Outcome]]
 
 
 # Children.
+
+
+def preload() -> None:
+    """Import what the commands import, once: each child is a copy of this process."""
+    for module in pkgutil.iter_modules([str(ROOT / "workflow" / "spat" / "pipeline" / "stages")]):
+        importlib.import_module(f"spat.pipeline.stages.{module.name}")
+    for name in ("spat.models.itransformer", "spat.study.pages.registry", "pandera.pandas"):
+        importlib.import_module(name)
 
 
 def call(
@@ -212,6 +222,7 @@ class Campaign:
     """A finished tiny experiment, and the cases made from it."""
 
     def __init__(self, folder: Path, seed: int) -> None:
+        preload()
         self.folder, self.random = folder, random.Random(seed)
         self.pristine = folder / "pristine"
         self.pristine.mkdir(parents=True)
