@@ -173,7 +173,7 @@ def _forest(frames: Frames) -> _Plot | None:
         names = part[keys].astype(str).agg(" ".join, axis=1)
         mark = style.mark(method)
         figure.add_scatter(
-            x=part["mean"], y=names, mode="markers", name=method,
+            x=part["mean"], y=names, mode="markers", name=method, orientation="h",
             error_x={
                 "type": "data", "symmetric": False, "thickness": 1.5, "width": 0,
                 "array": part["high"] - part["mean"], "arrayminus": part["mean"] - part["low"],
@@ -204,7 +204,9 @@ def _html(figure: go.Figure, height: int) -> str:
     )  # fmt: skip
     figure.update_xaxes(automargin=True)
     figure.update_yaxes(automargin=True)
-    return str(figure.to_html(full_html=False, include_plotlyjs=False, config={"responsive": True}))
+    # A bar of buttons would cover the upper marks on a telephone.
+    config = {"responsive": True, "displayModeBar": False}
+    return str(figure.to_html(full_html=False, include_plotlyjs=False, config=config))
 
 
 def _parts(name: str, frames: Frames) -> list[_Part]:
