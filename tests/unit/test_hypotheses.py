@@ -209,7 +209,7 @@ def test_the_figure_of_removed_sites_shows_all_masks_and_the_path_of_send() -> N
     assert len(lines["all masks"].get_xdata()) == len(MASKS)
     changes = mask_changes(frames).query("dataset == 'ETTh1'").groupby("mask")["change"].mean()
     path = [FULL, "1.0.1.1", "1.0.1.0", "0.0.1.0", EMPTY]
-    assert list(lines["send"].get_xdata()) == [0, 1, 2, 3, 4]
-    assert lines["send"].get_ydata() == pytest.approx(changes[path].to_numpy())
+    assert list(lines["SEND"].get_xdata()) == [0, 1, 2, 3, 4]
+    assert lines["SEND"].get_ydata() == pytest.approx(changes[path].to_numpy())
     half = changes[[m for m in MASKS if m.count("0") == 2]].mean()
     assert lines["their mean"].get_ydata()[2] == pytest.approx(half)
