@@ -33,7 +33,9 @@ TRAINED = [name for name, row in MODELS.items() if row.role != "naive"]
 MARKED = [name for name, row in MODELS.items() if "time_features" in names_of(row.settings)]
 DROPPING = [name for name, row in MODELS.items() if "dropout" in names_of(row.settings)]
 PUBLISHED = list(
-    csv.DictReader((Path(__file__).parent / "published_parameters.csv").read_text().splitlines())
+    csv.DictReader(
+        resources.files("spat.study").joinpath("authors_parameters.csv").read_text().splitlines()
+    )
 )
 # How many sites the variant `deep` has where it cannot have four.
 DEEP_SITES = {"PAttn": 1, "SAMformer": 1, "Crossformer": 5}
@@ -230,13 +232,14 @@ def test_overrides_change_a_row_and_its_source() -> None:
 
 @pytest.mark.parametrize("row", PUBLISHED, ids=lambda r: f"{r['model']}-{r['dataset']}")
 def test_parameters_are_as_many_as_published(row: dict[str, str]) -> None:
-    """The counts were taken from the published code (`source`); `difference` is explained there."""
+    """The counts were taken from the published code (`source`); `why` explains a difference."""
     lookback, horizon, channels = (int(row[key]) for key in ("lookback", "horizon", "channels"))
     width = {"d_model": int(row["d_model"])} if row["d_model"] else {}
     settings = setup(row["model"], "published", row["dataset"], horizon, width).settings
     with torch.device("meta"):
         model = build(row["model"], settings, Shape(lookback, horizon, channels, 4))
     assert counted(model) == int(row["parameters"]) + int(row["difference"])
+    assert bool(row["why"]) == (row["difference"] != "0")
 
 
 # What holds for every model.

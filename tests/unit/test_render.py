@@ -136,6 +136,7 @@ def test_a_spread_is_named_only_where_one_is_shown() -> None:
         (-2.842, "%", "−2.84"),
         (0.5, "pp", "+0.50"),
         (224_192, "parameters", "224 k"),
+        (-4_928, "parameters", "−4.93 k"),
         (40e6, "FLOPs", "40 M"),
         (6.123, "ms", "6.12"),
         (float("nan"), "", "–"),

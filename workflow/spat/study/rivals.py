@@ -34,7 +34,12 @@ _COSTS: Final = {
 _SECONDS: Final = "s per epoch"
 _ENOUGH: Final = 3  # models whose authors' code was trained
 _COLUMNS: Final = (
-    *(name for name, _ in _COSTS.values()),
+    "share of windows",
+    "parameters",
+    f"parameters less {AUTHORS}",
+    "FLOPs",
+    "epochs",
+    "best epoch",
     _SECONDS,
     *METRICS.values(),
     f"MSE, {AUTHORS}",
@@ -63,6 +68,11 @@ same protocol, and the published error.
             AUTHORS,
             "Authors' code: the published implementation, trained with its own recipe and one seed "
             "(`workflow/spat/study/authors_code.csv` has the source and what differs).",
+        ),
+        Note(
+            f"parameters less {AUTHORS}",
+            "Parameters less authors' code: how many more there are than in the published code, at "
+            "the same setting (`workflow/spat/study/authors_parameters.csv` says why).",
         ),
         Note(PUBLISHED, "Published: the printed number, where there is one for this lookback."),
     ),
@@ -103,9 +113,16 @@ def rivals(frames: Frames) -> pd.DataFrame:
             "`rivals`)."
         )
     printed = cells.merge(published()[[*named, "mse"]], on=named)
-    for numbers, source in ((theirs, AUTHORS), (printed, PUBLISHED)):
-        numbers = numbers.rename(columns={"mse": "mean"})
-        tables.append(numbers.assign(method=f"MSE, {source}", sd=np.nan, n=0, missing=0, unit=""))
+    counted = rows[[*keys, "params"]].drop_duplicates(keys).merge(authors_parameters(), on=named)
+    # A variant of other sizes has no counterpart.
+    counted = counted[counted["params"] == counted["parameters"] + counted["difference"]]
+    for numbers, column, method, unit in (
+        (counted, "difference", f"parameters less {AUTHORS}", "parameters"),
+        (theirs, "mse", f"MSE, {AUTHORS}", ""),
+        (printed, "mse", f"MSE, {PUBLISHED}", ""),
+    ):
+        numbers = numbers[keys].assign(mean=numbers[column])
+        tables.append(numbers.assign(method=method, sd=np.nan, n=0, missing=0, unit=unit))
     table = pd.concat(tables, ignore_index=True).dropna(subset="mean")
     table["method"] = methods.present(table["method"], _COLUMNS)
     return methods.sort_rows(
@@ -197,5 +214,18 @@ def authors_code() -> pd.DataFrame:
     horizon, parameters, mse, mae, source (repository and script) and note (what differs).
     """
     file = resources.files("spat.study") / "authors_code.csv"
+    with file.open(encoding="utf-8") as stream:
+        return pd.read_csv(stream, keep_default_na=False)
+
+
+@cache
+def authors_parameters() -> pd.DataFrame:
+    """How many parameters the authors' code has at its published settings.
+
+    Columns: model (of this project), dataset, lookback, horizon, channels, d_model (where the
+    counted network has another than the published settings here), parameters, difference (ours less
+    theirs), why (what ours leaves out or adds) and source (repository and script).
+    """
+    file = resources.files("spat.study") / "authors_parameters.csv"
     with file.open(encoding="utf-8") as stream:
         return pd.read_csv(stream, keep_default_na=False)

@@ -72,7 +72,7 @@ def number(value: float, unit: str, *, signed: bool = True) -> str:
     """Errors with three decimals, changes with two and a sign, costs with three digits."""
     if unit in COUNTS:
         size, prefix = next(((s, p) for s, p in _PREFIXES if abs(value) >= s), (1.0, ""))
-        return f"{value / size:.3g} {prefix}".rstrip()
+        return f"{value / size:.3g} {prefix}".rstrip().replace("-", "−")
     if unit == "":
         return f"{value:.3f}"
     if unit in CHANGES:
