@@ -80,8 +80,11 @@ def preload() -> None:
     """Import what the commands import, once: each child is a copy of this process."""
     for module in pkgutil.iter_modules([str(ROOT / "workflow" / "spat" / "pipeline" / "stages")]):
         importlib.import_module(f"spat.pipeline.stages.{module.name}")
-    for name in ("spat.models.itransformer", "spat.study.pages.registry", "pandera.pandas"):
+    for name in ("spat.models.itransformer", "pandera.pandas"):
         importlib.import_module(name)
+    from spat.study.pages import registry
+
+    registry.tables()
 
 
 def call(
@@ -630,6 +633,7 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--minutes", type=float, default=55, help="begin no case after this")
     parser.add_argument("--seed", type=int, default=0, help="of the random kills")
+    parser.add_argument("--begin", type=int, default=0, help="leave out so many cases")
     parser.add_argument("--only", default="", help="cases whose name holds this text")
     parser.add_argument("--write", action="store_true", help="write the table to README.md")
     options = parser.parse_args()
@@ -649,7 +653,10 @@ def main() -> int:
             order.append((turns[case[0]], case))
             turns[case[0]] += 1
         cases = [case for _, case in sorted(order, key=lambda turn: turn[0])]
-        for number, (kind, name, case) in enumerate(c for c in cases if options.only in c[1]):
+        cases = [case for case in cases if options.only in case[1]]
+        for number, (kind, name, case) in enumerate(cases[options.begin :], options.begin):
+            if number % 50 == 0:
+                print(f"{number} cases are over", flush=True)
             if time.monotonic() - begun > 60 * options.minutes:
                 break
             folder = campaign.folder / f"{kind}{number}" / "case"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -197,6 +198,68 @@ def test_wrong_content_is_named_and_the_command_in_the_message_mends_it(
             found = found.query("quantity != 'seconds'")
         found = found.drop(columns=VOLATILE, errors="ignore")
         pd.testing.assert_frame_equal(found, expected[frame])
+
+
+def other_columns(change: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        is_csv = path.suffix == ".csv"
+        frame = change(pd.read_csv(path, dtype=str) if is_csv else pd.read_parquet(path))
+        path.unlink()  # a published file is a link
+        frame.to_csv(path, index=False) if is_csv else frame.to_parquet(path)
+
+    return write
+
+
+def other_arrays(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        with np.load(path) as stored:
+            arrays = change(dict(stored))
+        path.unlink()
+        np.savez(path, **arrays)
+
+    return write
+
+
+def an_object(path: Path) -> None:
+    path.unlink()
+    np.save(path, np.array(["x", "y"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("pretrain/history.csv", other_columns(lambda f: f.drop(columns="epoch")), "'epoch'"),
+        ("pretrain/history.csv", other_columns(lambda f: f.drop(columns="val_mae")), "'val_mae'"),
+        (f"{MASK}/history.csv", other_columns(lambda f: f.assign(val_mse="x")), "'val_mse'"),
+        ("score/scores.parquet", other_columns(lambda f: f.drop(columns="batch")), "'batch'"),
+        ("score/scores.parquet", other_columns(lambda f: f.assign(head="x")), "'head'"),
+        ("select/selections.csv", other_columns(lambda f: f.drop(columns="mask")), "'mask'"),
+        ("select/selections.csv", other_columns(lambda f: f.assign(removed="")), "'removed'"),
+        ("robustness/robustness.parquet", other_columns(lambda f: f.assign(value="x")), "'value'"),
+        (f"{MASK}/losses.npy", an_object, "1 dimensions"),
+        ("score/maps.npz", other_arrays(lambda _: {}), "no array"),
+        ("pretrain/forecasts.npz", other_arrays(lambda a: {**a, "input": np.ones(3)}), "'input'"),
+        (f"{MASK}/forecasts.npz", other_arrays(lambda _: {"x": np.ones(3)}), "'window'"),
+    ],
+)
+def test_a_table_with_wrong_content_and_a_right_hash_is_named(
+    name: str,
+    change: Callable[[Path], None],
+    says: str,
+    whole: tuple[Config, dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    config = copied(whole[0], tmp_path)
+    path = config.folder / RUN.path / name
+    change(path)
+    record = read_json(path.parent / "metrics.json")
+    (path.parent / "metrics.json").unlink()
+    values = {k: v for k, v in record.items() if k not in ("files", "checksum")}
+    write_record(path.parent, values, record["files"])
+    with pytest.raises(DamagedError) as caught:
+        collect(config)
+    assert str(path) in str(caught.value) and says in str(caught.value)
+    assert "By hand, first run `python -m spat" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["pretrain/kept/metrics.json", f"{MASK}/metrics.json"])

@@ -121,6 +121,8 @@ def test_a_variant_that_changes_nothing_known_is_named() -> None:
         ("PatchTST", 96, {"patch_len": 200}, "holds no patch of 200 steps"),
         ("iTransformer", 96, {"d_model": 4, "n_heads": 8}, "n_heads 8 exceeds d_model 4"),
         ("Transformer", 96, {"d_model": 4}, "n_heads 8 exceeds d_model 4"),
+        ("iTransformer", 96, {"d_model": 50_000}, "more than can be trained"),
+        ("PatchTST", 96, {"d_ff": 99_999, "e_layers": 99_999}, "more than can be trained"),
         ("DLinear", 96, {"moving_average": 24}, "moving_average 24: choose an odd width"),
     ],
 )

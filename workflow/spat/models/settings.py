@@ -8,7 +8,7 @@ before the first job.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 # In [0, 1): a share of what is dropped.
 Share = Annotated[float, "share"]
@@ -18,6 +18,9 @@ NotNegative = Annotated[float, "not negative"]
 Schedule = Literal["constant", "type1", "type3", "step25", "sparsetsf", "fits", "cosine"]
 # Whose weights the language model of a forecaster has.
 Backbone = Literal["gpt2", "smollm2", "random"]
+
+# A network with more is a mistake: its weights, gradients and optimiser would take 32 GB.
+MOST_WEIGHTS: Final = 2 * 10**9
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,15 @@ class Settings:
         heads, width = getattr(self, "n_heads", 1), getattr(self, "d_model", 1)
         if heads > width:
             return f"n_heads {heads} exceeds d_model {width}: choose fewer heads"
+        inner = getattr(self, "d_ff", 0)
+        layers = getattr(self, "e_layers", 1) + getattr(self, "d_layers", 0)
+        # Of queries, keys, values and outputs, and of both products of the feed-forward network.
+        weights = layers * width * (4 * width + 2 * inner)
+        if weights > MOST_WEIGHTS:
+            return (
+                f"d_model {width} and d_ff {inner} in {layers} layers are about {weights:.1e} "
+                f"weights, more than can be trained: choose smaller ones"
+            )
         return None
 
 

@@ -102,6 +102,7 @@ class Finished:
         with self._reading(path):
             read: Any = pd.read_csv if path.suffix == ".csv" else pd.read_parquet
             frame: pd.DataFrame = read(path, **options)
+            _require(records.table_fault(path, frame))
             return frame
 
     def array(self, name: str) -> np.ndarray[Any, Any]:
@@ -110,15 +111,22 @@ class Finished:
 
         path = self.path(name)
         with self._reading(path):
-            return np.load(path, allow_pickle=False)  # type: ignore[no-any-return]
+            array: np.ndarray[Any, Any] = np.load(path, allow_pickle=False)
+            _require(records.array_fault(path, {"": array}))
+            return array
 
-    def arrays(self, name: str) -> dict[str, np.ndarray[Any, Any]]:
-        """Named arrays (`.npz`). Raises as `path`."""
+    def arrays(self, name: str, keys: Iterable[str] = ()) -> dict[str, np.ndarray[Any, Any]]:
+        """Named arrays (`.npz`), those of `keys` among them. Raises as `path`."""
         import numpy as np
 
         path = self.path(name)
         with self._reading(path), np.load(path, allow_pickle=False) as stored:
-            return {key: stored[key] for key in stored.files}
+            arrays = {key: stored[key] for key in stored.files}
+            _require(records.array_fault(path, arrays))
+            for key in keys:
+                if key not in arrays:
+                    raise DamagedError(f"{path}: has no array {key!r}")
+            return arrays
 
     @contextlib.contextmanager
     def _reading(self, path: Path) -> Iterator[None]:
@@ -126,6 +134,8 @@ class Finished:
             yield
         except MemoryError:
             raise
+        except DamagedError as error:
+            raise self._refused(self.folder / RESULT, str(error)) from None
         except Exception as error:
             raise self._refused(self.folder / RESULT, f"{path}: cannot be read ({error})") from None
 
@@ -274,6 +284,11 @@ def _other_digest(path: Path, body: Mapping[str, Any]) -> str | None:
             if body.get("digest") != digest:
                 return f"{path}: 'digest' is {body.get('digest')!r}, but {stamp} has {digest!r}"
     return None
+
+
+def _require(problem: str | None) -> None:
+    if problem:
+        raise DamagedError(problem)
 
 
 def _remedy(record: Path) -> str:

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import (
     AfterValidator,
@@ -31,6 +31,10 @@ from spat.data.registry import step_seconds
 from spat.models.registry import MODELS
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
 
 RECORDED_PACKAGES = ("torch", "numpy", "pandas", "snakemake", "mlflow")
 
@@ -178,8 +182,7 @@ class _Record(_Part):
 
     def require_metrics(self, errors: Mapping[str, _Means], *, finite: bool) -> None:
         """All metrics of the task for each of the splits; none missing, if they must be finite."""
-        task = MODELS[self.model].task if self.model in MODELS else None
-        wanted = METRICS.get(task or "", ())
+        wanted = METRICS.get(MODELS[self.model].task, ()) if self.model in MODELS else ()
         for split, means in errors.items():
             for metric in wanted or means:
                 if metric not in means:
@@ -387,21 +390,24 @@ class _Gaps(_Part):
 class _Prepared(_Part):
     dataset: str
     source: _Text
-    file: str | None
     sha256: _Hash
+    digest: _Hash
+    files: dict[_File, _Hash]
+
+
+class _PreparedSeries(_Prepared):
+    file: str | None
     rows: Annotated[int, Field(ge=1, lt=2**63)]
     channels: Annotated[int, Field(ge=1, lt=2**63)]
     step: _Step
     names: list[str]
     gaps: _Gaps
-    digest: _Hash
-    files: dict[_File, _Hash]
 
     @model_validator(mode="after")
-    def _names_each_channel(self) -> _Prepared:
+    def _names_each_channel(self) -> _PreparedSeries:
         if len(self.names) != self.channels:
             raise ValueError(
-                f"`names` has {len(self.names)} entries, `channels` is {self.channels}"
+                f"`names` has {len(self.names)} entries, but `channels` is {self.channels}"
             )
         return self
 
@@ -422,7 +428,7 @@ def fault(path: Path, values: Mapping[str, Any]) -> str | None:
     belong, follows from its path below the experiment. None if it fits, or if no job keeps a record
     at such a path.
     """
-    if (place := _place(path)) is None:
+    if (place := _place(path, values)) is None:
         return None
     for key, value in place.keys.items():
         if key not in values:
@@ -443,10 +449,87 @@ def fault(path: Path, values: Mapping[str, Any]) -> str | None:
     return None
 
 
+# The columns of kept tables, of whole numbers (i), numbers (f) or text (t); others do no harm.
+_SCORES: Final = {"epoch": "i", "site": "i", "name": "t", "head": "i", "criterion": "t"}
+_TABLES: Final[dict[str, dict[str, str]]] = {
+    "history.csv": {"epoch": "i", "learning_rate": "f", "seconds": "f"},  # and of each metric
+    "scores.parquet": {**_SCORES, "value": "f"},
+    "selections.csv": {
+        **{"criterion": "t", "draw": "i", "level": "t", "ratio": "f", "rule": "t"},
+        **{"removed": "i", "mask": "t", "finetunings": "i"},
+    },
+    "robustness.parquet": {
+        **{"site": "i", "name": "t", "manipulation": "t", "quantity": "t", "phase": "t"},
+        **{"split": "t", "value": "f"},
+    },
+}
+_KINDS: Final = {"i": "whole numbers", "f": "numbers", "t": "text"}
+# Dimensions of kept arrays: losses of windows, and of windows without each site.
+_ARRAYS: Final = {
+    **dict.fromkeys(("losses.npy", "validation_losses.npy", "untuned_losses.npy"), 1),
+    "loss_drops.npy": 2,
+}
+_FORECASTS: Final = {"window": 1, "input": 2, "truth": 2, "forecast": 2}
+
+
+def table_fault(path: Path, table: pd.DataFrame) -> str | None:
+    """What is wrong with the columns of a kept table: the file, the column and what is valid."""
+    import pandas as pd
+
+    wanted = dict(_TABLES.get(path.name, {}))
+    if path.parts[-2:] == ("score", "scores.parquet"):
+        wanted["batch"] = "i"
+    if path.name == "history.csv":
+        first, *_ = names = METRICS.get(_task(path) or "", ("",))
+        wanted |= {name: "f" for name in [f"train_{first}", *(f"val_{n}" for n in names)] if first}
+    for column, kind in wanted.items():
+        if column not in table:
+            return f"{path}: has no column {column!r} (written by another version)"
+        types = pd.api.types
+        is_number = types.is_numeric_dtype(table[column]) and not types.is_bool_dtype(table[column])
+        # A column without values has any type.
+        right = (
+            table[column].isna().all()
+            or {
+                "i": is_number and types.is_integer_dtype(table[column]),
+                "f": is_number,
+                "t": not types.is_numeric_dtype(table[column]),
+            }[kind]
+        )
+        if not right or (kind == "i" and table[column].isna().any()):
+            wrong = f"holds values such as {_shown(table[column].iloc[0])}"
+            return f"{path}: column {column!r} {wrong}: expected {_KINDS[kind]}"
+    return None
+
+
+def array_fault(path: Path, arrays: Mapping[str, NDArray[Any]]) -> str | None:
+    """What is wrong with kept arrays, by their names (`""` for the one of a `.npy`)."""
+    dimensions = {"": _ARRAYS[path.name]} if path.name in _ARRAYS else {}
+    if path.name == "forecasts.npz" and _task(path) == "forecasting":
+        dimensions = _FORECASTS
+    if path.name == "maps.npz":
+        dimensions = dict.fromkeys(arrays, 3)
+    for name, count in dimensions.items():
+        about = f" {name!r}" if name else ""
+        if name not in arrays:
+            return f"{path}: has no array{about} (written by another version)"
+        if arrays[name].ndim != count or arrays[name].dtype.kind not in "fiu":
+            found = f"{arrays[name].dtype} {list(arrays[name].shape)}"
+            return f"{path}: the array{about} is {found}: expected numbers in {count} dimensions"
+    return None
+
+
 def command(path: Path) -> str | None:
     """The command that makes the record of a path, or the file beside it; None if none does."""
     place = _place(path)
     return place.command if place else None
+
+
+def _task(path: Path) -> str | None:
+    """The task of the run that a file belongs to."""
+    place = _place(path.with_name("metrics.json"))
+    model = place.keys.get("model") if place else None
+    return MODELS[model].task if model in MODELS else None
 
 
 def _shown(value: Any) -> str:
@@ -454,11 +537,14 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _place(path: Path) -> _Place | None:
+def _place(path: Path, values: Mapping[str, Any] | None = None) -> _Place | None:
     *folders, name = path.parts
     if folders and folders[-1] == "prepared" and path.suffix == ".json":
         keys = {"dataset": path.stem}
-        return _Place(_Prepared, keys, f"{_STAGE} prepare {_FILE} --dataset {quote(path.stem)}")
+        # Other data than series have none of the keys of a series.
+        series = _PreparedSeries.model_fields.keys() - _Prepared.model_fields.keys()
+        kind: type[_Part] = _PreparedSeries if series & (values or {}).keys() else _Prepared
+        return _Place(kind, keys, f"{_STAGE} prepare {_FILE} --dataset {quote(path.stem)}")
     for index in range(len(folders) - 2, 2, -1):
         try:
             run = Run.parse("/".join(folders[index - 3 : index + 1]))
@@ -466,9 +552,9 @@ def _place(path: Path) -> _Place | None:
             continue
         stage, inner = folders[index + 1], folders[index + 2 :]
         if found := _of_run(stage, inner, name):
-            kind, keys, options = found
+            kind, own, options = found
             words = f"{_STAGE} {stage} {_FILE} --run {quote(run.path)}{options}"
-            return _Place(kind, {"stage": stage, **run.keys, **keys}, words)
+            return _Place(kind, {"stage": stage, **run.keys, **own}, words)
     return None
 
 

@@ -279,9 +279,10 @@ def _maps(config: Config, planned: Planned) -> Iterator[pd.DataFrame]:
     send = scores[whole & scores["criterion"].eq("send")].set_index("name")["value"]
     if send.empty:  # the run left no weights
         return
-    maps = files.arrays("maps.npz")
-    for name in dict.fromkeys([send.idxmin(), send.idxmax()]):
-        mean = maps[str(name)].mean(axis=0)[:LARGEST_MAP, :LARGEST_MAP]
+    ends = dict.fromkeys([str(send.idxmin()), str(send.idxmax())])
+    maps = files.arrays("maps.npz", ends)
+    for name in ends:
+        mean = maps[name].mean(axis=0)[:LARGEST_MAP, :LARGEST_MAP]
         query, key = np.indices(mean.shape)
         yield pd.DataFrame(
             {
