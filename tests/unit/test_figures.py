@@ -26,7 +26,6 @@ from spat.pipeline.config import read_file
 from spat.scoring.names import CRITERIA
 from spat.study import methods
 from spat.study.history import run_history
-from spat.study.hypotheses import references
 from spat.study.pages import style, webpage
 from spat.study.pages.page import Absent
 from spat.study.pages.reader import Frames
@@ -439,7 +438,7 @@ def test_changes_by_source_are_against_the_better_reference_and_sorted() -> None
     rows = methods.at_home(frames("many")).query(
         "model == 'iTransformer' and method == 'SPAT (val.)'"
     )
-    base = references(frames("many").results)
+    base = methods.references(frames("many").results)
     joined = rows.merge(base, on=list(RUN), suffixes=("", "_base"))
     joined["change"] = 100 * (joined["mse"] / joined["mse_base"] - 1)
     means = joined.groupby(["source", "dataset"])["change"].mean().groupby("source").mean()

@@ -13,7 +13,7 @@ from frame_builder import frames_of
 from planted import EMPTY, FULL, MASKS
 
 from spat.attention.mask import WITHOUT_SITES
-from spat.study import gains, hypotheses, replicates
+from spat.study import gains, hypotheses, methods, replicates
 from spat.study.criteria import mask_changes
 from spat.study.hypotheses import H1, H2, H3, declared
 from spat.study.pages.reader import Frames
@@ -68,7 +68,7 @@ def made(datasets: tuple[str, ...] = SOURCES) -> Frames:
 
 
 def test_the_reference_is_the_better_by_validation_of_dense_and_control() -> None:
-    found = hypotheses.references(made().results)
+    found = methods.references(made().results)
     dense = found["dataset"].map(lambda name: SOURCES.index(name) % 2 == 1)
     assert (found["phase"] == np.where(dense, "dense", "finetuned")).all()
     assert found["mse"].to_numpy() == pytest.approx(np.where(dense, 0.995, 1.0))

@@ -79,6 +79,33 @@ def test_main_compares_with_dense_and_control_paired_by_seed() -> None:
     assert gain["unit"] == "%"
 
 
+def test_main_leads_with_the_change_against_the_better_of_dense_and_control() -> None:
+    made = build()
+    rows, chosen = made["results"], made["selections"]
+    # The control of seed 0 is the better one by validation and the dense model of the others, so
+    # that neither is the reference of all.
+    whole = (rows["mask"] == FULL) & (rows["split"] == "validation") & (rows["order"] == 0)
+    rows.loc[whole & (rows["phase"] == "dense"), "mse"] = 2.0
+    rows.loc[whole & (rows["phase"] == "finetuned"), "mse"] = 1.0
+    rows.loc[whole & (rows["phase"] == "dense") & (rows["seed"] > 0), "mse"] = 0.5
+    frames = Frames.of(**made)
+    table = TABLES["main"].function(frames)
+    assert list(table["method"].cat.categories)[:3] == [accuracy.BETTER, "dense", "control"]
+    assert rendered("main", frames)["md"].splitlines()[2].split(" | ")[3] == accuracy.BETTER
+    own = chosen.query("rule == 'validation' and dataset == 'ETTh1' and model == 'iTransformer'")
+    masks = own.set_index("seed")["mask"]
+    changes = {}
+    for metric in ("mse", "mae"):
+        dense, control = (errors(frames, FULL, p, metric) for p in ("dense", "finetuned"))
+        spat = pd.Series({s: errors(frames, m, "finetuned", metric)[s] for s, m in masks.items()})
+        better = dense.where(dense.index > 0, control)
+        changes[metric] = 100 * (spat / better - 1).mean()
+        lead = one(table, **CELL, metric=metric.upper(), method=accuracy.BETTER)
+        assert (lead["mean"], lead["unit"]) == (pytest.approx(changes[metric]), "%")
+    row = one(table, **CELL, metric="MSE", method="SPAT (val.)")
+    assert row["vs_better"] == pytest.approx(changes["mse"]) != pytest.approx(row["vs_control"])
+
+
 def test_main_takes_the_mask_that_validation_chose_for_each_seed() -> None:
     made = build()
     chosen = made["selections"]["rule"] == "validation"

@@ -11,13 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from spat.study import methods
-from spat.study.hypotheses import references
 from spat.study.methods import CHOSEN, CONTROL, DENSE, METRICS, NONE_LEFT
 from spat.study.pages import style
 from spat.study.pages.page import Absent, Layout, page
 from spat.study.pages.reader import Frames
 from spat.study.statistics.averages import average, summarise
-from spat.study.statistics.cells import CELL, RUN, keyed
+from spat.study.statistics.cells import CELL, keyed
 from spat.study.statistics.tests import MIN_SOURCES, holm, mixed_model, t_interval, wilcoxon
 
 MEAN: Final = "mean of sources"
@@ -107,10 +106,8 @@ def improvement(frames: Frames) -> Figure:
     """
     rows = methods.at_home(frames)
     rows = rows[rows["method"].isin([CHOSEN, NONE_LEFT])]
-    base = references(frames.results).drop(columns="phase")
-    rows = pd.DataFrame(rows.merge(base, on=list(RUN), suffixes=("", "_reference")))
-    for metric in METRICS:
-        rows[metric] = 100 * (rows[metric] / rows[f"{metric}_reference"] - 1)
+    changes = {m: methods.relative_to_better(rows, frames.results, m) for m in METRICS}
+    rows = rows.assign(**changes)
     rows = rows[np.isfinite(rows["mse"]) & np.isfinite(rows["mae"])]
     models = [
         (" ".join(map(str, key)), part)

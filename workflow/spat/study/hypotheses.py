@@ -29,7 +29,7 @@ from spat.study.pages.page import Absent, Layout, Note, page
 from spat.study.pages.reader import Frames
 from spat.study.pages.render import same
 from spat.study.statistics.averages import average
-from spat.study.statistics.cells import CELL, RUN, having, keeps_all
+from spat.study.statistics.cells import CELL, RUN
 from spat.study.statistics.tests import (
     MIN_SOURCES,
     holm,
@@ -148,7 +148,7 @@ def better(frames: Frames) -> pd.DataFrame:
     rows = rows[rows["method"] != DENSE]
     if set(rows["method"]) <= {CONTROL}:
         raise Absent("Only the control was fine-tuned, and no mask that removes anything.")
-    return change_table(frames, rows, references(frames.results))
+    return change_table(frames, rows, methods.references(frames.results))
 
 
 @page(
@@ -241,24 +241,6 @@ def _interval(
     )  # fmt: skip
 
 
-def references(results: pd.DataFrame) -> pd.DataFrame:
-    """The better by validation error of the dense model and the control of each pruned run.
-
-    Returns:
-        RUN, `phase` (`dense` or `finetuned`), and its test errors `mse` and `mae`.
-    """
-    home = results[(results["target"] == results["dataset"]) & (results["order"] == 0)]
-    whole = having(home[methods.has_sites(home)], keeps_all)
-    whole = whole[whole["phase"].isin(["dense", "finetuned"])]
-    pruned = pd.MultiIndex.from_frame(whole.loc[whole["phase"] == "finetuned", [*RUN]])
-    whole = whole[pd.MultiIndex.from_frame(whole[[*RUN]]).isin(pruned)]
-    kept = whole[whole["split"] == "validation"].sort_values(["mse", "phase"], kind="stable")
-    kept = kept.drop_duplicates(list(RUN))[[*RUN, "phase"]]
-    tested = whole.loc[whole["split"] == "test", [*RUN, "phase", "mse", "mae"]]
-    joined = pd.DataFrame(kept.merge(tested, on=[*RUN, "phase"]))
-    return joined.sort_values(list(RUN), ignore_index=True)
-
-
 def rivals(results: pd.DataFrame, family: str) -> pd.DataFrame:
     """The best by validation MSE of the models of a family that were not pruned.
 
@@ -290,7 +272,7 @@ def claims(frames: Frames) -> pd.DataFrame:
     results = frames.results
     rows = methods.at_home(frames)
     chosen = rows.loc[rows["method"] == CHOSEN, [*RUN, *METRICS]]
-    compared = {H1: (references(results), [*RUN])}
+    compared = {H1: (methods.references(results), [*RUN])}
     for family, name in FAMILIES.items():
         compared[f"{H3} {name}"] = (rivals(results, family), _PLACE)
     tables: list[pd.DataFrame] = []

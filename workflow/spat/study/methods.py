@@ -264,6 +264,33 @@ def relative_to(rows: pd.DataFrame, method: str, values: Sequence[str]) -> pd.Da
     return pd.DataFrame(changes, index=rows.index)
 
 
+def references(results: pd.DataFrame) -> pd.DataFrame:
+    """The better by validation error of the dense model and the control of each pruned run.
+
+    Returns:
+        RUN, `phase` (`dense` or `finetuned`), and its test errors `mse` and `mae`.
+    """
+    home = results[(results["target"] == results["dataset"]) & (results["order"] == 0)]
+    whole = having(home[has_sites(home)], keeps_all)
+    whole = whole[whole["phase"].isin(["dense", "finetuned"])]
+    pruned = pd.MultiIndex.from_frame(whole.loc[whole["phase"] == "finetuned", [*RUN]])
+    whole = whole[pd.MultiIndex.from_frame(whole[[*RUN]]).isin(pruned)]
+    kept = whole[whole["split"] == "validation"].sort_values(["mse", "phase"], kind="stable")
+    kept = kept.drop_duplicates(list(RUN))[[*RUN, "phase"]]
+    tested = whole.loc[whole["split"] == "test", [*RUN, "phase", "mse", "mae"]]
+    joined = pd.DataFrame(kept.merge(tested, on=[*RUN, "phase"]))
+    return joined.sort_values(list(RUN), ignore_index=True)
+
+
+def relative_to_better(rows: pd.DataFrame, results: pd.DataFrame, value: str) -> pd.Series:
+    """Change of `value` against that of `references` in the same run, in percent."""
+    base = references(results)[[*RUN, value]].rename(columns={value: "reference"})
+    reference = rows[list(RUN)].merge(base, on=list(RUN), how="left")["reference"]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        changes = 100 * (rows[value].to_numpy(dtype=float) / reference.to_numpy(dtype=float) - 1)
+    return pd.Series(changes, index=rows.index)
+
+
 def summary(rows: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
     """Mean and standard deviation over seeds of `value` per group of `by`.
 
