@@ -318,6 +318,19 @@ def test_sites_stand_in_forward_order(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ATTENTION)
+def test_no_site_gives_all_windows_the_same(name: str) -> None:
+    model, shown = small(name).eval(), {}
+    for site in model.sites():
+        site.modules[-1].register_forward_hook(
+            lambda _module, _args, y, of=site.name: shown.update({of: y.view(3, -1)})
+        )
+    model(*inputs())
+    assert shown.keys() == {site.name for site in model.sites()}
+    for of, y in shown.items():
+        assert (y[1:] - y[0]).abs().amax(1).min() > 1e-6, of
+
+
+@pytest.mark.parametrize("name", ATTENTION)
 def test_a_removed_site_is_still_listed(name: str) -> None:
     model = small(name)
     before, last = counted(model), model.sites()[-1]
