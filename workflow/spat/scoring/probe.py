@@ -7,6 +7,12 @@ the loss of the window, the sensitivity is
 
 Hooks note what passes through each site. Nothing is inserted into the forward pass, and parameters
 receive no gradient.
+
+`spat.attention.discovery` reads the same from the autograd graph of any model. The hooks are kept
+for models that declare their sites for two reasons. Some sites, such as scans and attention over
+frequencies, have no softmax that the graph shows. And hooks are faster: with the graph, SEND takes
+2.0 times the CPU time on iTransformer and 1.5 times on PatchTST (width 128, 256 windows, one core).
+A test holds the two equal to 1e-12.
 """
 
 from __future__ import annotations
