@@ -27,8 +27,11 @@ ERRORS = {"mse": 0.5, "mae": 0.6}
 PRETRAINED = {
     "status": "ok",
     "data_sha256": "ab" * 32,
-    "settings": {"d_model": 8},
-    "recipe": {"learning_rate": 0.001},
+    "settings": {
+        **{"d_model": 8, "d_ff": 8, "e_layers": 2, "n_heads": 8, "dropout": 0.1},
+        **{"time_features": False, "instance_norm": True},
+    },
+    "recipe": {"learning_rate": 0.001, "batch_size": 32, "epochs": 10, "patience": 3},
     "sites": ["encoder.0.self", "encoder.1.self"],
     "heads": [8, 8],
     "mask": "1.1",

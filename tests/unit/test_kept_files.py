@@ -140,10 +140,13 @@ METRICS = {"validation": {"mse": 0.1, "mae": 0.1}, "test": {"mse": 0.1}}
 
 
 def rewrite(path: Path, key: str, value: Any) -> None:
-    """Give a key of a record another value (None removes it) and the record its checksum again."""
+    """Give a key of a record another value (None removes it) and the record its checksum again.
+
+    A function makes the value from the one that is there.
+    """
     record = read_json(path)
     record.pop("checksum")
-    record[key] = value
+    record[key] = value(record[key]) if callable(value) else value
     if value is None:
         record.pop(key)
     files = record.pop("files")
@@ -151,20 +154,29 @@ def rewrite(path: Path, key: str, value: Any) -> None:
     write_record(path.parent, record, files, path.name)
 
 
+def without_errors(masks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**masks[0], "errors": {"mse": None, "mae": None}}, *masks[1:]]
+
+
 @pytest.mark.parametrize(
     ("name", "key", "value"),
     [
         ("pretrain/metrics.json", "wall_s", -1.0),
         ("pretrain/metrics.json", "digest", "0" * 64),
+        ("pretrain/metrics.json", "settings", lambda settings: {**settings, "d_model": "x"}),
         ("score/metrics.json", "wall_s", {"x": 1}),
         ("select/metrics.json", "dataset", "synthetic2"),
         ("decide/metrics.json", "path", None),
         (f"{MASK}/metrics.json", "errors", {"pruned": METRICS, "finetuned": METRICS}),
         (f"{MASK}/metrics.json", "mask", "1.1"),
         ("prune/manifest.json", "masks", [{"mask": "1.1"}]),
+        ("prune/manifest.json", "masks", lambda masks: masks[:-1]),
         ("measure/metrics.json", "latency_ms", {}),
         ("robustness/metrics.json", "cases", True),
         ("transfer/synthetic2/metrics.json", "masks", []),
+        ("transfer/synthetic2/metrics.json", "masks", lambda masks: masks[1:]),
+        ("transfer/synthetic2/metrics.json", "masks", lambda masks: masks[:-1]),
+        ("transfer/synthetic2/metrics.json", "masks", without_errors),
     ],
 )
 def test_wrong_content_is_named_and_the_command_in_the_message_mends_it(
@@ -281,7 +293,7 @@ def test_kept_work_with_wrong_content_is_computed_again(
 
 # Values that no key of a record has, but for these.
 IMPOSSIBLE: tuple[Any, ...] = ({"x": 1}, ["x"], "../../../victim", -1, True, None, float("nan"))
-POSSIBLE = {"settings": [{"x": 1}], "not_offered": [["x"]], "file": [None, "../../../victim"]}
+POSSIBLE = {"not_offered": [["x"]], "file": [None, "../../../victim"]}
 # What only some versions wrote, or is not there for all.
 OPTIONAL = {"learning_rates", "not_offered", "uncertain", "latency_spread_ms", "wall_s"}
 OPTIONAL |= {"swept_params", "dead_params"}

@@ -30,6 +30,11 @@ RUN = Run("ETTh1", "iTransformer", "deep", "l96-h96", 0)
 SITES = ("encoder.0.self", "encoder.1.self")
 MASKS = ("1.1", "0.1", "0.0")
 ERRORS = {"validation": {"mse": 0.4, "mae": 0.5}, "test": {"mse": 0.38, "mae": 0.4}}
+SETTINGS = {
+    **{"d_model": 256, "d_ff": 256, "e_layers": 2, "n_heads": 8, "dropout": 0.1},
+    **{"time_features": False, "instance_norm": True},
+}
+RECIPE = {"learning_rate": 0.001, "batch_size": 32, "epochs": 10, "patience": 3}
 # Files that the view does not show, but that a record must list.
 NETWORK = ("architecture.json", "model.safetensors", "losses.npy", "forecasts.npz")
 STAGES = ("pretrain", "score", "prune", "measure", "transfer/ETTh2")
@@ -65,8 +70,8 @@ def write_stage(
         metrics |= {
             "status": "ok",
             "data_sha256": "ab" * 32,
-            "settings": {"d_model": 256, "dropout": 0.1},
-            "recipe": {"learning_rate": 0.001},
+            "settings": SETTINGS,
+            "recipe": RECIPE,
             "sites": [f"encoder.{i}.self" for i in range(len(heads))],
             "heads": heads,
             "mask": ".".join("1" * len(heads)) or "none",
@@ -413,7 +418,7 @@ def test_a_rerun_replaces_its_run_and_keeps_the_others(config: Config) -> None:
     write_all(config)
     log_all(config)
     before = live(config)
-    write_stage(config, RUN, "pretrain", digest="d1" * 32, settings={"d_model": 128})
+    write_stage(config, RUN, "pretrain", digest="d1" * 32, settings=SETTINGS | {"d_model": 128})
     tracking.log(config, RUN, "pretrain")
     after = live(config)
     assert set(after) == set(before)
@@ -512,7 +517,7 @@ def test_a_model_that_does_not_train_has_no_epochs(config: Config) -> None:
 
 
 def test_more_values_than_a_call_takes_all_arrive(config: Config) -> None:
-    write_stage(config, RUN, "pretrain", settings={f"h{i}": i for i in range(150)})
+    write_stage(config, RUN, "pretrain", settings=SETTINGS | {f"h{i}": i for i in range(150)})
     folder = runs.folder(config, RUN, "pretrain")
     path = folder / "history.csv"
     row = pd.read_csv(path).iloc[[0]]

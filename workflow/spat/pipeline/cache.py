@@ -75,7 +75,7 @@ class Finished:
             path = self.folder / name
             raise FileNotFoundError(f"{path} does not exist. {_remedy(path)}") from None
         except DamagedError as error:
-            raise self._refused(self.folder / name, str(error)) from None
+            raise self.damaged(str(error), name) from None
 
     def path(self, name: str) -> Path:
         """The path of a file whose hash is the recorded one.
@@ -85,7 +85,7 @@ class Finished:
             DamagedError: naming the file, if it is missing or damaged.
         """
         if problem := _problem(self.folder, name, self.metrics["files"]):
-            raise self._refused(self.folder / RESULT, problem)
+            raise self.damaged(problem)
         return self.folder / name
 
     @property
@@ -135,13 +135,15 @@ class Finished:
         except MemoryError:
             raise
         except DamagedError as error:
-            raise self._refused(self.folder / RESULT, str(error)) from None
+            raise self.damaged(str(error)) from None
         except Exception as error:
-            raise self._refused(self.folder / RESULT, f"{path}: cannot be read ({error})") from None
+            raise self.damaged(f"{path}: cannot be read ({error})") from None
 
-    def _refused(self, record: Path, problem: str) -> DamagedError:
+    def damaged(self, problem: str, record: str = RESULT) -> DamagedError:
+        """The error to raise for a problem of a record, whose marker is removed."""
         remove(self._marker)
-        return DamagedError(f"{problem}. {self._marker} was removed. {_remedy(record)}")
+        remedy = _remedy(self.folder / record)
+        return DamagedError(f"{problem}. {self._marker} was removed. {remedy}")
 
 
 class Kept(Finished):

@@ -23,12 +23,14 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
 
 from spat.data.registry import step_seconds
 from spat.models.registry import MODELS
+from spat.models.settings import Recipe
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
 
@@ -142,7 +144,6 @@ _BatchSize = Annotated[str, _form(r"[1-9][0-9]*", "a batch size")]
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _Amount = Annotated[float, Field(ge=0)]
 _Phase = Literal["dense", "pruned", "finetuned", "scratch"]
-_Scalar = bool | int | float | str | None
 # By the name of the metric. What is not finite was written as null.
 _Means = dict[str, _Amount | None]
 
@@ -223,8 +224,8 @@ class _Tried(_Part):
     status: Literal["ok", "diverged"]
 
 
-class _Recipe(_Part):
-    learning_rate: _Amount
+# A setting of a network or a recipe; of which type each is, `Settings` and `Recipe` say.
+_Value = bool | Annotated[int, Field(ge=0)] | _Amount | _Text | None
 
 
 class _Pretrain(_Fitted):
@@ -233,8 +234,8 @@ class _Pretrain(_Fitted):
         *("model.safetensors", "scores.parquet"),
     )
     data_sha256: _Hash
-    settings: dict[str, _Scalar | list[_Scalar]]
-    recipe: _Recipe
+    settings: dict[str, _Value]
+    recipe: dict[str, _Value]
     learning_rates: list[_Tried] = []
     sites: list[_Text]
     heads: list[Annotated[int, Field(ge=1, lt=2**31)]]
@@ -248,8 +249,21 @@ class _Pretrain(_Fitted):
             raise ValueError(f"`sites` has {len(self.sites)} entries, `heads` {len(self.heads)}")
         if self.mask != (full := Mask.full(self.heads).name):
             raise ValueError(f"`mask` is {self.mask!r}, but that of the dense model is {full!r}")
+        _require_type("recipe", self.recipe, Recipe)
+        if self.model in MODELS:
+            _require_type("settings", self.settings, MODELS[self.model].settings)
         self.require_metrics(dict(self.errors), finite=self.status == "ok")
         return self
+
+
+def _require_type(key: str, values: Mapping[str, Any], kind: type[Any]) -> None:
+    """All fields of a dataclass, each of its type."""
+    try:
+        TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join([key, *map(str, first["loc"][:1])])
+        raise ValueError(f"`{name}`: {first['msg'][0].lower()}{first['msg'][1:]}") from None
 
 
 class _Stages(_Part):

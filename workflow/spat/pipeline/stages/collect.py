@@ -14,11 +14,11 @@ import pandas as pd
 from spat.attention.mask import Mask
 from spat.files import replacing
 from spat.pipeline import frames, runs, scores_frame
-from spat.pipeline.cache import RESULT, Finished, make_way
+from spat.pipeline.cache import MANIFEST, RESULT, Finished, make_way
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Planned, Run
 from spat.pipeline.stages import select
-from spat.pipeline.stages.trained import Job, trained
+from spat.pipeline.stages.trained import Job, finetuned, trained
 
 # The pictures show attention maps of at most this many queries and keys.
 LARGEST_MAP = 96
@@ -110,8 +110,19 @@ def _files(config: Config, run: Run, stage: str) -> Finished:
 
 
 def _masks(config: Config, planned: Planned) -> list[tuple[Job, Finished]]:
-    """Each trained mask with its files."""
-    return trained(config, planned.run) if planned.prune else []
+    """Each trained mask with its files: those of all masks that `select` chose are there."""
+    if not planned.prune:
+        return []
+    networks = trained(config, planned.run)
+    chosen = select.read(config, planned.run, "select")["mask"]
+    listed = {job.mask for job, _ in networks if job.order == 0 and job.phase == "finetuned"}
+    if missing := sorted(set(chosen) - listed):
+        folder = runs.folder(config, planned.run, "prune")
+        raise Finished(folder, folder / MANIFEST).damaged(
+            f"{folder / MANIFEST}: 'masks' does not list {missing[0]}, which `select` chose",
+            MANIFEST,
+        )
+    return networks
 
 
 def _networks(config: Config, planned: Planned) -> Iterator[dict[str, Any]]:
@@ -152,10 +163,28 @@ def _measurements(config: Config, planned: Planned) -> Iterator[dict[str, Any]]:
             yield from _splits({**row, "phase": "pruned"}, errors["pruned"])
         yield from _splits({**row, "phase": job.phase}, errors["finetuned"])
     for target in runs.targets(config, run):
-        for entry in _files(config, run, f"transfer/{target}").metrics["masks"]:
+        for entry in _transferred(config, planned, target):
             where = {name: entry[name] for name in ("mask", "phase", "order")}
             row = {**base, **where, "target": target, "split": "test"}
             yield from _metrics(row, entry["errors"])
+
+
+def _transferred(config: Config, planned: Planned, target: str) -> list[dict[str, Any]]:
+    """The networks that were evaluated on a target: the dense one, the control, SEND's masks."""
+    files = _files(config, planned.run, f"transfer/{target}")
+    entries: list[dict[str, Any]] = files.metrics["masks"]
+    decisions = _selections(config, planned)
+    chosen = decisions.loc[decisions["criterion"].isin(["control", "send"]), "mask"]
+    dense = _files(config, planned.run, "pretrain").metrics
+    errors = {(entry["mask"], entry["phase"]): entry["errors"] for entry in entries}
+    for mask, phase in [(dense["mask"], "dense"), *((mask, "finetuned") for mask in chosen)]:
+        if (mask, phase) not in errors:
+            raise files.damaged(f"{files.folder / RESULT}: 'masks' has no {phase} network {mask}")
+        network = dense if phase == "dense" else finetuned(config, planned.run, mask).metrics
+        if None in errors[mask, phase].values() and network["status"] == "ok":
+            problem = f"'masks' has no errors of the {phase} network {mask}, which did not diverge"
+            raise files.damaged(f"{files.folder / RESULT}: {problem}")
+    return entries
 
 
 def _recorded(metrics: dict[str, Any]) -> dict[str, Any]:
