@@ -168,6 +168,8 @@ def write_scores(folder: Path, by: str) -> None:
     # A head's value must not enter the site's.
     folder.mkdir(parents=True, exist_ok=True)
     frame["value"] = np.where(frame["head"] == 0, 99.0, frame["value"])
+    if by == "batch":
+        frame["epoch"] = 2  # the kept one
     frame.to_parquet(folder / "scores.parquet")
 
 
