@@ -14,7 +14,7 @@ from spat.attention.views import Mixing, Trace
 from spat.data.windows import Batch, Windows
 from spat.models.base import Forecaster
 from spat.models.layers.attention import AttentionCore
-from spat.models.registry import MODELS, Shape, build, setup
+from spat.models.registry import FORECASTERS, Shape, build, setup
 from spat.models.timellm import PrototypeCore
 from spat.pipeline import scores_frame
 from spat.scoring.probe import SiteMeans, observe, window_means
@@ -24,10 +24,10 @@ torch.set_num_threads(1)  # small arrays: a second thread costs more than it giv
 
 LOOKBACK, HORIZON, CHANNELS = 24, 12, 3
 ATTENTIVE = tuple(
-    name for name, row in MODELS.items() if row.role == "attention" and name not in PRETRAINED
+    name for name, row in FORECASTERS.items() if row.role == "attention" and name not in PRETRAINED
 )
 # Those whose sites all have weights over keys.
-MIXING = tuple(name for name in ATTENTIVE if MODELS[name].view == "Mixing")
+MIXING = tuple(name for name in ATTENTIVE if FORECASTERS[name].view == "Mixing")
 
 _SIZES = {
     "iTransformer": {"e_layers": 3},
@@ -46,7 +46,7 @@ _SIZES = {
 def sizes(name: str, **others: int) -> dict[str, Any]:
     """Small settings of a model, as changes of a variant."""
     common = {"d_model": 8, "d_ff": 16, "n_heads": 2, "dropout": 0.1}
-    names = {field.name for field in fields(MODELS[name].settings)}
+    names = {field.name for field in fields(FORECASTERS[name].settings)}
     every = {**common, **_SIZES.get(name, {}), **others}
     return {key: value for key, value in every.items() if key in names}
 

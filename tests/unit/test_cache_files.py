@@ -55,8 +55,8 @@ def config(tmp_path: Path) -> Config:
         "datasets": [RUN.dataset],
         "models": [RUN.model],
         "variants": [RUN.variant],
-        "lookback": RUN.lookback,
-        "horizons": [RUN.horizon],
+        "lookback": 48,
+        "horizons": [24],
     }
     config = configuration.load(
         {"experiment": "hostile", "results": str(tmp_path / "results"), "grid": [block]}

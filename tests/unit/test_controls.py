@@ -118,8 +118,8 @@ def test_without_controls_there_is_nothing() -> None:
 
 
 def test_the_ablation_has_them_on_both_files_and_three_seeds() -> None:
-    cells = {(run.dataset, run.horizon, run.seed) for run in CONTROLS}
-    assert cells == {(d, 96, s) for d in ("ETTh1", "ETTh2") for s in range(3)}
+    cells = {(run.dataset, run.setting, run.seed) for run in CONTROLS}
+    assert cells == {(d, "l96-h96", s) for d in ("ETTh1", "ETTh2") for s in range(3)}
     kinds = {run.variant.removeprefix("deep128+") for run in CONTROLS}
     assert kinds == {"narrow", "dropout0.2", "dropout0.3", "sam0.05", "sam0.2"}
     planned = {p.run: p.prune for p in plan(CONFIG)}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from spat.attention.mask import Mask
 from spat.models.base import Forecaster
-from spat.models.registry import MODELS, Settings, Shape, build
+from spat.models.registry import FORECASTERS, Settings, Shape, build
 from spat.surgery.cut import heads_of
 from spat.training.device import costs
 
@@ -87,11 +87,11 @@ def test_fused_attention_is_counted() -> None:
     assert flops_of(Fused()) == 2 * (4 * 6 * 8 * 8 + 2 * 6 * 6 * 8)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FORECASTERS)
 def test_every_model_has_costs(name: str) -> None:
     model = build(name, sized(name), SHAPE)
     assert costs.parameters(model) == sum(p.numel() for p in model.parameters())
-    assert (flops_of(model) > 0) == (MODELS[name].role != "naive")
+    assert (flops_of(model) > 0) == (FORECASTERS[name].role != "naive")
     assert memory_of(model, 2, "cpu") > 0
 
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from spat.data import series
-from spat.data.registry import Gaps, Rows, Shares
+from spat.data.registry import DATASETS, Gaps, Rows, Shares
 from spat.pipeline import datasets, digests, runs
 from spat.pipeline.add import add
 from spat.pipeline.cli import main
@@ -68,14 +68,12 @@ def test_names(tmp_path: Path) -> None:
     write(tmp_path / "my file.csv")
     own = config(tmp_path)
     assert datasets.names(own)[-1] == "mine"
-    assert datasets.raw_file(own, "mine") == tmp_path / "my file.csv"
-    assert datasets.raw_file(own, "ETTh1") == Path("data/ETTh1.csv")
-    assert datasets.raw_file(own, "synthetic") is None
-    assert [datasets.is_published(own, name) for name in ("mine", "ETTh1", "synthetic")] == [
-        False,
-        True,
-        False,
-    ]
+    assert datasets.raw_files(own, "mine") == (tmp_path / "my file.csv",)
+    assert datasets.raw_files(own, "ETTh1") == (Path("data/ETTh1.csv"),)
+    assert datasets.raw_files(own, "synthetic") == ()
+    assert len(datasets.raw_files(own, "FashionMNIST")) == 4
+    files = {name: datasets.published(own, name) for name in ("mine", "ETTh1", "synthetic")}
+    assert files == {"mine": (), "ETTh1": (DATASETS["ETTh1"],), "synthetic": ()}
     with pytest.raises(ConfigError, match="dataset 'yours' is not one of ETTh1, .*, mine"):
         datasets.find(own, "yours")
 

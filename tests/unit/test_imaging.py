@@ -15,7 +15,7 @@ from torch import Tensor
 import spat
 from spat.attention.mask import Mask, all_site_masks
 from spat.data.images import Labelled, obtain, read, split
-from spat.data.registry import IMAGES, Borders, DataError, File, Images
+from spat.data.registry import IMAGES, Borders, DataError, File, Images, Rows
 from spat.models.settings import ImageShape, ViTSettings
 from spat.models.vit import ViT
 from spat.pipeline.scores_frame import aggregate, frame
@@ -56,7 +56,15 @@ def dataset(contents: tuple[bytes, ...] = CONTENTS) -> Images:
         File("tiny", name, (), (hashlib.sha256(content).hexdigest(),))
         for name, content in zip(FILES, contents, strict=True)
     )
-    return Images("tiny", (first, second, third, fourth), SHAPE.height, SHAPE.width, SHAPE.classes)
+    return Images(
+        "tiny",
+        (first, second, third, fourth),
+        SHAPE.height,
+        SHAPE.width,
+        SHAPE.classes,
+        Rows(train=60, validation=30, test=30),
+        "tiny",
+    )
 
 
 def written(folder: Path, contents: tuple[bytes, ...] = CONTENTS) -> Path:

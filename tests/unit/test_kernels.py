@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from spat.data.registry import TIME_FEATURES
-from spat.models.registry import MODELS, Shape, build, setup
+from spat.models.registry import FORECASTERS, Shape, build, setup
 from spat.training.device import kernels
 from spat.training.device.kernels import Dropout, Linear, attend, dropout
 
@@ -114,7 +114,7 @@ def test_dropout_in_degenerate_shapes(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.usefixtures("library")
-@pytest.mark.parametrize("name", [name for name, row in MODELS.items() if row.role != "naive"])
+@pytest.mark.parametrize("name", [name for name, row in FORECASTERS.items() if row.role != "naive"])
 def test_models_take_one_channel_and_a_last_batch_of_one(name: str) -> None:
     skip_without_weights(name)
     small = {"d_model": 8, "d_ff": 8, "n_heads": 2, "e_layers": 1, "llm_layers": 1}

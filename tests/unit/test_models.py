@@ -19,7 +19,7 @@ from spat.data.registry import DATASETS
 from spat.models import registry
 from spat.models.base import Forecaster
 from spat.models.layers.blocks import RevIN, StepEmbedding, normalise, sinusoids
-from spat.models.registry import MODELS, VARIANTS, Setup, Shape, build, setup
+from spat.models.registry import FORECASTERS, VARIANTS, Setup, Shape, build, setup
 from spat.models.settings import FITSSettings, Settings
 from spat.models.tsmixer import StepChannelNorm
 
@@ -28,10 +28,10 @@ def names_of(settings: type[Settings]) -> set[str]:
     return {field.name for field in fields(settings)}
 
 
-ATTENTION = [name for name, row in MODELS.items() if row.role == "attention"]
-TRAINED = [name for name, row in MODELS.items() if row.role != "naive"]
-MARKED = [name for name, row in MODELS.items() if "time_features" in names_of(row.settings)]
-DROPPING = [name for name, row in MODELS.items() if "dropout" in names_of(row.settings)]
+ATTENTION = [name for name, row in FORECASTERS.items() if row.role == "attention"]
+TRAINED = [name for name, row in FORECASTERS.items() if row.role != "naive"]
+MARKED = [name for name, row in FORECASTERS.items() if "time_features" in names_of(row.settings)]
+DROPPING = [name for name, row in FORECASTERS.items() if "dropout" in names_of(row.settings)]
 PUBLISHED = list(
     csv.DictReader(
         resources.files("spat.study").joinpath("authors_parameters.csv").read_text().splitlines()
@@ -155,7 +155,7 @@ def test_a_faulty_table_is_named_with_its_line(
         setup("DLinear", "published", "ETTh1", 96)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FORECASTERS)
 def test_every_run_of_the_registries_can_be_built(name: str) -> None:
     built = set()
     for variant, dataset in itertools.product(VARIANTS, DATASETS.values()):
@@ -170,8 +170,8 @@ def test_every_run_of_the_registries_can_be_built(name: str) -> None:
                 model = build(name, settings, shape)
                 y = model(*(inputs(shape, 2) if shape.marks else inputs(shape, 2)[:1]))
             assert y.shape == (2, horizon, dataset.channels)
-            assert bool(model.sites()) == (MODELS[name].role == "attention")
-            assert bool(counted(model)) == (MODELS[name].role != "naive")
+            assert bool(model.sites()) == (FORECASTERS[name].role == "attention")
+            assert bool(counted(model)) == (FORECASTERS[name].role != "naive")
             if variant == "deep" and model.sites():
                 assert len(model.sites()) == DEEP_SITES.get(name, 4)
 
@@ -245,7 +245,7 @@ def test_parameters_are_as_many_as_published(row: dict[str, str]) -> None:
 # What holds for every model.
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FORECASTERS)
 @pytest.mark.parametrize("shape", [SHAPE, Shape(9, 1, 1, 4), Shape(17, 30, 3, 4)], ids=str)
 @pytest.mark.parametrize("time_features", [False, True])
 def test_any_shape(name: str, shape: Shape, time_features: bool) -> None:
@@ -282,7 +282,7 @@ def test_the_loss_falls(name: str) -> None:
     assert losses[-1] < 0.9 * losses[0]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FORECASTERS)
 def test_a_window_does_not_depend_on_its_batch(name: str) -> None:
     model = small(name, dropout=0.5, time_features=name in MARKED)
     batch = inputs(windows=8)

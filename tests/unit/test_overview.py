@@ -7,7 +7,7 @@ import csv
 import pytest
 
 from spat.models.overview import COLUMNS
-from spat.models.registry import MODELS
+from spat.models.registry import FORECASTERS
 from spat.pipeline.cli import main
 
 
@@ -18,7 +18,7 @@ def rows(text: str) -> dict[str, dict[str, str]]:
 def test_every_model_has_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--dataset", "ETTh1", "--horizon", "96"]) == 0
     found = rows(capsys.readouterr().out)
-    assert list(found) == list(MODELS)
+    assert list(found) == list(FORECASTERS)
     assert tuple(found["NLinear"]) == COLUMNS
     linear, inverted = found["NLinear"], found["iTransformer"]
     assert (linear["role"], linear["parameters"], linear["flops"]) == ("baseline", "9312", "129024")

@@ -59,9 +59,9 @@ def test_seeds_depend_on_run_and_purpose_alone() -> None:
 def test_a_block_is_a_product_with_the_datasets_own_shapes() -> None:
     planned = runs.plan(config({"datasets": ["ETTh1", "ILI"], "models": ["PatchTST", "DLinear"]}))
     assert len(planned) == 2 * 2 * 4
-    assert {(p.run.dataset, p.run.lookback, p.run.horizon) for p in planned} == {
-        *(("ETTh1", 96, horizon) for horizon in (96, 192, 336, 720)),
-        *(("ILI", 36, horizon) for horizon in (24, 36, 48, 60)),
+    assert {(p.run.dataset, p.run.setting) for p in planned} == {
+        *(("ETTh1", f"l96-h{horizon}") for horizon in (96, 192, 336, 720)),
+        *(("ILI", f"l36-h{horizon}") for horizon in (24, 36, 48, 60)),
     }
 
 

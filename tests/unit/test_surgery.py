@@ -17,11 +17,11 @@ from spat.attention.mask import Mask, all_site_masks
 from spat.attention.site import Site
 from spat.models.base import Forecaster
 from spat.models.layers.attention import MultiHeadAttention
-from spat.models.registry import MODELS, Settings, Shape, build
+from spat.models.registry import FORECASTERS, Settings, Shape, build
 from spat.surgery import cut, storage, sweep
 from spat.training.device import costs
 
-ATTENTION = [name for name, row in MODELS.items() if row.role == "attention"]
+ATTENTION = [name for name, row in FORECASTERS.items() if row.role == "attention"]
 # What only its sites use goes with the last of them: an embedding, the shared matrices, a norm in
 # front of a site.
 SWEPT = ("TimeXer", "FEDformer", "Mamba", "GPT4TS-random", "Time-LLM-random")
@@ -147,7 +147,7 @@ def test_parameters_and_flops_fall_by_what_is_removed(name: str) -> None:
         assert cut.heads_of(smaller) == mask.heads
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FORECASTERS)
 def test_the_full_mask_changes_nothing(name: str) -> None:
     model = build(name, sized(name), SHAPE).train()
     before = dict(model.named_parameters())
@@ -184,7 +184,7 @@ def test_surgery_wants_the_dense_model_and_its_mask() -> None:
         pass
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FORECASTERS)
 def test_files_give_the_same_network_back(name: str, tmp_path: Path) -> None:
     model = build(name, sized(name), SHAPE).eval()
     for index, mask in enumerate(masks_of(model)[-3:] if name in ATTENTION else [Mask(())]):

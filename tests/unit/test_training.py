@@ -20,7 +20,7 @@ from spat.data import series, synthetic
 from spat.data.registry import DATASETS
 from spat.data.windows import Splits, split
 from spat.models.base import Forecaster
-from spat.models.registry import MODELS, Shape, build, setup
+from spat.models.registry import FORECASTERS, Shape, build, setup
 from spat.models.settings import Schedule
 from spat.training import loop, state
 from spat.training.device.concurrency import Workers
@@ -146,7 +146,7 @@ class Killed(Exception):
     """Stands for a kill -9 between two epochs."""
 
 
-@pytest.mark.parametrize("name", [n for n, model in MODELS.items() if model.role != "naive"])
+@pytest.mark.parametrize("name", [n for n, model in FORECASTERS.items() if model.role != "naive"])
 def test_a_resumed_run_ends_bit_for_bit_where_an_undisturbed_one_does(
     name: str, splits: Splits, tmp_path: Path
 ) -> None:

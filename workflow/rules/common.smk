@@ -25,7 +25,6 @@ from spat.pipeline.resources import BASE_MB, gpus, memory_mb, prune_threads
 from spat.pipeline.checks import checked_plan
 from spat.pipeline.failures import explain
 from spat.pipeline.config import ConfigError, load, read_file
-from spat.data.registry import DATASETS
 from spat.pipeline.stages import trained
 from spat.study.pages import registry
 
@@ -64,13 +63,17 @@ if workflow.is_main_process and not workflow.dryrun:
         ):
             print(problem, file=sys.stderr)
 PRUNED = [path for path, planned in PLAN.items() if planned.prune]
-DATASET_OF_FILE = {row.file: row.name for row in DATASETS.values() if row.file}
+DATASET_OF_FILE = {
+    row.file: name
+    for name in datasets.names(CONFIG)
+    for row in datasets.published(CONFIG, name)
+}
 
 
 wildcard_constraints:
     file="|".join(map(re.escape, DATASET_OF_FILE)),
     dataset="[^/]+",
-    run=r"[^/]+/[^/]+/l\d+-h\d+/seed\d+",
+    run=r"[^/]+/[^/]+/[^/]+/seed\d+",
     target="[^/]+",
 
 
@@ -98,9 +101,8 @@ def digest(stage):
     )
 
 
-def raw_file(wildcards):
-    path = datasets.raw_file(CONFIG, wildcards.dataset)
-    return path.as_posix() if path else []
+def raw_files(wildcards):
+    return [path.as_posix() for path in datasets.raw_files(CONFIG, wildcards.dataset)]
 
 
 def prepared(wildcards):
@@ -112,7 +114,7 @@ def memory(wildcards):
 
 
 def memory_of(dataset):
-    return memory_mb(datasets.find(CONFIG, dataset).channels)
+    return memory_mb(datasets.row_of(CONFIG, dataset).channels)
 
 
 def networks(wildcards):

@@ -20,4 +20,4 @@ rule download:
         "download: {wildcards.file}"
     shell:
         "python -m spat download --config {params.config:q} --dataset {params.dataset:q}"
-        " > {log:q} 2>&1"
+        " --file {wildcards.file:q} > {log:q} 2>&1"

@@ -1,6 +1,6 @@
 rule prepare:
     input:
-        file=raw_file,
+        files=raw_files,
         code=digests.sources("prepare"),
     output:
         f"{FOLDER}/prepared/{{dataset}}.npz",

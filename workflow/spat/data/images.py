@@ -8,6 +8,7 @@ Symbols: N images, H rows and W columns of pixels, B images a batch.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spat.data import raw
+from spat.data import arrays, raw
 from spat.data.download import fetch
 from spat.data.registry import Borders, DataError, File, Images
 from spat.tasks.imaging import Batch
@@ -101,6 +102,81 @@ def read(dataset: Images, pixels: Path, labels: Path) -> Labelled:
     return Labelled(images, classes.astype(np.int64))
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """The images of a dataset, read and checked.
+
+    Attributes:
+        name: Dataset.
+        train: The training images; the last of them are for validation.
+        test: The test images.
+        borders: Images of each split, as in `split`.
+        sha256: Hash of what the images were read from.
+    """
+
+    name: str
+    train: Labelled
+    test: Labelled
+    borders: Borders
+    sha256: str
+
+
+def prepare(dataset: Images, train: Labelled, test: Labelled) -> Prepared:
+    """The images with the splits of the dataset.
+
+    Raises:
+        DataError: naming the dataset, if there are fewer images than its splits need.
+    """
+    known, held, shown = dataset.split.train, dataset.split.validation, dataset.split.test
+    borders = Borders((0, known), (known, known + held), (0, shown))
+    for part, border in ((train, borders.validation), (test, borders.test)):
+        _part(part, border, dataset.name)
+    # Which of the accepted forms a file has does not matter: all hold the same images.
+    digest = hashlib.sha256("".join(file.sha256[0] for file in dataset.files).encode())
+    return Prepared(dataset.name, train, test, borders, digest.hexdigest())
+
+
+def save(prepared: Prepared, path: Path) -> None:
+    """Write prepared images as .npz, atomically."""
+    split = prepared.borders
+    arrays.save(
+        path,
+        {
+            "name": np.array(prepared.name),
+            "train": prepared.train.pixels,
+            "train_labels": prepared.train.labels,
+            "test": prepared.test.pixels,
+            "test_labels": prepared.test.labels,
+            "borders": np.array([split.train, split.validation, split.test], dtype=np.int64),
+            "sha256": np.array(prepared.sha256),
+        },
+    )
+
+
+def load(path: Path) -> Prepared:
+    """Read what `save` wrote.
+
+    Raises:
+        DataError: naming the file, if it is damaged: its content must have the hash that it had
+            when it was written.
+        FileNotFoundError: if there is no file.
+    """
+    try:
+        found = arrays.load(path)
+        train, validation, test = ((int(a), int(b)) for a, b in found["borders"])
+        return Prepared(
+            str(found["name"]),
+            Labelled(found["train"], found["train_labels"]),
+            Labelled(found["test"], found["test_labels"]),
+            Borders(train, validation, test),
+            str(found["sha256"]),
+        )
+    except FileNotFoundError:
+        raise
+    except arrays.ERRORS as error:
+        raise arrays.damaged(path, "prepared images", error) from None
+
+
 def split(
     train: Labelled, test: Labelled, borders: Borders, device: str | torch.device = "cpu"
 ) -> Splits:
@@ -117,13 +193,18 @@ def split(
         "validation": _part(train, borders.validation, "validation"),
         "test": _part(test, borders.test, "test"),
     }
-    known = chosen["train"].pixels
-    mean, deviation = float(known.mean()), float(known.std()) or 1.0
+    # There are 256 values of a pixel: counting them is faster than going through all pixels.
+    values = np.arange(256, dtype=np.float64)
+    parts = np.array_split(chosen["train"].pixels, 64)  # in small copies
+    counts = np.sum([np.bincount(part.ravel(), minlength=256) for part in parts], axis=0)
+    shares = counts / counts.sum()
+    mean = float(shares @ values)
+    deviation = float(np.sqrt(shares @ (values - mean) ** 2)) or 1.0
+    standardised = ((values - mean) / deviation).astype(np.float32)
 
     def cases(part: Labelled) -> ImageCases:
-        pixels = (torch.from_numpy(part.pixels).double() - mean) / deviation
-        labels = torch.from_numpy(part.labels)
-        return ImageCases(pixels.float().unsqueeze(1).to(device), labels.to(device))
+        pixels = torch.from_numpy(standardised[part.pixels]).unsqueeze(1)
+        return ImageCases(pixels.to(device), torch.from_numpy(part.labels).to(device))
 
     return Splits(**{name: cases(part) for name, part in chosen.items()})
 

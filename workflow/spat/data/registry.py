@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
 Format = Literal["csv", "solar", "pems", "synthetic"]
 GapRule = Literal["refuse", "interpolate", "forward"]
@@ -136,6 +136,8 @@ class Dataset:
     irregular: tuple[str, ...] | None = ()
     page: str = ""
 
+    task: ClassVar[str] = "forecasting"
+
 
 @dataclass(frozen=True)
 class File:
@@ -158,6 +160,9 @@ class Images:
         height: Rows of pixels.
         width: Columns of pixels.
         classes: Number of classes.
+        split: Numbers of images. Training and validation are the first training images in the
+            order of the file, and the test images come from their own file.
+        station: Independent source of the data, as in `Dataset`.
     """
 
     name: str
@@ -165,6 +170,11 @@ class Images:
     height: int
     width: int
     classes: int
+    split: Rows
+    station: str
+
+    task: ClassVar[str] = "imaging"
+    channels: ClassVar[int] = 1  # of grey images
 
 
 def borders(dataset: Dataset, rows: int) -> Borders:
@@ -492,6 +502,8 @@ IMAGES: Final[dict[str, Images]] = {
             height=28,
             width=28,
             classes=10,
+            split=Rows(train=55000, validation=5000, test=10000),
+            station="FashionMNIST",
         ),
     )
 }

@@ -5,10 +5,7 @@ Symbols: T rows, C channels, F time features.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import zipfile
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,11 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spat.data import arrays as arrays_of_file
 from spat.data.gaps import Filled, fill
-from spat.data.raw import READ_ERRORS
 from spat.data.registry import Borders, DataError, Dataset, borders
 from spat.data.timefeatures import marks
-from spat.files import replacing
 
 
 @dataclass(frozen=True)
@@ -124,9 +120,7 @@ def save(prepared: Prepared, path: Path) -> None:
     }
     if prepared.marks is not None:
         arrays["marks"] = prepared.marks
-    arrays["digest"] = np.array(_digest(arrays))
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
+    arrays_of_file.save(path, arrays)
 
 
 def load(path: Path) -> Prepared:
@@ -138,10 +132,7 @@ def load(path: Path) -> Prepared:
         FileNotFoundError: if there is no file.
     """
     try:
-        with np.load(path) as file:
-            arrays = {key: file[key] for key in file.files}
-        if str(arrays.pop("digest")) != _digest(arrays):
-            raise ValueError("its content has changed since it was written")
+        arrays = arrays_of_file.load(path)
         train, validation, test = ((int(a), int(b)) for a, b in arrays["borders"])
         return Prepared(
             name=str(arrays["name"]),
@@ -155,17 +146,5 @@ def load(path: Path) -> Prepared:
         )
     except FileNotFoundError:
         raise
-    except (*READ_ERRORS, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{path}: not a prepared series ({error}): delete it and run the job again"
-        ) from None
-
-
-def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
-    # SHA-256 of the names, types, shapes and values of all arrays.
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+    except arrays_of_file.ERRORS as error:
+        raise arrays_of_file.damaged(path, "a prepared series", error) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -11,18 +12,10 @@ from spat.models.settings import Settings, Shape
 
 
 class Network(nn.Module):
-    """Knows its attention sites."""
-
-    def sites(self) -> tuple[Site, ...]:
-        """The attention sites that may be pruned, in forward order; removed ones stay listed."""
-        return ()
-
-
-class Forecaster(Network, ABC):
-    """Maps past windows to forecasts; knows its shape, its settings and its attention sites."""
+    """Knows its settings, its shape and its attention sites."""
 
     settings: Settings
-    shape: Shape
+    shape: Any  # that of its task: `Shape`, `ImageShape`
     # SHA-256 of the weights that every build starts with, whatever its seed is, and that training
     # does not change: those of a pretrained language model. None if there are no such weights.
     base: str | None = None
@@ -30,7 +23,7 @@ class Forecaster(Network, ABC):
     # the CPU.
     capturable: bool = True
 
-    def __init__(self, settings: Settings, shape: Shape) -> None:
+    def __init__(self, settings: Settings, shape: Any) -> None:
         """Keep the settings.
 
         Raises:
@@ -47,6 +40,16 @@ class Forecaster(Network, ABC):
         if self.base is None:
             return frozenset()
         return frozenset(name for name, p in self.named_parameters() if not p.requires_grad)
+
+    def sites(self) -> tuple[Site, ...]:
+        """The attention sites that may be pruned, in forward order; removed ones stay listed."""
+        return ()
+
+
+class Forecaster(Network, ABC):
+    """Maps past windows to forecasts."""
+
+    shape: Shape
 
     @abstractmethod
     def forward(

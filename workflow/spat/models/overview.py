@@ -1,4 +1,4 @@
-"""What each model is at its published setting for a dataset: a table for people."""
+"""What each forecaster is at its published setting for a dataset: a table for people."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import asdict
 from typing import Final
 
 from spat.data.registry import DATASETS, TIME_FEATURES
-from spat.models.registry import MODELS, Model, Setup, Shape, build, setup
-from spat.tasks.registry import TASKS
+from spat.models.registry import FORECASTERS, Model, Setup, Shape, build, setup
+from spat.tasks.registry import task_named
 from spat.training.device import costs
 
 COLUMNS: Final = (
@@ -18,14 +18,14 @@ COLUMNS: Final = (
 
 
 def overview(dataset: str, horizon: int, lookback: int | None = None) -> Iterator[dict[str, str]]:
-    """A row of `COLUMNS` for each model of the registry; the dataset's lookback when absent.
+    """A row of `COLUMNS` for each forecaster of the registry; the dataset's lookback when absent.
 
     `flops` are those of one window. A model that cannot be built says why in `note`.
 
     Raises:
         ValueError: on an unknown dataset.
     """
-    for model in MODELS.values():
+    for model in FORECASTERS.values():
         published = setup(model.name, "published", dataset, horizon)
         row = DATASETS[dataset]
         shape = Shape(
@@ -47,7 +47,7 @@ def _built(model: Model, published: Setup, shape: Shape) -> dict[str, str]:
         network = build(model.name, published.settings, shape)
     except (ValueError, ImportError, OSError) as error:
         return {"note": str(error)}
-    task = TASKS[model.task]
+    task = task_named(model.task)
     return {
         "parameters": str(costs.parameters(network)),
         "flops": str(costs.flops(network, task, task.example(shape))),

@@ -26,14 +26,14 @@ from typing import (
     get_type_hints,
 )
 
-from spat.data.registry import DATASETS
+from spat.data.registry import DATASETS, IMAGES
 from spat.models import settings as own
 from spat.models.settings import Recipe as Recipe
 from spat.models.settings import Settings as Settings
 from spat.models.settings import Shape as Shape
 
 if TYPE_CHECKING:
-    from spat.models.base import Forecaster
+    from spat.models.base import Network
 
 Role = Literal["attention", "baseline", "naive"]
 View = Literal["Output", "Residual", "Heads", "Mixing"]
@@ -225,8 +225,11 @@ MODELS: Final = {
             own.SeasonalNaiveSettings,
             role="naive",
         ),
+        Model("ViT", "spat.models.vit", "ViT", own.ViTSettings, task="imaging"),
     )
 }
+
+FORECASTERS: Final = {name: row for name, row in MODELS.items() if row.task == "forecasting"}
 
 
 @dataclass(frozen=True)
@@ -242,14 +245,14 @@ def setup(
     model: str,
     variant: str,
     dataset: str,
-    horizon: int,
+    horizon: int | None,
     overrides: Mapping[str, int | float | str | bool] | None = None,
     season: int | None = None,
 ) -> Setup:
     """The most specific row for a run (first by variant, then dataset, then horizon).
 
     `overrides` are changes of the model's settings and of the recipe, by name. `season` is that of
-    data that are not in the registry.
+    data that are not in the registry. Images have no horizon and no season.
 
     Raises:
         ValueError: on an unknown model, variant, dataset or field, or a value of the wrong type or
@@ -258,8 +261,8 @@ def setup(
     _require("model", model, MODELS)
     _require("variant", variant, VARIANTS)
     if season is None:
-        _require("dataset", dataset, DATASETS)
-        season = DATASETS[dataset].season
+        _require("dataset", dataset, (*DATASETS, *IMAGES))
+        season = DATASETS[dataset].season if dataset in DATASETS else None
     row = _row(model, variant, dataset, horizon, season)
     return _changed(model, row, overrides) if overrides else row
 
@@ -274,8 +277,10 @@ def registered(name: str) -> Model:
     return MODELS[name]
 
 
-def build(name: str, settings: Settings, shape: Shape, seed: int = 0) -> Forecaster:
-    """A freshly initialised forecaster, on the CPU; its weights depend on the seed alone.
+def build(name: str, settings: Settings, shape: Any, seed: int = 0) -> Network:
+    """A freshly initialised network, on the CPU; its weights depend on the seed alone.
+
+    `shape` is that of the model's task: `Shape` or `ImageShape`.
 
     Torch's generator is left as it was.
 
@@ -294,7 +299,7 @@ def build(name: str, settings: Settings, shape: Shape, seed: int = 0) -> Forecas
 
 
 @cache
-def _row(model: str, variant: str, dataset: str, horizon: int, season: int) -> Setup:
+def _row(model: str, variant: str, dataset: str, horizon: int | None, season: int | None) -> Setup:
     row = MODELS[model]
     derived = {"season": season} if "season" in _kinds(row.settings) else {}
     if row.role == "naive":
@@ -307,9 +312,10 @@ def _row(model: str, variant: str, dataset: str, horizon: int, season: int) -> S
                 Recipe(**{n: chosen[n] for n in _kinds(Recipe) if n in chosen}),
                 chosen["source"],
             )
+    steps = "" if horizon is None else f", horizon {horizon}"
     raise ValueError(
-        f"{_file(model)} has no row for variant {variant}, {dataset}, horizon {horizon}: add one "
-        "(`*` stands for any)"
+        f"{_file(model)} has no row for variant {variant}, {dataset}{steps}: add one (`*` stands "
+        "for any)"
     )
 
 

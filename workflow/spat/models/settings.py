@@ -8,7 +8,7 @@ before the first job.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 # In [0, 1): a share of what is dropped.
 Share = Annotated[float, "share"]
@@ -74,8 +74,8 @@ class Settings:
         """Whether the network reads time features."""
         return bool(getattr(self, "time_features", False))
 
-    def problem(self, shape: Shape) -> str | None:
-        """Why the network cannot be built for this shape; None if it can."""
+    def problem(self, shape: Any) -> str | None:
+        """Why the network cannot be built for this shape of its task; None if it can."""
         if self.uses_marks and not shape.marks:
             return "time_features is on, but the dataset has no timestamps: turn it off"
         heads, width = getattr(self, "n_heads", 1), getattr(self, "d_model", 1)
@@ -518,7 +518,7 @@ class SeasonalNaiveSettings(Settings):
 
 
 @dataclass(frozen=True)
-class ViTSettings:
+class ViTSettings(Settings):
     """Settings of `spat.models.vit`; a patch has `patch_size` x `patch_size` pixels."""
 
     d_model: int
@@ -529,15 +529,13 @@ class ViTSettings:
     patch_size: int
 
     def problem(self, shape: ImageShape) -> str | None:
-        """Why the network cannot be built for this shape; None if it can."""
+        """As `Settings`; patches must also cover the image."""
         if shape.height % self.patch_size or shape.width % self.patch_size:
             return (
                 f"patch_size {self.patch_size} does not divide images of {shape.height} x "
                 f"{shape.width} pixels: choose a divisor of both"
             )
-        if self.n_heads > self.d_model:
-            return f"n_heads {self.n_heads} exceeds d_model {self.d_model}: choose fewer heads"
-        return None
+        return super().problem(shape)
 
 
 def _no_patch(patch_len: int, padding: int, shape: Shape) -> str | None:

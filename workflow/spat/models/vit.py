@@ -22,17 +22,16 @@ from spat.training.device.kernels import Dropout, Linear
 class ViT(Network):
     """Encoder over square patches with learned positions; one attention site a layer."""
 
+    settings: Settings
+    shape: ImageShape
+
     def __init__(self, settings: Settings, shape: ImageShape) -> None:
         """Freshly initialised.
 
         Raises:
             ValueError: if the settings do not fit the shape.
         """
-        super().__init__()
-        if (problem := settings.problem(shape)) is not None:
-            raise ValueError(problem)
-        self.settings = settings
-        self.shape = shape
+        super().__init__(settings, shape)
         patch = settings.patch_size
         tokens = (shape.height // patch) * (shape.width // patch)
         self.embedding = Linear(shape.channels * patch * patch, settings.d_model)

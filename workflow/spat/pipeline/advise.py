@@ -40,6 +40,7 @@ from spat.scoring.names import offered
 from spat.study.advice import CONTROL, DENSE, Advice, Network
 from spat.study.pages import style
 from spat.surgery.forecast import Forecast
+from spat.tasks.setting import Window
 from spat.training.device import costs
 from spat.training.device.concurrency import executor
 from spat.training.loop import choose_device
@@ -252,9 +253,9 @@ def _validation(config: Config, run: Run) -> float:
 
 def _timed(config: Config, run: Run) -> tuple[int, float]:
     """How many attention modules the network has, and how long an epoch of it takes (seconds)."""
-    prepared, splits = common.open_data(config, run.dataset, run)
+    _, splits = common.open_data(config, run.dataset, run)
     setup = runs.setup_of(config, run)
-    network = build(run.model, setup.settings, common.shape_of(config, run, prepared))
+    network = build(run.model, setup.settings, common.shape_of(config, run))
     network.to(splits.train.device).train()
     size = min(setup.recipe.batch_size, len(splits.train))
     index = torch.arange(size, device=splits.train.device)
@@ -311,12 +312,13 @@ def _compared(config: Config, run: Run, linear: Run, folder: Path) -> Advice:
             timings[name].milliseconds,
         )
 
+    window = Window.parse(run.setting)
     advice = Advice(
         folder,
-        f"{run.dataset}: {run.model}, {run.lookback} to {run.horizon} steps",
+        f"{run.dataset}: {run.model}, {window.lookback} to {window.horizon} steps",
         run.model,
-        run.lookback,
-        run.horizon,
+        window.lookback,
+        window.horizon,
         tuple(network(name) for name in (DENSE, *tuned)),
         network(LINEAR),
         any(timing.is_wide for timing in timings.values()),

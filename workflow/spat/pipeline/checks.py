@@ -21,6 +21,6 @@ def checked_plan(config: Config) -> tuple[Planned, ...]:
     for run in (planned.run for planned in plan):
         for target in runs.targets(config, run):
             there = replace(run, dataset=target)
-            if problem := runs.too_short(config, there) or runs.does_not_fit(config, there):
+            if problem := runs.does_not_fit(config, there):
                 raise ConfigError(f"transfer.pairs: {run.path} on {target}: {problem}")
     return plan

@@ -76,20 +76,21 @@ def _run(options: argparse.Namespace) -> int:
 def _download(config: Config, options: argparse.Namespace) -> None:
     from spat.pipeline.stages.download import download
 
-    print(download(config, _dataset(options.dataset)))
+    for path in download(config, _dataset(config, options.dataset), options.file):
+        print(path)
 
 
 def _prepare(config: Config, options: argparse.Namespace) -> None:
     from spat.pipeline.stages.prepare import prepare
 
-    print(prepare(config, _dataset(options.dataset)))
+    print(prepare(config, _dataset(config, options.dataset)))
 
 
-def _dataset(name: str) -> str:
-    from spat.data.registry import DATASETS
+def _dataset(config: Config, name: str) -> str:
+    from spat.pipeline import datasets
 
-    if name not in DATASETS:
-        raise ValueError(f"--dataset {name!r} is not one of {', '.join(DATASETS)}")
+    if name not in (valid := datasets.names(config)):
+        raise ValueError(f"--dataset {name!r} is not one of {', '.join(valid)}")
     return name
 
 
@@ -281,7 +282,7 @@ def _track(config: Config, stage: str, run: Run) -> None:
 
 
 STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
-    "download": (_download, "fetch a verified benchmark file", ("dataset",)),
+    "download": (_download, "fetch the verified files of a dataset", ("dataset", "file")),
     "prepare": (_prepare, "parse, check, split and standardise a dataset", ("dataset",)),
     "pretrain": (_pretrain, "train the dense baseline of a run", ("run",)),
     "score": (_score, "score the attention of a run by every criterion", ("run",)),
@@ -369,6 +370,8 @@ def _add(stage: argparse.ArgumentParser, option: str) -> None:
     elif option == "finished":
         text = "leave out runs that lack a job instead of failing"
         stage.add_argument("--finished", action="store_true", help=text)
+    elif option == "file":
+        stage.add_argument("--file", help="one file of the dataset (default: all)")
     elif option == "folder":
         text = "the folder of `data/` (default: that of the experiment)"
         stage.add_argument("--folder", type=Path, help=text)

@@ -27,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 
-from spat.data.registry import DATASETS, GapRule, step_seconds
+from spat.data.registry import DATASETS, IMAGES, GapRule, step_seconds
 from spat.pipeline import yaml_reader
 from spat.training.options import Device, Precision
 
@@ -499,17 +499,30 @@ class Config(Section):
                 if name not in valid:
                     raise ValueError(f"{key}: {name!r} is not one of {', '.join(valid)}")
 
-        datasets = (*DATASETS, *self.data.custom)
+        series = (*DATASETS, *self.data.custom)
+        datasets = (*series, *IMAGES)
         variants = ("published", "deep", *self.variants)
         for i, block in enumerate(self.grid):
             check(f"grid.{i}.datasets", block.datasets, datasets)
             check(f"grid.{i}.models", block.models, tuple(MODELS))
             check(f"grid.{i}.variants", block.variants, variants)
+        tasks = {MODELS[model].task for block in self.grid for model in block.models}
+        of_data = {
+            "imaging" if name in IMAGES else "forecasting"
+            for block in self.grid
+            for name in block.datasets
+        }
+        if len(tasks | of_data) > 1:
+            raise ValueError(
+                f"grid: models for {' and '.join(sorted(tasks))} and data for "
+                f"{' and '.join(sorted(of_data))}: an experiment has one task, so that its errors "
+                "can be compared"
+            )
         for name in self.data.custom:
-            if name in DATASETS:
+            if name in DATASETS or name in IMAGES:
                 raise ValueError(f"data.custom.{name}: the name belongs to the dataset registry")
         for i, pair in enumerate(self.transfer.pairs):
-            check(f"transfer.pairs.{i}", pair, datasets)
+            check(f"transfer.pairs.{i}", pair, series)
             if pair[0] == pair[1]:
                 raise ValueError(f"transfer.pairs.{i}: source and target are both {pair[0]!r}")
         check("pruning.site.criteria", self.pruning.site.criteria, tuple(CRITERIA))

@@ -8,9 +8,12 @@ from pathlib import Path
 
 from spat.data.registry import (
     DATASETS,
+    IMAGES,
     DataError,
     Dataset,
+    File,
     Gaps,
+    Images,
     Rows,
     Shares,
     Table,
@@ -19,15 +22,24 @@ from spat.data.registry import (
 from spat.pipeline.config import Config, ConfigError, CustomSection
 
 
+def row_of(config: Config, name: str) -> Dataset | Images:
+    """The row of a dataset of any task.
+
+    Raises:
+        ConfigError: as `find`.
+    """
+    return IMAGES[name] if name in IMAGES else find(config, name)
+
+
 def find(config: Config, name: str) -> Dataset:
-    """The row of a dataset.
+    """The row of a series.
 
     Generated data have the rows and channels that the configuration asks for. The file of a dataset
     of `data.custom` is read, once in a process for each version, to measure its hash, rows and
     channels.
 
     Raises:
-        ConfigError: naming the key, if there is no such dataset or its file cannot be read.
+        ConfigError: naming the key, if there is no such series or its file cannot be read.
     """
     if section := config.data.custom.get(name):
         try:
@@ -46,20 +58,21 @@ def find(config: Config, name: str) -> Dataset:
 
 def names(config: Config) -> tuple[str, ...]:
     """All datasets that an experiment can use."""
-    return (*DATASETS, *config.data.custom)
+    return (*DATASETS, *IMAGES, *config.data.custom)
 
 
-def raw_file(config: Config, name: str) -> Path | None:
-    """The file that `prepare` reads; None for generated data."""
+def published(config: Config, name: str) -> tuple[Dataset | File, ...]:
+    """The files that `download` brings; none for generated data and files of the user."""
+    if name in IMAGES:
+        return IMAGES[name].files
+    return (DATASETS[name],) if name in DATASETS and DATASETS[name].file else ()
+
+
+def raw_files(config: Config, name: str) -> tuple[Path, ...]:
+    """The files that `prepare` reads; none for generated data."""
     if section := config.data.custom.get(name):
-        return section.file
-    row = DATASETS[name]
-    return config.data.cache / row.file if row.file else None
-
-
-def is_published(config: Config, name: str) -> bool:
-    """Whether a dataset is read from a file of the registry, which `download` brings."""
-    return name not in config.data.custom and bool(DATASETS[name].file)
+        return (section.file,)
+    return tuple(config.data.cache / row.file for row in published(config, name))
 
 
 def _row(name: str, section: CustomSection) -> Dataset:

@@ -15,10 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from spat.data.registry import borders
 from spat.files import write_text
 from spat.models.registry import MODELS
-from spat.pipeline import datasets, records, runs
+from spat.pipeline import datasets, records, runs, tasks
 from spat.pipeline.config import Config, dump
 from spat.pipeline.runs import Run
 from spat.scoring.names import CRITERIA
@@ -37,6 +36,7 @@ EXCLUDED: Final = frozenset(
         "spat.pipeline.failures",
         "spat.training.options",
         "spat.pipeline.runs",
+        "spat.pipeline.tasks",
         "spat.pipeline.records",
         "spat.pipeline.cache",
         "spat.training.device.concurrency",
@@ -127,24 +127,11 @@ def write_resolved(config: Config) -> Path:
 
 
 def _data(config: Config, stage: str, name: str) -> dict[str, Any]:
-    row = datasets.find(config, name)
     if stage == "download":
-        return {"file": row.file, "sha256": row.sha256}
-    generated = row.format == "synthetic"
-    return {
-        "name": row.name,
-        "format": row.format,
-        "step": row.step,
-        "mark": row.mark,
-        "rows": row.rows,
-        "channels": row.channels,
-        "borders": asdict(borders(row, row.rows)),
-        "gaps": asdict(row.gaps),
-        "table": asdict(row.table),
-        "generated": config.data.synthetic.model_dump(mode="json") if generated else {},
-        # A file of the user is identified by its hash alone.
-        **({"sha256": row.sha256} if name in config.data.custom else {}),
-    }
+        row, *others = datasets.published(config, name) or (datasets.find(config, name),)
+        files = {"file": row.file, "sha256": row.sha256}
+        return {**files, "others": [file.sha256 for file in others]} if others else files
+    return tasks.RUNS[datasets.row_of(config, name).task].data(config, name)
 
 
 def _pretrain(config: Config, run: Run) -> dict[str, Any]:
@@ -280,6 +267,7 @@ def _by_name(stage: str, model: str | None) -> Iterator[str]:
     if model is not None and stage in _WITH_NETWORKS:
         yield MODELS[model].module
         yield f"spat.tasks.{MODELS[model].task}"
+        yield f"spat.pipeline.stages.{MODELS[model].task}"
 
 
 @cache

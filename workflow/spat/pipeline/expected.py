@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from spat.data.registry import borders
-from spat.models.registry import MODELS, setup
+from spat.models.registry import MODELS
 from spat.models.settings import Settings
-from spat.pipeline import datasets, runs
+from spat.pipeline import runs, tasks
 from spat.pipeline.config import Config, LevelSection
 from spat.pipeline.runs import Planned, Run
 
@@ -39,11 +38,7 @@ EPOCH: Final = {
 }
 # Of the others.
 EPOCH_OF_ROLE: Final = {"attention": 400.0, "baseline": 0.3, "naive": 0.0}
-CHANNELS: Final = 7  # of ETTh1
-STEPS: Final = 192  # its lookback and horizon
-WINDOWS: Final = 8449  # for training
-# These attend to steps of time, and the others have a token, or several, for each channel.
-OVER_TIME: Final = {"Transformer", "Nonstationary", "Informer", "Autoformer", "FEDformer"}
+WINDOWS: Final = 8449  # of ETTh1, for training
 # Work per token that grows with the width and not its square, in products of the width.
 PER_WIDTH: Final = 128
 # With patience training rarely takes all of its epochs.
@@ -104,18 +99,10 @@ def _of_run(config: Config, planned: Planned, rule: str) -> float:
 
 def epoch_seconds(config: Config, run: Run) -> float:
     """Seconds of one core for an epoch of training of the run's dense model."""
-    model, row = MODELS[run.model], datasets.find(config, run.dataset)
-    published = EPOCH.get(run.model, EPOCH_OF_ROLE[model.role])
-    reference = setup(run.model, "published", "ETTh1", 96).settings
-    size = _size(runs.setup_of(config, run).settings) / _size(reference)
-    first, last = borders(row, row.rows).train
-    share = runs.setup_of(config, run).recipe.share
-    windows = share * max(1, last - first - run.lookback - run.horizon + 1) / WINDOWS
-    steps = (run.lookback + run.horizon) / STEPS
-    if run.model in OVER_TIME:
-        return published * size * windows * steps
-    tokens = row.channels / CHANNELS * (1.0 if run.model == "iTransformer" else steps)
-    return published * size * windows * tokens
+    known, work = tasks.of(run).epoch(config, run)
+    setup = runs.setup_of(config, run)
+    seconds = EPOCH.get(run.model, EPOCH_OF_ROLE[MODELS[run.model].role])
+    return seconds * _size(setup.settings) / _size(known.settings) * setup.recipe.share * work
 
 
 def _size(settings: Settings) -> float:

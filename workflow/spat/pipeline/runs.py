@@ -10,43 +10,33 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spat.data.registry import TIME_FEATURES, DataError, borders
-from spat.models.settings import Shape
-from spat.pipeline import datasets
+from spat.models.registry import MODELS
+from spat.pipeline import datasets, tasks
 from spat.pipeline.config import NAME, Config, ConfigError, GridBlock
-from spat.tasks.setting import Window
+from spat.tasks.setting import WRITTEN
 
 if TYPE_CHECKING:
     from spat.models.registry import Setup
 
 # A name has no slash and no dot in front, so that a path stays inside the experiment's folder.
 _NUMBER = r"(0|[1-9][0-9]{0,18})"
-_PATH = re.compile(
-    rf"({NAME.pattern})/([A-Za-z0-9]+)-({NAME.pattern})/(l[1-9][0-9]*-h[1-9][0-9]*)/seed{_NUMBER}"
-)
+_PATH = re.compile(rf"({NAME.pattern})/([A-Za-z0-9]+)-({NAME.pattern})/({WRITTEN})/seed{_NUMBER}")
 # BASE+KIND: a variant that is a control of the variant BASE.
 _CONTROL = re.compile(r"([^+]+)\+.+")
 
 
 @dataclass(frozen=True, order=True)
 class Run:
-    """One (dataset, model, variant, setting, seed). The task writes the setting: ``l96-h96``."""
+    """One (dataset, model, variant, setting, seed).
+
+    The task writes the setting: ``l96-h96`` for forecasts, ``28x28`` for images.
+    """
 
     dataset: str
     model: str
     variant: str
     setting: str
     seed: int
-
-    @property
-    def lookback(self) -> int:
-        """The steps that a forecaster reads."""
-        return Window.parse(self.setting).lookback
-
-    @property
-    def horizon(self) -> int:
-        """The steps that it forecasts."""
-        return Window.parse(self.setting).horizon
 
     @property
     def path(self) -> str:
@@ -62,7 +52,8 @@ class Run:
         """
         if not (parts := _PATH.fullmatch(path)):
             raise ValueError(
-                f"run {path!r}: expected DATASET/MODEL-VARIANT/lLOOKBACK-hHORIZON/seedSEED"
+                f"run {path!r}: expected DATASET/MODEL-VARIANT/lLOOKBACK-hHORIZON/seedSEED, or "
+                "for images DATASET/MODEL-VARIANT/HEIGHTxWIDTH/seedSEED"
             )
         dataset, model, variant, setting, seed = parts.groups()
         model, variant = _undashed(model, variant)
@@ -81,8 +72,6 @@ class Run:
 
 def _undashed(model: str, variant: str) -> tuple[str, str]:
     """The two names again, where that of the model has a dash: S, Mamba-deep -> S-Mamba, deep."""
-    from spat.models.registry import MODELS
-
     folder = f"{model}-{variant}"
     for name in sorted(MODELS, key=len, reverse=True):
         left = folder.removeprefix(f"{name}-")
@@ -99,13 +88,11 @@ def control_of(variant: str) -> str | None:
 
 def columns(config: Config, run: Run) -> dict[str, str | int | None]:
     """The columns of a run in every frame: `spat.pipeline.frames.RUN`."""
-    from spat.models.registry import MODELS
-
     return {
         "experiment": config.experiment,
         "task": MODELS[run.model].task,
         "dataset": run.dataset,
-        "source": datasets.find(config, run.dataset).station,
+        "source": datasets.row_of(config, run.dataset).station,
         "model": run.model,
         "variant": run.variant,
         "control_of": control_of(run.variant),
@@ -132,10 +119,11 @@ def plan(config: Config) -> tuple[Planned, ...]:
     """
     plans: dict[Run, Planned] = {}
     for index, block in enumerate(config.grid):
-        for run in _expand(config, block):
-            if problem := too_short(config, run) or does_not_fit(config, run):
+        for run in _expand(config, block, index):
+            if problem := does_not_fit(config, run):
                 raise ConfigError(f"grid.{index}: {run.path}: {problem}")
-            planned = Planned(run, block.orders, block.prune and _has_sites(run.model))
+            has_sites = MODELS[run.model].role == "attention"
+            planned = Planned(run, block.orders, block.prune and has_sites)
             if plans.setdefault(run, planned) != planned:
                 raise ConfigError(
                     f"grid.{index}: {run.path} also stands in an earlier block, with other "
@@ -144,30 +132,13 @@ def plan(config: Config) -> tuple[Planned, ...]:
     return tuple(plans.values())
 
 
-def too_short(config: Config, run: Run) -> str | None:
-    """Why the run's dataset holds no window of its shape in some split."""
-    row = datasets.find(config, run.dataset)
-    try:
-        splits = borders(row, row.rows)
-    except DataError as error:
-        return str(error)
-    # Windows of validation and test may begin before their split.
-    needed = {"train": run.lookback + run.horizon, "validation": run.horizon, "test": run.horizon}
-    for name, steps in needed.items():
-        start, stop = getattr(splits, name)
-        if stop - start < steps:
-            return (
-                f"{row.name} has {stop - start} rows for {name}, fewer than the {steps} of a "
-                "window; take a shorter horizon or lookback, or more rows"
-            )
-    return None
-
-
 def does_not_fit(config: Config, run: Run) -> str | None:
-    """Why the run's model cannot be built for its dataset."""
-    row = datasets.find(config, run.dataset)
-    shape = Shape(run.lookback, run.horizon, row.channels, len(TIME_FEATURES) if row.mark else 0)
-    return setup_of(config, run).settings.problem(shape)
+    """Why the run cannot be trained: its dataset is too short, or its model cannot be built."""
+    task = tasks.of(run)
+    if problem := task.too_short(config, run):
+        return problem
+    settings = setup_of(config, run).settings
+    return settings.problem(task.shape(config, run, time_features=settings.uses_marks))
 
 
 def studied(config: Config) -> tuple[Run, ...]:
@@ -181,7 +152,7 @@ def studied(config: Config) -> tuple[Run, ...]:
         if not any(fnmatchcase(run.path, pattern) for run in pruned):
             raise ConfigError(
                 f"robustness.runs: {pattern!r} matches no run of the grid with attention to prune; "
-                "a path is DATASET/MODEL-VARIANT/lLOOKBACK-hHORIZON/seedSEED"
+                "a path is DATASET/MODEL-VARIANT/SETTING/seedSEED"
             )
     return tuple(
         run for run in pruned if any(fnmatchcase(run.path, p) for p in config.robustness.runs)
@@ -204,13 +175,10 @@ def setup_of(config: Config, run: Run) -> Setup:
     Raises:
         ConfigError: naming the variant, if it changes a setting that the model does not have.
     """
-    from spat.models.registry import setup
-
     section = config.variants.get(run.variant)
     base, changes = (section.base, section.model) if section else (run.variant, {})
     try:
-        season = datasets.find(config, run.dataset).season
-        published = setup(run.model, base, run.dataset, run.horizon, changes, season)
+        published = tasks.of(run).setup(config, run, base, changes)
     except ValueError as error:
         raise ConfigError(f"variants.{run.variant} ({run.path}): {error}") from None
     recipe = replace(
@@ -232,8 +200,6 @@ def learning_rates(config: Config, run: Run) -> tuple[float, ...]:
 
 def targets(config: Config, run: Run) -> tuple[str, ...]:
     """The datasets on which a run is evaluated zero-shot (its model must allow their shape)."""
-    from spat.models.registry import MODELS
-
     fixed = MODELS[run.model].fixed_channels
     return tuple(
         target
@@ -241,23 +207,23 @@ def targets(config: Config, run: Run) -> tuple[str, ...]:
         if source == run.dataset
         and not (
             fixed
-            and datasets.find(config, source).channels != datasets.find(config, target).channels
+            and datasets.row_of(config, source).channels != datasets.row_of(config, target).channels
         )
     )
 
 
-def _expand(config: Config, block: GridBlock) -> list[Run]:
+def _expand(config: Config, block: GridBlock, index: int) -> list[Run]:
+    def settings(dataset: str, model: str) -> list[str]:
+        try:
+            return tasks.RUNS[MODELS[model].task].settings(config, block, dataset)
+        except ConfigError as error:
+            raise ConfigError(f"grid.{index}: {error}") from None
+
     return [
-        Run(row.name, model, variant, str(Window(block.lookback or row.lookback, horizon)), seed)
-        for row in (datasets.find(config, name) for name in block.datasets)
+        Run(dataset, model, variant, setting, seed)
+        for dataset in block.datasets
         for model in block.models
         for variant in block.variants
-        for horizon in (block.horizons or row.horizons)
+        for setting in settings(dataset, model)
         for seed in block.seeds
     ]
-
-
-def _has_sites(model: str) -> bool:
-    from spat.models.registry import MODELS
-
-    return MODELS[model].role == "attention"

@@ -82,6 +82,8 @@ class Forecast:
         path = folder / FORECASTER
         values = _read(path) if path.exists() else _of_a_run(folder)
         model = storage.load(folder, device)
+        if not isinstance(model, Forecaster):
+            raise ValueError(f"{folder}: {type(model).__name__} is not a forecaster")
         mask = Mask.parse(read_json(folder / storage.ARCHITECTURE)["mask"], heads_of(model))
         if len(values["columns"]) != model.shape.channels:
             raise ValueError(

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 from spat.attention.mask import Mask
 from spat.files import read_json, replacing, write_json
-from spat.models.base import Forecaster
-from spat.models.registry import MODELS, Shape, build, registered
+from spat.models.base import Network
+from spat.models.registry import MODELS, build, registered
 from spat.surgery.cut import heads_of, prune, require_same
-from spat.tasks.registry import TASKS
+from spat.tasks.registry import task_named
 
 WEIGHTS = "model.safetensors"
 ARCHITECTURE = "architecture.json"
 
 
-def architecture(model: Forecaster, mask: Mask | None = None) -> dict[str, Any]:
+def architecture(model: Network, mask: Mask | None = None) -> dict[str, Any]:
     """What `rebuild` needs, as plain JSON values; without a mask the model is the dense one.
 
     Raises:
@@ -39,7 +39,7 @@ def architecture(model: Forecaster, mask: Mask | None = None) -> dict[str, Any]:
     }
 
 
-def rebuild(values: Mapping[str, Any]) -> Forecaster:
+def rebuild(values: Mapping[str, Any]) -> Network:
     """The network of an `architecture`, on the CPU, with fresh weights.
 
     Raises:
@@ -49,17 +49,17 @@ def rebuild(values: Mapping[str, Any]) -> Forecaster:
     try:
         name, mask = values["model"], values["mask"]
         settings = registered(name).settings(**values["settings"])
-        shape = Shape(**values["shape"])
+        task = task_named(registered(name).task)
+        shape = task.shape(**values["shape"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"architecture of another version of this package: {error}") from None
     model = build(name, settings, shape, seed=0)
-    task = TASKS[registered(name).task]
     batch = task.example(shape)
     prune(model, Mask.parse(mask, heads_of(model)), lambda: task.forward(model, batch))
     return model
 
 
-def save(model: Forecaster, folder: Path, mask: Mask | None = None) -> None:
+def save(model: Network, folder: Path, mask: Mask | None = None) -> None:
     """Write `architecture.json` and `model.safetensors`, each atomically, the weights last.
 
     Without a mask the model is the dense one. Frozen weights (those of a language model) are not
@@ -87,7 +87,7 @@ def save(model: Forecaster, folder: Path, mask: Mask | None = None) -> None:
         save_file(weights, temporary)
 
 
-def load(folder: Path, device: str | torch.device = "cpu") -> Forecaster:
+def load(folder: Path, device: str | torch.device = "cpu") -> Network:
     """The network that `save` wrote, pruned or dense, in `eval()`; its weights load strictly.
 
     Raises:
@@ -127,7 +127,7 @@ def _mismatch(weights: Mapping[str, Tensor], model: nn.Module) -> str | None:
     return None
 
 
-def _registered(model: Forecaster) -> str:
+def _registered(model: Network) -> str:
     kind = type(model)
     for row in MODELS.values():
         if (row.module, row.class_name) == (kind.__module__, kind.__qualname__):

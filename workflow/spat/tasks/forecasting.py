@@ -5,16 +5,14 @@ Symbols: B windows, L lookback, H horizon, C channels, F time features.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spat.models.settings import Shape
 from spat.tasks.task import Cases, Metric
-
-if TYPE_CHECKING:
-    from spat.models.settings import Shape
 
 # Windows x channels x features of the widest layer in a batch of an evaluation. On a CPU larger
 # batches leave the cache (PatchTST of width 512 evaluates 1.6 times faster with 32 windows than
@@ -41,6 +39,7 @@ class Forecasting:
         Metric("mse", "squared standard deviations"),
         Metric("mae", "standard deviations"),
     )
+    shape = Shape
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
         """The forecast, [B, H, C]."""

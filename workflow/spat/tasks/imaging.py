@@ -5,16 +5,14 @@ Symbols: B images, C channels, H rows and W columns of pixels, K classes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spat.models.settings import ImageShape
 from spat.tasks.task import Cases, Metric
-
-if TYPE_CHECKING:
-    from spat.models.settings import ImageShape
 
 # Images in a batch of an evaluation.
 IMAGES: Final = {"cpu": 256, "cuda": 4096}
@@ -35,6 +33,7 @@ class Imaging:
         Metric("cross_entropy", "nats"),
         Metric("error_rate", "share of images"),
     )
+    shape = ImageShape
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
         """The logits, [B, K]."""

@@ -1,11 +1,20 @@
-"""The tasks, by name."""
+"""The tasks, by name. The module of a task is imported when it is asked for."""
 
 from __future__ import annotations
 
-from typing import Final
+import importlib
+from typing import Final, cast
 
-from spat.tasks.forecasting import Forecasting
 from spat.tasks.task import Task
 
-# By the name that a row of the model registry gives.
-TASKS: Final[dict[str, Task]] = {task.name: task for task in (Forecasting(),)}
+# The class of each task, in the module of the same name.
+CLASSES: Final = {"forecasting": "Forecasting", "imaging": "Imaging"}
+
+
+def task_named(name: str) -> Task:
+    """The task that a row of the model registry names.
+
+    Raises:
+        KeyError: if there is no such task.
+    """
+    return cast(Task, getattr(importlib.import_module(f"spat.tasks.{name}"), CLASSES[name])())

@@ -5,7 +5,11 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
-_WRITTEN: Final = re.compile(r"l([1-9][0-9]{0,8})-h([1-9][0-9]{0,8})")
+_WINDOW: Final = re.compile(r"l([1-9][0-9]{0,8})-h([1-9][0-9]{0,8})")
+_SIZE: Final = re.compile(r"([1-9][0-9]{0,8})x([1-9][0-9]{0,8})")
+
+# The form of a setting of any task, without groups.
+WRITTEN: Final = "|".join(re.sub(r"[()]", "", form.pattern) for form in (_WINDOW, _SIZE))
 
 
 class Window(NamedTuple):
@@ -24,6 +28,29 @@ class Window(NamedTuple):
         Raises:
             ValueError: naming the text, if it has another form.
         """
-        if not (written := _WRITTEN.fullmatch(text)):
-            raise ValueError(f"setting {text!r}: expected lLOOKBACK-hHORIZON, such as l96-h96")
-        return cls(int(written[1]), int(written[2]))
+        return cls(*_parsed(text, _WINDOW, "lLOOKBACK-hHORIZON, such as l96-h96"))
+
+
+class Size(NamedTuple):
+    """The rows and columns of pixels that a classifier of images reads. Written as ``28x28``."""
+
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}"
+
+    @classmethod
+    def parse(cls, text: str) -> Size:
+        """The setting of its written form.
+
+        Raises:
+            ValueError: naming the text, if it has another form.
+        """
+        return cls(*_parsed(text, _SIZE, "HEIGHTxWIDTH, such as 28x28"))
+
+
+def _parsed(text: str, form: re.Pattern[str], expected: str) -> tuple[int, int]:
+    if not (written := form.fullmatch(text)):
+        raise ValueError(f"setting {text!r}: expected {expected}")
+    return int(written[1]), int(written[2])

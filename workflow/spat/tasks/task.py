@@ -62,6 +62,8 @@ class Task(Protocol):
 
     name: str
     metrics: tuple[Metric, ...]
+    # The class of the shapes of its models, a frozen dataclass of whole numbers.
+    shape: type[Any]
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
         """The output of the model for a batch, [B, ...]."""

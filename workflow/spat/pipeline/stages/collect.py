@@ -274,6 +274,8 @@ def _forecasts(config: Config, planned: Planned) -> Iterator[pd.DataFrame]:
         return
     keys = runs.columns(config, run)
     stored = _files(config, run, "pretrain").arrays("forecasts.npz")
+    if not stored:  # the task has no forecasts
+        return
     for name, kept in (("input", "input"), ("truth", "truth"), ("dense", "forecast")):
         if np.isfinite(stored[kept]).all():  # not of a model that diverged
             yield _steps(name, stored["window"], stored[kept]).assign(**keys)

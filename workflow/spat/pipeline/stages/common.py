@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 
 from spat.attention.mask import Mask
-from spat.data import series
-from spat.data.series import Prepared
-from spat.data.windows import Splits, Windows, split
 from spat.files import replacing
-from spat.models.registry import MODELS, Setup, Shape, build
-from spat.pipeline import records, runs
+from spat.models.base import Network
+from spat.models.registry import MODELS, Setup, build
+from spat.pipeline import records, runs, tasks
 from spat.pipeline.cache import Finished
 from spat.pipeline.config import Config, FinetuneSection
 from spat.pipeline.runs import Run
 from spat.surgery import storage
-from spat.tasks.registry import TASKS
-from spat.tasks.task import Task
+from spat.tasks.registry import task_named
+from spat.tasks.task import Cases, Splits, Task
 from spat.training.loop import Settings, choose_device, prepare_torch
 
-if TYPE_CHECKING:
-    from spat.models.base import Forecaster
 
-# Test windows whose forecasts are kept for the pictures.
-EXAMPLE_WINDOWS = 3
+class Data(Protocol):
+    """The data of the runs of one task: `spat.pipeline.stages.forecasting`, and others like it."""
+
+    def opened(
+        self, config: Config, dataset: str, run: Run, device: torch.device
+    ) -> tuple[str, Splits]:
+        """The hash of a prepared dataset, and its cases on a device, in the run's setting."""
+
+    def examples(self, model: Network, task: Task, cases: Any) -> dict[str, np.ndarray[Any, Any]]:
+        """What pictures show of a few cases of the test split, as named arrays."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,11 @@ class Opened:
     task: Task
     splits: Splits
     data_sha256: str
-    shape: Shape
+    shape: Any  # of the model, as its task says
     setup: Setup
     training: Settings  # of pre-training
     finetuning: Settings
-    batches: list[torch.Tensor]  # the training windows that are scored
+    batches: list[torch.Tensor]  # the training cases that are scored
     header: Callable[[], dict[str, Any]]  # the part of a record that is the same for every job
 
     @property
@@ -56,7 +61,7 @@ class Opened:
         """Where the data are, and where the run is computed."""
         return self.splits.train.device
 
-    def untrained(self) -> Forecaster:
+    def untrained(self) -> Network:
         """The dense model with its initial weights."""
         settings, seed = self.setup.settings, self.run.seed_for("weights")
         return build(self.run.model, settings, self.shape, seed).to(self.device)
@@ -68,9 +73,8 @@ def opened(config: Config, run: Run, stage: str) -> Opened:
     Raises:
         FileNotFoundError: after the stage `pretrain`, if pre-training has not chosen one of the
             learning rates of the run.
-        ValueError: if the variant uses time features and the data have no time stamps.
     """
-    prepared, splits = open_data(config, run.dataset, run)
+    sha256, splits = open_data(config, run.dataset, run)
     setup = runs.setup_of(config, run)
     rate = setup.recipe.learning_rate if stage == "pretrain" else None
     training = settings_of(config, run, rate)
@@ -79,8 +83,8 @@ def opened(config: Config, run: Run, stage: str) -> Opened:
         run,
         task_of(run),
         splits,
-        prepared.sha256,
-        shape_of(config, run, prepared),
+        sha256,
+        shape_of(config, run),
         setup,
         training,
         _restarted(training, config.finetune),
@@ -89,30 +93,33 @@ def opened(config: Config, run: Run, stage: str) -> Opened:
     )
 
 
-def open_data(config: Config, dataset: str, run: Run) -> tuple[Prepared, Splits]:
-    """The prepared dataset and its windows on the training device, in the run's shape."""
+def open_data(config: Config, dataset: str, run: Run) -> tuple[str, Splits]:
+    """The hash of a prepared dataset, and its cases on the training device, in the run's setting.
+
+    `dataset` is that of the run, or one that the run is transferred to.
+    """
     prepare_torch(config.training.precision)
-    prepared = series.load(runs.prepared_file(config, dataset))
     device = choose_device(config.training.device)
-    return prepared, split(prepared, run.lookback, run.horizon, device=str(device))
+    return data_of(run).opened(config, dataset, run, device)
+
+
+def data_of(run: Run) -> Data:
+    """The module of the run's task.
+
+    It is imported by name, so that the code digest of a run has no code of other tasks.
+    """
+    return cast(Data, importlib.import_module(f"spat.pipeline.stages.{MODELS[run.model].task}"))
 
 
 def task_of(run: Run) -> Task:
     """What the run's model is for."""
-    return TASKS[MODELS[run.model].task]
+    return task_named(MODELS[run.model].task)
 
 
-def shape_of(config: Config, run: Run, prepared: Prepared) -> Shape:
-    """The model's outer shape for a prepared dataset."""
-    marks = 0
-    if runs.setup_of(config, run).settings.uses_marks:
-        if prepared.marks is None:
-            raise ValueError(
-                f"{run.path}: variant {run.variant!r} uses time features, but {prepared.name} has "
-                "no time stamps; use the variant 'deep'"
-            )
-        marks = prepared.marks.shape[1]
-    return Shape(run.lookback, run.horizon, prepared.values.shape[1], marks)
+def shape_of(config: Config, run: Run) -> Any:
+    """The shape of the run's model."""
+    settings = runs.setup_of(config, run).settings
+    return tasks.of(run).shape(config, run, time_features=settings.uses_marks)
 
 
 def settings_of(config: Config, run: Run, learning_rate: float | None = None) -> Settings:
@@ -144,33 +151,17 @@ def _restarted(training: Settings, section: FinetuneSection) -> Settings:
     )
 
 
-def scoring_batches(config: Config, run: Run, windows: Windows) -> list[torch.Tensor]:
+def scoring_batches(config: Config, run: Run, cases: Cases) -> list[torch.Tensor]:
     """The batches that are scored: drawn once per run from its own seed, without replacement."""
     wanted = config.scoring.batches * config.scoring.batch_size
     generator = torch.Generator().manual_seed(run.seed_for("scoring"))
-    drawn = torch.randperm(len(windows), generator=generator)[:wanted].to(windows.device)
+    drawn = torch.randperm(len(cases), generator=generator)[:wanted].to(cases.device)
     return list(torch.split(drawn, config.scoring.batch_size))
 
 
 def device_name(device: torch.device) -> str:
     """`cpu`, or the name of the card."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-@torch.inference_mode()
-def example_forecasts(
-    model: Forecaster, task: Task, windows: Windows
-) -> dict[str, np.ndarray[Any, Any]]:
-    """A few test windows, evenly spaced: the last channel's input, truth, forecast [W, steps]."""
-    index = torch.linspace(0, len(windows) - 1, EXAMPLE_WINDOWS, device=windows.device).long()
-    batch = windows.batch(index)
-    forecast = task.forward(model.eval(), batch)
-    return {
-        "window": index.cpu().numpy(),
-        "input": batch.x[..., -1].cpu().numpy(),
-        "truth": batch.y[..., -1].cpu().numpy(),
-        "forecast": forecast[..., -1].float().cpu().numpy(),
-    }
 
 
 def full_mask(heads: tuple[int, ...]) -> str:
@@ -184,7 +175,7 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
         np.savez(file, allow_pickle=False, **dict(arrays))
 
 
-def network(trained: Finished, device: str | torch.device) -> Forecaster:
+def network(trained: Finished, device: str | torch.device) -> Network:
     """The network of a finished folder, its files checked, in `eval()`.
 
     Raises:

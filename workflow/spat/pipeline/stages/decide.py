@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spat.attention.mask import Mask
-from spat.pipeline import digests, records, runs
+from spat.pipeline import digests, records, runs, tasks
 from spat.pipeline.cache import Finished, write_record
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
@@ -52,7 +52,7 @@ def _chosen(
     if "one_se" in rules:
         chosen["one_se"] = choose.one_standard_error(
             losses,
-            block=run.lookback + run.horizon,
+            block=tasks.of(run).block(run),
             draws=draws,
             seed=run.seed_for("bootstrap"),
         )

@@ -1,4 +1,4 @@
-"""download(dataset): the verified file in the cache."""
+"""download(dataset): the verified files in the cache."""
 
 from __future__ import annotations
 
@@ -9,6 +9,18 @@ from spat.pipeline import datasets
 from spat.pipeline.config import Config
 
 
-def download(config: Config, dataset: str) -> Path:
-    """Fetch a benchmark file from the cache, the mirrors or its official URLs."""
-    return fetch(datasets.find(config, dataset), config.data.cache, config.data.mirrors)
+def download(config: Config, dataset: str, file: str | None = None) -> list[Path]:
+    """Fetch the files of a dataset from the cache, the mirrors or their official URLs.
+
+    `file` is the name of one of them, if the others are not wanted.
+
+    Raises:
+        spat.data.download.DownloadError: if no source has a file.
+        ValueError: if the dataset is generated, or has no such file.
+    """
+    rows = datasets.published(config, dataset) or (datasets.find(config, dataset),)
+    wanted = [row for row in rows if file in (None, row.file)]
+    if not wanted:
+        names = ", ".join(row.file for row in rows)
+        raise ValueError(f"--file {file!r}: the files of {dataset} are {names}")
+    return [fetch(row, config.data.cache, config.data.mirrors) for row in wanted]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from spat.data.download import OFFLINE, available, faults
-from spat.data.registry import DATASETS, Dataset
+from spat.data.registry import Dataset, File
 from spat.pipeline import datasets
 from spat.pipeline.config import Config
 
@@ -30,8 +30,8 @@ def preflight(config: Config, timeout: float = 5.0) -> tuple[str, str]:
     missing = [
         row
         for name in sorted(needed)
-        if datasets.is_published(config, name)
-        and not available(row := DATASETS[name], config.data.cache, config.data.mirrors)
+        for row in datasets.published(config, name)
+        if not available(row, config.data.cache, config.data.mirrors)
     ]
     reachable = {host: _reachable(host, timeout) for host in _hosts(missing)}
     lost = [row for row in missing if not any(reachable[host] for host in _hosts([row]))]
@@ -51,7 +51,7 @@ def preflight(config: Config, timeout: float = 5.0) -> tuple[str, str]:
     return arguments, notice
 
 
-def _hosts(rows: Iterable[Dataset]) -> list[str]:
+def _hosts(rows: Iterable[Dataset | File]) -> list[str]:
     return sorted({str(urlsplit(url).hostname) for row in rows for url in row.urls})
 
 

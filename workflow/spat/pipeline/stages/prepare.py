@@ -1,12 +1,14 @@
-"""prepare(dataset): parsed, checked, split and standardised, in one file."""
+"""prepare(dataset): parsed, checked and split, in one file."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-from spat.data import series
+from spat.data import images, series
 from spat.data.reading import read
+from spat.data.registry import IMAGES
 from spat.data.series import Series
 from spat.data.synthetic import generate
 from spat.pipeline import datasets, digests, records, runs
@@ -20,34 +22,26 @@ SEED_OFFSET = {"synthetic": 0, "synthetic2": 1}
 def prepare(config: Config, dataset: str) -> Path:
     """Write `results/<experiment>/prepared/<dataset>.npz`, and a record in JSON next to it.
 
-    The record holds what the file depends on (`digest`), the hash of the raw file, its rows and
-    step, the number and names of its channels, and what was done about its gaps
-    (`spat.data.gaps.Filled`).
+    The record holds what the file depends on (`digest`), and the hash of the raw data. Of a series
+    it also holds the rows and the step, the number and names of the channels, and what was done
+    about gaps (`spat.data.gaps.Filled`); of images, how many there are.
 
     Raises:
+        spat.data.download.DownloadError: if a file of images is not in the cache or a mirror.
         DataError: if the raw file is not the one that the registry describes, or not one that can
             be used.
     """
-    row = datasets.find(config, dataset)
-    path = datasets.raw_file(config, dataset)
-    content = _generated(config, dataset) if path is None else read(row, path)
+    row = datasets.row_of(config, dataset)
     output, record = runs.prepared_file(config, dataset), _record(config, dataset)
     remove(record)  # an old record would describe another file
     make_way(output.parent)
-    prepared = series.prepare(row, content, content.sha256)
-    series.save(prepared, output)
+    described = _OF_TASK[row.task](config, dataset)
     write_record(
         output.parent,
         {
             "dataset": dataset,
             "source": row.station,
-            "file": None if path is None else path.as_posix(),
-            "sha256": content.sha256,
-            "rows": row.rows,
-            "channels": row.channels,
-            "step": row.step,
-            "names": content.names,
-            "gaps": asdict(prepared.filled),
+            **described,
             "digest": _digest(config, dataset),
         },
         [output.name],
@@ -63,6 +57,37 @@ def is_prepared(config: Config, dataset: str) -> bool:
     except (FileNotFoundError, DamagedError):
         return False
     return bool(kept["digest"] == _digest(config, dataset))
+
+
+def _series(config: Config, dataset: str) -> dict[str, Any]:
+    row, paths = datasets.find(config, dataset), datasets.raw_files(config, dataset)
+    content = read(row, *paths) if paths else _generated(config, dataset)
+    prepared = series.prepare(row, content, content.sha256)
+    series.save(prepared, runs.prepared_file(config, dataset))
+    return {
+        "file": paths[0].as_posix() if paths else None,
+        "sha256": content.sha256,
+        "rows": row.rows,
+        "channels": row.channels,
+        "step": row.step,
+        "names": content.names,
+        "gaps": asdict(prepared.filled),
+    }
+
+
+def _images(config: Config, dataset: str) -> dict[str, Any]:
+    row = IMAGES[dataset]
+    prepared = images.prepare(row, *images.obtain(row, config.data.cache, config.data.mirrors))
+    images.save(prepared, runs.prepared_file(config, dataset))
+    return {
+        "files": {file.file: file.sha256[0] for file in row.files},
+        "sha256": prepared.sha256,
+        "images": asdict(row.split),
+    }
+
+
+# How the data of each task are prepared; the functions return what the record says of them.
+_OF_TASK = {"forecasting": _series, "imaging": _images}
 
 
 def _generated(config: Config, dataset: str) -> Series:

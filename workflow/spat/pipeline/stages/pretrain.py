@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from spat.models.base import Forecaster
+from spat.models.base import Network
 from spat.models.registry import MODELS
 from spat.pipeline import digests, records, runs, scores_frame
 from spat.pipeline.cache import Kept, save_array, save_table, stage_lock
@@ -21,7 +21,7 @@ from spat.pipeline.stages.common import Opened
 from spat.scoring.names import offered
 from spat.scoring.send import score_send
 from spat.surgery import cut, storage
-from spat.tasks.task import case_losses
+from spat.tasks.task import Task, case_losses
 from spat.training.device import costs
 from spat.training.loop import Fit, Seeds, fit
 from spat.training.metrics import evaluate
@@ -35,7 +35,6 @@ OUTPUTS = (
     "forecasts.npz",
     "metrics.json",
 )
-HISTORY = ("epoch", "train_mse", "val_mse", "val_mae", "learning_rate", "seconds")
 TRAJECTORY = ("epoch", "site", "name", "head", "criterion", "value")
 
 
@@ -68,7 +67,7 @@ class Trained:
     """A dense model, trained with one learning rate."""
 
     learning_rate: float
-    model: Forecaster
+    model: Network
     fitted: Fit
 
     @property
@@ -86,7 +85,7 @@ def _train(opened: Opened, rate: float, state: Path) -> Trained:
     settings = replace(opened.training, learning_rate=rate)
     recorded = "send" in offered(MODELS[run.model].views)
 
-    def record(epoch: int, trained: Forecaster) -> list[dict[str, Any]]:
+    def record(epoch: int, trained: Network) -> list[dict[str, Any]]:
         if not recorded or not trained.sites():
             return []
         scored = score_send(
@@ -116,12 +115,12 @@ def _train(opened: Opened, rate: float, state: Path) -> Trained:
 
 
 def _write(opened: Opened, tried: Sequence[Trained], kept: Kept) -> None:
-    """Write what is kept of the learning rate with the best validation MSE."""
+    """Write what is kept of the learning rate with the best validation error."""
     best = min(tried, key=lambda trained: (trained.fitted.status != "ok", trained.validation))
     model, fitted = best.model, best.fitted
     task, splits = opened.task, opened.splits
     storage.save(model, kept.folder)
-    history = pd.DataFrame(fitted.history, columns=list(HISTORY))
+    history = pd.DataFrame(fitted.history, columns=_history(task))
     save_table(kept.folder / "history.csv", history)
     trajectory = pd.DataFrame(fitted.recorded, columns=list(TRAJECTORY))
     save_table(kept.folder / "scores.parquet", trajectory)
@@ -129,8 +128,8 @@ def _write(opened: Opened, tried: Sequence[Trained], kept: Kept) -> None:
     test = evaluate(model, task, splits.test)
     batch = task.example(model.shape, device=opened.device)
     save_array(kept.folder / "losses.npy", test.losses)
-    forecasts = common.example_forecasts(model, task, splits.test)
-    common.save_arrays(kept.folder / "forecasts.npz", forecasts)
+    examples = common.data_of(opened.run).examples(model, task, splits.test)
+    common.save_arrays(kept.folder / "forecasts.npz", examples)
     kept.finish(
         {
             **opened.header(),
@@ -161,3 +160,10 @@ def _write(opened: Opened, tried: Sequence[Trained], kept: Kept) -> None:
             },
         }
     )
+
+
+def _history(task: Task) -> list[str]:
+    """The columns of the history, also of a model that was not trained."""
+    names = [metric.name for metric in task.metrics]
+    errors = [f"train_{names[0]}", *(f"val_{name}" for name in names)]
+    return ["epoch", *errors, "learning_rate", "seconds"]

@@ -124,8 +124,8 @@ def _train(opened: Opened, source: Finished, mask: Mask, job: Job, kept: Kept) -
     save_array(kept.folder / "validation_losses.npy", tuned[0].losses)
     save_array(kept.folder / "losses.npy", tuned[1].losses)
     save_array(kept.folder / "untuned_losses.npy", untuned[1].losses)
-    forecasts = common.example_forecasts(model, task, splits.test)
-    common.save_arrays(kept.folder / "forecasts.npz", forecasts)
+    examples = common.data_of(run).examples(model, task, splits.test)
+    common.save_arrays(kept.folder / "forecasts.npz", examples)
     kept.finish(
         {
             **opened.header(),

@@ -60,13 +60,17 @@ def loss_curves(config: Config, run: Run) -> Path | None:
     Returns None if nothing was trained.
     """
     from spat.study.history import run_history
+    from spat.study.pages.words import OF_TASK
 
     folder = runs.folder(config, run, "pretrain")
     history = Finished(folder).table("history.csv")
     if history.empty:
         return None
-    keys = {**runs.columns(config, run), "lookback": run.lookback, "horizon": run.horizon}
-    figure = run_history(history.assign(stage="pretrain", mask="", order=0, **keys))
+    keys = runs.columns(config, run)
+    words = OF_TASK[str(keys["task"])]
+    window = words.window(run.setting)._asdict()
+    history = history.rename(columns=words.columns).assign(**keys, **window)
+    figure = words.figure(run_history(history.assign(stage="pretrain", mask="", order=0)))
     path = folder / "history.png"
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")

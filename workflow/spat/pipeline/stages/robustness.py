@@ -20,7 +20,7 @@ import pandas as pd
 from spat.attention.manipulation import manipulated, obstacle
 from spat.attention.mask import Mask
 from spat.files import replacing
-from spat.models.base import Forecaster
+from spat.models.base import Network
 from spat.models.registry import MODELS
 from spat.pipeline import digests, records, runs, scores_frame
 from spat.pipeline.cache import Finished, Kept, stage_lock, write_record
@@ -67,7 +67,7 @@ class Bench:
     criteria: tuple[str, ...]
     depends: Mapping[str, Any]  # the settings that each part of the kept work depends on
 
-    def model(self) -> Forecaster:
+    def model(self) -> Network:
         """The dense model as it was trained."""
         return common.network(self.trained, self.opened.device)
 
@@ -118,10 +118,11 @@ def robustness(config: Config, run: Run) -> None:
         if config.robustness.finetune:
             measured["finetuned"] = {case: _finetuned(bench, model, case) for case in cases}
         with_drop = "loss_drop_val" in config.pruning.site.criteria
+        primary = opened.task.metrics[0].name
         rows = [
             row
             for index, site in enumerate(model.sites() if cases else ())
-            for row in _rows(site.name, index, measured, with_drop=with_drop)
+            for row in _rows(site.name, index, measured, primary, with_drop=with_drop)
         ]
         frame = pd.DataFrame(rows, columns=list(COLUMNS))
         with replacing(folder / "robustness.parquet") as temporary:
@@ -140,17 +141,19 @@ def robustness(config: Config, run: Run) -> None:
         )
 
 
-def measure(bench: Bench, model: Forecaster, case: Case) -> dict[str, Any]:
-    """MSE of each split, and the scores of the site (of all, if intact; of none, if removed).
+def measure(bench: Bench, model: Network, case: Case) -> dict[str, Any]:
+    """Errors of each split, and scores of the site (of all sites if intact, of none if removed).
+
+    An error is the primary metric.
 
     `model` is the dense model, which is restored afterwards.
     """
     kept = bench.keep("scores", case)
     if not kept.done:
         with _in_place(bench, model, case):
-            mse = _errors(bench, model)
+            errors = _errors(bench, model)
             scored = {} if case.manipulation == REMOVED else _scored(bench, model, case)
-        kept.finish({**bench.opened.header(), "mse": mse, "scores": scored})
+        kept.finish({**bench.opened.header(), "errors": errors, "scores": scored})
     return kept.metrics
 
 
@@ -175,11 +178,11 @@ def finetune(bench: Bench, case: Case) -> dict[str, Any]:
                 state=kept.state,
                 label=f"{run.path} {case.folder}",
             )
-            mse = _errors(bench, model)
+            errors = _errors(bench, model)
         kept.finish(
             {
                 **opened.header(),
-                "mse": mse,
+                "errors": errors,
                 "status": fitted.status,
                 "epochs": fitted.epochs,
                 "best_epoch": fitted.best_epoch,
@@ -200,9 +203,7 @@ def computed(criteria: Sequence[str], model: str) -> tuple[str, ...]:
     return tuple(n for n in asked if n in possible and CRITERIA[n].origin in (*PASS, "ablation"))
 
 
-def _cases(
-    model: Forecaster, manipulations: Sequence[str]
-) -> tuple[list[Case], list[dict[str, Any]]]:
+def _cases(model: Network, manipulations: Sequence[str]) -> tuple[list[Case], list[dict[str, Any]]]:
     """The networks of a run, and the manipulations left out with their reasons."""
     cases, skipped = [Case(INTACT)], []
     for index, site in enumerate(model.sites()):
@@ -215,7 +216,7 @@ def _cases(
     return cases, skipped
 
 
-def _in_place(bench: Bench, model: Forecaster, case: Case) -> AbstractContextManager[object]:
+def _in_place(bench: Bench, model: Network, case: Case) -> AbstractContextManager[object]:
     """The context in which `model` is the network of the case."""
     full = Mask.full(cut.heads_of(model))
     if case.manipulation == INTACT:
@@ -225,12 +226,12 @@ def _in_place(bench: Bench, model: Forecaster, case: Case) -> AbstractContextMan
     return manipulated(model.sites()[case.site], case.manipulation, bench.seed(case))
 
 
-def _errors(bench: Bench, model: Forecaster) -> dict[str, float]:
+def _errors(bench: Bench, model: Network) -> dict[str, float]:
     opened = bench.opened
     return {s: evaluate(model, opened.task, getattr(opened.splits, s)).primary for s in SPLITS}
 
 
-def _scored(bench: Bench, model: Forecaster, case: Case) -> dict[str, dict[str, float]]:
+def _scored(bench: Bench, model: Network, case: Case) -> dict[str, dict[str, float]]:
     """Scores over all windows by site and criterion: of the site of the case, or of all sites."""
     names, opened = bench.criteria, bench.opened
     scored = scores.score(
@@ -251,23 +252,28 @@ def _scored(bench: Bench, model: Forecaster, case: Case) -> dict[str, dict[str, 
     }
 
 
-def _finetuned(bench: Bench, model: Forecaster, case: Case) -> dict[str, Any]:
+def _finetuned(bench: Bench, model: Network, case: Case) -> dict[str, Any]:
     """The fine-tuned network of a case: the control and the masks without a site are `prune`'s."""
     if case.manipulation not in (INTACT, REMOVED):
         return finetune(bench, case)
     full = Mask.full(cut.heads_of(model))
     mask = full if case.manipulation == INTACT else full.without_sites([case.site])
     metrics = bench.masks(mask.name).metrics
-    errors = metrics["errors"]["finetuned"]
-    return {"mse": {split: errors[split]["mse"] for split in SPLITS}}
+    errors, primary = metrics["errors"]["finetuned"], bench.opened.task.metrics[0].name
+    return {"errors": {split: errors[split][primary] for split in SPLITS}}
 
 
 def _rows(
-    name: str, site: int, measured: dict[str, dict[Case, dict[str, Any]]], *, with_drop: bool
+    name: str,
+    site: int,
+    measured: dict[str, dict[Case, dict[str, Any]]],
+    primary: str,
+    *,
+    with_drop: bool,
 ) -> Iterator[tuple[Any, ...]]:
     """All that is known of a site, intact and manipulated: the `COLUMNS` of each row."""
     for phase, networks in measured.items():
-        without = networks[Case(REMOVED, site)]["mse"]
+        without = networks[Case(REMOVED, site)]["errors"]
         for case, metrics in networks.items():
             if case.manipulation == REMOVED or case.site not in (-1, site):
                 continue
@@ -275,9 +281,9 @@ def _rows(
             for criterion, value in metrics.get("scores", {}).get(str(site), {}).items():
                 yield *base, criterion, phase, "train", _number(value)
             for split in SPLITS:
-                mse = _number(metrics["mse"][split])
-                change = _number(without[split]) - mse
-                yield *base, "mse", phase, split, mse
+                error = _number(metrics["errors"][split])
+                change = _number(without[split]) - error
+                yield *base, primary, phase, split, error
                 yield *base, "leave_one_out", phase, split, change
                 if with_drop and (phase, split) == ("untuned", "validation"):
                     yield *base, "loss_drop_val", phase, split, change

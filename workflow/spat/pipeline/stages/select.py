@@ -12,7 +12,7 @@ import pandas as pd
 
 from spat.attention.mask import Mask
 from spat.models.registry import MODELS
-from spat.pipeline import digests, records, runs, scores_frame
+from spat.pipeline import digests, records, runs, scores_frame, tasks
 from spat.pipeline.cache import DamagedError, Finished, make_way, save_table, write_record
 from spat.pipeline.config import Config, PruningSection
 from spat.pipeline.runs import Run
@@ -43,7 +43,7 @@ def select(config: Config, run: Run) -> None:
         if "loss_drop_bound" in config.pruning.site.rules:
             bounded = choose.loss_drop_bound(
                 scored.array(LOSS_DROPS),
-                block=run.lookback + run.horizon,
+                block=tasks.of(run).block(run),
                 draws=config.statistics.bootstrap,
                 confidence=config.statistics.confidence,
                 seed=run.seed_for("bootstrap"),

@@ -26,7 +26,7 @@ def transfer(config: Config, planned: Planned, target: str) -> None:
     with stage_lock(config, run, stage):
         started = time.perf_counter()
         folder = common.stage_folder(config, run, stage)
-        prepared, splits = common.open_data(config, target, run)
+        sha256, splits = common.open_data(config, target, run)
         device = splits.test.device
         dense = Finished(runs.folder(config, run, "pretrain"))
         networks = [(dense.metrics["mask"], "dense", dense)]
@@ -47,7 +47,7 @@ def transfer(config: Config, planned: Planned, target: str) -> None:
                 **records.header(config, "transfer", run, common.device_name(device)),
                 "digest": digests.settings_digest(config, "transfer", run),
                 "target": target,
-                "data_sha256": prepared.sha256,
+                "data_sha256": sha256,
                 "masks": rows,
                 "wall_s": time.perf_counter() - started,
             },

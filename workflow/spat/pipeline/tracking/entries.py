@@ -99,7 +99,9 @@ def parent(config: Config, run: Run) -> Entry:
     # If pre-training ran again, there is a new parent.
     digest = records.digest(Finished(runs.folder(config, run, "pretrain")).metrics)
     tags = {**dense.tags, "job": run.path, "stage": "run", "digest": digest}
-    final += [p._replace(key="test_mse") for p in final if p.key == "test/mse"]
+    errors = Finished(runs.folder(config, run, "pretrain")).metrics["errors"]
+    primary = _primary(errors)
+    final += [p._replace(key=f"test_{primary}") for p in final if p.key == f"test/{primary}"]
     return replace(dense, job=run.path, name=run.path, tags=tags, points=final, artifacts={})
 
 
@@ -155,7 +157,7 @@ def report(config: Config) -> Entry:
 
 
 def _main_numbers(config: Config) -> dict[str, float]:
-    """The test MSE of each method and the change of SPAT by the control, from the main table."""
+    """The primary error of each method and the change of SPAT by the control, in the main table."""
     path = config.folder / "tables" / "main.csv"
     if not path.exists():
         return {}
@@ -163,12 +165,14 @@ def _main_numbers(config: Config) -> dict[str, float]:
     if not {"method", "metric", "mean", "vs_control"} <= set(table):
         return {}
     numbers: dict[str, float] = {}
-    for row in table[table["metric"] == "MSE"].to_dict("records"):
-        cell = (
-            f"{row['dataset']} {row['model']}-{row['variant']} l{row['lookback']}-h{row['horizon']}"
-        )
+    primary = str(table["metric"].iloc[0])  # the metrics are in the order of the task
+    name = f"test_{primary.lower().replace(' ', '_')}"
+    for row in table[table["metric"] == primary].to_dict("records"):
+        cell = f"{row['dataset']} {row['model']}-{row['variant']}"
+        if "horizon" in row:
+            cell += f" l{row['lookback']}-h{row['horizon']}"
         method = _metric_name(str(row["method"]))
-        numbers[f"test_mse/{cell}/{method}"] = row["mean"]
+        numbers[f"{name}/{cell}/{method}"] = row["mean"]
         if method.startswith("SPAT"):
             numbers[f"change_percent/{cell}/{method}"] = row["vs_control"]
     return numbers
@@ -221,10 +225,13 @@ def _mask(
     name += " scratch" if keys["phase"] == "scratch" else ""
     name += f" order {keys['order']}" if keys["order"] else ""
     entry = _child(config, run, files, metrics, name=name, stage="prune")
-    changes = {"test_mse": _nested(metrics["errors"])["finetuned/test/mse"]}
+    errors = metrics["errors"]["finetuned"]
+    primary = _primary(errors)
+    changes = {f"test_{primary}": errors["test"][primary]}
     if control is not None:
-        reference = _nested(control["errors"])["finetuned/test/mse"]
-        changes["change_percent/test_mse"] = _percent(changes["test_mse"], reference)
+        reference = control["errors"]["finetuned"]["test"][primary]
+        change = _percent(errors["test"][primary], reference)
+        changes[f"change_percent/test_{primary}"] = change
         changes["change_percent/flops"] = _percent(metrics["flops"], control["flops"])
     return replace(
         entry,
@@ -232,6 +239,11 @@ def _mask(
         params={**entry.params, **_texts(keys)},
         points=[*entry.points, *_points(changes, entry.end)],
     )
+
+
+def _primary(errors: Mapping[str, Any]) -> str:
+    """The name of the primary metric, which stands first in the errors of each split."""
+    return str(next(iter(errors["test"])))
 
 
 def _percent(value: float, reference: float) -> float | None:

@@ -2,8 +2,9 @@
 
 The files of `data/` are long (`spat.pipeline.frames`). The study works with wide frames: one column
 a metric, errors and costs of a network in one row, lookback and horizon in columns of their own,
-and the codes of `spat.study.statistics.cells` where a value does not apply. All reading goes
-through `Frames`, which makes the wide frames.
+and the codes of `spat.study.statistics.cells` where a value does not apply. `mse` and `mae` are the
+primary and the second metric of every task (`spat.study.pages.words`). All reading goes through
+`Frames`, which makes the wide frames.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import pandas as pd
 
 from spat.pipeline import frames
 from spat.pipeline.config import StatisticsSection
+from spat.study.pages.words import OF_TASK, Words
 from spat.study.statistics.cells import ALL_BATCHES, WHOLE_SITE
-from spat.tasks.setting import Window
 
 # A run is a row of these; what else is in `frames.RUN` follows from them.
 _RUN: Final = ("experiment", "dataset", "model", "variant", "setting", "seed")
@@ -63,9 +64,15 @@ class Frames:
     `statistics` is the section of the configuration that says how intervals are computed.
     """
 
-    def __init__(self, wide: Read, statistics: StatisticsSection | None = None) -> None:
-        """`wide` returns the frame of a name of `WIDE`."""
+    def __init__(
+        self,
+        wide: Read,
+        statistics: StatisticsSection | None = None,
+        task: Callable[[], str] = lambda: "forecasting",
+    ) -> None:
+        """`wide` returns the frame of a name of `WIDE`, and `task` the task of all runs."""
         self._wide = wide
+        self._task = task
         self.statistics = statistics or StatisticsSection.model_validate({})
 
     @classmethod
@@ -96,7 +103,10 @@ class Frames:
                     "collects the results again"
                 ) from None
 
-        return cls(lambda name: widened(name, read), statistics)
+        def task() -> str:
+            return str(read("networks")["task"].iloc[0])
+
+        return cls(lambda name: widened(name, read), statistics, task)
 
     @classmethod
     def of(cls, **wide: pd.DataFrame) -> Frames:
@@ -107,6 +117,11 @@ class Frames:
             return rows if "control_of" in rows else rows.assign(control_of=None)
 
         return cls(given)
+
+    @cached_property
+    def words(self) -> Words:
+        """The words in which pages are written: those of the task."""
+        return OF_TASK[self._task()]
 
     @cached_property
     def results(self) -> pd.DataFrame:
@@ -170,7 +185,8 @@ def widened(name: str, read: Read) -> pd.DataFrame:
         FrameError: if the networks of an experiment were trained in several precisions.
     """
     if name == "results":
-        rows = _pivoted(read("measurements"), (*_NETWORK, "target", "split"), "metric")
+        measured = _renamed(read("measurements"), "metric")
+        rows = _pivoted(measured, (*_NETWORK, "target", "split"), "metric")
         networks = read("networks")
         precisions = sorted(networks["precision"].unique())
         if len(precisions) > 1:
@@ -182,13 +198,16 @@ def widened(name: str, read: Read) -> pd.DataFrame:
         costs = networks.drop(columns=["task", "source", "control_of"])
         rows = rows.merge(costs, on=list(_NETWORK), how="left", validate="m:1")
     elif name == "history":
-        rows = _pivoted(read("history"), (*_RUN, "stage", "mask", "order", "epoch"), "quantity")
+        epochs = _renamed(read("history"), "quantity")
+        rows = _pivoted(epochs, (*_RUN, "stage", "mask", "order", "epoch"), "quantity")
     else:
         rows = read(name).rename(columns=_RENAMED.get(name, {}))
+        rows = _renamed(rows, "quantity") if name == "robustness" else rows
     for column, code in _CODES.items():
         if column in rows:
             rows[column] = rows[column].fillna(code).astype("int64")
-    windows = {setting: Window.parse(setting) for setting in rows["setting"].unique()}
+    settings = rows[["task", "setting"]].drop_duplicates().astype(str).to_numpy().tolist()
+    windows = {setting: OF_TASK[task].window(setting) for task, setting in settings}
     rows = rows.assign(
         lookback=rows["setting"].map({s: w.lookback for s, w in windows.items()}).astype("int64"),
         horizon=rows["setting"].map({s: w.horizon for s, w in windows.items()}).astype("int64"),
@@ -208,6 +227,15 @@ _NUMBERS: Final = ("mse", "mae", "train_mse", "val_mse", "val_mae", "learning_ra
 
 # What a column holds in a wide frame where no single value applies.
 _CODES: Final = {"head": WHOLE_SITE, "batch": ALL_BATCHES, "channel": -1}
+
+
+def _renamed(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The rows with the metrics in `column` as the study calls them."""
+    for task in rows["task"].unique():
+        names = {own: name for own, name in OF_TASK[task].columns.items() if own != name}
+        if names:
+            rows = rows.assign(**{column: rows[column].replace(names)})
+    return rows
 
 
 def _pivoted(rows: pd.DataFrame, key: Sequence[str], column: str) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from spat import files
 from spat.study.pages.page import PAGES, Absent, Kind, Note, Page
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
     from spat.study.pages.reader import Frames
@@ -140,8 +141,7 @@ def rendered(name: str, frames: Frames) -> dict[str, str]:
     """
     from spat.study.pages import render
 
-    page = tables()[name]
-    frame = page.function(frames)
+    page, frame = made(tables()[name], frames)
     sheet = render.sheet(frame, _layout(page), _notes(page, frames))
     return {
         "csv": frame.to_csv(index=False, float_format="%.10g"),
@@ -159,12 +159,21 @@ def plain(name: str, frames: Frames) -> str:
     """
     from spat.study.pages import render
 
-    page = tables()[name]
+    declared = tables()[name]
     try:
-        sheet = render.sheet(page.function(frames), _layout(page), _notes(page, frames))
+        page, frame = made(declared, frames)
     except Absent as absent:
-        return f"{page.title}\n\n{absent}\n"
-    return render.text(sheet, page.title)
+        return f"{declared.title}\n\n{absent}\n"
+    return render.text(render.sheet(frame, _layout(page), _notes(page, frames)), page.title)
+
+
+def made(page: Page, frames: Frames) -> tuple[Page, pd.DataFrame]:
+    """A table, and its page, in the words of the task.
+
+    Raises:
+        Absent: if the frames have nothing to show in it.
+    """
+    return frames.words.page(page), frames.words.table(page.function(frames))
 
 
 def _notes(page: Page, frames: Frames) -> tuple[str | Note, ...]:
@@ -213,7 +222,7 @@ def draw(name: str, frames: Frames) -> Figure:
         reading = methods.reading(frames.selections)
         if reading != "send" and any("SPAT" in t.get_text() for t in figure.findobj(Text)):
             figure.suptitle(f"SPAT: masks of {reading}", fontsize=7)
-    return figure
+        return frames.words.figure(figure)
 
 
 def write_figure(name: str, frames: Frames, folder: Path) -> tuple[Path, ...]:
@@ -260,7 +269,8 @@ def not_made(frames: Frames, folder: Path) -> str:
                 try:
                     page.function(frames)
                 except Absent as absent:
-                    lines.append(f"| {kind} | `{name}` | {page.title} | {absent} |")
+                    title, reason = map(frames.words.text, (page.title, str(absent)))
+                    lines.append(f"| {kind} | `{name}` | {title} | {reason} |")
     if not lines:
         return f"{_NOT_MADE}\n\nEvery table and figure was made.\n"
     head = ["| kind | name | title | why it was not made |", "| --- | --- | --- | --- |"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Final
 
@@ -77,6 +77,7 @@ def index(frames: Frames, experiment: str) -> str:
     figure that the frames allow, and what made the results.
     """
     plots = [plot for plot in (_pareto(frames), _forest(frames)) if plot is not None]
+    plots = [replace(plot, text=frames.words.text(plot.text)) for plot in plots]
     groups = {
         title: [part for name in names for part in _parts(name, frames)]
         for title, names in registry.GROUPS.items()
@@ -87,7 +88,7 @@ def index(frames: Frames, experiment: str) -> str:
     return code.render(
         experiment=experiment,
         sections=["Verdict", *(plot.name for plot in plots), *groups, "Provenance"],
-        verdict=verdict(frames),
+        verdict=[frames.words.text(line) for line in verdict(frames)],
         plots=plots,
         groups=groups,
         provenance=_provenance(frames),
@@ -149,10 +150,10 @@ def _pareto(frames: Frames) -> _Plot | None:
         figure.add_scatter(
             x=rows["x"], y=rows["y"], mode="markers", name=method, text=cells.agg(" ".join, axis=1),
             marker={"color": mark.colour, "symbol": SYMBOLS[mark.marker], "size": 9},
-            hovertemplate="%{text}<br>FLOPs %{x:.1f} %, MSE %{y:+.2f} %",
+            hovertemplate=frames.words.text("%{text}<br>FLOPs %{x:.1f} %, MSE %{y:+.2f} %"),
         )  # fmt: skip
     figure.update_xaxes(title="FLOPs (% of the dense model)")
-    figure.update_yaxes(title="test MSE against the control (%)")
+    figure.update_yaxes(title=frames.words.text("test MSE against the control (%)"))
     text = "Each mark is a method in one cell (dataset, model, horizon). Lower and further left is "
     return _Plot("Pareto", text + "better.", _html(figure, 460))
 
@@ -189,7 +190,8 @@ def _forest(frames: Frames) -> _Plot | None:
     ends = rows[["mean", "low", "high"]].to_numpy(dtype=float)
     low, high = float(np.nanmin(ends)), float(np.nanmax(ends))
     room = 0.05 * (high - low) + 0.1
-    figure.update_xaxes(title="change of the test MSE (%)", range=[low - room, high + room])
+    title = frames.words.text("change of the test MSE (%)")
+    figure.update_xaxes(title=title, range=[low - room, high + room])
     text = (
         "Change against the better by validation of dense model and control, with 95 % intervals. "
         "Left of the line the pruned network is better."
@@ -214,8 +216,10 @@ def _parts(name: str, frames: Frames) -> list[_Part]:
     parts = []
     table, figure = registry.tables().get(name), registry.figures().get(name)
     if table is not None and (made := _table(table, frames)):
-        parts.append(_Part("table", name, table.title, *made, open=name == _FIRST))
+        title = frames.words.page(table).title
+        parts.append(_Part("table", name, title, *made, open=name == _FIRST))
     if figure is not None:
+        figure = frames.words.page(figure)
         try:
             drawn = registry.draw(name, frames)
         except Absent:
@@ -231,11 +235,11 @@ def _parts(name: str, frames: Frames) -> list[_Part]:
 
 def _table(page: Page, frames: Frames) -> tuple[_Table, str] | None:
     """A table that sorts by its numbers, and its notes."""
-    assert page.layout is not None
     try:
-        frame = page.function(frames)
+        page, frame = registry.made(page, frames)
     except Absent:
         return None
+    assert page.layout is not None
     sheet = render.sheet(frame, page.layout, page.notes)
     return _Table(
         [*map(render.title, sheet.keys), *sheet.columns],
