@@ -10,6 +10,7 @@ from spat.pipeline import digests, runs
 from spat.pipeline.config import Config, load_files
 from spat.pipeline.runs import Planned
 from spat.scoring.names import CRITERIA
+from spat.tasks.setting import Window
 
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "workflow" / "experiments").glob("*.yaml"))
@@ -25,7 +26,10 @@ def experiment(name: str) -> tuple[Config, tuple[Planned, ...]]:
 
 def test_all_are_there() -> None:
     generated = ["offline", "planted", "smoke", "unplanted"]
-    real = ["ablation", "comparison", "paper", "quick", "reproduction", "rivals", "scratch"]
+    real = [
+        *("ablation", "comparison", "paper", "quick", "reproduction", "rivals", "scratch"),
+        "vision",
+    ]
     assert sorted([*generated, *real]) == NAMES
 
 
@@ -40,7 +44,7 @@ def test_it_has_its_own_folder_and_every_run_resolves(name: str) -> None:
 
 def test_default_is_the_laptop_run() -> None:
     config, planned = experiment("default")
-    assert {(p.run.lookback, p.run.horizon, p.run.seed) for p in planned} == {(96, 96, 0)}
+    assert {(p.run.setting, p.run.seed) for p in planned} == {("l96-h96", 0)}
     pruned = {(p.run.dataset, p.run.model) for p in planned if p.prune}
     assert pruned == {(d, m) for d in ("ETTh1", "ETTh2") for m in ("iTransformer", "PatchTST")}
     widths = {p.run.path: runs.setup_of(config, p.run).settings for p in planned if p.prune}
@@ -112,7 +116,7 @@ def test_reproduction_is_dense_and_published() -> None:
 def test_rivals_are_dense_on_one_cell_and_tuned_with_five_seeds() -> None:
     config, planned = experiment("rivals")
     assert not any(p.prune for p in planned)
-    assert {(p.run.dataset, p.run.lookback, p.run.horizon) for p in planned} == {("ETTh1", 96, 96)}
+    assert {(p.run.dataset, p.run.setting) for p in planned} == {("ETTh1", "l96-h96")}
     without_sites = {name for name, model in MODELS.items() if model.role != "attention"}
     assert without_sites <= {p.run.model for p in planned}
     seeds = {p.run.seed for p in planned if p.run.path.startswith("ETTh1/DLinear-tuned")}
@@ -125,7 +129,9 @@ def test_paper_is_nine_datasets_four_horizons_two_variants_three_seeds() -> None
     _, planned = experiment("paper")
     assert sum(p.prune for p in planned) == 9 * 4 * 2 * 2 * 3
     assert {p.run.seed for p in planned if p.prune} == {0, 1, 2}
-    assert {p.run.horizon for p in planned if p.run.dataset == "ILI"} == {24, 36, 48, 60}
+    assert {Window.parse(p.run.setting).horizon for p in planned if p.run.dataset == "ILI"} == {
+        *(24, 36, 48, 60)
+    }
 
 
 def test_ablation_asks_for_every_criterion_every_mask_and_ten_seeds() -> None:
