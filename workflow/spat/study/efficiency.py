@@ -14,7 +14,7 @@ from spat.study import methods
 from spat.study.accuracy import NOTE_CHOSEN, NOTE_PAIRED, changes
 from spat.study.methods import CHOSEN, CONTROL, DENSE, SHOWN
 from spat.study.pages import style
-from spat.study.pages.page import Absent, Layout, page
+from spat.study.pages.page import Absent, Layout, Note, page
 from spat.study.pages.reader import Frames
 from spat.study.pages.render import same
 from spat.study.statistics.averages import weights
@@ -54,7 +54,7 @@ reports.
 """,
     layout=Layout((*SHOWN, "metric"), "method", best=False),
     notes=(
-        f"Paper: average changes reported in {PAPER_TITLE}.",
+        Note(PAPER, f"Paper: average changes reported in {PAPER_TITLE}."),
         "Averages: seeds first, then horizons, datasets of a source, sources, models.",
         NOTE_CHOSEN,
         NOTE_PAIRED,
@@ -88,7 +88,10 @@ def efficiency(frames: Frames) -> pd.DataFrame:
         tables.append(shown.merge(values, on=[*SHOWN, "method"]).assign(metric=name))
     cells = methods.arrange(pd.concat(tables), SHOWN, methods.in_order(every["method"]))
     cells = cells.assign(metric=cells["metric"].astype(str), method=cells["method"].astype(str))
-    table = pd.concat([cells, _averages(rows, changes)])
+    averages = _averages(rows, changes)
+    if not frames.words.forecasts:  # the averages of the paper are of forecasts
+        averages = averages[averages["method"] != PAPER]
+    table = pd.concat([cells, averages])
     table = table.astype({"lookback": "str", "horizon": "str"}).dropna(subset="mean")
     table["method"] = methods.ordered(
         table["method"], [*methods.in_order(set(table["method"]) - {PAPER}), PAPER]

@@ -48,10 +48,10 @@ def precision(frames: Frames) -> pd.DataFrame:
     in every experiment that scores attention.
 
     Raises:
-        Absent: if no attention site was scored.
+        Absent: if no attention site of a forecaster was scored.
     """
-    if frames.scores.empty:
-        raise Absent("No attention site was scored in this experiment.")
+    if frames.scores.empty or not frames.words.forecasts:
+        raise Absent("No attention site of a forecaster was scored in this experiment.")
     errors = errors_of_float32()
     tables = [
         errors[["model", "keys", "loss"]].assign(

@@ -29,12 +29,14 @@ class Words:
         metrics: The names of its metrics in frames, the primary one first.
         window: The lookback and horizon of a setting. The shortest block of a bootstrap is as long
             as both together.
+        forecasts: Whether the task is that of the paper, so that its numbers can be compared.
         hidden: Columns of the study that mean nothing for the task, and that no page shows.
         replaced: Regular expressions and the words in their place, in the order of application.
     """
 
     metrics: tuple[str, str]
     window: Callable[[str], Window]
+    forecasts: bool = False
     hidden: tuple[str, ...] = ()
     replaced: tuple[tuple[str, str], ...] = ()
 
@@ -106,7 +108,7 @@ class Words:
 _IMAGE: Final = Window(lookback=0, horizon=1)
 
 OF_TASK: Final[dict[str, Words]] = {
-    "forecasting": Words(("mse", "mae"), Window.parse),
+    "forecasting": Words(("mse", "mae"), Window.parse, forecasts=True),
     "imaging": Words(
         ("cross_entropy", "error_rate"),
         lambda setting: _IMAGE,
@@ -116,8 +118,8 @@ OF_TASK: Final[dict[str, Words]] = {
             (r"^MAE", "Error rate"),
             (r"MSE", "cross entropy"),
             (r"MAE", "error rate"),
-            (r"windows", "images"),
-            (r"window", "image"),
+            (r"\ba window\b", "an image"),
+            (r"\bwindow(s?)\b", r"image\1"),
             (r"seeds first, then horizons, ", "seeds first, then "),
             (r"\(dataset, model, horizon\)", "(dataset, model)"),
         ),
