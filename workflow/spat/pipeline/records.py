@@ -28,7 +28,7 @@ from pydantic import (
     model_validator,
 )
 
-from spat.data.registry import step_seconds
+from spat.data.registry import IMAGES, step_seconds
 from spat.models.registry import MODELS
 from spat.models.settings import Recipe
 from spat.pipeline.config import Config
@@ -148,7 +148,7 @@ _Phase = Literal["dense", "pruned", "finetuned", "scratch"]
 _Means = dict[str, _Amount | None]
 
 # Of each task (`spat.tasks.registry`, which imports torch). The first is primary.
-METRICS: Final = {"forecasting": ("mse", "mae")}
+METRICS: Final = {"forecasting": ("mse", "mae"), "imaging": ("cross_entropy", "error_rate")}
 
 
 class _Part(BaseModel):
@@ -374,18 +374,20 @@ class _Robustness(_Record):
     wall_s: _Amount
 
 
-class _Mse(_Part):
+class _Primary(_Part):
+    """The primary metric of each split."""
+
     validation: _Amount | None
     test: _Amount | None
 
 
 class _Scores(_Record):
-    mse: _Mse
+    errors: _Primary
     scores: dict[str, dict[str, float | None]]
 
 
 class _Tuned(_Record):
-    mse: _Mse
+    errors: _Primary
     status: Literal["ok", "diverged"]
     epochs: _Count
     best_epoch: _Count
@@ -407,6 +409,16 @@ class _Prepared(_Part):
     sha256: _Hash
     digest: _Hash
     files: dict[_File, _Hash]
+
+
+class _Images(_Part):
+    train: _Count
+    validation: _Count
+    test: _Count
+
+
+class _PreparedImages(_Prepared):
+    images: _Images
 
 
 class _PreparedSeries(_Prepared):
@@ -442,7 +454,7 @@ def fault(path: Path, values: Mapping[str, Any]) -> str | None:
     belong, follows from its path below the experiment. None if it fits, or if no job keeps a record
     at such a path.
     """
-    if (place := _place(path, values)) is None:
+    if (place := _place(path)) is None:
         return None
     for key, value in place.keys.items():
         if key not in values:
@@ -551,14 +563,12 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _place(path: Path, values: Mapping[str, Any] | None = None) -> _Place | None:
+def _place(path: Path) -> _Place | None:
     *folders, name = path.parts
     if folders and folders[-1] == "prepared" and path.suffix == ".json":
         keys = {"dataset": path.stem}
-        # Other data than series have none of the keys of a series.
-        series = _PreparedSeries.model_fields.keys() - _Prepared.model_fields.keys()
-        kind: type[_Part] = _PreparedSeries if series & (values or {}).keys() else _Prepared
-        return _Place(kind, keys, f"{_STAGE} prepare {_FILE} --dataset {quote(path.stem)}")
+        prepared = _PreparedImages if path.stem in IMAGES else _PreparedSeries
+        return _Place(prepared, keys, f"{_STAGE} prepare {_FILE} --dataset {quote(path.stem)}")
     for index in range(len(folders) - 2, 2, -1):
         try:
             run = Run.parse("/".join(folders[index - 3 : index + 1]))

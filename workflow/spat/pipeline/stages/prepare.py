@@ -80,7 +80,6 @@ def _images(config: Config, dataset: str) -> dict[str, Any]:
     prepared = images.prepare(row, *images.obtain(row, config.data.cache, config.data.mirrors))
     images.save(prepared, runs.prepared_file(config, dataset))
     return {
-        "files": {file.file: file.sha256[0] for file in row.files},
         "sha256": prepared.sha256,
         "images": asdict(row.split),
     }
