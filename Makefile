@@ -7,7 +7,7 @@ PYTHON ?= python3.11
 ARGS ?=
 ACTIVATE := . .venv/bin/activate
 
-.PHONY: run test test-faults lint figures page ui report bench docs
+.PHONY: run test test-faults test-server lint figures page ui report bench docs
 
 run: .venv/ready
 	$(ACTIVATE); extra="$$(python -m spat preflight)"; snakemake --cores all $$extra $(ARGS)
@@ -17,6 +17,10 @@ test: lint
 
 test-faults: .venv/ready
 	$(ACTIVATE); python tests/faults/campaign.py --write $(ARGS)
+
+# An MLflow server on PostgreSQL, on this machine: tests/cluster/README.md.
+test-server: .venv/ready
+	$(ACTIVATE); pip install -q --no-deps -r envs/requirements-server.txt; pytest -n 0 -s -v tests/cluster/mlflow_server.py $(ARGS)
 
 lint: .venv/ready
 	$(ACTIVATE); ruff check .; ruff format --check .; mypy; snakefmt --check Snakefile workflow/rules; snakemake --lint

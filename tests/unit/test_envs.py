@@ -7,6 +7,7 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
+import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -67,10 +68,15 @@ def test_every_import_of_package_tests_and_benchmarks_is_pinned() -> None:
             assert any(canonicalize_name(n) in PINNED for n in names), f"{path}: {module}"
 
 
-def test_the_cluster_file_only_adds_its_plugin() -> None:
-    extra = (ROOT / "envs" / "requirements-slurm.txt").read_text().splitlines()
+@pytest.mark.parametrize(
+    ("file", "part"),
+    [("slurm", "slurm"), ("server", "psycopg2-binary")],
+)
+def test_the_file_of_a_service_only_adds_its_plugin(file: str, part: str) -> None:
+    extra = (ROOT / "envs" / f"requirements-{file}.txt").read_text().splitlines()
     names = {line.split("==")[0] for line in extra if not line.startswith("#")}
-    assert all("slurm" in name for name in names)
+    assert names
+    assert all(part in name for name in names)
     assert not names & set(PINNED)
 
 

@@ -168,9 +168,15 @@ class Store:
         place = None if self._is_server else (config.results / "mlartifacts").resolve().as_uri()
         experiment = self._client.get_experiment_by_name(name)
         if experiment is None:
-            made = str(self._client.create_experiment(name, place))
-            self._client.set_experiment_tag(made, "mlflow.note.content", DESCRIPTION)
-            return made
+            try:
+                made = str(self._client.create_experiment(name, place))
+            except MlflowException:  # another machine has made it since
+                experiment = self._client.get_experiment_by_name(name)
+                if experiment is None:
+                    raise
+            else:
+                self._client.set_experiment_tag(made, "mlflow.note.content", DESCRIPTION)
+                return made
         if experiment.lifecycle_stage == "deleted":
             self._client.restore_experiment(experiment.experiment_id)
         if place not in (None, experiment.artifact_location):

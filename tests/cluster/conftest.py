@@ -1,0 +1,7 @@
+"""What the tests on real services share with the others."""
+
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS / "unit"), str(TESTS / "workflow")]
