@@ -165,6 +165,7 @@ def write_scores(folder: Path, by: str) -> None:
             for head in (-1, 0)
         ]
     )
+    frame = frame if by == "epoch" else frame.assign(epoch=2)  # of the weights that were scored
     # A head's value must not enter the site's.
     folder.mkdir(parents=True, exist_ok=True)
     frame["value"] = np.where(frame["head"] == 0, 99.0, frame["value"])
