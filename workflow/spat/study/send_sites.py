@@ -99,14 +99,17 @@ def send_heads(frames: Frames) -> Figure:
     Horizons share a panel where there are many cells.
 
     Raises:
-        Absent: if heads were not scored, or every site has one head.
+        Absent: if heads were not scored, every site has one head, or SEND is 0 everywhere.
     """
     name = methods.reading(frames.scores)
     final = kept(frames.scores, name)
     heads, whole = final[final["head"] != WHOLE_SITE], final[final["head"] == WHOLE_SITE]
     if heads["head"].max() < 1:
         raise Absent("No site with several heads was scored: there is nothing to compare.")
-    heads, whole = by_mean(heads, heads), by_mean(whole, whole)
+    # Over one token all heads have a SEND of 0, of which there is no share.
+    heads, whole = (by_mean(rows, rows).dropna(subset="value") for rows in (heads, whole))
+    if heads.empty:
+        raise Absent("SEND is 0 at all heads: each query attends to a single key.")
     place = heads.groupby([*RUN, "site"])["value"].rank(method="first").astype("int64")
     heads = heads.assign(place=place)
     keys, _ = style.split(heads)
