@@ -28,6 +28,7 @@ def test_all_are_there() -> None:
     generated = ["offline", "planted", "smoke", "unplanted"]
     real = [
         *("ablation", "comparison", "paper", "quick", "reproduction", "rivals", "scratch"),
+        "text",
         "vision",
     ]
     assert sorted([*generated, *real]) == NAMES

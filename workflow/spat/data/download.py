@@ -6,6 +6,7 @@ in the cache whose hash is wrong is replaced, never used.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import shutil
 from collections.abc import Callable, Sequence
@@ -81,6 +82,10 @@ def faults(dataset: Dataset | File, cache: Path, mirrors: Sequence[Path] = ()) -
 def _copies(dataset: Dataset | File, mirrors: Sequence[Path]) -> list[Path]:
     # Where copies may be; a gzipped one is only named where it exists.
     plain = [mirror / dataset.file for mirror in mirrors]
+    if isinstance(dataset, File) and dataset.module:
+        source = importlib.util.find_spec(dataset.module)
+        if source is not None and source.origin:
+            plain.append(Path(source.origin))
     gzipped = (path.with_name(f"{path.name}.gz") for path in plain)
     return plain + [path for path in gzipped if path.exists()]
 

@@ -7,6 +7,8 @@ workflow only need the names.
 from __future__ import annotations
 
 import re
+from collections import ChainMap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 
@@ -148,6 +150,8 @@ class File:
     urls: tuple[str, ...]
     sha256: tuple[str, ...]
     page: str = ""
+    # The module of Python's standard library whose source is this file in some versions of Python.
+    module: str = ""
 
 
 @dataclass(frozen=True)
@@ -177,8 +181,37 @@ class Images:
     channels: ClassVar[int] = 1  # of grey images
 
 
-def borders(dataset: Dataset, rows: int) -> Borders:
-    """The split of a series of `rows` time steps.
+@dataclass(frozen=True)
+class Text:
+    """A text in one file.
+
+    Attributes:
+        name: Name in configurations and results.
+        file: Where it is read from.
+        size: Bytes of the text in UTF-8.
+        split: Shares of the bytes.
+        lookback: Bytes that a model reads, where the grid gives no number.
+        station: Independent source of the data, as in `Dataset`.
+    """
+
+    name: str
+    file: File
+    size: int
+    split: Shares
+    lookback: int
+    station: str
+
+    task: ClassVar[str] = "text"
+    channels: ClassVar[int] = 1
+
+    @property
+    def files(self) -> tuple[File]:
+        """As those of `Images`."""
+        return (self.file,)
+
+
+def borders(dataset: Dataset | Text, rows: int) -> Borders:
+    """The split of a series of `rows` time steps, or of a text of so many bytes.
 
     Raises:
         DataError: if a split by numbers of rows needs more than there are.
@@ -507,3 +540,33 @@ IMAGES: Final[dict[str, Images]] = {
         ),
     )
 }
+
+TEXTS: Final[dict[str, Text]] = {
+    row.name: row
+    for row in (
+        # The topics of Python's help: its language reference as plain text (PSF licence). The file
+        # is a part of Python's standard library, and the copy of Python 3.11.7 is read where that
+        # is the version in use. The hash was not compared with the official address.
+        Text(
+            name="PythonTopics",
+            file=File(
+                name="PythonTopics",
+                file="topics.py",
+                urls=(
+                    "https://raw.githubusercontent.com/python/cpython/v3.11.7/Lib/pydoc_data/"
+                    "topics.py",
+                ),
+                sha256=("abaa56a64551d8eead1b19cbae3c6db443f99f0cab81df07bed3cb75c0db9346",),
+                page="https://docs.python.org/3.11/reference/index.html",
+                module="pydoc_data.topics",
+            ),
+            size=466273,
+            split=Shares(0.7, 0.2),
+            lookback=64,
+            station="PythonTopics",
+        ),
+    )
+}
+
+# The datasets of other tasks than forecasting.
+WITHOUT_TIME: Final[Mapping[str, Images | Text]] = ChainMap(IMAGES, TEXTS)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ class Network(nn.Module):
     """Knows its settings, its shape and its attention sites."""
 
     settings: Settings
-    shape: Any  # that of its task: `Shape`, `ImageShape`
+    shape: Any  # that of its task: `Shape`, `ImageShape`, `TextShape`
     # SHA-256 of the weights that every build starts with, whatever its seed is, and that training
     # does not change: those of a pretrained language model. None if there are no such weights.
     base: str | None = None

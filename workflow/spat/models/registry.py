@@ -26,7 +26,7 @@ from typing import (
     get_type_hints,
 )
 
-from spat.data.registry import DATASETS, IMAGES
+from spat.data.registry import DATASETS, WITHOUT_TIME
 from spat.models import settings as own
 from spat.models.settings import Recipe as Recipe
 from spat.models.settings import Settings as Settings
@@ -226,6 +226,7 @@ MODELS: Final = {
             role="naive",
         ),
         Model("ViT", "spat.models.vit", "ViT", own.ViTSettings, task="imaging"),
+        Model("GPT", "spat.models.gpt", "GPT", own.GPTSettings, task="text"),
     )
 }
 
@@ -252,7 +253,7 @@ def setup(
     """The most specific row for a run (first by variant, then dataset, then horizon).
 
     `overrides` are changes of the model's settings and of the recipe, by name. `season` is that of
-    data that are not in the registry. Images have no horizon and no season.
+    data that are not in the registry. Images and texts have no horizon and no season.
 
     Raises:
         ValueError: on an unknown model, variant, dataset or field, or a value of the wrong type or
@@ -261,7 +262,7 @@ def setup(
     _require("model", model, MODELS)
     _require("variant", variant, VARIANTS)
     if season is None:
-        _require("dataset", dataset, (*DATASETS, *IMAGES))
+        _require("dataset", dataset, (*DATASETS, *WITHOUT_TIME))
         season = DATASETS[dataset].season if dataset in DATASETS else None
     row = _row(model, variant, dataset, horizon, season)
     return _changed(model, row, overrides) if overrides else row
@@ -280,7 +281,7 @@ def registered(name: str) -> Model:
 def build(name: str, settings: Settings, shape: Any, seed: int = 0) -> Network:
     """A freshly initialised network, on the CPU; its weights depend on the seed alone.
 
-    `shape` is that of the model's task: `Shape` or `ImageShape`.
+    `shape` is that of the model's task: `Shape`, `ImageShape` or `TextShape`.
 
     Torch's generator is left as it was.
 

@@ -47,6 +47,17 @@ class ImageShape:
 
 
 @dataclass(frozen=True)
+class TextShape:
+    """What a language model maps: `context` whole numbers -> logits of the one after each.
+
+    A number is below `vocabulary`; a byte has 256 values.
+    """
+
+    context: int
+    vocabulary: int = 256
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How a model is trained.
 
@@ -536,6 +547,17 @@ class ViTSettings(Settings):
                 f"{shape.width} pixels: choose a divisor of both"
             )
         return super().problem(shape)
+
+
+@dataclass(frozen=True)
+class GPTSettings(Settings):
+    """Settings of `spat.models.gpt`."""
+
+    d_model: int
+    d_ff: int
+    e_layers: int
+    n_heads: int
+    dropout: Share
 
 
 def _no_patch(patch_len: int, padding: int, shape: Shape) -> str | None:

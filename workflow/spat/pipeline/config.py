@@ -27,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 
-from spat.data.registry import DATASETS, IMAGES, GapRule, step_seconds
+from spat.data.registry import DATASETS, WITHOUT_TIME, GapRule, step_seconds
 from spat.pipeline import yaml_reader
 from spat.training.options import Device, Precision
 
@@ -500,7 +500,7 @@ class Config(Section):
                     raise ValueError(f"{key}: {name!r} is not one of {', '.join(valid)}")
 
         series = (*DATASETS, *self.data.custom)
-        datasets = (*series, *IMAGES)
+        datasets = (*series, *WITHOUT_TIME)
         variants = ("published", "deep", *self.variants)
         for i, block in enumerate(self.grid):
             check(f"grid.{i}.datasets", block.datasets, datasets)
@@ -508,7 +508,7 @@ class Config(Section):
             check(f"grid.{i}.variants", block.variants, variants)
         tasks = {MODELS[model].task for block in self.grid for model in block.models}
         of_data = {
-            "imaging" if name in IMAGES else "forecasting"
+            WITHOUT_TIME[name].task if name in WITHOUT_TIME else "forecasting"
             for block in self.grid
             for name in block.datasets
         }
@@ -519,7 +519,7 @@ class Config(Section):
                 "can be compared"
             )
         for name in self.data.custom:
-            if name in DATASETS or name in IMAGES:
+            if name in DATASETS or name in WITHOUT_TIME:
                 raise ValueError(f"data.custom.{name}: the name belongs to the dataset registry")
         for i, pair in enumerate(self.transfer.pairs):
             check(f"transfer.pairs.{i}", pair, series)

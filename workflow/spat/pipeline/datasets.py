@@ -8,7 +8,7 @@ from pathlib import Path
 
 from spat.data.registry import (
     DATASETS,
-    IMAGES,
+    WITHOUT_TIME,
     DataError,
     Dataset,
     File,
@@ -17,18 +17,19 @@ from spat.data.registry import (
     Rows,
     Shares,
     Table,
+    Text,
     season_of,
 )
 from spat.pipeline.config import Config, ConfigError, CustomSection
 
 
-def row_of(config: Config, name: str) -> Dataset | Images:
+def row_of(config: Config, name: str) -> Dataset | Images | Text:
     """The row of a dataset of any task.
 
     Raises:
         ConfigError: as `find`.
     """
-    return IMAGES[name] if name in IMAGES else find(config, name)
+    return WITHOUT_TIME[name] if name in WITHOUT_TIME else find(config, name)
 
 
 def find(config: Config, name: str) -> Dataset:
@@ -58,13 +59,13 @@ def find(config: Config, name: str) -> Dataset:
 
 def names(config: Config) -> tuple[str, ...]:
     """All datasets that an experiment can use."""
-    return (*DATASETS, *IMAGES, *config.data.custom)
+    return (*DATASETS, *WITHOUT_TIME, *config.data.custom)
 
 
 def published(config: Config, name: str) -> tuple[Dataset | File, ...]:
     """The files that `download` brings; none for generated data and files of the user."""
-    if name in IMAGES:
-        return IMAGES[name].files
+    if name in WITHOUT_TIME:
+        return WITHOUT_TIME[name].files
     return (DATASETS[name],) if name in DATASETS and DATASETS[name].file else ()
 
 

@@ -28,7 +28,7 @@ from pydantic import (
     model_validator,
 )
 
-from spat.data.registry import IMAGES, step_seconds
+from spat.data.registry import WITHOUT_TIME, step_seconds
 from spat.models.registry import MODELS
 from spat.models.settings import Recipe
 from spat.pipeline.config import Config
@@ -421,6 +421,10 @@ class _PreparedImages(_Prepared):
     images: _Images
 
 
+class _PreparedText(_Prepared):
+    bytes: _Count
+
+
 class _PreparedSeries(_Prepared):
     file: str | None
     rows: Annotated[int, Field(ge=1, lt=2**63)]
@@ -563,11 +567,19 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+_PREPARED: Final[dict[str, type[_Prepared]]] = {
+    "forecasting": _PreparedSeries,
+    "imaging": _PreparedImages,
+    "text": _PreparedText,
+}
+
+
 def _place(path: Path) -> _Place | None:
     *folders, name = path.parts
     if folders and folders[-1] == "prepared" and path.suffix == ".json":
         keys = {"dataset": path.stem}
-        prepared = _PreparedImages if path.stem in IMAGES else _PreparedSeries
+        task = WITHOUT_TIME[path.stem].task if path.stem in WITHOUT_TIME else "forecasting"
+        prepared = _PREPARED[task]
         return _Place(prepared, keys, f"{_STAGE} prepare {_FILE} --dataset {quote(path.stem)}")
     for index in range(len(folders) - 2, 2, -1):
         try:

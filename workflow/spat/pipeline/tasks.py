@@ -2,7 +2,7 @@
 
 The task of a run is that of its model. It says which settings a block of the grid has, which shape
 the model gets, and what the prepared data depend on. The part that needs torch, the data
-themselves, is in `spat.pipeline.stages.forecasting` and `spat.pipeline.stages.imaging`.
+themselves, is in the module of `spat.pipeline.stages` that has the name of the task.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from spat.data.registry import IMAGES, TIME_FEATURES, DataError, borders
+from spat.data.registry import IMAGES, TEXTS, TIME_FEATURES, DataError, borders
 from spat.models.registry import MODELS, setup
-from spat.models.settings import ImageShape, Shape
+from spat.models.settings import ImageShape, Shape, TextShape
 from spat.pipeline import datasets
 from spat.pipeline.config import Config, ConfigError, GridBlock
-from spat.tasks.setting import Size, Window
+from spat.tasks.setting import Context, Size, Window
 
 if TYPE_CHECKING:
     from spat.models.registry import Setup
@@ -173,4 +173,41 @@ class _Imaging:
         return asdict(IMAGES[dataset])
 
 
-RUNS: Final[dict[str, Runs]] = {"forecasting": _Forecasting(), "imaging": _Imaging()}
+class _Text:
+    def settings(self, config: Config, block: GridBlock, dataset: str) -> list[str]:
+        if block.horizons is not None:
+            raise ConfigError(f"{dataset} is a text, which has no `horizons`: leave them out")
+        return [str(Context(block.lookback or TEXTS[dataset].lookback))]
+
+    def setup(self, config: Config, run: Run, variant: str, changes: Mapping[str, Any]) -> Setup:
+        return setup(run.model, variant, run.dataset, None, changes)
+
+    def shape(self, config: Config, run: Run, *, time_features: bool) -> TextShape:
+        return TextShape(Context.parse(run.setting).bytes)
+
+    def too_short(self, config: Config, run: Run) -> str | None:
+        row, needed = TEXTS[run.dataset], Context.parse(run.setting).bytes + 1
+        for name, (start, stop) in asdict(borders(row, row.size)).items():
+            if stop - start < needed:
+                return (
+                    f"{row.name} has {stop - start} bytes for {name}, fewer than the {needed} of a "
+                    "sequence and the byte after it; take a shorter lookback"
+                )
+        return None
+
+    def block(self, run: Run) -> int:
+        return 1  # a sequence does not overlap with the next one
+
+    def epoch(self, config: Config, run: Run) -> tuple[Setup, float]:
+        known = TEXTS["PythonTopics"]
+        return setup(run.model, "deep", known.name, None), TEXTS[run.dataset].size / known.size
+
+    def data(self, config: Config, dataset: str) -> dict[str, Any]:
+        return asdict(TEXTS[dataset])
+
+
+RUNS: Final[dict[str, Runs]] = {
+    "forecasting": _Forecasting(),
+    "imaging": _Imaging(),
+    "text": _Text(),
+}

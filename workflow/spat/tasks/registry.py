@@ -8,7 +8,7 @@ from typing import Final, cast
 from spat.tasks.task import Task
 
 # The class of each task, in the module of the same name.
-CLASSES: Final = {"forecasting": "Forecasting", "imaging": "Imaging"}
+CLASSES: Final = {"forecasting": "Forecasting", "imaging": "Imaging", "text": "Text"}
 
 
 def task_named(name: str) -> Task:

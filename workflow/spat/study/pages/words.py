@@ -104,24 +104,32 @@ class Words:
         return replace(layout, **changed)  # type: ignore[arg-type]
 
 
-# Images do not overlap: a block of the bootstrap is one image.
-_IMAGE: Final = Window(lookback=0, horizon=1)
+# Images and sequences do not overlap: a block of the bootstrap is one of them.
+_ALONE: Final = Window(lookback=0, horizon=1)
 
-OF_TASK: Final[dict[str, Words]] = {
-    "forecasting": Words(("mse", "mae"), Window.parse, forecasts=True),
-    "imaging": Words(
+
+def _classified(case: str, plural: str) -> Words:
+    """The words of a task whose errors are the cross entropy and the error rate of cases."""
+    return Words(
         ("cross_entropy", "error_rate"),
-        lambda setting: _IMAGE,
+        lambda setting: _ALONE,
         hidden=("lookback", "horizon"),
         replaced=(
             (r"^MSE", "Cross entropy"),
             (r"^MAE", "Error rate"),
             (r"MSE", "cross entropy"),
             (r"MAE", "error rate"),
-            (r"\ba window\b", "an image"),
-            (r"\bwindow(s?)\b", r"image\1"),
+            (r"\ba window\b", case),
+            (r"\bwindows\b", plural),
+            (r"\bwindow\b", case.partition(" ")[2]),
             (r"seeds first, then horizons, ", "seeds first, then "),
             (r"\(dataset, model, horizon\)", "(dataset, model)"),
         ),
-    ),
+    )
+
+
+OF_TASK: Final[dict[str, Words]] = {
+    "forecasting": Words(("mse", "mae"), Window.parse, forecasts=True),
+    "imaging": _classified("an image", "images"),
+    "text": _classified("a sequence", "sequences"),
 }
