@@ -6,6 +6,9 @@ import pytest
 import yaml
 from project import COPIED, TINY, Project
 
+from spat.files import read_json
+from spat.pipeline.cache import write_record
+
 pytestmark = pytest.mark.slow
 
 TARGET = ("--configfile", "tiny.yaml", "--until", "collect")
@@ -25,7 +28,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     )
 
 
-@pytest.mark.parametrize("damage", ["deleted", "cut", "flipped"])
+@pytest.mark.parametrize("damage", ["deleted", "cut", "flipped", "wrong content"])
 def test_a_damaged_network_alone_is_trained_again(finished: Project, damage: str) -> None:
     folder = finished.folder / PRUNE
     trained = {path: path.stat().st_mtime_ns for path in folder.glob("masks/*/order0/metrics.json")}
@@ -36,6 +39,14 @@ def test_a_damaged_network_alone_is_trained_again(finished: Project, damage: str
         path.unlink()
     elif damage == "cut":
         path.write_bytes(content[:-1])
+    elif damage == "wrong content":
+        # As long as before and with a right checksum, so that only a job that reads it notices.
+        record = read_json(path.with_name("metrics.json"))
+        values = {k: v for k, v in record.items() if k not in ("files", "checksum")}
+        write_record(path.parent, {**values, "epochs": 0}, record["files"])
+        shown = finished.snakemake(*TARGET, "--forcerun", "collect", fails=True)
+        assert "metrics.json: `best_epoch` is 1, but `epochs` is 0" in shown
+        assert "Traceback" not in shown
     else:
         # Its size is as it was, so that only a job that reads it notices.
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
