@@ -106,6 +106,22 @@ def test_one_message_and_no_traceback(
         cli.main(["collect", "--config", str(configuration), "--debug"])
 
 
+@pytest.mark.parametrize("name", ["results", "results/small", "results/small/prepared"])
+def test_a_file_in_the_place_of_a_folder_is_named(
+    name: str, configuration: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = configuration.parent / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("x")
+    command = ["prepare", "--config", str(configuration), "--dataset", "synthetic"]
+    assert cli.main(command) == 1
+    said = capsys.readouterr().err
+    assert f"{path} is in the place of a folder: remove it, and run the same command" in said
+    assert said.count("\n") == 1
+    path.unlink()
+    assert cli.main(command) == 0
+
+
 WRITERS: dict[str, Callable[[Path], object]] = {
     "bytes": lambda path: path.write_bytes(b"x" * 100_000),
     "text": lambda path: path.write_text("x" * 100_000, encoding="utf-8"),

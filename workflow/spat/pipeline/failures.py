@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import traceback
 from concurrent.futures.process import BrokenProcessPool
@@ -47,6 +48,11 @@ def explain(error: BaseException) -> str:
         )
     if isinstance(error, IsADirectoryError):
         return f"{text}. Remove that folder, and run the same command again"
+    if isinstance(error, NotADirectoryError | FileExistsError) and error.filename:
+        path = Path(os.fsdecode(error.filename))
+        inside = next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), path)
+        remedy = "is in the place of a folder: remove it, and run the same command again"
+        return f"{text}. {inside} {remedy}"
     if isinstance(error, BrokenProcessPool):
         return (
             f"{text}. A worker process was killed, most often because memory ran out: run the same "

@@ -53,7 +53,7 @@ def grid(config: Config, pattern: str, minutes: float, count: int | None = None)
     for planned in whole:
         _measure(config, planned)
     if failed:
-        reasons = "\n".join(f"{path}: {type(e).__name__}: {e}" for path, e in failed.items())
+        reasons = "\n".join(f"{path}: {explain(e)}" for path, e in failed.items())
         message = (
             f"{len(failed)} of {len(chosen)} runs failed, {len(whole)} are complete\n{reasons}"
         )
