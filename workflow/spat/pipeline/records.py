@@ -148,7 +148,11 @@ _Phase = Literal["dense", "pruned", "finetuned", "scratch"]
 _Means = dict[str, _Amount | None]
 
 # Of each task (`spat.tasks.registry`, which imports torch). The first is primary.
-METRICS: Final = {"forecasting": ("mse", "mae"), "imaging": ("cross_entropy", "error_rate")}
+METRICS: Final = {
+    "forecasting": ("mse", "mae"),
+    "imaging": ("cross_entropy", "error_rate"),
+    "text": ("cross_entropy", "error_rate"),
+}
 
 
 class _Part(BaseModel):
