@@ -32,8 +32,6 @@ include: "workflow/rules/figures.smk"
 localrules:
     all,
     download,
-    select,
-    decide,
     collect,
     tables,
     figures,
@@ -56,3 +54,7 @@ onstart:
 onsuccess:
     if Path(FOLDER, "tables", "main.md").exists():
         shell("python -m spat summary --config {RESOLVED:q}")
+
+
+onerror:
+    explain_failures()

@@ -23,7 +23,7 @@ import yaml
 
 from spat.files import replacing, sha256
 from spat.pipeline import cli
-from spat.pipeline.failures import explain
+from spat.pipeline.failures import explain, failed_jobs
 
 SMALL = {"experiment": "small", "grid": [{"datasets": ["synthetic"], "models": ["DLinear"]}]}
 
@@ -222,3 +222,37 @@ def test_a_closed_pipe_and_a_narrow_locale_are_no_failure(configuration: Path) -
         check=True,
     )
     assert (done.stdout, done.stderr) == ("?????", "")
+
+
+def test_on_a_cluster_the_job_that_failed_is_named_and_no_other(tmp_path: Path) -> None:
+    def log(name: str, text: str, age: float = 0) -> Path:
+        path = tmp_path / f"{name}.log"
+        path.write_text(text, encoding="utf-8")
+        os.utime(path, (now - age, now - age))
+        return path
+
+    now = time.time()
+    message = "spat score: DamagedError: model.safetensors is damaged.\nRun the same command again"
+    started = "python -m spat score --run a\n"
+    jobs = [
+        ("a", "pretrain: a", log("pretrain", "python -m spat pretrain\nepoch 1/1\n", 20)),
+        ("a", "score: a", log("score", started + "a warning\n" + message, 10)),
+        ("a", "prune: a", log("prune", "spat prune: ValueError: of an earlier run", 500)),
+        ("a", "decide: a", tmp_path / "decide.log"),
+        ("b", "pretrain: b", log("pretrain-b", "epoch 1/1\n", 30)),
+        ("b", "prune: b", log("prune-b", "epoch 1/9\n", 5)),
+        ("b", "decide: b", log("decide-b", "")),
+        ("c", "pretrain: c", log("pretrain-c", "")),
+    ]
+    shown = failed_jobs(jobs, since=now - 100).splitlines()
+    assert shown == [
+        "These jobs failed:",
+        f"score: a  ({tmp_path / 'score.log'})",
+        "    spat score: DamagedError: model.safetensors is damaged.",
+        "    Run the same command again",
+        f"prune: b  ({tmp_path / 'prune-b.log'})",
+        "    ended without a message: it was killed, or its time or memory was up",
+        "c",
+        "    never started: the log of the cluster, which Snakemake names above, says why",
+    ]
+    assert "No job left a log" in failed_jobs(jobs, since=now + 1)

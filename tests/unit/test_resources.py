@@ -5,16 +5,30 @@ from pathlib import Path
 
 import pytest
 
+from spat.models.registry import MODELS
 from spat.pipeline import resources
 
 
 def test_a_gpu_is_asked_for_where_jobs_will_use_one(tmp_path: Path) -> None:
-    assert resources.gpus("auto", tmp_path / "absent") == 0
-    assert resources.gpus("auto", tmp_path) == 0
+    assert resources.gpus("auto", "PatchTST", cards=tmp_path / "absent") == 0
+    assert resources.gpus("auto", "PatchTST", cards=tmp_path) == 0
     (tmp_path / "0000:01:00.0").mkdir()
-    assert resources.gpus("auto", tmp_path) == 1
-    assert resources.gpus("cpu", tmp_path) == 0
-    assert resources.gpus("cuda", tmp_path / "absent") == 1
+    assert resources.gpus("auto", "PatchTST", cards=tmp_path) == 1
+    assert resources.gpus("cpu", "PatchTST", cards=tmp_path) == 0
+    assert resources.gpus("cuda", "PatchTST", cards=tmp_path / "absent") == 1
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_on_a_cluster_linear_and_naive_models_get_no_gpu_and_share_jobs(model: str) -> None:
+    light = model in (
+        *("DLinear", "NLinear", "RLinear", "SparseTSF", "SparseTSFMLP", "FITS"),
+        *("RepeatLast", "SeasonalNaive"),
+    )
+    assert resources.gpus("auto", model, on_cluster=True) == (not light)
+    assert resources.gpus("cpu", model, on_cluster=True) == 0
+    assert resources.gpus("cuda", model, on_cluster=True) == 1
+    assert resources.group(model) == ("light" if light else "run")
+    assert (resources.memory_mb(862, model) < 5000) == light
 
 
 def test_masks_share_the_cores_that_runs_do_not_fill() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -21,9 +22,9 @@ if not os.path.samefile(Path(spat.__file__).parents[1], PACKAGE):
 from snakemake_logger_plugin_spat.display import Expected
 from snakemake_logger_plugin_spat.handler import LogHandler
 from spat.pipeline import datasets, digests, expected, runs
-from spat.pipeline.resources import BASE_MB, gpus, memory_mb, prune_threads
+from spat.pipeline.resources import BASE_MB, gpus, group, memory_mb, prune_threads
 from spat.pipeline.checks import checked_plan
-from spat.pipeline.failures import explain
+from spat.pipeline.failures import explain, failed_jobs
 from spat.pipeline.config import ConfigError, load, read_file
 from spat.pipeline.stages import trained
 from spat.study.pages import registry
@@ -52,9 +53,15 @@ except (ConfigError, OSError) as error:
 
 FOLDER = CONFIG.folder.as_posix()
 CACHE = CONFIG.data.cache.as_posix()
-GPUS = gpus(CONFIG.training.device)
-# None on a cluster and in some dry runs, where `workflow.cores` is an error.
+# None in some dry runs, where `workflow.cores` is an error. On a cluster those of one job.
 CORES = workflow.resource_settings.cores
+# The head node of a cluster has no card, and says nothing of those of the nodes.
+ON_CLUSTER = workflow.resource_settings.nodes is not None
+if ON_CLUSTER and not workflow.is_main_process:
+    # The jobs of a group use its card in turn (profiles: `gpu: 1`). Snakemake does not tell the limit to
+    # the job itself, which would ask for as many cards as jobs could run at a time.
+    workflow.register_resource("gpu", 1)
+STARTED = time.time()
 # Networks are not files of any rule. Damaged or missing ones are made again here.
 if workflow.is_main_process and not workflow.dryrun:
     for planned in PLAN.values():
@@ -110,11 +117,22 @@ def prepared(wildcards):
 
 
 def memory(wildcards):
-    return memory_of(planned_run(wildcards).run.dataset)
+    run = planned_run(wildcards).run
+    return memory_of(run.dataset, run.model)
 
 
-def memory_of(dataset):
-    return memory_mb(datasets.row_of(CONFIG, dataset).channels)
+def memory_of(dataset, model=None):
+    return memory_mb(datasets.row_of(CONFIG, dataset).channels, model)
+
+
+def gpu(wildcards):
+    model = planned_run(wildcards).run.model
+    return gpus(CONFIG.training.device, model, on_cluster=ON_CLUSTER)
+
+
+def group_of_run(wildcards):
+    # The jobs of a run that are one job of a cluster.
+    return group(planned_run(wildcards).run.model)
 
 
 def networks(wildcards):
@@ -171,3 +189,20 @@ def expect_jobs():
         display.expect(jobs, CORES or 1, f"{CONFIG.experiment}", f"{FOLDER}/logs")
     except Exception as error:
         print(f"Progress cannot be displayed: {error!r}", file=sys.stderr)
+
+
+def explain_failures():
+    # On a cluster Snakemake lists all jobs of a group when one of them fails.
+    if ON_CLUSTER:
+        dag = workflow.dag
+        jobs = [
+            (
+                job.wildcards_dict.get("run", job.name),
+                job.message or job.name,
+                Path(log),
+            )
+            for job in dag.needrun_jobs()
+            if not dag.finished(job)
+            for log in job.log
+        ]
+        print(failed_jobs(jobs, STARTED), file=sys.stderr)

@@ -7,6 +7,8 @@ rule decide:
         multiext(f"{FOLDER}/{{run}}/decide/", "selections.csv", "metrics.json"),
     log:
         f"{FOLDER}/logs/decide/{{run}}.log",
+    group:
+        group_of_run
     conda:
         "../../envs/environment.yaml"
     threads: 1

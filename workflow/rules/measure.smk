@@ -7,11 +7,13 @@ rule measure:
         f"{FOLDER}/{{run}}/measure/metrics.json",
     log:
         f"{FOLDER}/logs/measure/{{run}}.log",
+    group:
+        "measure"
     conda:
         "../../envs/environment.yaml"
     threads: CORES or 1
     resources:
-        gpu=GPUS,
+        gpu=gpu,
         mem_mb=memory,
         runtime=60,
     params:

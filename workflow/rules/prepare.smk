@@ -6,6 +6,8 @@ rule prepare:
         f"{FOLDER}/prepared/{{dataset}}.npz",
     log:
         f"{FOLDER}/logs/prepare/{{dataset}}.log",
+    group:
+        "prepare"
     conda:
         "../../envs/environment.yaml"
     threads: 1

@@ -15,11 +15,13 @@ rule pretrain:
         ),
     log:
         f"{FOLDER}/logs/pretrain/{{run}}.log",
+    group:
+        group_of_run
     conda:
         "../../envs/environment.yaml"
     threads: 1
     resources:
-        gpu=GPUS,
+        gpu=gpu,
         mem_mb=memory,
         runtime=480,
     params:

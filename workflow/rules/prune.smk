@@ -8,11 +8,13 @@ rule prune:
         f"{FOLDER}/{{run}}/prune/manifest.json",
     log:
         f"{FOLDER}/logs/prune/{{run}}.log",
+    group:
+        group_of_run
     conda:
         "../../envs/environment.yaml"
     threads: prune_threads(CORES, len(PRUNED))
     resources:
-        gpu=GPUS,
+        gpu=gpu,
         mem_mb=lambda wildcards, threads: threads * memory(wildcards),
         runtime=1440,
     params:

@@ -9,11 +9,13 @@ rule robustness:
         multiext(f"{FOLDER}/{{run}}/robustness/", "robustness.parquet", "metrics.json"),
     log:
         f"{FOLDER}/logs/robustness/{{run}}.log",
+    group:
+        group_of_run
     conda:
         "../../envs/environment.yaml"
     threads: 1
     resources:
-        gpu=GPUS,
+        gpu=gpu,
         mem_mb=memory,
         runtime=1440,
     params:

@@ -9,11 +9,13 @@ rule score:
         ),
     log:
         f"{FOLDER}/logs/score/{{run}}.log",
+    group:
+        group_of_run
     conda:
         "../../envs/environment.yaml"
     threads: 1
     resources:
-        gpu=GPUS,
+        gpu=gpu,
         mem_mb=memory,
         runtime=60,
     params:

@@ -6,6 +6,8 @@ rule select:
         multiext(f"{FOLDER}/{{run}}/select/", "selections.csv", "metrics.json"),
     log:
         f"{FOLDER}/logs/select/{{run}}.log",
+    group:
+        group_of_run
     conda:
         "../../envs/environment.yaml"
     threads: 1

@@ -7,11 +7,13 @@ rule transfer:
         f"{FOLDER}/{{run}}/transfer/{{target}}/metrics.json",
     log:
         f"{FOLDER}/logs/transfer/{{run}}/{{target}}.log",
+    group:
+        group_of_run
     conda:
         "../../envs/environment.yaml"
     threads: 1
     resources:
-        gpu=GPUS,
+        gpu=gpu,
         mem_mb=memory,
         runtime=60,
     params:

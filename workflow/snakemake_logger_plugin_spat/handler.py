@@ -33,6 +33,7 @@ IDLE_TEXTS = (
     "Provided resources:",
     "Rules claiming more threads",
     "Conda environments: ignored",
+    "Group jobs: inactive",
     "Select jobs to execute",
     "Singularity containers: ignored",
 )

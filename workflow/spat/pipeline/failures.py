@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import traceback
+from collections.abc import Iterable
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,8 @@ INTERRUPTED: Final = (
 )
 
 _PACKAGE: Final = Path(__file__).parents[1]
+# How the command line begins the message of a failure.
+_ENDED: Final = re.compile(r"spat \w+: ")
 # How torch and CUDA put it; Python has MemoryError.
 _NO_MEMORY: Final = re.compile(r"can't allocate memory|not enough memory|out of memory", re.I)
 # Errors that are raised with a message for the user, here and in the libraries.
@@ -70,6 +73,40 @@ def explain(error: BaseException) -> str:
         f"{text} (in {place}{about}). {remedy}; if it fails again, --debug shows where, for a "
         "report of the fault"
     )
+
+
+def failed_jobs(jobs: Iterable[tuple[str, str, Path]], since: float) -> str:
+    """The messages of the jobs that failed, each with its log.
+
+    `jobs` are those that did not finish, as (what it belongs to, name, log). The jobs of a run are
+    one job of a cluster, which Snakemake reports as a whole: those before the one that failed have
+    a log without a message, and those after it have none, or one from before `since` (seconds since
+    1970). Where no job of a run left a message, it was killed during the last that has a log.
+    """
+    found: dict[str, list[tuple[float, str, Path, str]]] = {}
+    for owner, name, log in jobs:
+        if log.is_file() and (changed := log.stat()).st_mtime >= since:
+            # A job writes its command first: the log of one that never started is empty.
+            started = changed.st_mtime if changed.st_size else 0.0
+            found.setdefault(owner, []).append((started, name, log, _message(log)))
+    lines: list[str] = []
+    for owner, logs in found.items():
+        failed = [entry for entry in logs if entry[3]] or [max(logs)]
+        for started, name, log, message in failed:
+            ended = "ended without a message: it was killed, or its time or memory was up"
+            never = "never started: the log of the cluster, which Snakemake names above, says why"
+            shown = f"{name}  ({log})" if started else owner
+            lines += [shown, f"    {message or (ended if started else never)}"]
+    if not lines:
+        return "No job left a log. The log of Snakemake, above, names the jobs that failed."
+    return "\n".join(["These jobs failed:", *lines])
+
+
+def _message(log: Path) -> str:
+    """The message that ended a job, from its log; empty if there is none."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    starts = [number for number, line in enumerate(lines) if _ENDED.match(line)]
+    return "\n    ".join(lines[starts[-1] :]).strip() if starts else ""
 
 
 def _text(error: BaseException) -> str:
