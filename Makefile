@@ -7,7 +7,7 @@ PYTHON ?= python3.11
 ARGS ?=
 ACTIVATE := . .venv/bin/activate
 
-.PHONY: run test test-faults test-server lint figures page ui report bench docs
+.PHONY: run test test-faults test-cluster test-server lint figures page ui report bench docs
 
 run: .venv/ready
 	$(ACTIVATE); extra="$$(python -m spat preflight)"; snakemake --cores all $$extra $(ARGS)
@@ -18,7 +18,10 @@ test: lint
 test-faults: .venv/ready
 	$(ACTIVATE); python tests/faults/campaign.py --write $(ARGS)
 
-# An MLflow server on PostgreSQL, on this machine: tests/cluster/README.md.
+# A one-node Slurm, and an MLflow server on PostgreSQL, both on this machine: tests/cluster/README.md.
+test-cluster: .venv/ready
+	$(ACTIVATE); pip install -q --no-deps -r envs/requirements-slurm.txt; pytest -n 0 -s -v tests/cluster/slurm_cluster.py $(ARGS)
+
 test-server: .venv/ready
 	$(ACTIVATE); pip install -q --no-deps -r envs/requirements-server.txt; pytest -n 0 -s -v tests/cluster/mlflow_server.py $(ARGS)
 
