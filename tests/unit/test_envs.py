@@ -70,7 +70,7 @@ def test_every_import_of_package_tests_and_benchmarks_is_pinned() -> None:
 
 @pytest.mark.parametrize(
     ("file", "part"),
-    [("slurm", "slurm"), ("server", "psycopg2-binary")],
+    [("slurm", "slurm"), ("kubernetes", "cluster-generic"), ("server", "psycopg2-binary")],
 )
 def test_the_file_of_a_service_only_adds_its_plugin(file: str, part: str) -> None:
     extra = (ROOT / "envs" / f"requirements-{file}.txt").read_text().splitlines()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import resource
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from project import Project
 
 from spat.data.registry import DATASETS
@@ -100,6 +103,21 @@ def test_a_run_outside_the_grid_is_named(pristine: Project) -> None:
 @pytest.mark.parametrize("profile", ["gpu"])
 def test_profiles_plan_the_same_jobs(profile: str, pristine: Project) -> None:
     assert pristine.planned("--workflow-profile", profile) == pristine.planned()
+
+
+@pytest.mark.parametrize("profile", ["slurm", "kubernetes"])
+def test_a_cluster_gets_one_job_for_a_run(profile: str, pristine: Project, tmp_path: Path) -> None:
+    text = (ROOT / f"profiles/{profile}/profile.yaml").read_text(encoding="utf-8")
+    values = yaml.safe_load(text)
+    # A dry run needs no executor, which need not be installed.
+    kept = {key: value for key, value in values.items() if not key.startswith(EXECUTORS)}
+    (tmp_path / "profile.yaml").write_text(yaml.safe_dump(kept), encoding="utf-8")
+    shown = pristine.snakemake("--dry-run", "--workflow-profile", str(tmp_path), *overlay("smoke"))
+    groups = Counter(re.findall(r"Group job (\w+) ", shown))
+    assert groups == {"prepare": 1, "light": 1, "run": 3, "measure": 1}
+
+
+EXECUTORS = ("executor", "slurm-", "cluster-generic-")
 
 
 def test_a_key_that_is_there_twice_fails_before_any_job(pristine: Project, tmp_path: Path) -> None:
