@@ -35,6 +35,8 @@ EPOCH: Final = {
     "Mamba": 55.0,
     "TSMixer": 2.5,
     "TiDE": 20.0,
+    # Of Fashion-MNIST, at the setting `deep`: the experiment `vision`.
+    "ViT": 16.0,
 }
 # Of the others.
 EPOCH_OF_ROLE: Final = {"attention": 400.0, "baseline": 0.3, "naive": 0.0}

@@ -16,7 +16,7 @@ from spat.models.registry import MODELS, setup
 from spat.models.settings import ImageShape, Shape, TextShape
 from spat.pipeline import datasets
 from spat.pipeline.config import Config, ConfigError, GridBlock
-from spat.tasks.setting import Context, Size, Window
+from spat.tasks.setting import IMAGES_IN_BLOCK, Context, Size, Window
 
 if TYPE_CHECKING:
     from spat.models.registry import Setup
@@ -47,7 +47,7 @@ class Runs(Protocol):
         """Why a split of the run's dataset holds no case of its setting; None if each has some."""
 
     def block(self, run: Run) -> int:
-        """How many cases in a row depend on each other: the shortest block of a bootstrap."""
+        """How many cases in a row are a block of the bootstrap, at least those that overlap."""
 
     def epoch(self, config: Config, run: Run) -> tuple[Setup, float]:
         """The setup whose time per epoch `spat.pipeline.expected` knows, and the run's cases.
@@ -161,7 +161,7 @@ class _Imaging:
         return None if run.setting == own else f"the images of {row.name} are of {own} pixels"
 
     def block(self, run: Run) -> int:
-        return 1  # an image does not overlap with the next one
+        return IMAGES_IN_BLOCK
 
     def epoch(self, config: Config, run: Run) -> tuple[Setup, float]:
         known, own = IMAGES["FashionMNIST"], IMAGES[run.dataset]

@@ -13,6 +13,11 @@ _CONTEXT: Final = re.compile(r"c([1-9][0-9]{0,8})")
 WRITTEN: Final = "|".join(re.sub(r"[()]", "", form.pattern) for form in (_WINDOW, _SIZE, _CONTEXT))
 
 
+# Images in a block of a bootstrap. Images do not overlap, so that any number is valid; with single
+# images it would take minutes.
+IMAGES_IN_BLOCK: Final = 10
+
+
 class Window(NamedTuple):
     """How many steps a forecaster reads, and how many it forecasts. Written as ``l96-h96``."""
 

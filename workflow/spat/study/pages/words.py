@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Final
 
 from spat.study.pages.page import Layout, Note, Page
-from spat.tasks.setting import Window
+from spat.tasks.setting import IMAGES_IN_BLOCK, Window
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,15 +104,14 @@ class Words:
         return replace(layout, **changed)  # type: ignore[arg-type]
 
 
-# Images and sequences do not overlap: a block of the bootstrap is one of them.
-_ALONE: Final = Window(lookback=0, horizon=1)
+def _classified(case: str, plural: str, block: int = 1) -> Words:
+    """The words of a task whose errors are the cross entropy and the error rate of cases.
 
-
-def _classified(case: str, plural: str) -> Words:
-    """The words of a task whose errors are the cross entropy and the error rate of cases."""
+    Cases do not overlap, so that a block of the bootstrap may have any length.
+    """
     return Words(
         ("cross_entropy", "error_rate"),
-        lambda setting: _ALONE,
+        lambda setting: Window(lookback=0, horizon=block),
         hidden=("lookback", "horizon"),
         replaced=(
             (r"^MSE", "Cross entropy"),
@@ -130,6 +129,6 @@ def _classified(case: str, plural: str) -> Words:
 
 OF_TASK: Final[dict[str, Words]] = {
     "forecasting": Words(("mse", "mae"), Window.parse, forecasts=True),
-    "imaging": _classified("an image", "images"),
+    "imaging": _classified("an image", "images", IMAGES_IN_BLOCK),
     "text": _classified("a sequence", "sequences"),
 }
