@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 from spat.models.registry import Shape, build, setup
-from spat.study import gains, hypotheses, methods, robustness
+from spat.study import criteria, gains, hypotheses, methods, robustness
 from spat.study.criteria import rankings
 from spat.study.hypotheses import H1, H2, H3
 from spat.study.leave_one_out import agreements
@@ -839,6 +839,144 @@ RIVALS: tuple[Claim, ...] = (
 TUNED = ("DLinear", "NLinear", "RLinear", "SparseTSF")
 
 
+# the claims of the vision Transformer
+
+V = "vision"
+
+
+@cache
+def image_frames() -> pd.DataFrame:
+    """Test errors of the six sites by method and seed; `mae` is the error rate."""
+    return at_home(frames(V)).query("variant == 'six'")
+
+
+def error_rate(method: str) -> pd.Series:
+    """In percent, by seed."""
+    rows = image_frames().query("method == @method").drop_duplicates("seed")
+    return 100 * rows.set_index("seed")["mae"]
+
+
+def lost_by_none() -> pd.Series:
+    return error_rate(NONE_LEFT) - error_rate("control")
+
+
+@cache
+def image_gains() -> pd.DataFrame:
+    """Gains over chance in percent, by seed and number of sites removed: a column a criterion."""
+    made = criteria.gains(
+        frames(V).results.query("variant == 'six'"), frames(V).selections.query("variant == 'six'")
+    )
+    made = made.assign(gain=100 * made["relative_gain"])
+    return made.pivot_table(index=["seed", "removed"], columns="criterion", values="gain")
+
+
+def image_gain(criterion: str) -> tuple[str, ...]:
+    """The mean over seeds with its t interval."""
+    values = image_gains()[criterion].groupby("seed").mean()
+    return tuple(signed(value) for value in (values.mean(), *t_interval(values)))
+
+
+def best_of_images() -> str:
+    return str(image_gains().mean().idxmax())
+
+
+def image_p(criterion: str) -> str:
+    table = page(V, "quality").query("variant == 'six' and measure == 'p: no gain (Holm)'")
+    labels = table["criterion"].astype(str)
+    return f"{table.loc[labels.str.split(' = ').map(lambda s: criterion in s), 'mean'].iloc[0]:.2f}"
+
+
+@cache
+def image_masks() -> pd.DataFrame:
+    """The masks by seed and number of sites removed: a column a criterion."""
+    rows = frames(V).selections.query("variant == 'six' and ratio < 1")
+    return rows.pivot_table(
+        index=["seed", "removed"], columns="criterion", values="mask", aggfunc="first"
+    )
+
+
+def kept_last(criterion: str) -> set[int]:
+    """The sites that are left when one is left, counted from 1."""
+    masks = image_masks()[criterion].xs(5, level="removed")
+    return {mask.split(".").index("1") + 1 for mask in masks}
+
+
+def against_depth(removed: int) -> str:
+    table = image_gains().xs(removed, level="removed")
+    return signed((table["send"] - table["depth_last"]).mean())
+
+
+VISION: tuple[Claim, ...] = (
+    (
+        "The error rate rises from {} % (control) to {} %, by {} to {} points in each of {} seeds",
+        lambda: (
+            f"{error_rate('control').mean():.1f}",
+            f"{error_rate(NONE_LEFT).mean():.1f}",
+            f"{lost_by_none().min():.1f}",
+            f"{lost_by_none().max():.1f}",
+            len(lost_by_none()),
+        ),
+    ),
+    (
+        "By SEND the cross entropy rises by {} % [{}, {}] without 2 sites, and by {} % [{}, {}]",
+        lambda: tuple(
+            number
+            for method in ("SPAT 25 %", "SPAT 50 %")
+            for number in interval(row(V, "better", method=method))
+        ),
+    ),
+    (
+        "Its masks are {} % [{}, {}] better than the mean of all masks with as many sites removed",
+        lambda: image_gain("send"),
+    ),
+    (
+        "(p = {} by Holm over the criteria). It is the best of {} criteria but for `{}` ({} %)",
+        lambda: (
+            image_p("send"),
+            len(image_gains().columns) - 1,
+            best_of_images(),
+            image_gain(best_of_images())[0],
+        ),
+    ),
+    ("`michel` has {} % [{}, {}]", lambda: image_gain("michel")),
+    ("`loss_drop` {} % [{}, {}]", lambda: image_gain("loss_drop")),
+    ("`cosine` {} % [{}, {}]", lambda: image_gain("cosine")),
+    ("`block_influence` {} % [{}, {}]", lambda: image_gain("block_influence")),
+    ("`send_reverse` {} % [{}, {}]", lambda: image_gain("send_reverse")),
+    (
+        "the same masks in {} of {} choices, in all with {} sites removed",
+        lambda: (
+            int((image_masks()["send"] == image_masks()["depth_last"]).sum()),
+            len(image_masks()),
+            *{
+                removed
+                for removed, rows in image_masks().groupby("removed")
+                if (rows["send"] == rows["depth_last"]).all()
+            },
+        ),
+    ),
+    (
+        "SEND leaves site {} in every seed, the choice by depth site {}",
+        lambda: (*kept_last("send"), *kept_last("depth_last")),
+    ),
+    (
+        "better by {} % with {} sites removed and by {} % with {}",
+        lambda: (against_depth(3), 3, against_depth(5), 5),
+    ),
+    ("By depth alone the gain is {} % [{}, {}]", lambda: image_gain("depth_last")),
+    (
+        "the last of two epochs is the best in {} % of the fine-tunings",
+        lambda: (
+            f"{100 * (tuned(V, 'ViT')['best_epoch'] == tuned(V, 'ViT')['epochs']).mean():.0f}",
+        ),
+    ),
+    (
+        "The control is better than the dense model by {} points",
+        lambda: (f"{(error_rate(DENSE) - error_rate('control')).mean():.1f}",),
+    ),
+)
+
+
 # the tests
 
 
@@ -862,7 +1000,7 @@ def numbers(text: str) -> list[str]:
     return [plain[max(0, m.start() - 40) : m.end() + 20] for m in WRITTEN.finditer(plain)]
 
 
-FINDINGS = {C: COMPARISON, A: ABLATION, R: RIVALS}
+FINDINGS = {C: COMPARISON, A: ABLATION, R: RIVALS, V: VISION}
 
 
 @pytest.mark.parametrize("folder", FINDINGS)

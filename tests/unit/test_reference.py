@@ -18,6 +18,7 @@ from spat.pipeline.frames import COLUMNS, FrameError
 from spat.study.pages.page import Absent
 from spat.study.pages.reader import WIDE, Frames, widened
 from spat.study.pages.registry import ENDINGS, FIGURES, TABLES, not_made, rendered
+from spat.study.pages.words import OF_TASK
 from spat.study.statistics.cells import RUN, keeps_all
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
@@ -41,6 +42,13 @@ def stored(folder: Path) -> Made:
     return {
         path.stem: pd.read_parquet(path) for path in sorted((folder / "data").glob("*.parquet"))
     }
+
+
+def read(folder: Path) -> Frames:
+    """The committed frames, also where one is absent, and the words of their task."""
+    made = Frames.of(**wide(folder))
+    made.words = OF_TASK[stored(folder)["networks"]["task"].iloc[0]]
+    return made
 
 
 def gaps(made: Made) -> list[str]:
@@ -139,12 +147,12 @@ def test_every_table_and_figure_is_there_or_listed_with_the_reason(folder: Path)
         found = {path.name for path in (folder / f"{kind}s").glob("*.*") if path.stat().st_size > 0}
         assert found == wanted
     # Pages without a file are asked again for the reason.
-    assert listed == not_made(Frames.of(**wide(folder)), folder)
+    assert listed == not_made(read(folder), folder)
 
 
 @pytest.mark.parametrize("folder", EXPERIMENTS, ids=lambda folder: folder.name)
 def test_tables_are_those_of_the_frames(folder: Path) -> None:
-    made = Frames.of(**wide(folder))
+    made = read(folder)
     for name in TABLES:
         try:
             texts = rendered(name, made)
