@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from threading import Thread
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote
@@ -67,7 +67,9 @@ def log(config: Config, run: Run, stage: str) -> None:
     try:
         _import()
         shown = entries.children(config, run, stage)
-        _limited(config, len(shown), lambda: _show(_open(config), config, run, stage, shown))
+        added = entries.amended(config, run, stage)
+        count = len(shown) + len(added)
+        _limited(config, count, lambda: _show(_open(config), config, run, stage, shown, added))
     except Exception as error:  # the results are written: no failure of the view may fail the job
         _logger.warning("%s", _explain(config, error))
 
@@ -117,7 +119,8 @@ def place(config: Config) -> str:
 
 def _rebuild(store: Store, config: Config, run: Run, stage: str) -> None:
     shown = entries.children(config, run, stage)
-    _limited(config, len(shown), lambda: _show(store, config, run, stage, shown))
+    # The runs of the other jobs are complete at once: their files are all there.
+    _limited(config, len(shown), lambda: _show(store, config, run, stage, shown, {}))
 
 
 def _import() -> None:
@@ -164,11 +167,20 @@ def _limited(config: Config, count: int, call: Callable[[], T]) -> T:
     return results[0]
 
 
-def _show(store: Store, config: Config, run: Run, stage: str, shown: list[entries.Entry]) -> None:
+def _show(
+    store: Store,
+    config: Config,
+    run: Run,
+    stage: str,
+    shown: list[entries.Entry],
+    added: Mapping[str, Sequence[entries.Point]],
+) -> None:
     # A job and the orphan of a killed Snakemake would each write the run that the other replaces.
     with stage_lock(config, run, "tracking"):
         parent = store.parent(entries.parent(config, run))
         store.replace({"run": run.path, "stage": stage}, shown, parent)
+        if added:
+            store.amend({"run": run.path}, added)
 
 
 def _show_report(store: Store, config: Config, report: entries.Entry) -> None:

@@ -89,7 +89,9 @@ def finished(config: Config, run: Run) -> Iterator[str]:
 
 
 def parent(config: Config, run: Run) -> Entry:
-    """The entry of the run as a whole: its settings and dense results.
+    """The entry of the run as a whole: its settings, dense results, and what SPAT changes.
+
+    The changes are those of the mask that validation chose, once that is known.
 
     Raises:
         FileNotFoundError: if the run was not pre-trained.
@@ -102,6 +104,7 @@ def parent(config: Config, run: Run) -> Entry:
     errors = Finished(runs.folder(config, run, "pretrain")).metrics["errors"]
     primary = _primary(errors)
     final += [p._replace(key=f"test_{primary}") for p in final if p.key == f"test/{primary}"]
+    final += _points(_of_chosen(config, run), dense.end)
     return replace(dense, job=run.path, name=run.path, tags=tags, points=final, artifacts={})
 
 
@@ -114,16 +117,11 @@ def children(config: Config, run: Run, stage: str) -> list[Entry]:
     """
     folder = runs.folder(config, run, stage)
     if stage == "prune":
-        networks, named = trained(config, run), _decided(config, run)
-        control = next(
-            (
-                files.metrics
-                for job, files in networks
-                if "0" not in job.mask and job.order == 0 and job.phase == "finetuned"
-            ),
-            None,
-        )
-        return [_mask(config, run, files, named, control) for _, files in networks]
+        named, found = _decided(config, run), _changes(config, run)
+        return [
+            _mask(config, run, files, named, found.get(job.mask, {}) if job.order == 0 else {})
+            for job, files in trained(config, run)
+        ]
     readers = {
         "pretrain": _pretrain,
         "score": _score,
@@ -134,6 +132,20 @@ def children(config: Config, run: Run, stage: str) -> list[Entry]:
     if (kind := stage.split("/")[0]) not in readers:
         raise ValueError(f"stage {stage!r} has no MLflow view; those with one: {list(readers)}")
     return [readers[kind](config, run, Finished(folder))]
+
+
+def amended(config: Config, run: Run, stage: str) -> dict[str, list[Point]]:
+    """What a job adds to runs that were shown before, by their `job`.
+
+    After `measure` latencies are known; the mask that validation chooses is decided in between.
+    """
+    kind = stage.split("/")[0]
+    if kind not in ("measure", "transfer") or "prune" not in finished(config, run):
+        return {}
+    shown = [parent(config, run), *(children(config, run, "prune") if kind == "measure" else ())]
+    later = ("latency_ms", "change_percent/")
+    points = {e.job: [p for p in e.points if p.key.startswith(later)] for e in shown}
+    return {job: values for job, values in points.items() if values}
 
 
 def report(config: Config) -> Entry:
@@ -215,7 +227,7 @@ def _mask(
     run: Run,
     files: Finished,
     decided: Mapping[str, dict[str, str]],
-    control: Mapping[str, Any] | None,
+    changes: Mapping[str, float | None],
 ) -> Entry:
     """A trained network, named by what asked for it, with its changes against the control."""
     metrics = files.metrics
@@ -227,17 +239,12 @@ def _mask(
     entry = _child(config, run, files, metrics, name=name, stage="prune")
     errors = metrics["errors"]["finetuned"]
     primary = _primary(errors)
-    changes = {f"test_{primary}": errors["test"][primary]}
-    if control is not None:
-        reference = control["errors"]["finetuned"]["test"][primary]
-        change = _percent(errors["test"][primary], reference)
-        changes[f"change_percent/test_{primary}"] = change
-        changes["change_percent/flops"] = _percent(metrics["flops"], control["flops"])
+    own = {f"test_{primary}": errors["test"][primary], **changes}
     return replace(
         entry,
         tags={**entry.tags, **tags},
         params={**entry.params, **_texts(keys)},
-        points=[*entry.points, *_points(changes, entry.end)],
+        points=[*entry.points, *_points(own, entry.end)],
     )
 
 
@@ -246,8 +253,60 @@ def _primary(errors: Mapping[str, Any]) -> str:
     return str(next(iter(errors["test"])))
 
 
-def _percent(value: float, reference: float) -> float | None:
-    return 100 * (value / reference - 1) if reference else None
+def _changes(config: Config, run: Run) -> dict[str, dict[str, float | None]]:
+    """By mask, the latency of the largest batch and the changes against the control in percent.
+
+    Of the first data order, fine-tuned; empty without a control.
+    """
+    networks = {
+        job.mask: files.metrics
+        for job, files in trained(config, run)
+        if job.order == 0 and job.phase == "finetuned"
+    }
+    whole = next((mask for mask in networks if "0" not in mask), None)
+    if whole is None:
+        return {}
+    measured = Finished(runs.folder(config, run, "measure"))
+    done = (measured.folder / "metrics.json").exists()
+    by_size = measured.metrics["latency_ms"] if done else {}
+    latency = {mask: sizes[max(sizes, key=int)] for mask, sizes in by_size.items() if sizes}
+    primary = _primary(networks[whole]["errors"]["finetuned"])
+    error = {m: f["errors"]["finetuned"]["test"][primary] for m, f in networks.items()}
+    flops = {mask: metrics["flops"] for mask, metrics in networks.items()}
+    return {
+        mask: {
+            "latency_ms": latency.get(mask),
+            **{
+                f"change_percent/{name}": _percent(values.get(mask), values.get(whole))
+                for name, values in (
+                    (f"test_{primary}", error),
+                    ("flops", flops),
+                    ("latency_ms", latency),
+                )
+            },
+        }
+        for mask in networks
+    }
+
+
+def _of_chosen(config: Config, run: Run) -> dict[str, float | None]:
+    """The changes of the mask that validation chose for SPAT; empty if it is not known yet."""
+    from spat.pipeline.stages import select
+
+    if not (runs.folder(config, run, "decide") / "metrics.json").exists():
+        return {}
+    if "prune" not in finished(config, run):
+        return {}
+    rows = select.read(config, run, "decide")
+    spat = rows["criterion"].eq("send") & rows["level"].eq("site") & rows["rule"].eq("validation")
+    found = _changes(config, run)
+    masks = [str(mask) for mask in rows.loc[spat, "mask"] if mask in found]
+    changes = found[masks[0]] if masks else {}
+    return {name: value for name, value in changes.items() if name != "latency_ms"}
+
+
+def _percent(value: float | None, reference: float | None) -> float | None:
+    return 100 * (value / reference - 1) if reference and value is not None else None
 
 
 def _decided(config: Config, run: Run) -> dict[str, dict[str, str]]:

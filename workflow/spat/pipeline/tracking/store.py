@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 
 from spat.data.registry import DATASETS, WITHOUT_TIME
 from spat.pipeline.config import Config
-from spat.pipeline.tracking.entries import Entry, store_uri, variables
+from spat.pipeline.tracking.entries import Entry, Point, store_uri, variables
 
 # A call takes at most 1000 items, of which at most 100 params.
 METRICS_PER_CALL = 900
@@ -44,10 +44,31 @@ masks, its latencies and its transfers.
 
 To compare masks, sort by `change_percent/test_mse`: the change against the control, which is the
 dense model with the same extra epochs. Below 0 is better. Useful columns are the metrics
-`test_mse`, `change_percent/test_mse` and `change_percent/flops`, and the tags `method`, `ratio`,
-`level`, `removed` and `chosen_by`. Latencies are metrics of the runs `measure`, such as
-`latency_ms/batch 1/SPAT 50`.
+`test_mse`, `change_percent/test_mse`, `change_percent/flops` and `change_percent/latency_ms` (the
+largest batch), and the tags `method`, `ratio`, `level`, `removed` and `chosen_by`. The runs at the
+top have the changes of the mask that validation chose for SPAT. Latencies of all batch sizes are
+metrics of the runs `measure`, such as `latency_ms/batch 1/SPAT 50`.
 """
+# The columns of the runs table, which the address `.../runs?viewStateShareKey=spat` opens.
+VIEW_TAG = "mlflow.sharedViewState.spat"
+VIEW = json.dumps(
+    {
+        "orderByKey": "metrics.`change_percent/test_mse`",
+        "orderByAsc": True,
+        "selectedColumns": [
+            *(f"tags.`{name}`" for name in ("method", "ratio", "level")),
+            *(
+                f"metrics.`{name}`"
+                for name in (
+                    "test_mse",
+                    "change_percent/test_mse",
+                    "change_percent/flops",
+                    "change_percent/latency_ms",
+                )
+            ),
+        ],
+    }
+)
 
 T = TypeVar("T")
 
@@ -111,6 +132,14 @@ class Store:
         self.delete(old.info.run_id for old in self._live(tags))
         self._at_once(partial(self._create, entry, parent) for entry in entries)
         self.written += len(entries)
+
+    def amend(self, tags: Mapping[str, str], added: Mapping[str, Sequence[Point]]) -> None:
+        """Add metrics to the live runs with these tags, by their `job`."""
+        self._at_once(
+            partial(self._client.log_batch, run.info.run_id, metrics=_metrics(added[job]))
+            for run in self._live(tags)
+            if (job := run.data.tags["job"]) in added
+        )
 
     def from_files(self) -> list[str]:
         """The ids of all live runs that came from files."""
@@ -176,6 +205,7 @@ class Store:
                     raise
             else:
                 self._client.set_experiment_tag(made, "mlflow.note.content", DESCRIPTION)
+                self._client.set_experiment_tag(made, VIEW_TAG, VIEW)
                 return made
         if experiment.lifecycle_stage == "deleted":
             self._client.restore_experiment(experiment.experiment_id)
@@ -200,7 +230,7 @@ class Store:
         tags = {**entry.tags, **({"mlflow.parentRunId": parent} if parent else {})}
         run = self._client.create_run(self._experiment, entry.start, tags, entry.name)
         run_id = str(run.info.run_id)
-        metrics = [Metric(p.key, p.value, p.time, p.step) for p in entry.points]
+        metrics = _metrics(entry.points)
         params = [Param(key, value) for key, value in entry.params.items()]
         parts = zip_longest(
             _parts(metrics, METRICS_PER_CALL), _parts(params, PARAMS_PER_CALL), fillvalue=()
@@ -246,6 +276,10 @@ def _dataset(name: str, sha256: str) -> DatasetInput:
         Dataset(name, sha256[:DIGEST_LENGTH], kind, json.dumps(source)),
         [InputTag("mlflow.data.context", "data")],
     )
+
+
+def _metrics(points: Iterable[Point]) -> list[Metric]:
+    return [Metric(point.key, point.value, point.time, point.step) for point in points]
 
 
 def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
