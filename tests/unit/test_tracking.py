@@ -37,6 +37,7 @@ SETTINGS = {
 RECIPE = {"learning_rate": 0.001, "batch_size": 32, "epochs": 10, "patience": 3}
 # Files that the view does not show, but that a record must list.
 NETWORK = ("architecture.json", "model.safetensors", "losses.npy", "forecasts.npz")
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 STAGES = ("pretrain", "score", "prune", "measure", "transfer/ETTh2")
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -129,6 +130,19 @@ def write_masks(folder: Path, about: dict[str, Any], masks: tuple[str, ...]) -> 
         }
         write_record(folder / place, about | metrics, written(folder / place))
     write_record(folder, about | {"masks": rows}, name="manifest.json")
+
+
+def write_selections(config: Config, stage: str, *rows: tuple[Any, ...]) -> None:
+    folder = runs.folder(config, RUN, stage)
+    folder.mkdir(parents=True)
+    columns = ["criterion", "draw", "level", "ratio", "rule", "removed", "mask", "finetunings"]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "selections.csv", index=False)
+    about = {**records.header(config, stage, RUN), "digest": "d0" * 32}
+    write_record(
+        folder,
+        {**about, "decisions": len(rows), "masks": 3, "path": [], "chosen": {}},
+        written(folder),
+    )
 
 
 def written(folder: Path) -> list[str]:
@@ -361,18 +375,14 @@ def test_masks_are_named_by_what_asked_for_them_and_compared_with_the_control(
     config: Config,
 ) -> None:
     write_all(config)
-    folder = runs.folder(config, RUN, "select")
-    folder.mkdir(parents=True)
-    rows = [
+    write_selections(
+        config,
+        "select",
         ("control", 0, "site", None, "", 0, "1.1", 0),
         ("michel", 0, "site", 0.5, "", 1, "0.1", 0),
         ("send", 0, "site", 0.5, "", 1, "0.1", 0),
         ("send", 0, "site", None, "path", 2, "0.0", 0),
-    ]
-    columns = ["criterion", "draw", "level", "ratio", "rule", "removed", "mask", "finetunings"]
-    pd.DataFrame(rows, columns=columns).to_csv(folder / "selections.csv", index=False)
-    about = {**records.header(config, "select", RUN), "digest": "d0" * 32}
-    write_record(folder, {**about, "decisions": 4, "masks": 3}, written(folder))
+    )
     place = runs.folder(config, RUN, "prune") / "masks/0.1/order0"
     metrics = Finished(place).metrics
     metrics["errors"]["finetuned"]["test"]["mse"] = 0.19  # half of the control's
@@ -392,6 +402,51 @@ def test_masks_are_named_by_what_asked_for_them_and_compared_with_the_control(
     assert shown["change_percent/test_mse"] == pytest.approx(-50)
     assert shown["change_percent/flops"] == pytest.approx(-25)
     assert live(config)[RUN.path].data.metrics["test_mse"] == 0.38
+
+
+def test_later_jobs_add_their_changes_to_the_runs_that_were_shown_before(config: Config) -> None:
+    for stage in ("pretrain", "score", "prune"):
+        write_stage(config, RUN, stage)
+    place = runs.folder(config, RUN, "prune") / "masks/0.1/order0"
+    write_record(place, Finished(place).metrics | {"flops": 1350}, written(place))
+    for stage in ("pretrain", "score", "prune"):
+        tracking.log(config, RUN, stage)
+    job = f"{RUN.path}/prune/masks/0.1/order0"
+    before = live(config)
+    changes = {"change_percent/test_mse", "change_percent/flops", "change_percent/latency_ms"}
+    assert changes - set(before[job].data.metrics) == {"change_percent/latency_ms"}
+    assert not changes & set(before[RUN.path].data.metrics)
+    write_selections(config, "decide", ("send", 0, "site", None, "validation", 1, "0.1", 0))
+    write_stage(config, RUN, "measure")
+    folder = runs.folder(config, RUN, "measure")
+    metrics = Finished(folder).metrics
+    metrics["latency_ms"]["0.1"] = {"1": 1.5, "128": 9.0}
+    write_record(folder, metrics, written(folder))
+    tracking.log(config, RUN, "measure")
+    after = live(config)
+    for name in (RUN.path, job):
+        assert after[name].info.run_id == before[name].info.run_id, "a run is not written again"
+        found = {key: after[name].data.metrics[key] for key in changes}
+        assert found == pytest.approx(dict(zip(sorted(changes), (-25, -25, 0), strict=True)))
+    assert after[job].data.metrics["latency_ms"] == 9.0
+    assert set(before) | {f"{RUN.path}/measure"} == set(after)
+    view = shown(config)
+    tracking.rebuild(config)
+    assert {key: value for key, value in shown(config).items() if key != "report"} == view
+
+
+def test_the_experiment_has_a_view_with_the_useful_columns(config: Config) -> None:
+    write_all(config)
+    log_all(config)
+    found = client(config).get_experiment_by_name("spat/tried")
+    view = json.loads(found.tags["mlflow.sharedViewState.spat"])
+    metrics = {key for run in live(config).values() for key in run.data.metrics}
+    columns = [column.split("`")[1] for column in view["selectedColumns"]]
+    assert {name for name in columns if "_" in name} <= metrics
+    assert view["orderByKey"] in view["selectedColumns"]
+    # The address in the README is that of the first experiment of a store.
+    assert "/#/experiments/1/runs?viewStateShareKey=spat" in README
+    assert found.experiment_id == "1"
 
 
 def test_the_report_has_the_main_numbers_and_the_experiment_says_what_to_look_at(
