@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from spat.pipeline.cache import Finished
 from spat.pipeline.config import Config, dump
 from spat.pipeline.runs import Run
 from spat.pipeline.scores_frame import SITE, aggregate
-from spat.pipeline.stages.trained import trained
+from spat.pipeline.stages.trained import Job, trained
 
 REPORT = "report"
 RESOURCES = (
@@ -117,10 +117,11 @@ def children(config: Config, run: Run, stage: str) -> list[Entry]:
     """
     folder = runs.folder(config, run, stage)
     if stage == "prune":
-        named, found = _decided(config, run), _changes(config, run)
+        networks = trained(config, run)
+        named, found = _decided(config, run), _changes(config, run, networks)
         return [
             _mask(config, run, files, named, found.get(job.mask, {}) if job.order == 0 else {})
-            for job, files in trained(config, run)
+            for job, files in networks
         ]
     readers = {
         "pretrain": _pretrain,
@@ -253,14 +254,16 @@ def _primary(errors: Mapping[str, Any]) -> str:
     return str(next(iter(errors["test"])))
 
 
-def _changes(config: Config, run: Run) -> dict[str, dict[str, float | None]]:
+def _changes(
+    config: Config, run: Run, trained: Sequence[tuple[Job, Finished]]
+) -> dict[str, dict[str, float | None]]:
     """By mask, the latency of the largest batch and the changes against the control in percent.
 
     Of the first data order, fine-tuned; empty without a control.
     """
     networks = {
         job.mask: files.metrics
-        for job, files in trained(config, run)
+        for job, files in trained
         if job.order == 0 and job.phase == "finetuned"
     }
     whole = next((mask for mask in networks if "0" not in mask), None)
@@ -299,7 +302,7 @@ def _of_chosen(config: Config, run: Run) -> dict[str, float | None]:
         return {}
     rows = select.read(config, run, "decide")
     spat = rows["criterion"].eq("send") & rows["level"].eq("site") & rows["rule"].eq("validation")
-    found = _changes(config, run)
+    found = _changes(config, run, trained(config, run))
     masks = [str(mask) for mask in rows.loc[spat, "mask"] if mask in found]
     changes = found[masks[0]] if masks else {}
     return {name: value for name, value in changes.items() if name != "latency_ms"}
