@@ -547,7 +547,8 @@ class Campaign:
             yield f"data {name}", lambda f, c=content: self._data(f, c)
         content = ("\n".join(whole) + "\n").encode()
         for how in DAMAGE:
-            if how not in ("deleted", "bit flipped late"):
+            # A file without its last line break, or with another last digit, is valid.
+            if how not in ("deleted", "bit flipped late", "last byte cut"):
                 yield f"data file {how}", lambda f, h=how: self._data(f, DAMAGE[h](content))
         yield "data file deleted", lambda f: self._data(f, None)
 
