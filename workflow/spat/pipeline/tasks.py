@@ -100,9 +100,11 @@ class _Forecasting:
         for name, steps in needed.items():
             start, stop = getattr(splits, name)
             if stop - start < steps:
+                custom = config.data.custom.get(row.name)
+                file = f" ({custom.file})" if custom else ""
                 return (
-                    f"{row.name} has {stop - start} rows for {name}, fewer than the {steps} of a "
-                    "window; take a shorter horizon or lookback, or more rows"
+                    f"{row.name}{file} has {stop - start} rows for {name}, fewer than the {steps} "
+                    "of a window; take a shorter horizon or lookback, or more rows"
                 )
         return None
 
