@@ -18,7 +18,7 @@ from spat.pipeline.resources import group
 
 ROOT = Path(__file__).parents[2]
 PROFILE = ROOT / "profiles" / "kubernetes"
-# Runs the script of a job at once, and keeps what it was given.
+# Keeps what it is given, and answers what a test sets.
 KUBECTL = """#!/bin/sh
 echo "$@" >> "$KEPT/calls"
 if [ "$1" = create ]; then
