@@ -21,7 +21,7 @@ from spat.pipeline.stages.collect import collect
 from spat.pipeline.stages.grid import grid
 from spat.pipeline.tracking import entries
 from spat.study.pages.reader import Frames
-from spat.study.pages.registry import draw, not_made, rendered
+from spat.study.pages.registry import draw, figures, not_made, rendered
 from spat.surgery import storage
 from spat.tasks.setting import Size
 
@@ -179,6 +179,8 @@ def test_pages_are_in_the_words_of_the_task(finished: tuple[Config, Run]) -> Non
     main = rendered("main", frames)["md"]
     assert "| Cross entropy |" in main and "| Error rate |" in main
     assert "send_window" in frames.words.text("send_window")
+    for name in ("forest", "pareto", "history", "sites_removed"):
+        assert not foreign.search(frames.words.page(figures()[name]).caption), name
     from matplotlib.text import Text
 
     shown = {text.get_text() for text in draw("sites_removed", frames).findobj(Text)}  # type: ignore[union-attr]

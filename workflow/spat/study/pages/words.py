@@ -123,6 +123,9 @@ def _classified(case: str, plural: str, block: int = 1) -> Words:
             (r"\bwindow\b", case.partition(" ")[2]),
             (r"seeds first, then horizons, ", "seeds first, then "),
             (r"\(dataset, model, horizon\)", "(dataset, model)"),
+            (r"each\s+dataset\s+and\s+horizon", "each dataset"),
+            (r",\s+some\s+of\s+them\s+at\s+their\s+shortest\s+horizon", ", some of them"),
+            (r"\bone\s+forecast\b", case),
         ),
     )
 
