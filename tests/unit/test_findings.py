@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from spat.data.registry import TEXTS
 from spat.models.registry import Shape, build, setup
 from spat.study import criteria, gains, hypotheses, methods, robustness
 from spat.study.criteria import rankings
@@ -977,6 +978,82 @@ VISION: tuple[Claim, ...] = (
 )
 
 
+# the findings of `text`
+
+
+T = "text"
+NO_GAIN = "p: no gain (Holm)"
+
+
+def nats(phase: str, removed: int = 0) -> str:
+    """The mean test cross entropy over seeds and over all masks without so many sites."""
+    results = frames(T).results
+    own = results[(results["phase"] == phase) & (results["split"] == "test")]
+    return f"{own.loc[own['mask'].str.count('0') == removed, 'mse'].mean():.2f}"
+
+
+def over_chance(criterion: str) -> tuple[str, ...]:
+    """The gain of a criterion over the mean of all masks with as many sites, and its interval."""
+    return interval(row(T, "quality", criterion=criterion, measure="gain over chance"))
+
+
+TEXT: tuple[Claim, ...] = (
+    (
+        "Without any of the {} sites the cross entropy rises from the control's {} to {} nats per "
+        "byte; with one site left it is {}, the mean over all masks.",
+        lambda: (
+            frames(T).results["mask"].iloc[0].count(".") + 1,
+            nats("finetuned"),
+            nats("finetuned", 4),
+            nats("finetuned", 3),
+        ),
+    ),
+    (
+        "SPAT keeps every site in {} of {} seeds",
+        lambda: (
+            (of_rule := frames(T).selections.query("rule == 'validation'"))["removed"].eq(0).sum(),
+            len(of_rule),
+        ),
+    ),
+    (
+        "Its gain is {} % [{}, {}], and that of its reverse {} % [{}, {}].",
+        lambda: (
+            *over_chance("send"),
+            *over_chance("send_reverse"),
+        ),
+    ),
+    (
+        "block influence {} % [{}, {}], the measured drop of the loss {} % [{}, {}], cosine {} % "
+        "[{}, {}]",
+        lambda: tuple(
+            value
+            for name in ("block_influence", "loss_drop = send_window", "cosine")
+            for value in over_chance(name)
+        ),
+    ),
+    ("michel {} % [{}, {}]", lambda: over_chance("michel")),
+    (
+        "the lowest p after Holm's correction is {}",
+        lambda: (f"{page(T, 'quality').query('measure == @NO_GAIN')['mean'].min():.2f}",),
+    ),
+    (
+        "The first sites first: {} % [{}, {}]; the last sites first: {} % [{}, {}].",
+        lambda: (*over_chance("depth_first"), *over_chance("depth_last")),
+    ),
+    (
+        "The control has {} and the dense model {}",
+        lambda: (nats("finetuned"), nats("dense")),
+    ),
+    (
+        "{} seeds, on {} kB of text",
+        lambda: (
+            frames(T).results["seed"].nunique(),
+            TEXTS["PythonTopics"].size // 1000,
+        ),
+    ),
+)
+
+
 # the tests
 
 
@@ -1000,7 +1077,7 @@ def numbers(text: str) -> list[str]:
     return [plain[max(0, m.start() - 40) : m.end() + 20] for m in WRITTEN.finditer(plain)]
 
 
-FINDINGS = {C: COMPARISON, A: ABLATION, R: RIVALS, V: VISION}
+FINDINGS = {C: COMPARISON, A: ABLATION, R: RIVALS, V: VISION, T: TEXT}
 
 
 @pytest.mark.parametrize("folder", FINDINGS)
