@@ -1120,6 +1120,14 @@ README: tuple[Claim, ...] = (
         "{} % [{}, {}], and SEND chooses masks that are {} % worse than random ones",
         lambda: (sources(), *mean_of(H1), unsigned(of_sources(H2).mean(), 2)),
     ),
+    (
+        "the error rate of a small ViT rises from {} % to {} %",
+        lambda: tuple(f"{error_rate(m).mean():.1f}" for m in ("control", NONE_LEFT)),
+    ),
+    (
+        "the cross entropy of a small language model from {} to {} nats per byte",
+        lambda: (nats("finetuned"), nats("finetuned", 4)),
+    ),
 )
 
 
