@@ -21,6 +21,7 @@ include: "workflow/rules/select.smk"
 include: "workflow/rules/prune.smk"
 include: "workflow/rules/robustness.smk"
 include: "workflow/rules/decide.smk"
+include: "workflow/rules/main.smk"
 include: "workflow/rules/measure.smk"
 include: "workflow/rules/transfer.smk"
 include: "workflow/rules/collect.smk"
@@ -32,6 +33,7 @@ include: "workflow/rules/figures.smk"
 localrules:
     all,
     download,
+    main,
     collect,
     tables,
     figures,
@@ -40,6 +42,7 @@ localrules:
 rule all:
     default_target: True
     input:
+        rules.main.output,
         rules.collect.output,
         rules.tables.output,
         rules.figures.output,

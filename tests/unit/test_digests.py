@@ -20,7 +20,14 @@ OF_A_RUN = (
     *("pretrain", "score", "select", "finetune", "prune"),
     *("robustness", "decide", "measure", "transfer"),
 )
-STAGES = ("prepare", *(s for s in OF_A_RUN if s != "finetune"), "collect", "tables", "figures")
+STAGES = (
+    "prepare",
+    *(s for s in OF_A_RUN if s != "finetune"),
+    "main",
+    "collect",
+    "tables",
+    "figures",
+)
 RUN = Run("ETTh1", "iTransformer", "deep", "l96-h96", 0)
 BASE: dict[str, Any] = {
     "experiment": "test",
@@ -121,7 +128,7 @@ def test_scoring_depends_on_its_criteria() -> None:
     assert {"scoring/send.py", "scoring/criteria.py"} <= modules("score", "iTransformer")
 
 
-@pytest.mark.parametrize("stage", ["collect", "tables", "figures"])
+@pytest.mark.parametrize("stage", ["main", "collect", "tables", "figures"])
 def test_reports_depend_on_nothing_that_trains(stage: str) -> None:
     assert not any(path.startswith(("training/", "models/")) for path in modules(stage, "DLinear"))
 
@@ -177,7 +184,7 @@ def settings_digests(config: Config, run: Run = RUN) -> dict[str, str]:
     found = {stage: digests.settings_digest(config, stage, run) for stage in OF_A_RUN}
     for stage in ("download", "prepare"):
         found[stage] = digests.settings_digest(config, stage, dataset=run.dataset)
-    for stage in ("collect", "tables", "figures"):
+    for stage in ("main", "collect", "tables", "figures"):
         found[stage] = digests.settings_digest(config, stage)
     return found
 
@@ -209,7 +216,7 @@ def changed(change: dict[str, Any], run: Run = RUN) -> set[str]:
         ({"robustness": {"runs": ["ETTh1/*"]}}, {"collect"}),
         ({"measure": {"repeats": 3}}, {"measure"}),
         ({"transfer": {"pairs": [["ETTh1", "ETTh2"]]}}, {"collect"}),
-        ({"statistics": {"margin": 0.02}}, {"tables", "figures"}),
+        ({"statistics": {"margin": 0.02}}, {"main", "tables", "figures"}),
         ({"grid": [{**BASE["grid"][0], "seeds": [0, 1]}]}, {"collect"}),
         ({"variants": {"mine": {"model": {"d_model": 8}}}}, set()),
         ({"data": {"mirrors": [], "cache": "elsewhere"}}, set()),

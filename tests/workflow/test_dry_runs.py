@@ -52,7 +52,7 @@ def test_an_experiment_plans_the_jobs_of_its_grid(
         **dict.fromkeys(("score", "select", "prune", "decide", "measure"), pruned),
         "robustness": len(runs.studied(config)),
         "transfer": len(transfers),
-        **dict.fromkeys(("collect", "tables", "figures"), 1),
+        **dict.fromkeys(("main", "collect", "tables", "figures"), 1),
     }
     assert jobs == {rule: count for rule, count in expected.items() if count}
 

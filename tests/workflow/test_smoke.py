@@ -23,7 +23,8 @@ REPORT = {"collect": 1, "tables": 1, "figures": 1}
 ENTRANCE = ("spat.__main__", "spat.pipeline.cli", "spat.pipeline.stages.report")
 # Runs of the experiment, those that are pruned, and transfers.
 RUNS, PRUNED, TRANSFERS = 6, 3, 5
-AFTER_PRUNE = {"decide": PRUNED, "measure": PRUNED, "transfer": PRUNED - 1, **REPORT}
+TRAINED = {"main": 1, **REPORT}
+AFTER_PRUNE = {"decide": PRUNED, "measure": PRUNED, "transfer": PRUNED - 1, **TRAINED}
 AFTER_SCORE = {"select": PRUNED, "prune": PRUNED, **AFTER_PRUNE}
 EVERYTHING = {
     "pretrain": RUNS,
@@ -72,6 +73,16 @@ def test_it_says_what_is_ahead_and_what_is_running(smoke: Project) -> None:
     assert "Shell command" not in printed and "Building DAG" not in printed
 
 
+def test_the_main_table_is_written_before_anything_is_measured(smoke: Project) -> None:
+    folder = smoke.folder / "results" / "smoke"
+    first = (folder / "main.md").read_text()
+    assert first == (folder / "tables" / "main.md").read_text()
+    written = (folder / "main.md").stat().st_mtime_ns
+    for stage in ("measure", "transfer/*", "robustness"):
+        later = list(folder.glob(f"*/*/*/*/{stage}/metrics.json"))
+        assert later and all(path.stat().st_mtime_ns > written for path in later), stage
+
+
 def test_a_second_run_has_nothing_to_do(smoke: Project) -> None:
     assert "Nothing to be done" in smoke.snakemake(*SMOKE)
 
@@ -82,7 +93,7 @@ def test_a_second_run_has_nothing_to_do(smoke: Project) -> None:
         ("tracking={'enabled': False}", {}),
         ("data={'mirrors': []}", {}),
         ("variants={'unused': {'model': {'d_model': 8}}}", {}),
-        ("statistics={'margin': 0.02}", {"tables": 1, "figures": 1}),
+        ("statistics={'margin': 0.02}", {"main": 1, "tables": 1, "figures": 1}),
         ("measure={'repeats': 4}", {"measure": PRUNED, **REPORT}),
         ("finetune={'epochs': 2}", {"prune": PRUNED, **AFTER_PRUNE}),
         ("robustness={'manipulations': ['identity']}", {"robustness": 1, **REPORT}),
@@ -104,14 +115,14 @@ def test_another_run_adds_its_own_jobs_only(smoke: Project, tmp_path: Path) -> N
     one_each = dict.fromkeys(
         ("pretrain", "score", "select", "prune", "decide", "measure", "transfer"), 2
     )
-    assert smoke.planned("--configfile", str(wider)) == {**one_each, **REPORT}
+    assert smoke.planned("--configfile", str(wider)) == {**one_each, **TRAINED}
 
 
 @pytest.mark.parametrize(
     ("edited", "jobs"),
     [
-        ("spat/study/pages/registry.py", {"tables": 1, "figures": 1}),
-        ("spat/study/accuracy.py", {"tables": 1, "figures": 1}),
+        ("spat/study/pages/registry.py", {"main": 1, "tables": 1, "figures": 1}),
+        ("spat/study/accuracy.py", {"main": 1, "tables": 1, "figures": 1}),
         ("spat/scoring/criteria.py", {"score": PRUNED, "robustness": 1, **AFTER_SCORE}),
         ("spat/training/loop.py", EVERYTHING),
         (
@@ -120,7 +131,7 @@ def test_another_run_adds_its_own_jobs_only(smoke: Project, tmp_path: Path) -> N
                 **dict.fromkeys(
                     ("pretrain", "score", "select", "prune", "decide", "measure", "transfer"), 1
                 ),
-                **REPORT,
+                **TRAINED,
             },
         ),
         ("spat/models/registry.py", {}),

@@ -147,14 +147,23 @@ def networks(wildcards):
     return [f"{FOLDER}/{wildcards.run}/{stage}" for stage in stages]
 
 
-def finished(wildcards):
-    # One file of each job of the grid. A job that runs again writes all of its files again.
+def trained_files(wildcards):
+    # One file of each job that trains, or chooses among the trained networks.
     for path, planned in PLAN.items():
         yield f"{FOLDER}/{path}/pretrain/metrics.json"
         if planned.prune:
-            for stage in ("score", "select", "decide", "measure"):
+            for stage in ("select", "decide"):
                 yield f"{FOLDER}/{path}/{stage}/metrics.json"
             yield f"{FOLDER}/{path}/prune/manifest.json"
+
+
+def finished(wildcards):
+    # One file of each job of the grid. A job that runs again writes all of its files again.
+    yield from trained_files(wildcards)
+    for path, planned in PLAN.items():
+        if planned.prune:
+            for stage in ("score", "measure"):
+                yield f"{FOLDER}/{path}/{stage}/metrics.json"
         if path in STUDIED:
             yield f"{FOLDER}/{path}/robustness/metrics.json"
         for target in runs.targets(CONFIG, planned.run):

@@ -7,6 +7,7 @@ rule measure:
         f"{FOLDER}/{{run}}/measure/metrics.json",
     log:
         f"{FOLDER}/logs/measure/{{run}}.log",
+    priority: -1
     group:
         "measure"
     conda:

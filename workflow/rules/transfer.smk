@@ -7,6 +7,7 @@ rule transfer:
         f"{FOLDER}/{{run}}/transfer/{{target}}/metrics.json",
     log:
         f"{FOLDER}/logs/transfer/{{run}}/{{target}}.log",
+    priority: -1
     group:
         group_of_run
     conda:

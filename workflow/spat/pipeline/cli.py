@@ -180,6 +180,12 @@ def _transfer(config: Config, options: argparse.Namespace) -> None:
     _track(config, f"transfer/{options.target}", planned.run)
 
 
+def _main(config: Config, options: argparse.Namespace) -> None:
+    from spat.pipeline.stages.main import main
+
+    print(main(config))
+
+
 def _collect(config: Config, options: argparse.Namespace) -> None:
     from spat.pipeline.stages.collect import collect
 
@@ -292,6 +298,7 @@ STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
     "decide": (_decide, "choose among the trained masks by validation", ("run",)),
     "measure": (_measure, "time the pruned networks of a run", ("run",)),
     "transfer": (_transfer, "evaluate a run zero-shot on another dataset", ("run", "target")),
+    "main": (_main, "write the main table, main.md, once all networks are trained", ()),
     "collect": (_collect, "gather the files of all runs in tidy frames", ("finished",)),
     "tables": (_tables, "write the tables from the frames", ()),
     "figures": (_figures, "draw the figures from the frames", ()),

@@ -96,13 +96,13 @@ def settings(
             "runs": [[asdict(p), runs.targets(config, p.run)] for p in runs.plan(config)],
             "robustness": [asdict(run) for run in runs.studied(config)],
         }
-    if stage in ("tables", "figures"):
+    if stage in ("main", "tables", "figures"):
         return config.statistics.model_dump(mode="json")
     if stage in ("download", "prepare") and dataset is not None:
         return _data(config, stage, dataset)
     if stage in _OF_A_RUN and run is not None:
         return _OF_A_RUN[stage](config, run)
-    valid = ", ".join(["download", "prepare", *_OF_A_RUN, "collect", "tables", "figures"])
+    valid = ", ".join(["download", "prepare", *_OF_A_RUN, "main", "collect", "tables", "figures"])
     raise ValueError(f"stage {stage!r} (run {run}, dataset {dataset}): expected one of {valid}")
 
 

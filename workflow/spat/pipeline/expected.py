@@ -62,6 +62,7 @@ def seconds(config: Config, plan: Mapping[str, Planned], rule: str, of: Mapping[
     if "run" in of and of["run"] in plan:
         return START + _of_run(config, plan[of["run"]], rule)
     return {
+        "main": START + COLLECT_PER_RUN * len(plan),
         "collect": START + COLLECT_PER_RUN * len(plan),
         "figures": START + FIGURES,
         "tables": START + TABLES,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,13 +40,17 @@ RECORDED = (
 )
 
 
-def collect(config: Config, *, finished: bool = False, folder: Path | None = None) -> None:
+def collect(
+    config: Config, *, finished: bool = False, trained: bool = False, folder: Path | None = None
+) -> None:
     """Write `data/<frame>.parquet` and, but for the per-window losses, `.csv`.
 
     `folder` is another folder than the experiment's `data/`.
 
     With `finished`, runs that lack a job are left out (and named on stderr) instead of an error, so
-    that a long experiment can be examined before it ends.
+    that a long experiment can be examined before it ends. With `trained`, no latency and no other
+    dataset is needed: `measurements`, `networks` and `selections` hold what training and `decide`
+    left, and the other frames are empty.
 
     Raises:
         spat.pipeline.frames.FrameError: on duplicates, gaps, or an empty result.
@@ -56,19 +60,18 @@ def collect(config: Config, *, finished: bool = False, folder: Path | None = Non
     if finished:
         planned = tuple(p for p in planned if _finished(config, p))
         studied = tuple(run for run in studied if _manipulations(config, run).is_file())
+    measurements = (row for p in planned for row in _measurements(config, p, own=trained))
+    networks = (row for p in planned for row in _networks(config, p, measured=not trained))
     gathered = {
-        "measurements": _gather(
-            "measurements", (row for p in planned for row in _measurements(config, p))
-        ),
-        "networks": _gather("networks", (row for p in planned for row in _networks(config, p))),
+        "measurements": _gather("measurements", measurements),
+        "networks": _gather("networks", networks),
         "selections": _join("selections", (_selections(config, p) for p in planned)),
-        "scores": _join("scores", (f for p in planned for f in _scores(config, p))),
-        "history": _join("history", (f for p in planned for f in _history(config, p))),
-        "losses": _gather("losses", (row for p in planned for row in _losses(config, p))),
-        "robustness": _join("robustness", (_manipulated(config, run) for run in studied)),
-        "maps": _join("maps", (f for p in planned for f in _maps(config, p))),
-        "forecasts": _join("forecasts", (f for p in planned for f in _forecasts(config, p))),
     }
+    if trained:
+        rest = set(frames.COLUMNS) - set(gathered)
+        gathered |= {name: frames.empty(name) for name in rest}
+    else:
+        gathered |= _details(config, planned, studied)
     if gathered["measurements"].empty:
         raise frames.FrameError(f"{config.folder}: there is no result to collect")
     make_way(place := folder or config.folder / "data")
@@ -79,6 +82,20 @@ def collect(config: Config, *, finished: bool = False, folder: Path | None = Non
         if name != "losses":
             with replacing(path.with_suffix(".csv")) as temporary:
                 frame.to_csv(temporary, index=False)
+
+
+def _details(
+    config: Config, planned: Sequence[Planned], studied: Sequence[Run]
+) -> dict[str, pd.DataFrame]:
+    """The frames that no table of errors needs."""
+    return {
+        "scores": _join("scores", (f for p in planned for f in _scores(config, p))),
+        "history": _join("history", (f for p in planned for f in _history(config, p))),
+        "losses": _gather("losses", (row for p in planned for row in _losses(config, p))),
+        "robustness": _join("robustness", (_manipulated(config, run) for run in studied)),
+        "maps": _join("maps", (f for p in planned for f in _maps(config, p))),
+        "forecasts": _join("forecasts", (f for p in planned for f in _forecasts(config, p))),
+    }
 
 
 def _finished(config: Config, planned: Planned) -> bool:
@@ -125,8 +142,11 @@ def _masks(config: Config, planned: Planned) -> list[tuple[Job, Finished]]:
     return networks
 
 
-def _networks(config: Config, planned: Planned) -> Iterator[dict[str, Any]]:
-    """The costs of each network; those of a pruned one are the same before fine-tuning."""
+def _networks(config: Config, planned: Planned, *, measured: bool) -> Iterator[dict[str, Any]]:
+    """The costs of each network; those of a pruned one are the same before fine-tuning.
+
+    Latency and memory are missing unless they were measured.
+    """
     run = planned.run
     trained = {
         "share": runs.setup_of(config, run).recipe.share,
@@ -138,11 +158,11 @@ def _networks(config: Config, planned: Planned) -> Iterator[dict[str, Any]]:
     yield {**keys, **_recorded(dense), **unmeasured, "mask": dense["mask"], "phase": "dense"}
     if not planned.prune:
         return
-    measured = _files(config, run, "measure").metrics
+    costs = _files(config, run, "measure").metrics if measured else {}
     for job, files in _masks(config, planned):
         row = {**keys, **_recorded(files.metrics), "mask": job.mask, "order": job.order}
         for column in MEASURED:
-            by_batch = measured.get(column, {}).get(job.mask, {})
+            by_batch = costs.get(column, {}).get(job.mask, {})
             row[column] = by_batch[max(by_batch, key=int)] if by_batch else None
         if job.phase == "finetuned":
             untrained = {"epochs": 0, "best_epoch": 0, "wall_s": 0.0, "status": "ok"}
@@ -150,8 +170,8 @@ def _networks(config: Config, planned: Planned) -> Iterator[dict[str, Any]]:
         yield {**row, "phase": job.phase}
 
 
-def _measurements(config: Config, planned: Planned) -> Iterator[dict[str, Any]]:
-    """The errors of each network, on its own dataset and on those that it is transferred to."""
+def _measurements(config: Config, planned: Planned, *, own: bool) -> Iterator[dict[str, Any]]:
+    """The errors of each network on its own dataset and, unless `own`, where it is transferred."""
     run = planned.run
     base = {**runs.columns(config, run), "order": 0, "target": run.dataset}
     dense = _files(config, run, "pretrain").metrics
@@ -162,7 +182,7 @@ def _measurements(config: Config, planned: Planned) -> Iterator[dict[str, Any]]:
         if job.phase == "finetuned":
             yield from _splits({**row, "phase": "pruned"}, errors["pruned"])
         yield from _splits({**row, "phase": job.phase}, errors["finetuned"])
-    for target in runs.targets(config, run):
+    for target in () if own else runs.targets(config, run):
         for entry in _transferred(config, planned, target):
             where = {name: entry[name] for name in ("mask", "phase", "order")}
             row = {**base, **where, "target": target, "split": "test"}
