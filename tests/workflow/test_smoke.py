@@ -78,9 +78,9 @@ def test_the_main_table_is_written_before_anything_is_measured(smoke: Project) -
     first = (folder / "main.md").read_text()
     assert first == (folder / "tables" / "main.md").read_text()
     written = (folder / "main.md").stat().st_mtime_ns
-    for stage in ("measure", "transfer/*", "robustness"):
-        later = list(folder.glob(f"*/*/*/*/{stage}/metrics.json"))
-        assert later and all(path.stat().st_mtime_ns > written for path in later), stage
+    # A transfer may run before it on a core that is idle; a measurement needs all cores.
+    measured = [path.stat().st_mtime_ns for path in folder.glob("*/*/*/*/measure/metrics.json")]
+    assert len(measured) == PRUNED and min(measured) > written
 
 
 def test_a_second_run_has_nothing_to_do(smoke: Project) -> None:
