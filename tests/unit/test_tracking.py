@@ -825,12 +825,10 @@ def test_many_masks_do_not_wait_for_a_slow_server_one_after_the_other(tmp_path: 
         masks = tuple(".".join(f"{i:05b}") for i in range(count))
         about = {**records.header(config, "prune", RUN), "digest": "d0" * 32}
         write_masks(runs.folder(config, RUN, "prune"), about, masks)
-        started = time.perf_counter()
         tracking.log(config, RUN, "prune")
-        seconds = time.perf_counter() - started
+        # Calls and how many overlap are counted: seconds would depend on what else runs.
         assert sum(server.calls.values()) < 5 * count + 10
         assert 4 < server.most_at_once <= 16
-        assert seconds < delay * 3 * count / 2
         shown = [run["info"]["status"] for run in server.runs.values()]
         assert shown == ["FINISHED"] * (2 + count)
 
@@ -847,7 +845,8 @@ def test_a_server_that_drips_costs_at_most_the_stated_time(
         started = time.perf_counter()
         with caplog.at_level(logging.WARNING):
             tracking.log(config, RUN, "pretrain")
-        assert time.perf_counter() - started < 5
+        # One answer alone would take longer, at a tenth of a second a byte.
+        assert time.perf_counter() - started < 20
         assert server.calls
     (warning,) = [record.getMessage() for record in caplog.records]
     assert "the server did not take 1 runs within 2 seconds" in warning
