@@ -1,5 +1,6 @@
 """Settings small enough to build every model in a moment; several layers, so that sites differ."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
@@ -8,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from spat.attention.mask import Mask
+from spat.attention.mask import Mask, all_site_masks
+from spat.models.base import Network
 from spat.models.registry import MODELS, Settings, Shape
 from spat.surgery import cut
 from spat.tasks.forecasting import Batch, Forecasting
-from spat.tasks.task import case_losses
+from spat.tasks.task import Task, case_losses
 from spat.training.device import costs
 
 SHAPE = Shape(lookback=24, horizon=12, channels=5, marks=4)
@@ -123,3 +125,23 @@ def latency_of(
 def memory_of(model: Any, size: int, device: str) -> float:
     """Peak memory of `size` windows, in megabytes."""
     return costs.peak_memory(model, TASK, TASK.example(model.shape, size, device), device)
+
+
+def assert_pruned_equals_silenced(model: Network, task: Task, batch: Any) -> None:
+    """Without its sites a model computes what it computes while they give zeros, by every mask."""
+
+    def called(network: nn.Module) -> torch.Tensor:
+        with torch.no_grad():
+            return task.forward(network, batch)
+
+    for mask in all_site_masks(cut.heads_of(model)):
+        pruned = copy.deepcopy(model)
+        cut.prune(pruned, mask, lambda pruned=pruned: task.forward(pruned, batch))  # type: ignore[misc]
+        hooks = [
+            site.attention.register_forward_hook(lambda *call: torch.zeros_like(call[2]))  # type: ignore[union-attr]
+            for i, site in enumerate(model.sites())
+            if i in mask.sites_removed
+        ]
+        torch.testing.assert_close(called(pruned), called(model))
+        for hook in hooks:
+            hook.remove()

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from small_models import assert_pruned_equals_silenced
 
 import spat
-from spat.attention.mask import Mask, all_site_masks
+from spat.attention.mask import Mask
 from spat.data.images import Labelled, obtain, read, split
 from spat.data.registry import IMAGES, Borders, DataError, File, Images, Rows
 from spat.models.settings import ImageShape, ViTSettings
@@ -197,23 +197,7 @@ def test_discovery_finds_the_declared_sites() -> None:
 
 
 def test_a_pruned_vit_is_the_dense_one_without_those_branches() -> None:
-    model, batch = vit(), TASK.example(SHAPE, 4)
-
-    def called(network: ViT) -> Tensor:
-        with torch.no_grad():
-            return TASK.forward(network, batch)
-
-    for mask in all_site_masks(cut.heads_of(model)):
-        pruned = copy.deepcopy(model)
-        cut.prune(pruned, mask, lambda pruned=pruned: TASK.forward(pruned, batch))
-        hooks = [
-            site.attention.register_forward_hook(lambda *call: torch.zeros_like(call[2]))
-            for i, site in enumerate(model.sites())
-            if i in mask.sites_removed
-        ]
-        torch.testing.assert_close(called(pruned), called(model))
-        for hook in hooks:
-            hook.remove()
+    assert_pruned_equals_silenced(vit(), TASK, TASK.example(SHAPE, 4))
 
 
 def test_a_vit_is_trained_and_scored_like_a_forecaster() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import Tensor
+from small_models import assert_pruned_equals_silenced
 
 import spat
 from spat.attention.mask import all_site_masks
@@ -151,23 +151,7 @@ def test_discovery_finds_the_declared_sites() -> None:
 
 
 def test_a_pruned_gpt_is_the_dense_one_without_those_branches() -> None:
-    model, batch = gpt(), TASK.example(SHAPE, 4)
-
-    def called(network: GPT) -> Tensor:
-        with torch.no_grad():
-            return TASK.forward(network, batch)
-
-    for mask in all_site_masks(cut.heads_of(model)):
-        pruned = copy.deepcopy(model)
-        cut.prune(pruned, mask, lambda pruned=pruned: TASK.forward(pruned, batch))
-        hooks = [
-            site.attention.register_forward_hook(lambda *call: torch.zeros_like(call[2]))  # type: ignore[union-attr]
-            for i, site in enumerate(model.sites())
-            if i in mask.sites_removed
-        ]
-        torch.testing.assert_close(called(pruned), called(model))
-        for hook in hooks:
-            hook.remove()
+    assert_pruned_equals_silenced(gpt(), TASK, TASK.example(SHAPE, 4))
 
 
 def test_attention_predicts_what_a_byte_alone_does_not() -> None:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spat.data.raw import READ_ERRORS
-from spat.data.registry import DataError
+from spat.data.registry import Borders, DataError
 from spat.files import replacing
 
-# What reading the arrays of a damaged file, or of another kind of file, may raise.
-ERRORS: Final = (*READ_ERRORS, KeyError, TypeError, ValueError, zipfile.BadZipFile)
+T = TypeVar("T")
 
 
 def save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -26,24 +25,30 @@ def save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
         np.savez(file, allow_pickle=False, **hashed)
 
 
-def load(path: Path) -> dict[str, NDArray[Any]]:
-    """Read what `save` wrote.
+def load(path: Path, kind: str, make: Callable[[dict[str, Any]], T]) -> T:
+    """What `make` builds of the arrays that `save` wrote.
 
     Raises:
+        DataError: naming the file, if it is damaged or not of this kind: its content must have the
+            hash that it had when it was written.
         FileNotFoundError: if there is no file.
-        ValueError: if the content has changed since it was written. A damaged file raises one of
-            `ERRORS`.
     """
-    with np.load(path) as file:
-        arrays = {key: file[key] for key in file.files}
-    if str(arrays.pop("digest")) != _digest(arrays):
-        raise ValueError("its content has changed since it was written")
-    return arrays
+    try:
+        with np.load(path) as file:
+            arrays = {key: file[key] for key in file.files}
+        if str(arrays.pop("digest")) != _digest(arrays):
+            raise ValueError("its content has changed since it was written")
+        return make(arrays)
+    except FileNotFoundError:
+        raise
+    except (*READ_ERRORS, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: not {kind} ({error}): delete it and run the job again") from None
 
 
-def damaged(path: Path, kind: str, error: Exception) -> DataError:
-    """The error of a file that does not hold what its kind should."""
-    return DataError(f"{path}: not {kind} ({error}): delete it and run the job again")
+def borders(array: NDArray[np.int64]) -> Borders:
+    """The borders of the splits, written as [3, 2]."""
+    train, validation, test = ((int(a), int(b)) for a, b in array)
+    return Borders(train, validation, test)
 
 
 def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:

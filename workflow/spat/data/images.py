@@ -157,24 +157,19 @@ def load(path: Path) -> Prepared:
     """Read what `save` wrote.
 
     Raises:
-        DataError: naming the file, if it is damaged: its content must have the hash that it had
-            when it was written.
-        FileNotFoundError: if there is no file.
+        DataError, FileNotFoundError: as `spat.data.arrays.load`.
     """
-    try:
-        found = arrays.load(path)
-        train, validation, test = ((int(a), int(b)) for a, b in found["borders"])
-        return Prepared(
-            str(found["name"]),
-            Labelled(found["train"], found["train_labels"]),
-            Labelled(found["test"], found["test_labels"]),
-            Borders(train, validation, test),
-            str(found["sha256"]),
-        )
-    except FileNotFoundError:
-        raise
-    except arrays.ERRORS as error:
-        raise arrays.damaged(path, "prepared images", error) from None
+    return arrays.load(path, "prepared images", _prepared)
+
+
+def _prepared(kept: dict[str, Any]) -> Prepared:
+    return Prepared(
+        str(kept["name"]),
+        Labelled(kept["train"], kept["train_labels"]),
+        Labelled(kept["test"], kept["test_labels"]),
+        arrays.borders(kept["borders"]),
+        str(kept["sha256"]),
+    )
 
 
 def split(

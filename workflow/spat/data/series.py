@@ -127,24 +127,19 @@ def load(path: Path) -> Prepared:
     """Read what `save` wrote.
 
     Raises:
-        DataError: naming the file, if it is damaged: its content must have the hash that it had
-            when it was written.
-        FileNotFoundError: if there is no file.
+        DataError, FileNotFoundError: as `spat.data.arrays.load`.
     """
-    try:
-        arrays = arrays_of_file.load(path)
-        train, validation, test = ((int(a), int(b)) for a, b in arrays["borders"])
-        return Prepared(
-            name=str(arrays["name"]),
-            values=arrays["values"],
-            mean=arrays["mean"],
-            std=arrays["std"],
-            borders=Borders(train, validation, test),
-            marks=arrays.get("marks"),
-            sha256=str(arrays["sha256"]),
-            filled=Filled(**json.loads(str(arrays["filled"]))),
-        )
-    except FileNotFoundError:
-        raise
-    except arrays_of_file.ERRORS as error:
-        raise arrays_of_file.damaged(path, "a prepared series", error) from None
+    return arrays_of_file.load(path, "a prepared series", _prepared)
+
+
+def _prepared(kept: dict[str, Any]) -> Prepared:
+    return Prepared(
+        name=str(kept["name"]),
+        values=kept["values"],
+        mean=kept["mean"],
+        std=kept["std"],
+        borders=arrays_of_file.borders(kept["borders"]),
+        marks=kept.get("marks"),
+        sha256=str(kept["sha256"]),
+        filled=Filled(**json.loads(str(kept["filled"]))),
+    )

@@ -9,7 +9,7 @@ import ast
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -137,23 +137,14 @@ def load(path: Path) -> Prepared:
     """Read what `save` wrote.
 
     Raises:
-        DataError: naming the file, if it is damaged: its content must have the hash that it had
-            when it was written.
-        FileNotFoundError: if there is no file.
+        DataError, FileNotFoundError: as `spat.data.arrays.load`.
     """
-    try:
-        kept = arrays.load(path)
-        train, validation, test = ((int(a), int(b)) for a, b in kept["borders"])
-        return Prepared(
-            str(kept["name"]),
-            kept["content"],
-            Borders(train, validation, test),
-            str(kept["sha256"]),
-        )
-    except FileNotFoundError:
-        raise
-    except arrays.ERRORS as error:
-        raise arrays.damaged(path, "a prepared text", error) from None
+    return arrays.load(path, "a prepared text", _prepared)
+
+
+def _prepared(kept: dict[str, Any]) -> Prepared:
+    splits = arrays.borders(kept["borders"])
+    return Prepared(str(kept["name"]), kept["content"], splits, str(kept["sha256"]))
 
 
 def split(
