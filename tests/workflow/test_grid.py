@@ -46,7 +46,7 @@ def test_snakemake_takes_the_runs_of_the_grid_for_done(
     first = project.python("-c", PROGRAM.format(arguments=arguments))
     assert "1 runs are complete" in first.stdout
     assert "Test errors of the dense model" in first.stdout
-    assert re.search(r"\bMSE +[*_]?\d\.\d+", first.stdout), "the table at the end"
+    assert re.search(r"\bMSE +[+−]\d+\.\d+ % +[*_]?\d\.\d+", first.stdout), "the table at the end"
     assert not (project.folder / "results/smoke/data").exists(), "frames of a part are not kept"
     left = project.planned(*SMOKE)
     for stage in ("pretrain", "score", "select", "prune", "decide", "measure"):
