@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,11 @@ from typing import Any, NamedTuple
 import yaml
 from cases import ROOT, Size
 from figure import Figure, Part, Series
+from memory import peak_of
 from pipeline import CommandError
+
+# Seconds between two looks at the memory of a run, which keeps its peak itself.
+PAUSE = 0.02
 
 BASE: Mapping[str, int] = {"channels": 7, "lookback": 48, "horizon": 48, "masks": 2, "seeds": 1}
 
@@ -151,9 +156,14 @@ def _spent(folder: Path) -> Cost:
         process = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT
         )
-        _, status, used = os.wait4(process.pid, 0)
+        peak, ended = 0.0, 0
+        while not ended:
+            # Not what wait4 says of memory: that remembers the process which started this one.
+            peak = max(peak, peak_of(process.pid))
+            time.sleep(PAUSE)
+            ended, status, used = os.wait4(process.pid, os.WNOHANG)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             output.seek(0)
             raise CommandError(f"{' '.join(command)}: {output.read()[-800:]}")
-    return Cost(used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+    return Cost(used.ru_utime + used.ru_stime, peak)

@@ -58,8 +58,17 @@ def _peak(make: Callable[..., Contestant], arguments: Sequence[Any]) -> float:
     prepare_torch("float32")
     held: int = psutil.Process().memory_info().rss
     make(*arguments)()
-    # Not what getrusage says: that remembers the process which started this one.
-    status = STATUS.read_text(encoding="utf-8")
-    peak = re.search(r"^VmHWM:\s+(\d+) kB$", status, flags=re.MULTILINE)
-    assert peak is not None
-    return max(1024 * int(peak.group(1)) - held, MEGABYTE) / MEGABYTE
+    return max(peak_of("self") - held / MEGABYTE, 1.0)
+
+
+def peak_of(process: int | str) -> float:
+    """Megabytes at the peak of a process so far; 0 if it has ended.
+
+    Not what getrusage says: that remembers the process which started this one.
+    """
+    try:
+        status = STATUS.parents[1] / str(process) / "status"
+        peak = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(encoding="utf-8"), re.MULTILINE)
+    except FileNotFoundError:
+        return 0.0
+    return 1024 * int(peak.group(1)) / MEGABYTE if peak else 0.0
