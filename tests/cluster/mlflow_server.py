@@ -53,7 +53,7 @@ def _missing() -> str | None:
     if importlib.util.find_spec("psycopg2") is None:
         return "psycopg2 is not installed: pip install -r envs/requirements-server.txt"
     if os.getuid() == 0 and not shutil.which("setpriv"):
-        return "PostgreSQL does not run as root, and there is no setpriv to leave root"
+        return "PostgreSQL refuses to run as root, and setpriv, which changes the user, is missing"
     return None
 
 

@@ -199,7 +199,7 @@ class Cluster:
         return [dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines]
 
     def kill_node(self, inside: Path) -> None:
-        """Kill the node's daemon and all that it runs, as if its power was cut."""
+        """Kill the node's daemon and all processes that it started, as a power cut would."""
         slurmd = psutil.Process(self._daemons["slurmd"].pid)
         running = {
             parent
@@ -331,7 +331,7 @@ def test_smoke_survives_a_cancelled_job_and_a_dead_node(
         print("  " + " ".join(f"{key}={job.get(key, '')}" for key in keys))
     assert running.returncode == 0, shown[-8000:]
 
-    # Resumed, and not begun anew.
+    # The job resumed; it did not start again from the first epoch.
     assert 0 < epochs_of(project, "pretrain", first) < EPOCHS
     compared = 0
     for path in sorted((undisturbed.folder / "results/smoke").rglob("*.safetensors")):
