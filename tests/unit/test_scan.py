@@ -12,7 +12,7 @@ from torch import Tensor
 from spat.models.layers import scan
 from spat.models.layers.scan import Mamba, selective_scan
 
-SIZES = [(2, 5, 3, 4), (3, 1, 2, 2), (1, 7, 1, 6)]
+SIZES = [(2, 5, 3, 4), (3, 1, 2, 2), (1, 7, 1, 6), (4, 6, 1, 3), (2, 5, 1, 1)]
 
 
 def plain(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
