@@ -107,6 +107,20 @@ def test_a_variant_changes_the_registrys_row() -> None:
     assert (changed.e_layers, changed.n_heads) == (deep.e_layers, deep.n_heads)
 
 
+@pytest.mark.parametrize(("own", "of_all", "epochs"), [(3, 7, 3), (None, 7, 7), (None, None, 10)])
+def test_epochs_of_a_variant_come_before_those_of_all(
+    own: int | None, of_all: int | None, epochs: int
+) -> None:
+    block = {
+        "datasets": ["ETTh1"],
+        "models": ["iTransformer"],
+        "variants": ["short"],
+        "horizons": [96],
+    }
+    mine = config(block, variants={"short": {"epochs": own}}, training={"epochs": of_all})
+    assert [runs.setup_of(mine, p.run).recipe.epochs for p in runs.plan(mine)] == [epochs]
+
+
 def test_a_variant_that_changes_nothing_known_is_named() -> None:
     block = {"datasets": ["ETTh1"], "models": ["iTransformer"], "variants": ["odd"]}
     mine = config({**block, "horizons": [96]}, variants={"odd": {"model": {"depth": 3}}})

@@ -169,6 +169,9 @@ class VariantSection(Section):
         description="Share of the training windows in an epoch, drawn anew for each epoch: for a "
         "model that is too slow for all of them.",
     )
+    epochs: Count | None = Field(
+        None, description="Epochs of pre-training at most; those of `training` when absent."
+    )
     learning_rates: tuple[Annotated[float, Field(gt=0.0)], ...] = Field(
         (),
         description="Rates tried in pre-training: the one with the best validation MSE is kept.",

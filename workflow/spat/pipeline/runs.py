@@ -183,7 +183,7 @@ def setup_of(config: Config, run: Run) -> Setup:
         raise ConfigError(f"variants.{run.variant} ({run.path}): {error}") from None
     recipe = replace(
         published.recipe,
-        epochs=config.training.epochs or published.recipe.epochs,
+        epochs=(section and section.epochs) or config.training.epochs or published.recipe.epochs,
         patience=config.training.patience or published.recipe.patience,
         sam_rho=section.sam_rho if section and section.sam_rho else published.recipe.sam_rho,
         share=section.share if section else 1.0,
