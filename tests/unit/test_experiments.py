@@ -27,7 +27,16 @@ def experiment(name: str) -> tuple[Config, tuple[Planned, ...]]:
 def test_all_are_there() -> None:
     generated = ["offline", "planted", "smoke", "unplanted"]
     real = [
-        *("ablation", "comparison", "paper", "quick", "reproduction", "rivals", "scratch"),
+        *(
+            "ablation",
+            "comparison",
+            "paper",
+            "quick",
+            "reproduction",
+            "rivals",
+            "scratch",
+            "zeroshot",
+        ),
         "text",
         "vision",
     ]
