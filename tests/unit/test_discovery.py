@@ -1,5 +1,6 @@
 """Attention found in the autograd graph: which modules, and S and A as autograd gives them."""
 
+import gc
 import math
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from spat.attention.errors import (
     NotDifferentiable,
     NotPerSample,
     SharedModule,
+    SharedOutput,
     TooCoarse,
     UnknownSite,
 )
@@ -71,9 +73,80 @@ def test_what_cannot_be_removed_says_why(maker: Any, refusal: type[Exception]) -
         spat.prune(model, [site], zoo.loss, zoo.batch())
 
 
+class Lerp(zoo.Layer):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.lerp(x, self.attention(x), 0.5)
+
+
+class InPlace(zoo.Layer):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.attention(x)
+        y += x
+        return y
+
+
+class Named(zoo.Nano):
+    """Its output is a mapping."""
+
+    def forward(self, x: Tensor) -> Any:
+        return {"y": super().forward(x)}
+
+
+class OfNamed(zoo.Layer):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.attention(x)["y"]
+
+
+@pytest.mark.parametrize(
+    ("maker", "refusal", "message"),
+    [
+        (lambda: Lerp(zoo.Nano()), NoResidual, "not torch.lerp"),
+        (lambda: InPlace(zoo.Nano()), NoResidual, "not in place"),
+        (lambda: OfNamed(Named()), TooCoarse, "'attention' returns a dict"),
+        (lambda: zoo.Biased(computed=True), SharedOutput, "'second' uses what 'first' computes"),
+    ],
+)
+def test_what_cannot_be_removed_is_known_before_it_is_tried(
+    maker: Any, refusal: type[Exception], message: str
+) -> None:
+    sites = spat.find_sites(zoo.make(maker), zoo.loss, zoo.batch())
+    assert isinstance(sites[0].refusal, refusal) and message in str(sites[0].refusal)
+    assert not any(site.refusal for site in sites[1:])
+    scores = spat.score(zoo.make(maker), [zoo.batch()], zoo.loss)
+    assert scores.lowest(1.0) == tuple(site.name for site in sites[1:])
+
+
+def test_windows_and_heads_that_are_modules() -> None:
+    x, y = (torch.randn(zoo.SAMPLES, 8, zoo.WIDTH).double() for _ in range(2))
+    model = zoo.make(lambda: zoo.Layer(zoo.Windows(4)))
+    (site,) = spat.find_sites(model, zoo.loss, (x, y))
+    assert (site.queries, site.keys, site.heads, site.refusal) == (4, 4, zoo.HEADS, None)
+    (trace,) = discovery.traces(model, zoo.loss, (x, y))
+    assert trace.mixing.S.shape == (zoo.SAMPLES, 2, zoo.HEADS, 4, 4)
+    model = zoo.make(lambda: zoo.Layer(zoo.HeadByHead()))
+    (site,) = spat.find_sites(model, zoo.loss, (x, y))
+    assert (site.name, site.kind, site.calls) == ("attention", "self", zoo.HEADS)
+    for one in (model, zoo.make(lambda: zoo.Layer(zoo.Windows(4)))):
+        small = spat.prune(one, ["attention"], zoo.loss, (x, y))
+        assert isinstance(small.spat_removal, Removal) and small.spat_removal.removed
+
+
+class SampleBySample(zoo.Nano):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([super(SampleBySample, self).forward(one[None]) for one in x])
+
+
+def test_attention_of_one_sample_at_a_time_is_found_and_has_no_scores() -> None:
+    model = zoo.make(lambda: zoo.Layer(SampleBySample()))
+    (site,) = spat.find_sites(model, zoo.loss, zoo.batch())
+    assert site.calls == zoo.SAMPLES
+    with pytest.raises(NotPerSample, match="the attention of all samples in one call"):
+        spat.score(model, [zoo.batch()], zoo.loss)
+
+
 def test_a_model_without_attention_has_no_sites() -> None:
     for model in (zoo.make(zoo.Gates), zoo.make(lambda: nn.Linear(zoo.WIDTH, zoo.WIDTH))):
-        with pytest.raises(NoSites, match="_orig_mod"):
+        with pytest.raises(NoSites, match="_orig_mod.*another form .* can be named as units="):
             spat.find_sites(model, zoo.loss, zoo.batch())
 
 
@@ -213,6 +286,46 @@ def test_a_batch_in_the_second_axis_gives_the_same_scores() -> None:
     assert a == pytest.approx(b, rel=1e-12)
 
 
+class TokensFirst(nn.Module):
+    """Attention with tokens in the first axis, which may turn them there itself."""
+
+    def __init__(self, turns: bool, weights: bool) -> None:
+        super().__init__()
+        self.inner = nn.MultiheadAttention(zoo.WIDTH, zoo.HEADS)
+        self.turns, self.weights = turns, weights
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(0, 1) if self.turns else x
+        y: Tensor = self.inner(x, x, x, need_weights=self.weights)[0]
+        return y.transpose(0, 1) if self.turns else y
+
+
+@pytest.mark.parametrize("size", [3, 4, 8, 16])
+@pytest.mark.parametrize("weights", [True, False])
+@pytest.mark.parametrize("turns", [True, False])
+def test_the_axis_of_the_batch_is_known_within_a_module_too(
+    turns: bool, weights: bool, size: int
+) -> None:
+    tokens = 8  # a multiple of some sizes of the batch
+    given = tuple(torch.randn(size, tokens, zoo.WIDTH).double() for _ in range(2))
+    inner = nn.MultiheadAttention(zoo.WIDTH, zoo.HEADS, batch_first=True)
+    first = zoo.make(lambda: zoo.Layer(inner))
+    other = zoo.make(lambda: zoo.Layer(TokensFirst(turns, weights)))
+    names = {name.replace("attention.", "attention.inner."): w
+             for name, w in first.state_dict().items()}  # fmt: skip
+    other.load_state_dict(names)
+
+    def loss(model: Any, given: Any) -> Tensor:
+        axes = (0, 0) if model is first or turns else (0, 1)
+        y = model(given[0].transpose(*axes)).transpose(*axes)
+        return F.mse_loss(y, given[1], reduction="none").mean((1, 2))
+
+    for criterion in ("send", "send_window", "michel", "fisher", "cosine", "block_influence"):
+        a, b = (spat.score(m, [given], loss, criterion=criterion) for m in (first, other))
+        assert a.sites[0].heads == b.sites[0].heads == zoo.HEADS
+        assert a.values == pytest.approx(b.values, rel=1e-9), criterion
+
+
 def test_a_loss_that_hardly_depends_on_attention_is_warned_of() -> None:  # R5
     model = zoo.make(lambda: nn.Sequential(zoo.Layer(zoo.Nano()), nn.LayerNorm(zoo.WIDTH)))
     flat = lambda m, b: 0 * m(b[0]).square().mean((1, 2)) + 1  # noqa: E731
@@ -241,6 +354,20 @@ def test_discovery_agrees_with_the_hooks_of_the_own_models(name: str) -> None:  
         for values, whole, each in zip(wanted, scores.values, scores.per_batch, strict=False):
             assert whole == pytest.approx(values[0, 0], rel=1e-12)
             assert each == pytest.approx(values[1:, 0], rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["einsum", "nanoGPT"])
+def test_scores_leave_no_tensor_in_memory(name: str) -> None:
+    model = zoo.make(zoo.REMOVABLE[name][0])
+
+    def held() -> int:
+        gc.collect()
+        return sum(issubclass(type(one), Tensor) for one in gc.get_objects())
+
+    spat.score(model, [zoo.batch()], zoo.loss)
+    before = held()
+    spat.score(model, [zoo.batch()] * 3, zoo.loss)
+    assert held() == before
 
 
 def test_scores_are_a_table_and_give_the_lowest() -> None:

@@ -152,6 +152,14 @@ def test_a_model_that_draws_is_verified_with_fixed_noise() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="accelerators have own generators")
+def test_the_noise_is_fixed_without_the_slow_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = zoo.make(zoo.Draws)
+    # A call takes a millisecond, and there are thousands in the verification of a deep model.
+    monkeypatch.setattr(torch, "manual_seed", None)
+    pruned(model, ["layer.attention"])
+
+
 def test_a_model_with_noise_of_its_own_is_refused() -> None:
     class Own(zoo.Twice):
         def forward(self, x: Tensor) -> Tensor:
@@ -309,3 +317,67 @@ def test_models_of_transformers(name: str, attention: str) -> None:
     with pytest.warns(AttentionWarning, match="save_pretrained"):
         small = spat.prune(model, sites, loss, ids)
     assert record(small).after < record(small).before
+
+
+ENCODER_DECODER = {
+    "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 24,
+    "decoder_ffn_dim": 24, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+    "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2,
+}  # fmt: skip
+VISION = {"hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2,
+          "intermediate_size": 24, "image_size": 8, "patch_size": 4}  # fmt: skip
+IDS = torch.arange(3, 27).reshape(3, 8)
+PIXELS = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+SOUND = torch.randn(3, 8, 32, generator=torch.Generator().manual_seed(0))
+# settings, inputs, removable sites of all
+FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Tensor], tuple[int, int]]] = {
+    "T5": (
+        {"vocab_size": 50, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_heads": 4},
+        {"input_ids": IDS, "decoder_input_ids": IDS},
+        (4, 6),  # the first blocks compute the position bias of the others
+    ),
+    "Bart": (
+        {"vocab_size": 50, **ENCODER_DECODER},
+        {"input_ids": IDS, "decoder_input_ids": IDS},
+        (6, 6),
+    ),
+    "Whisper": (
+        {"vocab_size": 50, "num_mel_bins": 8, "max_source_positions": 16, **ENCODER_DECODER},
+        {"input_features": SOUND, "decoder_input_ids": IDS},
+        (6, 6),
+    ),
+    "ViT": (VISION, {"pixel_values": PIXELS}, (2, 2)),
+    "Longformer": (
+        {"vocab_size": 50, "hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2,
+         "intermediate_size": 24, "attention_window": 4, "max_position_embeddings": 64},
+        {"input_ids": IDS},
+        (2, 2),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.filterwarnings("ignore::spat.attention.errors.AttentionWarning")
+def test_families_of_transformers(name: str, attention: str) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    settings, inputs, (free, count) = FAMILIES[name]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**settings)
+    kind = getattr(transformers, f"{name}Model")
+    if attention == "sdpa" and not kind._supports_sdpa:
+        pytest.skip(f"{name} has no fused attention")
+    model = kind._from_config(config, attn_implementation=attention).eval()
+
+    def loss(model: Any, inputs: Any) -> Tensor:
+        hidden = model(**inputs).last_hidden_state
+        return (hidden * torch.arange(16.0)).mean((1, 2))
+
+    sites = spat.find_sites(model, loss, inputs)
+    names = [site.name for site in sites if site.refusal is None]
+    assert (len(names), len(sites)) == (free, count)
+    assert all(isinstance(site.refusal, SharedOutput | None) for site in sites)
+    assert (spat.score(model, [inputs], loss).values > 0).all()
+    for chosen in [[one] for one in names] + [names]:
+        small = spat.prune(model, chosen, loss, inputs)
+        assert record(small).after < record(small).before

@@ -59,6 +59,60 @@ class Grouped(nn.Module):
         return self.o(O.transpose(1, 2).flatten(2))
 
 
+class Sloped(Nano):
+    """ALiBi: a bias of the logits that falls with the distance, and a mask, in one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = map(split, self.qkv(x).chunk(3, -1))
+        steps = torch.arange(x.shape[1]).to(x)
+        bias = (steps - steps[:, None]).masked_fill(steps > steps[:, None], -math.inf)
+        slopes = 0.5 ** torch.arange(1, HEADS + 1).to(x)[:, None, None]
+        O = F.scaled_dot_product_attention(q, k, v, attn_mask=slopes * bias)  # noqa: E741
+        return self.o(O.transpose(1, 2).flatten(2))
+
+
+class Null(Nano):
+    """A last key that is always there and has the value 0: A is padded before its product."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = map(split, self.qkv(x).chunk(3, -1))
+        A = F.pad((q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1), (0, 1))
+        return self.o((A @ F.pad(v, (0, 0, 0, 1))).transpose(1, 2).flatten(2))
+
+
+class HeadByHead(nn.Module):
+    """Each head is a module."""
+
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv = nn.Linear(WIDTH, 3 * WIDTH // HEADS)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.qkv(x).chunk(3, -1)
+            return (q @ k.mT).softmax(-1) @ v
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.each = nn.ModuleList(self.Head() for _ in range(HEADS))
+        self.o = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.o(torch.cat([head(x) for head in self.each], -1))
+
+
+class Windows(Nano):
+    """Attention within windows of tokens; the tokens are rolled by half a window first."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = x.roll(-(self.size // 2), 1).reshape(-1, self.size, WIDTH)
+        return super().forward(parts).reshape(x.shape).roll(self.size // 2, 1)
+
+
 class Layer(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
@@ -73,6 +127,19 @@ class Layer(nn.Module):
         several = isinstance(self.attention, nn.MultiheadAttention)
         y = self.attention(y, y, y) if several else self.attention(y)
         x = x + (y[0] if isinstance(y, tuple) else y)
+        return x + self.mlp(self.n2(x))
+
+
+class Modulated(Layer):
+    """The residual sum is one operation with the gate of the branch."""
+
+    def __init__(self) -> None:
+        super().__init__(Nano())
+        self.gate = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.gate(x.mean(1, keepdim=True))
+        x = torch.addcmul(x, gate, self.attention(self.n1(x)))
         return x + self.mlp(self.n2(x))
 
 
@@ -159,9 +226,17 @@ class Biased(nn.Module):
             logits = q @ k.mT if bias is None else q @ k.mT + bias
             return self.o((logits.softmax(-1) @ v).transpose(1, 2).flatten(2)), bias
 
-    def __init__(self) -> None:
+    class Computing(Attention):
+        """The bias is computed, so that the graph shows who uses it."""
+
+        def forward(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            y, bias = super().forward(x, bias)
+            return y, None if bias is None else 2 * bias
+
+    def __init__(self, computed: bool = False) -> None:
         super().__init__()
-        self.first, self.second = self.Attention(True), self.Attention(False)
+        self.first = (self.Computing if computed else self.Attention)(True)
+        self.second = self.Attention(False)
 
     def forward(self, x: Tensor) -> Tensor:
         y, bias = self.first(x, None)
@@ -303,6 +378,9 @@ REMOVABLE: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
         ["0.attention", "1.attention"],
     ),
     "grouped queries": (lambda: Layer(Grouped()), ["attention"]),
+    "ALiBi": (lambda: Layer(Sloped()), ["attention"]),
+    "null key": (lambda: Layer(Null()), ["attention"]),
+    "modulated": (lambda: nn.Sequential(Modulated(), Modulated()), ["0.attention", "1.attention"]),
     "projection beside": (lambda: nn.Sequential(Beside(), Beside()), ["0.inner", "1.inner"]),
     "gates": (lambda: nn.Sequential(Layer(Nano()), Gates()), ["0.attention"]),
     "called twice": (Twice, ["layer.attention"]),

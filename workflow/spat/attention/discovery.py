@@ -25,6 +25,7 @@ from spat.attention.errors import (
     NotDifferentiable,
     NotPerSample,
     SharedModule,
+    SharedOutput,
     TooCoarse,
     UnknownSite,
 )
@@ -104,7 +105,8 @@ def looking(
         if not isinstance(each, Tensor) or each.grad_fn is None:
             raise NotDifferentiable(
                 f"the loss of {type(model).__name__} has no gradient: return a tensor that was "
-                "computed from the model, without detach, no_grad or inference_mode"
+                "computed from the model, without detach, no_grad, inference_mode or reentrant "
+                "checkpointing"
             )
         graph = read(each.sum(), calls)
         candidates = _units(model, graph, units) if units else _sites(graph)
@@ -112,7 +114,8 @@ def looking(
             raise NoSites(
                 f"{type(model).__name__}: the loss was computed without a softmax(q k^T) v. Of a "
                 "compiled model give `model._orig_mod`, of a scripted one its source, and turn "
-                "checkpointing and custom kernels off; a model without attention has no sites"
+                "checkpointing and custom kernels off. Attention of another form (sigmoid, linear, "
+                "talking heads) can be named as units=; a model without attention has no sites"
             )
         yield each, graph, candidates
 
@@ -159,8 +162,7 @@ def traces(model: nn.Module, loss: Loss, batch: Any, units: Sequence[str] = ()) 
                 f"the loss has {len(each)} values, which is the length of no axis of the batch "
                 f"({' x '.join(map(str, shapes[0]))}): return one value for each sample"
             )
-        for core in graph.cores:
-            core.keep()
+        hooks = [core.keep() for core in graph.cores]
         ends = [
             y
             for one in candidates
@@ -168,7 +170,12 @@ def traces(model: nn.Module, loss: Loss, batch: Any, units: Sequence[str] = ()) 
             if (y := call.y) is not None and y.requires_grad
         ]
         weights = [p for p in model.parameters() if p.requires_grad]
-        gradients = torch.autograd.grad(each.double().sum(), [*ends, *weights], allow_unused=True)
+        try:
+            wanted = [*ends, *weights]
+            gradients = torch.autograd.grad(each.double().sum(), wanted, allow_unused=True)
+        finally:
+            for hook in hooks:
+                hook.remove()
         slopes = {id(y): g for y, g in zip(ends, gradients, strict=False)}
         with torch.no_grad():
             return [_trace(i, one, slopes, len(each)) for i, one in enumerate(candidates)]
@@ -208,7 +215,54 @@ def _sites(graph: Graph) -> list[Candidate]:
                 f"{into.name!r} is called several times, and one call cannot go ({why}): give each "
                 "call a module of its own"
             )
+    for one in merged.values():
+        one.refusal = one.refusal or _obstacle(one, graph)
     return list(merged.values())
+
+
+def _obstacle(site: Candidate, graph: Graph) -> AttentionError | None:
+    """Why the modules of a site cannot be replaced by zeros, as far as the graph shows it."""
+    try:
+        for call in (site.call, *site.branch):
+            place(call)
+    except TooCoarse as error:
+        return error
+    modules = {call.module for call in (site.call, *site.branch)}
+    for call in graph.calls:
+        if call.module in modules and (user := graph.leak(call)) is not None:
+            return SharedOutput(
+                f"{user} uses what {call.name!r} computes besides its output, for example a "
+                f"position bias that layers share: keep {site.name!r}, or compute that in a module "
+                "of its own"
+            )
+    return None
+
+
+def place(call: Call) -> tuple[int, int, int]:
+    """How zeros can take the place of what a call returned.
+
+    The number of the floating input with the leading shape of the output, the width of the output,
+    and the number of further outputs (-1: not a tuple).
+
+    Raises:
+        TooCoarse: if the output is not a tensor or a tuple that starts with one, or no input has
+            its leading shape.
+    """
+    output = call.output
+    first = output[0] if isinstance(output, tuple | list) and output else output
+    if not isinstance(first, Tensor):
+        raise TooCoarse(
+            f"{call.name!r} returns a {type(output).__name__}, not a tensor or a tuple that starts "
+            "with one: name a smaller module as units="
+        )
+    lead = tuple(first.shape[:-1])
+    like = next((i for i, shape in enumerate(call.inputs) if shape[:-1] == lead), None)
+    if like is None:
+        raise TooCoarse(
+            f"{call.name!r} returns {tuple(first.shape)}, which has the leading shape of none of "
+            f"its inputs {call.inputs}: without it the shape is lost"
+        )
+    return like, first.shape[-1], len(output) - 1 if isinstance(output, tuple | list) else -1
 
 
 def _within(call: Call, branch: list[Call]) -> bool:
@@ -239,9 +293,10 @@ def _located(core: Core, graph: Graph) -> Candidate:
         candidate = Candidate(site.name, site, branch, top, [core])
         candidate.outputs = [max([site, *branch], key=lambda call: call.stop)]
         if passed:
+            of = f" of {inner.name!r}" if inner is not site else ""
             candidate.refusal = TooCoarse(
-                f"{site.name!r} adds more than attention to its input: move the attention, with "
-                "its output projection, into a module of its own, or name one as units="
+                f"{site.name!r} adds more than the attention{of} to its input: move the attention, "
+                "with its output projection, into a module of its own, or name one as units="
             )
         return candidate
     error: AttentionError
@@ -252,8 +307,9 @@ def _located(core: Core, graph: Graph) -> Candidate:
         )
     else:
         error = NoResidual(
-            f"{inner.name!r}: nothing is added to the output of the attention, so without it the "
-            "input is lost: add a residual connection, or keep it"
+            f"{inner.name!r}: the output of the attention is added to nothing, so without it the "
+            "input is lost: add a residual connection, written as x + y (not in place, and not "
+            "torch.lerp), or keep it"
         )
     return Candidate(inner.name, inner, [], None, [core], error, [inner])
 
@@ -297,12 +353,30 @@ def _described(site: Candidate, model: nn.Module) -> ForeignSite:
         return ForeignSite(site.name, branch, "self", 0, 1, 0, 0, size, site.refusal)
     core = site.cores[0]
     heads = core.shape[-3] if len(core.shape) > 3 else max(1, core.shape[0] // _batch(site, core))
-    several = len({id(c.call.module) for c in site.cores if c.call}) > 1
-    kind: Literal["self", "cross", "router"] = "router" if several else _kind(site)
+    kind: Literal["self", "cross", "router"] = "router" if _in_turn(site.cores) else _kind(site)
     queries, keys = core.shape[-2:]
     return ForeignSite(
         site.name, branch, kind, len(site.cores), heads, queries, keys, size, site.refusal
     )
+
+
+def _in_turn(cores: Sequence[Core]) -> bool:
+    """Whether an attention of another module takes what the first one computed."""
+    first = cores[0]
+    waiting = [
+        core.node
+        for core in cores[1:]
+        if core.call and first.call and core.call.module is not first.call.module
+    ]
+    seen = set(waiting)
+    while waiting:
+        for before, _ in waiting.pop().next_functions:
+            if before is first.node:
+                return True
+            if before is not None and before not in seen:
+                seen.add(before)
+                waiting.append(before)
+    return False
 
 
 def _kind(site: Candidate) -> Literal["self", "cross"]:
@@ -314,26 +388,29 @@ def _kind(site: Candidate) -> Literal["self", "cross"]:
 
 def _batch(site: Candidate, core: Core) -> int:
     """The number of sequences in the input of the module that computes the attention."""
-    x = core.call.x if core.call is not None else None
-    x = site.call.x if x is None or x.ndim < 3 or x.shape[0] > core.shape[0] else x
+    call = core.call
+    x = call.x if call is not None else None
+    if call is None or x is None or x.ndim < 3 or x.shape[0] > core.shape[0]:
+        call, x = site.call, site.call.x
     if x is None or x.ndim < 2:
         return core.shape[0]
-    return x.shape[1] if getattr(site.call.module, "batch_first", True) is False else x.shape[0]
+    return x.shape[1] if getattr(call.module, "batch_first", True) is False else x.shape[0]
 
 
 def _trace(index: int, site: Candidate, slopes: dict[int, Any], windows: int) -> Trace:
-    first = not getattr(site.call.module, "batch_first", True)
+    # Where a module says that tokens come first, those of this shape do so.
+    said = [core.call for core in site.cores[:1] if core.call] + [site.call]
+    turned = [call.x for call in said if getattr(call.module, "batch_first", True) is False]
+    shapes = [x.shape[:2] for x in turned if x is not None]
 
     def rows(tensors: list[Tensor]) -> Tensor:
         """[batch, ..., width] of each call -> [W, R, tokens, width], the calls side by side."""
         folded = []
         for t in tensors:
-            t = (t.transpose(0, 1) if first and t.ndim > 2 else t).detach()
+            second = t.ndim > 2 and (t.shape[:2] in shapes or (t.shape[0] % windows > 0))
+            t = (t.transpose(0, 1) if second else t).detach()
             if t.ndim < 2 or t.shape[0] % windows:
-                raise NotPerSample(
-                    f"site {site.name!r} computes {t.shape[0]} sequences and the loss has "
-                    f"{windows} values: return one value for each sample of the batch"
-                )
+                raise _apart(site, tuple(t.shape), windows)
             tokens = t[0, ..., 0].numel()
             folded.append(t.reshape(windows, -1, tokens, t.shape[-1]))
         return folded[0] if len(folded) == 1 else torch.cat(folded, dim=-2)
@@ -357,12 +434,17 @@ def _trace(index: int, site: Candidate, slopes: dict[int, Any], windows: int) ->
     sources = []
     for core in site.cores:
         batch = _batch(site, core)
-        if batch % windows or core.shape[0] % windows:
-            raise NotPerSample(
-                f"site {site.name!r}: {core.shape[0]} attention maps cannot be shared out among "
-                f"{windows} values of the loss: return one value for each sample of the batch"
-            )
+        if (batch % windows and len(core.shape) < 4) or core.shape[0] % windows:
+            raise _apart(site, core.shape, windows)
         sources.append(core.source(windows, batch))
     source = sources[0] if len(sources) == 1 else Joined(tuple(sources)) if sources else None
     several = len({id(core.call.module) for core in site.cores if core.call}) > 1
     return Trace(index, site.name, output, None, source, by_head=not several, several=several)
+
+
+def _apart(site: Candidate, shape: tuple[int, ...], windows: int) -> NotPerSample:
+    return NotPerSample(
+        f"site {site.name!r} computes {' x '.join(map(str, shape))}, which cannot be shared out "
+        f"among the {windows} values of the loss: return one value for each sample of the batch, "
+        "and compute the attention of all samples in one call, samples in the first axis"
+    )

@@ -25,7 +25,7 @@ from spat.attention.views import Mixing, Source, Weighted
 # Parts of the names of backward nodes. Nodes that change the layout of a tensor, and no value:
 _LAYOUT: Final = (
     "View", "Expand", "Transpose", "Permute", "Reshape", "Unsqueeze", "Squeeze", "Slice", "Select",
-    "TBackward", "Clone", "ToCopy", "Unsafe", "Alias", "AsStrided", "Contiguous",
+    "TBackward", "Clone", "ToCopy", "Unsafe", "Alias", "AsStrided", "Contiguous", "ConstantPad",
 )  # fmt: skip
 # Those between A and its product with v, and those between q k^T and the softmax:
 _AFTER: Final = (*_LAYOUT, "Dropout", "Mul", "Div", "MaskedFill", "Where", "NanToNum")
@@ -46,6 +46,7 @@ class Call:
     inputs: list[tuple[int, ...]] = field(default_factory=list)  # shapes of floating inputs
     x: Tensor | None = None
     output: Any = None
+    end: Any = None  # the node that made y
 
     @property
     def y(self) -> Tensor | None:
@@ -96,8 +97,12 @@ class Core:
 
     _kept: dict[str, Any] = field(default_factory=dict)
 
-    def keep(self) -> None:
-        """Keep what the node saved, which the backward pass frees, and note the gradient."""
+    def keep(self) -> Any:
+        """Keep what the node saved, which the backward pass frees, and note the gradient.
+
+        Returns the handle of the hook. It has to be removed: the node holds its hook, which holds
+        the node, and Python cannot free that cycle.
+        """
         node = self.node
         if self.fused:
             self._kept = {
@@ -106,7 +111,7 @@ class Core:
             }  # fmt: skip
         else:
             self._kept = {"A": node._saved_result}
-        node.register_prehook(self._note)
+        return node.register_prehook(self._note)
 
     def _note(self, gradients: Sequence[Tensor | None]) -> None:
         self.gradient = gradients[0]
@@ -178,17 +183,29 @@ class Graph:
         reached, waiting, count = {core.node}, [(core.node._sequence_nr(), 0, core.node)], 1
         while waiting:
             node = heapq.heappop(waiting)[2]
-            if node is not core.node and "AddBackward" in node.name():
-                parts = [part for part, _ in node.next_functions]
-                if len(parts) == 2 and (parts[0] in reached) != (parts[1] in reached):
-                    inner, outer = parts if parts[0] in reached else parts[::-1]
-                    if not _bias(outer):
-                        yield node, _between(inner, reached)
+            parts = _addends(node, reached) if node is not core.node else []
+            if parts and (parts[0] in reached) != (parts[1] in reached):
+                inner, outer = parts if parts[0] in reached else parts[::-1]
+                if not _bias(outer):
+                    yield node, _between(inner, reached)
             for user in self.users[node]:
                 if user not in reached:
                     reached.add(user)
                     heapq.heappush(waiting, (user._sequence_nr(), count, user))
                     count += 1
+
+    def leak(self, call: Call) -> str | None:
+        """Who uses what a call computed besides its first output, quoted; None if nobody does."""
+        for node, users in self.users.items():
+            if node is call.end or not call.start <= node._sequence_nr() < call.stop:
+                continue
+            for user in users:
+                if not call.start <= user._sequence_nr() < call.stop:
+                    around = self.call_of(user)
+                    if around is None:
+                        return "the loss"
+                    return repr(around.name or type(around.module).__name__)
+        return None
 
     def sources(self, node: Any, call: Call) -> set[Any]:
         """The nodes made before a call from which a node within it was computed."""
@@ -224,6 +241,7 @@ def recording(model: nn.Module) -> Iterator[list[Call]]:
     def leave(_module: nn.Module, _args: Any, output: Any) -> None:
         call = open_calls.pop()
         call.stop, call.output = number(), output
+        call.end = call.y.grad_fn if call.y is not None else None
         calls.append(call)
 
     with contextlib.ExitStack() as hooks:
@@ -309,6 +327,14 @@ def _bare(node: Any) -> Tensor | None:
     while node is not None and not _is_leaf(node) and _is(node, _LAYOUT):
         node = node.next_functions[0][0]
     return node.variable if node is not None and _is_leaf(node) else None
+
+
+def _addends(node: Any, reached: set[Any]) -> list[Any]:
+    """The two terms of a sum; of x + a * b those are x and the factor in `reached`."""
+    parts = [part for part, _ in node.next_functions]
+    if node.name().startswith("AddcmulBackward"):
+        return [parts[0], parts[2] if parts[2] in reached else parts[1]]
+    return parts if "AddBackward" in node.name() and len(parts) == 2 else []
 
 
 def _bias(node: Any) -> bool:

@@ -26,6 +26,7 @@ from spat.attention.discovery import (
     Loss,
     differentiable,
     looking,
+    place,
     unknown,
 )
 from spat.attention.errors import (
@@ -35,7 +36,6 @@ from spat.attention.errors import (
     InputLost,
     SharedOutput,
     Stochastic,
-    TooCoarse,
 )
 from spat.attention.graph import Call, floating
 from spat.files import replacing
@@ -433,22 +433,7 @@ def _chosen(candidates: Sequence[Candidate], wanted: Sequence[str]) -> list[Cand
 
 def _stub(call: Call) -> Removed:
     """What takes the place of the module of a call."""
-    output = call.output
-    first = output[0] if isinstance(output, tuple | list) and output else output
-    if not isinstance(first, Tensor):
-        raise TooCoarse(
-            f"{call.name!r} returns a {type(output).__name__}, not a tensor or a tuple that starts "
-            "with one: name a smaller module as units="
-        )
-    lead = tuple(first.shape[:-1])
-    like = next((i for i, shape in enumerate(call.inputs) if shape[:-1] == lead), None)
-    if like is None:
-        raise TooCoarse(
-            f"{call.name!r} returns {tuple(first.shape)}, which has the leading shape of none of "
-            f"its inputs {call.inputs}: without it the shape is lost"
-        )
-    extra = len(output) - 1 if isinstance(output, tuple | list) else -1
-    return Removed(like, first.shape[-1], extra, call.module)
+    return Removed(*place(call), call.module)
 
 
 def _get(model: nn.Module, name: str) -> nn.Module | None:
