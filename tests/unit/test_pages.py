@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from jinja2 import Template
 
 from spat.study.pages import registry
 from spat.study.pages.page import PAGES, Layout, page
+from spat.study.pages.words import OF_TASK
 
 CAPTIONS = Path(__file__).parents[2] / "workflow" / "report"
 
@@ -28,6 +31,23 @@ def test_the_captions_of_the_report_are_those_above_the_functions() -> None:
         str(path.relative_to(CAPTIONS)): path.read_text() for path in CAPTIONS.rglob("*s.rst")
     }
     assert written == registry.captions(), "run `python -m spat.study.pages.registry`"
+
+
+@pytest.mark.parametrize("task", OF_TASK)
+def test_the_report_names_the_metrics_of_the_task(task: str) -> None:
+    for file, pages in (("tables.rst", registry.tables()), ("figures.rst", registry.figures())):
+        template = Template((CAPTIONS / file).read_text(encoding="utf-8"))
+        for name, declared in pages.items():
+            snakemake = {"wildcards": {"name": name}, "params": {"task": task}}
+            shown = " ".join(template.render(snakemake=snakemake).split())
+            assert shown == " ".join(OF_TASK[task].page(declared).caption.split())
+            assert task == "forecasting" or not re.search(r"\bM[SA]E\b", shown), name
+    assert ("MSE" in captions_of(task)) == (task == "forecasting")
+
+
+def captions_of(task: str) -> str:
+    snakemake = {"wildcards": {"name": "pareto"}, "params": {"task": task}}
+    return Template(registry.captions()["figures.rst"]).render(snakemake=snakemake)
 
 
 def test_every_page_is_in_one_group_of_the_report() -> None:

@@ -28,6 +28,7 @@ from spat.pipeline.failures import explain, failed_jobs
 from spat.pipeline.config import ConfigError, load, read_file
 from spat.pipeline.stages import trained
 from spat.study.pages import registry
+from spat.study.pages.words import OF_TASK
 
 # Jobs use the `python` that runs Snakemake, even if its environment is not activated. With `--sdm conda`
 # the environment of the rule comes first, and it finds the package in this folder.
@@ -51,6 +52,7 @@ try:
 except (ConfigError, OSError) as error:
     raise WorkflowError(explain(error)) from None
 
+WORDS = OF_TASK[CONFIG.task]
 FOLDER = CONFIG.folder.as_posix()
 CACHE = CONFIG.data.cache.as_posix()
 # None in some dry runs, where `workflow.cores` is an error. On a cluster those of one job.

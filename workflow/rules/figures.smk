@@ -11,7 +11,7 @@ rule figures:
             caption="../report/figures.rst",
             category=lambda wildcards: registry.group(wildcards.name),
             labels=lambda wildcards: {
-                "title": registry.figures()[wildcards.name].title,
+                "title": WORDS.text(registry.figures()[wildcards.name].title),
                 "kind": "figure",
             },
         ),
@@ -27,6 +27,7 @@ rule figures:
         runtime=30,
     params:
         config=resolved,
+        task=CONFIG.task,  # the captions of the report are in its words
         digest=digests.settings_digest(CONFIG, "figures"),
     message:
         "figures: all"

@@ -10,7 +10,7 @@ rule tables:
             caption="../report/tables.rst",
             category=lambda wildcards: registry.group(wildcards.name),
             labels=lambda wildcards: {
-                "title": registry.tables()[wildcards.name].title,
+                "title": WORDS.text(registry.tables()[wildcards.name].title),
                 "kind": "table",
             },
         ),
@@ -24,6 +24,7 @@ rule tables:
         runtime=30,
     params:
         config=resolved,
+        task=CONFIG.task,  # the captions of the report are in its words
         digest=digests.settings_digest(CONFIG, "tables"),
     message:
         "tables: all"

@@ -565,6 +565,13 @@ class Config(Section):
         return self
 
     @property
+    def task(self) -> str:
+        """The task of all runs."""
+        from spat.models.registry import MODELS
+
+        return MODELS[self.grid[0].models[0]].task
+
+    @property
     def folder(self) -> Path:
         """Where this experiment's files lie."""
         return self.results / self.experiment

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from spat import files
 from spat.study.pages.page import PAGES, Absent, Kind, Note, Page
+from spat.study.pages.words import OF_TASK
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -289,7 +290,8 @@ def group(name: str) -> str:
 def captions() -> Mapping[str, str]:
     """The captions of the report by file, relative to `workflow/report/`: one file a kind.
 
-    Snakemake takes one caption for all files of a folder; the file picks that of the page.
+    Snakemake takes one caption for all files of a folder; the file picks that of the page, in the
+    words of the task, which is a parameter of the rule.
     """
     return {
         "tables.rst": _picked(tables()),
@@ -299,10 +301,22 @@ def captions() -> Mapping[str, str]:
 
 def _picked(pages: Mapping[str, Page]) -> str:
     blocks = [
-        f'{{% if snakemake.wildcards.name == "{name}" %}}\n{page.caption.strip()}\n{{% endif %}}\n'
+        f'{{% if snakemake.wildcards.name == "{name}" %}}\n{_by_task(page)}\n{{% endif %}}\n'
         for name, page in pages.items()
     ]
     return "".join(blocks)
+
+
+def _by_task(page: Page) -> str:
+    own = page.caption.strip()
+    others = {task: words.page(page).caption.strip() for task, words in OF_TASK.items()}
+    branches = [
+        f'{{% {"elif" if i else "if"} snakemake.params.task == "{task}" %}}\n{caption}\n'
+        for i, (task, caption) in enumerate(
+            (task, caption) for task, caption in others.items() if caption != own
+        )
+    ]
+    return "".join([*branches, f"{{% else %}}\n{own}\n{{% endif %}}"]) if branches else own
 
 
 def _layout(page: Page) -> Any:
