@@ -398,7 +398,14 @@ import zoo
 model = zoo.make(lambda: zoo.Layer(zoo.Nano()))
 scores = spat.score(model, [zoo.batch()], zoo.loss)
 small = spat.prune(model, scores.lowest(1), zoo.loss, zoo.batch())
-print(scores, spat.compare(model, small, zoo.batch()[0], repeats=1))
+print(scores, report := spat.compare(model, small, zoo.batch()[0], repeats=1))
+for table in (scores.table, report.table):
+    try:
+        table()
+    except ImportError as error:
+        assert "pip install pandas" in str(error)
+    else:
+        raise AssertionError("a table without pandas")
 """
 
 

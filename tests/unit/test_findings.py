@@ -12,8 +12,10 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import pearsonr
 
 from spat.data.registry import TEXTS
 from spat.models.registry import Shape, build, setup
@@ -907,6 +909,43 @@ def against_depth(removed: int) -> str:
     return signed((table["send"] - table["depth_last"]).mean())
 
 
+@cache
+def left_out(folder: str, model: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """By run and site, the change of the test error without the site in percent, and log SEND."""
+    found = agreements(frames(folder).results, frames(folder).scores)
+    found = found[found["criterion"] == "send"]
+    found = found if model is None else found[found["model"] == model]
+    return 100 * np.stack(list(found["changes"])), np.log(np.stack(list(found["scores"])))
+
+
+def within_sites(folder: str) -> tuple[str, int, str]:
+    """Pearson's r of log SEND and what a site costs, without the mean of each site; n and p."""
+    change, send = (table - table.mean(0) for table in left_out(folder))
+    found = pearsonr(send.ravel(), change.ravel())
+    return signed(found.statistic), change.size, f"{found.pvalue:.2f}"
+
+
+def over_seeds(folder: str, removed: int) -> tuple[str, str]:
+    """F and p of masks against seeds."""
+    found = page(folder, "replicates").astype({"removed": str})
+    found = found[found["removed"] == str(removed)].set_index("measure")["mean"]
+    return f"{found['F, seeds']:.2f}", f"{found['p, seeds']:.2f}"
+
+
+def tau(folder: str, criterion: str) -> tuple[str, ...]:
+    return interval(
+        row(folder, "quality", criterion=criterion, measure="tau-b with the leave-one-out change")
+    )
+
+
+def dearest_site(folder: str) -> tuple[int, str]:
+    """The site, counted from 1, that costs most of all runs, where its SEND is the highest."""
+    change, send = left_out(folder)
+    run, site = np.unravel_index(change.argmax(), change.shape)
+    assert send[run].argmax() == site
+    return int(site) + 1, signed(change.max(), 1)
+
+
 VISION: tuple[Claim, ...] = (
     (
         "The error rate rises from {} % (control) to {} %, by {} to {} points in each of {} seeds",
@@ -965,6 +1004,17 @@ VISION: tuple[Claim, ...] = (
         lambda: (against_depth(3), 3, against_depth(5), 5),
     ),
     ("By depth alone the gain is {} % [{}, {}]", lambda: image_gain("depth_last")),
+    (
+        "is {} [{}, {}] for the choice by depth and {} [{}, {}] for SEND",
+        lambda: (*tau(V, "depth_last"), *tau(V, "send")),
+    ),
+    ("a correlation of {} with that change ({} values, p = {})", lambda: within_sites(V)),
+    ("In the seed in which site {} costs most, {} %", lambda: dearest_site(V)),
+    (
+        "without one site differ no more than seeds do (F {}, p = {}); those without {} sites do "
+        "(F {}, p = {}",
+        lambda: (*over_seeds(V, 1), 3, *over_seeds(V, 3)),
+    ),
     (
         "the last of two epochs is the best in {} % of the fine-tunings",
         lambda: (

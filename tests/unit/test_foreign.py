@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import zoo
 from torch import Tensor, nn
 
@@ -381,3 +382,34 @@ def test_families_of_transformers(name: str, attention: str) -> None:
     for chosen in [[one] for one in names] + [names]:
         small = spat.prune(model, chosen, loss, inputs)
         assert record(small).after < record(small).before
+
+
+def test_a_pruned_llama_keeps_what_it_is_only_by_spat_save(tmp_path: Path) -> None:  # R8, R9
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    sizes = {"hidden_size": 16, "num_attention_heads": 4, **HUGGING_FACE["Llama"]}
+    config = transformers.LlamaConfig(vocab_size=50, pad_token_id=0, **sizes)
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).eval()
+
+    def loss(model: Any, ids: Tensor) -> Tensor:
+        return F.cross_entropy(model(ids[:, :-1]).logits.mT, ids[:, 1:], reduction="none").mean(1)
+
+    with pytest.warns(AttentionWarning, match="give the positions yourself"):
+        small = spat.prune(model, ["model.layers.0.self_attn"], loss, IDS)
+    with pytest.warns(AttentionWarning, match="with random weights: use spat.save"):
+        small.save_pretrained(tmp_path / "theirs")  # type: ignore[operator]
+    wanted = small(IDS).logits
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "theirs").eval()
+    assert not torch.allclose(theirs(IDS).logits, wanted, atol=1e-4)
+    spat.save(small, tmp_path / "ours")
+    ours = spat.load(transformers.LlamaForCausalLM(config), tmp_path / "ours").eval()
+    assert torch.equal(ours(IDS).logits, wanted)
+    told = {"max_new_tokens": 4, "do_sample": False}
+    tokens = [ours.generate(IDS, use_cache=cached, **told) for cached in (True, False)]  # type: ignore[operator]
+    assert torch.equal(*tokens)
+    # By hand, the cache counts no tokens, unless the positions are given.
+    with torch.no_grad():
+        for positions, same in ((None, False), (torch.tensor([[7]] * 3), True)):
+            cache = ours(IDS[:, :-1], use_cache=True).past_key_values
+            step = ours(IDS[:, -1:], past_key_values=cache, position_ids=positions).logits
+            assert torch.allclose(step[:, -1], wanted[:, -1], atol=1e-6) == same

@@ -74,15 +74,17 @@ class Scores:
         return tuple(self.sites[free[i]].name for i in choose.lowest(self.values[free], k))
 
     def table(self) -> pd.DataFrame:
-        """One row a site and head: site, head (-1 is the whole site), criterion, value."""
-        import pandas as pd
+        """One row a site and head: site, head (-1 is the whole site), criterion, value.
 
+        Raises:
+            ImportError: without pandas.
+        """
         rows = [
             (site.name, head, self.criterion, value)
             for site, whole, heads in zip(self.sites, self.values, self.heads, strict=True)
             for head, value in [(choose.WHOLE, float(whole)), *enumerate(map(float, heads))]
         ]
-        return pd.DataFrame(rows, columns=["site", "head", "criterion", "value"])
+        return data_frame(rows, ["site", "head", "criterion", "value"])
 
     def __str__(self) -> str:
         head = ("site", "kind", "heads", "queries x keys", "parameters", self.criterion, "")
@@ -190,6 +192,21 @@ def score(
         np.array(each),
         tuple(values[1:] for values in whole),
     )
+
+
+def data_frame(rows: Sequence[Sequence[Any]], names: Sequence[str]) -> pd.DataFrame:
+    """Rows as a data frame.
+
+    Raises:
+        ImportError: without pandas, which the library does not need otherwise.
+    """
+    try:
+        import pandas as pd
+    except ImportError:
+        raise ImportError(
+            "a table as a data frame needs pandas: pip install pandas; print works without it"
+        ) from None
+    return pd.DataFrame(rows, columns=list(names))
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:

@@ -39,7 +39,7 @@ from spat.attention.errors import (
 )
 from spat.attention.graph import Call, floating
 from spat.files import replacing
-from spat.scoring.foreign import columns
+from spat.scoring.foreign import columns, data_frame
 from spat.training.device import costs
 
 if TYPE_CHECKING:
@@ -279,11 +279,13 @@ class Comparison:
     megabytes: tuple[float, float]
 
     def table(self) -> pd.DataFrame:
-        """One row a cost: dense, pruned, and the relative change."""
-        import pandas as pd
+        """One row a cost: dense, pruned, and the relative change.
 
+        Raises:
+            ImportError: without pandas.
+        """
         rows = [(name, *pair, _change(pair)) for name, pair in self._pairs()]
-        return pd.DataFrame(rows, columns=["cost", "dense", "pruned", "change"])
+        return data_frame(rows, ["cost", "dense", "pruned", "change"])
 
     def __str__(self) -> str:
         head = ("", "dense", "pruned", "change")
