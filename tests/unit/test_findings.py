@@ -938,14 +938,6 @@ def tau(folder: str, criterion: str) -> tuple[str, ...]:
     )
 
 
-def dearest_site(folder: str) -> tuple[int, str]:
-    """The site, counted from 1, that costs most of all runs, where its SEND is the highest."""
-    change, send = left_out(folder)
-    run, site = np.unravel_index(change.argmax(), change.shape)
-    assert send[run].argmax() == site
-    return int(site) + 1, signed(change.max(), 1)
-
-
 VISION: tuple[Claim, ...] = (
     (
         "The error rate rises from {} % (control) to {} %, by {} to {} points in each of {} seeds",
@@ -1009,7 +1001,6 @@ VISION: tuple[Claim, ...] = (
         lambda: (*tau(V, "depth_last"), *tau(V, "send")),
     ),
     ("a correlation of {} with that change ({} values, p = {})", lambda: within_sites(V)),
-    ("In the seed in which site {} costs most, {} %", lambda: dearest_site(V)),
     (
         "without one site differ no more than seeds do (F {}, p = {}); those without {} sites do "
         "(F {}, p = {}",
