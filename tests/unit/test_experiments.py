@@ -37,6 +37,7 @@ def test_all_are_there() -> None:
             "scratch",
             "zeroshot",
         ),
+        "precision",
         "text",
         "vision",
     ]
