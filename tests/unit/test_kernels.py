@@ -277,6 +277,116 @@ def test_dropout_of_attention_falls_on_the_weights(keys: int, causal: bool) -> N
     assert share.item() == pytest.approx(0.25, abs=0.02)
 
 
+def attended(
+    shape: tuple[int, int, int, int], keys: int, causal: bool
+) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+    """O, the gradients of q, k and v in the layout of a fused projection, and what comes next."""
+    windows, heads, queries, width = shape
+    q, k, v = (
+        torch.randn(windows, n, heads, width, requires_grad=True) for n in (queries, keys, keys)
+    )
+    generator = torch.Generator().manual_seed(1)
+    O = attend(*(x.transpose(1, 2) for x in (q, k, v)), 0.25, causal, generator)  # noqa: E741
+    return O, gradients(O, q, k, v), torch.rand(3, generator=generator)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("part", [4, 1200, 2**20])
+@pytest.mark.parametrize(
+    ("shape", "keys"), [((3, 4, 20, 8), 20), ((2, 1, 33, 5), 33), ((2, 3, 17, 4), 31)]
+)
+def test_attention_without_kept_weights_computes_the_same(
+    shape: tuple[int, int, int, int],
+    keys: int,
+    part: int,
+    causal: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if causal and keys != shape[2]:
+        pytest.skip("a causal mask needs as many keys as queries")
+    torch.manual_seed(0)
+    expected, its_gradients, next_draws = attended(shape, keys, causal)
+    monkeypatch.setattr(kernels, "LARGE", 1)
+    monkeypatch.setattr(kernels, "PART", part)
+    torch.manual_seed(0)
+    found, of_found, drawn = attended(shape, keys, causal)
+    assert found.grad_fn is not None and found.grad_fn.name() == "_AttentionBackward"
+    assert torch.equal(drawn, next_draws)
+    # Products of another number of heads at a time may be rounded otherwise.
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    assert torch.equal(found == 0, expected == 0)
+    for a, b in zip(of_found, its_gradients, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+def saved(make: Callable[[], object]) -> int:
+    """Bytes that autograd keeps for the backward pass."""
+    storages: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        made = make()
+    del made
+    return sum(storages.values())
+
+
+def test_wide_attention_keeps_a_byte_a_weight() -> None:
+    heads, keys = 8, 321
+    assert heads * keys**2 >= kernels.LARGE
+    q, k, v = (torch.randn(2, heads, keys, 4, requires_grad=True) for _ in range(3))
+    weights = 2 * heads * keys**2
+    assert weights < saved(lambda: attend(q, k, v, 0.1, False)) < 1.2 * weights
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_of_published_narrow_series_is_what_it_was(causal: bool) -> None:
+    """The Transformer's 96 steps, PatchTST's 42 patches, 21 channels: weights are kept."""
+    for keys in (96, 42, 25):
+        q = torch.randn(2, 8, keys, 4, requires_grad=True)
+        assert attend(q, q, q, 0.1, causal).grad_fn.name() == "UnsafeViewBackward0"  # type: ignore[union-attr]
+
+
+def test_dropout_that_keeps_bytes_is_equal_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(7, 33, 5, requires_grad=True)
+    found = []
+    for large in (2**60, 1):
+        monkeypatch.setattr(kernels, "LARGE", large)
+        monkeypatch.setattr(kernels, "PART", 64)
+        generator = torch.Generator().manual_seed(3)
+        y = dropout(x, 0.3, generator)
+        found.append((y, *gradients(y, x), torch.rand(3, generator=generator)))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+    assert saved(lambda: dropout(x, 0.1)) == x.numel()
+
+
+def test_a_network_of_many_channels_trains_to_the_same_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    channels = 257
+    settings = setup("iTransformer", "published", "Electricity", 96, {"d_model": 16, "d_ff": 16})
+    x, y = torch.randn(2, 3, 96, channels), torch.randn(2, 3, 96, channels)
+    shape = Shape(96, 96, channels, len(TIME_FEATURES))
+    marks = torch.randn(3, 96, len(TIME_FEATURES))
+    trained = []
+    assert 8 * channels**2 >= kernels.LARGE
+    for large in (2**60, kernels.LARGE):
+        monkeypatch.setattr(kernels, "LARGE", large)
+        model = build("iTransformer", settings.settings, shape, 0).train()
+        kernels.draw_from(model, torch.Generator().manual_seed(2))
+        optimiser = torch.optim.Adam(model.parameters(), 1e-3)
+        for past, future in zip(x, y, strict=True):
+            optimiser.zero_grad()
+            F.mse_loss(model(past, marks, marks), future).backward()
+            optimiser.step()
+        trained.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    # Adam's first steps are as long for a gradient of rounding errors as for a large one.
+    torch.testing.assert_close(*trained, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_freed_memory_is_kept() -> None:
     code = """

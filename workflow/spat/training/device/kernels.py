@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.utils.flop_counter import register_flop_formula
+
+# From so many elements on, memory is saved on the CPU: the dropout of a tensor keeps a byte of each
+# element for the backward pass, and the attention weights of a window [H, Q, K] are computed again
+# in it, about `PART` of them at a time, which then fit the cache. The draws are the same, and the
+# numbers too, up to the rounding of products.
+LARGE = 2**19
+PART = 2**20
 
 # Held while torch's global generator is used or compared: all threads share it.
 GLOBAL_GENERATOR = threading.Lock()
@@ -131,11 +139,26 @@ def dropout(x: Tensor, p: float, generator: torch.Generator | None = None) -> Te
     if x.device.type != "cpu":
         kept = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - p, generator=generator)
         return _Masked.apply(x, kept, 1 / (1 - p))  # type: ignore[no-any-return, no-untyped-call]
-    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64)
+    scale = 2**16 / (2**16 - dropped)
+    if x.numel() >= LARGE and x.requires_grad:
+        kept = _kept(x.shape, dropped, generator)
+        return _Kept.apply(x, kept, scale)  # type: ignore[no-any-return, no-untyped-call]
+    return x * _drawn(x.numel(), dropped, generator).view(x.shape).to(x.dtype).mul_(scale)
+
+
+def _drawn(count: int, dropped: int, generator: torch.Generator | None) -> Tensor:
+    """Which of `count` elements stay, as 0 and 1: int16 [count]."""
+    draws = torch.empty(-(-count // 4), dtype=torch.int64)
     draws.random_(-(2**63), None, generator=generator)
-    bits = draws.view(torch.int16)[: x.numel()].view(x.shape)
-    scale = bits.ge_(dropped - 2**15).to(x.dtype)
-    return x * scale.mul_(2**16 / (2**16 - dropped))
+    return draws.view(torch.int16)[:count].ge_(dropped - 2**15)
+
+
+def _kept(shape: Sequence[int], dropped: int, generator: torch.Generator | None) -> Tensor:
+    """The same in one byte each, int8 of this shape. Parts of a multiple of 4 draw as a whole."""
+    kept = torch.empty(shape, dtype=torch.int8)
+    for part in torch.split(kept.view(-1), PART):
+        part.copy_(_drawn(len(part), dropped, generator))
+    return kept
 
 
 def attend(
@@ -150,21 +173,104 @@ def attend(
 
     q [..., Q, d], k and v [..., K, d] -> [..., Q, d]. Torch's fused kernel, except with dropout
     (which it can only draw from torch's own generator) and where rows of keys are shorter than a
-    vector register of the CPU.
+    vector register of the CPU. With dropout on the CPU and `LARGE` weights a window, no weights are
+    kept for the backward pass.
     """
     short = q.device.type == "cpu" and k.shape[-2] < 16
     if not (p or short):
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    if causal:
-        hidden = scores.new_full(scores.shape[-2:], -torch.inf).triu(1)
-        scores = scores + hidden
+    large = q.dim() == 4 and q.shape[1] * q.shape[2] * k.shape[2] >= LARGE
+    if large and q.device.type == "cpu" and q.shape[:2] == k.shape[:2]:
+        return _Attention.apply(q, k, v, p, causal, generator)  # type: ignore[no-any-return, no-untyped-call]
+    scores = _logits(q * q.shape[-1] ** -0.5, k, causal)
     if not short:
         return dropout(scores.softmax(-1), p, generator) @ v
     # Short rows would be computed element by element (12 ns each, instead of 0.7); here
     # neighbouring rows share the registers.
     weights = dropout(scores.movedim(-1, 0).contiguous().softmax(0), p, generator)
     return weights.movedim(0, -1) @ v
+
+
+def _logits(q: Tensor, k: Tensor, causal: bool) -> Tensor:
+    scores = q @ k.transpose(-1, -2)
+    if causal:
+        scores = scores + scores.new_full(scores.shape[-2:], -torch.inf).triu(1)
+    return scores
+
+
+class _Attention(torch.autograd.Function):
+    """`attend` with dropout that keeps q, k, v and a byte a weight, and computes weights anew."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        p: float,
+        causal: bool,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        dropped = round(p * 2**16)
+        ctx.causal, ctx.scale = causal, 2**16 / (2**16 - dropped)
+        kept = _kept((*q.shape[:3], k.shape[2]), dropped, generator)
+        ctx.save_for_backward(q, k, v, kept)
+        output = _like(v, q.shape[2])
+        for part in _parts(kept):
+            weights = _logits(q[part] * q.shape[-1] ** -0.5, k[part], causal).softmax(-1)
+            output[part] = weights.mul_(_factor(kept[part], weights, ctx.scale)) @ v[part]
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, kept = ctx.saved_tensors
+        of_q, of_k, of_v = (_like(x, x.shape[2]) for x in (q, k, v))
+        for part in _parts(kept):
+            scaled = q[part] * q.shape[-1] ** -0.5
+            weights = _logits(scaled, k[part], ctx.causal).softmax(-1)
+            factor = _factor(kept[part], weights, ctx.scale)
+            of_v[part] = (weights * factor).transpose(-1, -2) @ gradient[part]
+            of_weights = (gradient[part] @ v[part].transpose(-1, -2)).mul_(factor)
+            of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+            of_q[part] = (of_scores @ k[part]).mul_(q.shape[-1] ** -0.5)
+            of_k[part] = of_scores.transpose(-1, -2) @ scaled
+        return of_q, of_k, of_v, None, None, None
+
+
+def _parts(weights: Tensor) -> Iterator[tuple[int, slice]]:
+    """Window and heads of each part of weights [B, H, Q, K] of about `PART` elements."""
+    windows, heads = weights.shape[:2]
+    size = max(1, PART // math.prod(weights.shape[2:]))
+    for window, first in itertools.product(range(windows), range(0, heads, size)):
+        yield window, slice(first, first + size)
+
+
+def _like(x: Tensor, rows: int) -> Tensor:
+    """A new tensor [B, H, rows, D] for x [B, H, *, D], with the heads of a row side by side."""
+    windows, heads, _, width = x.shape
+    return x.new_empty(windows, rows, heads, width).transpose(1, 2)
+
+
+class _Kept(torch.autograd.Function):
+    """x * kept * scale, with a byte an element kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kept: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(kept)
+        ctx.scale = scale
+        return _factor(kept, x, scale).mul_(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (kept,) = ctx.saved_tensors
+        return _factor(kept, gradient, ctx.scale).mul_(gradient), None, None
+
+
+def _factor(kept: Tensor, x: Tensor, scale: float) -> Tensor:
+    """`kept` as a multiplier of `x`: 0 and `scale`."""
+    return kept.to(x.dtype).mul_(scale)
 
 
 class _Masked(torch.autograd.Function):
