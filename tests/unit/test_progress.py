@@ -15,6 +15,7 @@ import pytest
 
 from snakemake_logger_plugin_spat import LogHandler
 from snakemake_logger_plugin_spat.display import Display, Expected, Running, duration
+from spat.models.registry import MODELS
 from spat.pipeline import expected
 from spat.pipeline.checks import checked_plan
 from spat.pipeline.config import load_files
@@ -25,7 +26,7 @@ NOW = 1000.0
 
 
 def job(number: int, seconds: float, log: Path | None = None, **others: int) -> Expected:
-    return Expected(number, f"rule {number}", log, seconds, **others)
+    return Expected(number, f"rule {number}", (log,) if log else (), seconds, **others)
 
 
 def display(jobs: list[Expected], monkeypatch: pytest.MonkeyPatch, stream: io.StringIO) -> Display:
@@ -62,7 +63,7 @@ def test_mask_epoch_and_time_left_are_read_from_the_log(
     os.utime(log, (0, 0))
     running = Running(job(0, 100, log, networks=4), NOW)
     running.read()
-    assert running.last is None and running.offset == 0
+    assert running.last is None and not running.offsets
     row = {"seconds": 2.0, "train_mse": 0.5, "val_mse": 0.5}
     for mask, epochs in (("1.1", (1, 2)), ("1.01", (1,))):
         reporter = _Reporter(f"data/model/l1-h1/seed0 masks/{mask}/order0", 2, 10, "mse")
@@ -143,6 +144,49 @@ def test_every_job_has_an_expected_cost_that_grows_with_its_work() -> None:
     assert 714 / 1.5 < total < 714 * 1.5
     naive = next(path for path in plan if "RepeatLast" in path)
     assert expected.seconds(config, plan, "pretrain", {"run": naive}) < cost["pretrain"] / 2
+
+
+def test_short_runs_without_attention_share_jobs_of_bounded_length() -> None:
+    config = load_files(ROOT / "config.yaml", ROOT / "workflow/experiments/paper.yaml")
+    plan = {planned.run.path: planned for planned in checked_plan(config)}
+    packs = expected.packs(config, plan)
+    packed = [path for pack in packs for path in pack]
+    assert len(packed) == len(set(packed)) > 100 and len(packs) > 3
+    cost = {p: expected.seconds(config, plan, "pretrain", {"run": p}) for p in plan}
+    for pack in packs:
+        assert len(pack) <= expected.PACK_RUNS
+        assert expected.pack_seconds(config, plan, "pretrain", pack) < sum(cost[p] for p in pack)
+        assert sum(cost[p] - expected.START for p in pack) <= expected.PACK_SECONDS
+    for path, planned in plan.items():
+        naive = MODELS[planned.run.model].role == "naive"
+        assert not naive or path in packed
+        assert path not in packed or not planned.prune
+    # Wide series take a linear model minutes.
+    assert "Traffic/DLinear-published/l96-h720/seed0" not in packed
+    # Naive models leave their start-up alone.
+    default = load_files(ROOT / "config.yaml")
+    (pack,) = expected.packs(default, {p.run.path: p for p in checked_plan(default)})
+    assert len(pack) == 6
+
+
+def test_the_progress_of_short_runs_is_read_from_the_log_of_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs = tuple(tmp_path / f"{name}.log" for name in ("short1", "one", "other"))
+    for log, epochs in zip(logs[1:], ((1, 2), (1,)), strict=True):
+        reporter = _Reporter(f"data/{log.stem}/l1-h1/seed0", 2, 10, "mse")
+        for epoch in epochs:
+            reporter.epoch({"seconds": 2.0, "train_mse": 0.5, "val_mse": 0.5, "epoch": epoch})
+        log.write_text(capsys.readouterr().err)
+        os.utime(log, (NOW, NOW))
+    running = Running(Expected(0, "pretrain: 4 short runs", logs, 20, networks=4), NOW)
+    running.read()
+    running.read()
+    assert running.share(NOW + 30) == pytest.approx((1 + 0.5) / 4)
+    assert running.line(NOW + 30) == (
+        "pretrain: 4 short runs: data/other/l1-h1/seed0 (2 of at most 4), epoch 1/2, "
+        "about 50 s left"
+    )
 
 
 def test_snakemake_finds_the_plugin_and_it_loads_no_package_of_ours() -> None:

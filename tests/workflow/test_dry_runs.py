@@ -13,7 +13,7 @@ import yaml
 from project import Project
 
 from spat.data.registry import DATASETS
-from spat.pipeline import runs
+from spat.pipeline import expected, runs
 from spat.pipeline.config import load_files
 
 ROOT = Path(__file__).parents[2]
@@ -43,18 +43,26 @@ def test_an_experiment_plans_the_jobs_of_its_grid(
     config = load_files(ROOT / "config.yaml", *(ROOT / path for path in overlay(name)[1:]))
     planned = runs.plan(config)
     pruned = sum(p.prune for p in planned)
-    transfers = [target for p in planned for target in runs.targets(config, p.run)]
-    datasets = {p.run.dataset for p in planned} | set(transfers)
-    expected = {
+    targets = {p.run.path: runs.targets(config, p.run) for p in planned}
+    datasets = {p.run.dataset for p in planned}.union(*targets.values())
+    packs = expected.packs(config, {p.run.path: p for p in planned})
+    packed = {path for pack in packs for path in pack}
+    wanted = {
         "download": sum(bool(DATASETS[name].file) for name in datasets),
         "prepare": len(datasets),
-        "pretrain": len(planned),
+        "pretrain": len(planned) - len(packed),
+        **{f"pretrain_short{number}": 1 for number in range(1, len(packs) + 1)},
         **dict.fromkeys(("score", "select", "prune", "decide", "measure"), pruned),
         "robustness": len(runs.studied(config)),
-        "transfer": len(transfers),
+        "transfer": sum(len(targets[path]) for path in targets if path not in packed),
+        **{
+            f"transfer_short{number}": 1
+            for number, pack in enumerate(packs, 1)
+            if any(targets[path] for path in pack)
+        },
         **dict.fromkeys(("main", "collect", "tables", "figures"), 1),
     }
-    assert jobs == {rule: count for rule, count in expected.items() if count}
+    assert jobs == {rule: count for rule, count in wanted.items() if count}
 
 
 def test_a_file_without_an_address_is_fetched_from_its_copy(

@@ -72,17 +72,28 @@ if workflow.is_main_process and not workflow.dryrun:
         ):
             print(problem, file=sys.stderr)
 PRUNED = [path for path, planned in PLAN.items() if planned.prune]
+# Short runs share jobs: each pack has a rule of its own in pretrain.smk, and in transfer.smk.
+PACKS = expected.packs(CONFIG, PLAN)
+PACK_OF_RULE = {
+    f"{stage}_short{number}": (stage, pack)
+    for stage in ("pretrain", "transfer")
+    for number, pack in enumerate(PACKS, 1)
+}
+PACKED = [path for pack in PACKS for path in pack]
 DATASET_OF_FILE = {
     row.file: name
     for name in datasets.names(CONFIG)
     for row in datasets.published(CONFIG, name)
 }
+RUN = r"[^/]+/[^/]+/[^/]+/seed\d+"
+# A run that is in no pack.
+ALONE = "".join(rf"(?!{re.escape(path)}/)" for path in PACKED) + RUN
 
 
 wildcard_constraints:
     file="|".join(map(re.escape, DATASET_OF_FILE)),
     dataset="[^/]+",
-    run=r"[^/]+/[^/]+/[^/]+/seed\d+",
+    run=RUN,
     target="[^/]+",
 
 
@@ -137,6 +148,39 @@ def group_of_run(wildcards):
     return group(planned_run(wildcards).run.model)
 
 
+def pack_code(stage, pack):
+    return sorted(
+        {file for path in pack for file in digests.sources(stage, PLAN[path].run.model)}
+    )
+
+
+def pack_digest(stage, pack):
+    return [digests.settings_digest(CONFIG, stage, PLAN[path].run) for path in pack]
+
+
+def pack_memory(pack, datasets_of):
+    return max(
+        memory_of(dataset, PLAN[path].run.model)
+        for path in pack
+        for dataset in datasets_of(PLAN[path].run)
+    )
+
+
+def pack_gpu(pack):
+    device = CONFIG.training.device
+    return max(
+        gpus(device, PLAN[path].run.model, on_cluster=ON_CLUSTER) for path in pack
+    )
+
+
+def pack_targets(pack):
+    return [
+        (path, target)
+        for path in pack
+        for target in runs.targets(CONFIG, PLAN[path].run)
+    ]
+
+
 def networks(wildcards):
     # What a transfer evaluates: the dense network, and the networks that were pruned from it.
     stages = ["pretrain/metrics.json"]
@@ -182,24 +226,25 @@ def expect_jobs():
     if display is None or workflow.touch:
         return
     try:
-        jobs = [
-            Expected(
-                number=workflow.dag.jobid(job),
-                name=job.message or job.rule.name,
-                log=Path(job.log[0]) if job.log else None,
-                seconds=expected.wall(
-                    CONFIG, PLAN, job.rule.name, job.wildcards_dict, job.threads
-                ),
-                threads=job.threads,
-                networks=expected.networks_of_job(
-                    CONFIG, PLAN, job.rule.name, job.wildcards_dict
-                ),
-            )
-            for job in workflow.dag.needrun_jobs()
-        ]
+        jobs = [expected_job(job) for job in workflow.dag.needrun_jobs()]
         display.expect(jobs, CORES or 1, f"{CONFIG.experiment}", f"{FOLDER}/logs")
     except Exception as error:
         print(f"Progress cannot be displayed: {error!r}", file=sys.stderr)
+
+
+def expected_job(job):
+    logs = tuple(map(Path, job.log))
+    if job.rule.name in PACK_OF_RULE:
+        stage, pack = PACK_OF_RULE[job.rule.name]
+        seconds = expected.pack_seconds(CONFIG, PLAN, stage, pack)
+        logs += tuple(Path(FOLDER, "logs", stage, f"{path}.log") for path in pack)
+        networks = len(pack)
+    else:
+        of = (CONFIG, PLAN, job.rule.name, job.wildcards_dict)
+        seconds = expected.wall(*of, job.threads)
+        networks = expected.networks_of_job(*of)
+    name = job.message or job.rule.name
+    return Expected(workflow.dag.jobid(job), name, logs, seconds, job.threads, networks)
 
 
 def explain_failures():

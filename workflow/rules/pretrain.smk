@@ -1,20 +1,24 @@
+PRETRAINED = (
+    "model.safetensors",
+    "architecture.json",
+    "history.csv",
+    "scores.parquet",
+    "losses.npy",
+    "forecasts.npz",
+    "metrics.json",
+)
+
+
 rule pretrain:
     input:
         data=prepared,
         code=code("pretrain"),
     output:
-        multiext(
-            f"{FOLDER}/{{run}}/pretrain/",
-            "model.safetensors",
-            "architecture.json",
-            "history.csv",
-            "scores.parquet",
-            "losses.npy",
-            "forecasts.npz",
-            "metrics.json",
-        ),
+        multiext(f"{FOLDER}/{{run}}/pretrain/", *PRETRAINED),
     log:
         f"{FOLDER}/logs/pretrain/{{run}}.log",
+    wildcard_constraints:
+        run=ALONE,
     group:
         group_of_run
     conda:
@@ -31,3 +35,40 @@ rule pretrain:
         "pretrain: {wildcards.run}"
     shell:
         "python -m spat pretrain --config {params.config:q} --run {wildcards.run:q} > {log:q} 2>&1"
+
+
+# Runs that train for seconds share a process, which takes longer to start. What each of them prints is
+# in a log of its own.
+for number, pack in enumerate(PACKS, 1):
+
+    rule:
+        name:
+            f"pretrain_short{number}"
+        input:
+            data=sorted(
+                {f"{FOLDER}/prepared/{PLAN[path].run.dataset}.npz" for path in pack}
+            ),
+            code=pack_code("pretrain", pack),
+        output:
+            [f"{FOLDER}/{path}/pretrain/{file}" for path in pack for file in PRETRAINED],
+        log:
+            f"{FOLDER}/logs/pretrain/short{number}.log",
+        group:
+            "light"
+        conda:
+            "../../envs/environment.yaml"
+        threads: 1
+        resources:
+            gpu=pack_gpu(pack),
+            mem_mb=pack_memory(pack, lambda run: [run.dataset]),
+            runtime=60,
+        params:
+            config=resolved,
+            digest=pack_digest("pretrain", pack),
+            runs=pack,
+            logs=f"{FOLDER}/logs/pretrain",
+        message:
+            f"pretrain: {len(pack)} short runs"
+        shell:
+            "python -m spat pretrain --config {params.config:q} --run {params.runs:q}"
+            " --logs {params.logs:q} > {log:q} 2>&1"

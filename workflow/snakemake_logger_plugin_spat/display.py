@@ -33,14 +33,14 @@ ALMOST: Final = 0.95
 
 @dataclass(frozen=True)
 class Expected:
-    """A job that is to run: its number, name, log, seconds, threads, and networks to train.
+    """A job that is to run: its number, name, logs, seconds, threads, and networks to train.
 
     `networks` is an upper bound, and 1 where a job trains one network or none.
     """
 
     number: int
     name: str
-    log: Path | None
+    logs: tuple[Path, ...]
     seconds: float
     threads: int = 1
     networks: int = 1
@@ -57,25 +57,29 @@ class Running:
 
     job: Expected
     begun: float
-    offset: int = 0
+    offsets: dict[Path, int] = field(default_factory=dict)
     epochs: dict[str, float] = field(default_factory=dict)  # by network, the share that is done
     last: tuple[str, str, str, int] | None = None
 
     def read(self) -> None:
-        """Read what the log has gained."""
-        path = self.job.log
+        """Read what the logs have gained."""
+        for path in self.job.logs:
+            self._read(path)
+
+    def _read(self, path: Path) -> None:
+        offset = self.offsets.get(path, 0)
         try:
-            if path is None or path.stat().st_mtime < self.begun - 1:  # left by an earlier run
+            if path.stat().st_mtime < self.begun - 1:  # left by an earlier run
                 return
-            if path.stat().st_size < self.offset:
-                self.offset, self.epochs, self.last = 0, {}, None
+            if path.stat().st_size < offset:
+                offset, self.epochs, self.last = 0, {}, None
             with path.open("rb") as file:
-                file.seek(self.offset)
+                file.seek(offset)
                 text = file.read()
         except OSError:
             return
         whole = text[: text.rfind(b"\n") + 1]
-        self.offset += len(whole)
+        self.offsets[path] = offset + len(whole)
         for match in EPOCH.finditer(whole):
             label, epoch, of, left = (
                 match[key].decode(errors="replace") for key in match.re.groupindex
@@ -105,10 +109,12 @@ class Running:
         parts = []
         if self.last is not None:
             label, epoch, of, _ = self.last
+            which = f"({len(self.epochs)} of at most {self.job.networks})"
             if found := MASK.search(label):
                 extra = "" if found["kind"] == "order0" else f" {found['kind']}"
-                which = f"{len(self.epochs)} of at most {self.job.networks}"
-                parts.append(f"mask {found['mask']}{extra} ({which})")
+                parts.append(f"mask {found['mask']}{extra} {which}")
+            elif self.job.networks > 1:
+                parts.append(f"{label} {which}")
             parts.append(f"epoch {epoch}/{of}")
         overdue = not self.epochs and now - self.begun > self.job.seconds
         passed = f"running for {duration(now - self.begun)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import gc
 import io
@@ -10,7 +11,8 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,20 +97,92 @@ def _dataset(config: Config, name: str) -> str:
 
 
 def _planned(config: Config, path: str) -> Planned:
+    return _several(config, [path])[0]
+
+
+def _several(config: Config, paths: Sequence[str]) -> list[Planned]:
     from spat.pipeline import runs
     from spat.pipeline.checks import checked_plan
 
-    wanted = runs.Run.parse(path)
-    for planned in checked_plan(config):
-        if planned.run == wanted:
-            return planned
-    raise ValueError(f"run {path!r} is not in the grid of experiment {config.experiment!r}")
+    wanted = [runs.Run.parse(path) for path in paths]
+    plan = {planned.run: planned for planned in checked_plan(config)}
+    for run in wanted:
+        if run not in plan:
+            raise ValueError(
+                f"run {run.path!r} is not in the grid of experiment {config.experiment!r}"
+            )
+    return [plan[run] for run in wanted]
+
+
+def _in_turn(options: argparse.Namespace, jobs: Mapping[str, Callable[[], None]]) -> None:
+    """Do the jobs of several runs in one process; one that fails does not stop the others.
+
+    With `--logs` each has a log of its own, as if it were alone.
+
+    Raises:
+        RuntimeError: naming the jobs that failed, after the others; if there is only one job, its
+            own error is raised.
+    """
+    from spat.pipeline.failures import explain
+
+    failed: dict[str, Exception] = {}
+    for name, job in jobs.items():
+        try:
+            with _log(options, name) if options.logs else contextlib.nullcontext():
+                job()
+        except Exception as error:
+            if len(jobs) == 1 or options.debug:
+                raise
+            failed[name] = error
+        if options.logs:
+            print(f"{name}: {'failed' if name in failed else 'done'}", file=sys.stderr, flush=True)
+    if failed:
+        reasons = "\n".join(f"{name}: {explain(error)}" for name, error in failed.items())
+        raise RuntimeError(
+            f"{len(failed)} of {len(jobs)} failed. The others are kept: the same command does only "
+            f"what failed\n{reasons}"
+        ) from next(iter(failed.values()))
+
+
+@contextlib.contextmanager
+def _log(options: argparse.Namespace, name: str) -> Iterator[None]:
+    """What is printed inside goes to `<logs>/<name>.log`, after the command for this job alone."""
+    from spat.pipeline.failures import explain
+
+    path = options.logs / f"{name}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    target = ["--target", options.target or Path(name).name] if options.stage == "transfer" else []
+    run = Path(name).parent.as_posix() if target else name
+    files = map(str, options.config)
+    command = ["python", "-m", "spat", options.stage, "--config", *files, "--run", run, *target]
+    streams = (sys.stdout, sys.stderr)
+    with path.open("w", encoding="utf-8") as file:
+        kept = [os.dup(stream.fileno()) for stream in streams]
+        try:
+            for stream in streams:
+                stream.flush()
+                os.dup2(file.fileno(), stream.fileno())
+            print(shlex.join(command), file=sys.stderr, flush=True)
+            try:
+                yield
+            except Exception as error:
+                print(f"spat {options.stage}: {explain(error)}", file=sys.stderr)
+                raise
+        finally:
+            for stream, before in zip(streams, kept, strict=True):
+                stream.flush()
+                os.dup2(before, stream.fileno())
+                os.close(before)
 
 
 def _pretrain(config: Config, options: argparse.Namespace) -> None:
+    chosen = [planned.run for planned in _several(config, options.run)]
+    _in_turn(options, {run.path: partial(_pretrain_one, config, run) for run in chosen})
+
+
+def _pretrain_one(config: Config, run: Run) -> None:
     from spat.pipeline.stages.pretrain import pretrain
 
-    run = _planned(config, options.run).run
     pretrain(config, run)
     if config.tracking.enabled:
         from spat.pipeline.stages.report import loss_curves
@@ -168,16 +242,26 @@ def _measure(config: Config, options: argparse.Namespace) -> None:
 
 def _transfer(config: Config, options: argparse.Namespace) -> None:
     from spat.pipeline import runs
+
+    jobs: dict[str, Callable[[], None]] = {}
+    for planned in _several(config, options.run):
+        valid = runs.targets(config, planned.run)
+        if options.target is not None and options.target not in valid:
+            raise ValueError(
+                f"--target {options.target!r} is not a target of {planned.run.path} in "
+                f"transfer.pairs: expected one of {', '.join(valid) or 'none'}"
+            )
+        for target in valid if options.target is None else [options.target]:
+            job = partial(_transfer_one, config, planned, target)
+            jobs[f"{planned.run.path}/{target}"] = job
+    _in_turn(options, jobs)
+
+
+def _transfer_one(config: Config, planned: Planned, target: str) -> None:
     from spat.pipeline.stages.transfer import transfer
 
-    planned = _planned(config, options.run)
-    if options.target not in (valid := runs.targets(config, planned.run)):
-        raise ValueError(
-            f"--target {options.target!r} is not a target of {planned.run.path} in transfer.pairs: "
-            f"expected one of {', '.join(valid) or 'none'}"
-        )
-    transfer(config, planned, options.target)
-    _track(config, f"transfer/{options.target}", planned.run)
+    transfer(config, planned, target)
+    _track(config, f"transfer/{target}", planned.run)
 
 
 def _main(config: Config, options: argparse.Namespace) -> None:
@@ -290,14 +374,18 @@ def _track(config: Config, stage: str, run: Run) -> None:
 STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
     "download": (_download, "fetch the verified files of a dataset", ("dataset", "file")),
     "prepare": (_prepare, "parse, check, split and standardise a dataset", ("dataset",)),
-    "pretrain": (_pretrain, "train the dense baseline of a run", ("run",)),
+    "pretrain": (_pretrain, "train the dense baseline of each run", ("each", "logs")),
     "score": (_score, "score the attention of a run by every criterion", ("run",)),
     "select": (_select, "turn scores into masks", ("run",)),
     "prune": (_prune, "cut and fine-tune every distinct mask of a run", ("run", "workers")),
     "robustness": (_robustness, "manipulate one site of a run at a time", ("run",)),
     "decide": (_decide, "choose among the trained masks by validation", ("run",)),
     "measure": (_measure, "time the pruned networks of a run", ("run",)),
-    "transfer": (_transfer, "evaluate a run zero-shot on another dataset", ("run", "target")),
+    "transfer": (
+        _transfer,
+        "evaluate each run zero-shot on other datasets",
+        ("each", "targets", "logs"),
+    ),
     "main": (_main, "write the main table, main.md, once all networks are trained", ()),
     "collect": (_collect, "gather the files of all runs in tidy frames", ("finished",)),
     "tables": (_tables, "write the tables from the frames", ()),
@@ -372,6 +460,14 @@ def _add_advise(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def _add(stage: argparse.ArgumentParser, option: str) -> None:
     if option == "workers":
         stage.add_argument("--workers", type=int, default=1, help="masks trained at the same time")
+    elif option == "each":
+        text = "runs, one after the other"
+        stage.add_argument("--run", required=True, nargs="+", help=text)
+    elif option == "logs":
+        text = "write what each run prints to FOLDER/RUN.log"
+        stage.add_argument("--logs", type=Path, metavar="FOLDER", help=text)
+    elif option == "targets":
+        stage.add_argument("--target", help="one dataset (default: all targets of the run)")
     elif option == "runs":
         stage.add_argument("--runs", default="*", help="pattern of run paths (default: all)")
     elif option == "finished":

@@ -8,13 +8,14 @@ Neither torch nor pandas is imported.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from spat.models.registry import MODELS
 from spat.models.settings import Settings
 from spat.pipeline import runs, tasks
 from spat.pipeline.config import Config, LevelSection
+from spat.pipeline.resources import is_light
 from spat.pipeline.runs import Planned, Run
 
 # Seconds to start an interpreter with torch and pandas, to evaluate, and to track what was done.
@@ -48,6 +49,13 @@ SHARE_OF_EPOCHS: Final = 0.7
 # A network without some of its sites, against the whole one.
 SHARE_OF_PRUNED: Final = 0.7
 COLLECT_PER_RUN: Final = 0.1
+# Seconds to evaluate and track one more network in a process that has started.
+ANOTHER: Final = 0.5
+# A linear or naive run that trains no longer than this shares its jobs with others like it, and a
+# job takes so many runs, or seconds of training.
+SHORT: Final = 30.0
+PACK_RUNS: Final = 40
+PACK_SECONDS: Final = 120.0
 FIGURES: Final = 6.0
 TABLES: Final = 1.0
 MEASURE_PER_BATCH_SIZE: Final = 0.1
@@ -74,6 +82,37 @@ def wall(
 ) -> float:
     """Seconds from the start to the end of a job: only `prune` computes on all of its threads."""
     return seconds(config, plan, rule, of) / (threads if rule == "prune" else 1)
+
+
+def packs(config: Config, plan: Mapping[str, Planned]) -> tuple[tuple[str, ...], ...]:
+    """The short runs, as those that one job takes: their paths, in the order of the grid.
+
+    Starting a process takes longer than a linear or naive model takes to train. A run in no pack
+    has jobs of its own. The packs follow from the configuration alone.
+    """
+    found: list[tuple[str, ...]] = []
+    begun: list[str] = []
+    load = 0.0
+    for path, planned in plan.items():
+        work = _of_run(config, planned, "pretrain")
+        if planned.prune or not is_light(planned.run.model) or work > SHORT:
+            continue
+        if begun and (len(begun) == PACK_RUNS or load + work > PACK_SECONDS):
+            found.append(tuple(begun))
+            begun, load = [], 0.0
+        begun.append(path)
+        load += work
+    return (*found, tuple(begun)) if begun else tuple(found)
+
+
+def pack_seconds(
+    config: Config, plan: Mapping[str, Planned], stage: str, pack: Sequence[str]
+) -> float:
+    """Seconds of a job that takes the runs of a pack through `pretrain` or `transfer`."""
+    chosen = [plan[path] for path in pack]
+    if stage == "transfer":
+        return START + ANOTHER * sum(len(runs.targets(config, p.run)) for p in chosen)
+    return START + sum(ANOTHER + _of_run(config, planned, stage) for planned in chosen)
 
 
 def _of_run(config: Config, planned: Planned, rule: str) -> float:
