@@ -116,6 +116,22 @@ def test_what_cannot_be_removed_is_known_before_it_is_tried(
     assert scores.lowest(1.0) == tuple(site.name for site in sites[1:])
 
 
+@pytest.mark.parametrize("units", [(), ("*.attention",)])
+def test_cosine_compares_the_residual_stream_and_not_its_norm(units: tuple[str, ...]) -> None:
+    model = zoo.make(zoo.REMOVABLE["nanoGPT"][0]).eval()  # a norm stands before the attention
+    streams: dict[str, Tensor] = {}
+    for i in range(2):
+        layer: Any = model.get_submodule(str(i))
+        layer.register_forward_pre_hook(lambda _m, x, i=i: streams.update({f"x{i}": x[0]}))
+        layer.attention.register_forward_hook(lambda _m, _x, y, i=i: streams.update({f"y{i}": y}))
+    with torch.no_grad():
+        model(zoo.batch()[0])
+    x, y = (torch.stack([streams[f"{name}{i}"] for i in range(2)]) for name in "xy")
+    expected = (1 - torch.cosine_similarity(x, x + y, dim=-1)).mean((1, 2))
+    scores = spat.score(model, [zoo.batch()], zoo.loss, criterion="cosine", units=units)
+    assert scores.values == pytest.approx(expected.numpy(), rel=1e-9)
+
+
 def test_windows_and_heads_that_are_modules() -> None:
     x, y = (torch.randn(zoo.SAMPLES, 8, zoo.WIDTH).double() for _ in range(2))
     model = zoo.make(lambda: zoo.Layer(zoo.Windows(4)))
@@ -464,5 +480,5 @@ def test_attention_of_another_form_is_not_taken_for_softmax_of_q_k_times_v(maker
 def test_attention_that_is_added_to_nothing_is_not_compared_with_its_input() -> None:
     model = zoo.make(zoo.NoSum)
     assert spat.score(model, [zoo.batch()], zoo.loss, criterion="michel").values > 0
-    with pytest.raises(ValueError, match="needs Residual.*not added to an input of the same shape"):
+    with pytest.raises(ValueError, match="needs Residual.*what its output is added to"):
         spat.score(model, [zoo.batch()], zoo.loss, criterion="cosine")

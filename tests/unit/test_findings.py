@@ -29,7 +29,15 @@ from spat.study.pages.registry import tables
 from spat.study.replicates import variance_components
 from spat.study.reproduction import published
 from spat.study.statistics.averages import average, weights
-from spat.study.statistics.cells import ANY_REMOVED, RUN, having, keeps_all, keeps_none
+from spat.study.statistics.cells import (
+    ALL_BATCHES,
+    ANY_REMOVED,
+    RUN,
+    WHOLE_SITE,
+    having,
+    keeps_all,
+    keeps_none,
+)
 from spat.study.statistics.tests import t_interval, wilcoxon
 from spat.training.device.costs import parameters
 
@@ -1038,6 +1046,86 @@ def over_chance(criterion: str) -> tuple[str, ...]:
     return interval(row(T, "quality", criterion=criterion, measure="gain over chance"))
 
 
+# the pretrained model, and why some models lose attention for free
+
+
+@cache
+def pretrained() -> pd.DataFrame:
+    """The losses of SmolLM2 by criterion, draw and number of sites removed."""
+    return pd.read_csv(REFERENCE / T / "smollm2" / "results.csv")
+
+
+def smollm2(criterion: str, *removed: int) -> tuple[str, ...]:
+    """The loss without so many sites, a mean over draws."""
+    losses = pretrained().groupby(["criterion", "removed"])["loss"].mean()
+    return tuple(f"{losses[criterion, count]:.2f}" for count in removed)
+
+
+def constant(name: str) -> object:
+    (value,) = pretrained()[name].unique()
+    return value
+
+
+@cache
+def by_window() -> pd.DataFrame:
+    """The losses by criterion, draw and number of sites removed: a column a window."""
+    each = pd.read_csv(REFERENCE / T / "smollm2" / "windows.csv", dtype={"sites": str})
+    wide = each.fillna({"sites": ""}).pivot_table(index="sites", columns="window", values="loss")
+    keys = ["criterion", "draw", "removed"]
+    return pretrained().set_index(keys)["sites"].astype(str).to_frame().join(wide, on="sites")
+
+
+def above_random(criterion: str, removed: int) -> tuple[str, ...]:
+    """The loss above the mean of the random draws, with its t interval over windows."""
+    table = by_window().drop(columns="sites").xs(removed, level="removed")
+    values = table.xs(criterion).iloc[0] - table.xs("random").mean()
+    return tuple(signed(value) for value in (values.mean(), *t_interval(values)))
+
+
+def better_draws(criterion: str, removed: int) -> int:
+    """How many random draws have a lower loss."""
+    rows = pretrained()[pretrained()["removed"] == removed]
+    own = rows.loc[rows["criterion"] == criterion, "loss"].item()
+    return int((rows.loc[rows["criterion"] == "random", "loss"] < own).sum())
+
+
+@cache
+def described(folder: str) -> pd.DataFrame:
+    """By dataset, the means over sites and runs of what the attention looks like."""
+    if folder == "smollm2":
+        scores = pd.read_csv(REFERENCE / T / folder / "scores.csv").assign(dataset=folder)
+        wide = scores.pivot_table(index="dataset", columns="criterion", values="value")
+        return wide.assign(uniformity=1 - wide["entropy"])
+    scores = frames(folder).scores
+    kept = scores[(scores["head"] == WHOLE_SITE) & (scores["batch"] == ALL_BATCHES)]
+    kept = kept[kept["model"].isin(["iTransformer", "ViT", "GPT"])]
+    kept = kept[kept["criterion"].isin(["uniformity", "cosine"])].astype({"criterion": str})
+    return kept.pivot_table(index="dataset", columns="criterion", values="value", observed=True)
+
+
+def extremes(values: pd.Series, written: Callable[[float], str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(written(value) for value in (values.min(), values.max())))
+
+
+def keys(folder: str) -> tuple[int, ...]:
+    maps = frames(folder).maps
+    counts = maps.groupby("dataset", observed=True)["column"].max() + 1
+    return tuple(dict.fromkeys((int(counts.min()), int(counts.max()))))
+
+
+def without_any(folder: str) -> pd.Series:
+    """The change of the error against the better of dense model and control, by cell."""
+    table = page(folder, "better")
+    table = table[(table["method"] == NONE_LEFT)]
+    return table[table["model"].isin(["iTransformer", "ViT", "GPT"])]["mean"]
+
+
+def without_one(folder: str) -> pd.Series:
+    """The mean change of the error when a site is left out, by run."""
+    model = "iTransformer" if folder == C else None
+    return pd.Series(left_out(folder, model)[0].mean(1))
+
+
 TEXT: tuple[Claim, ...] = (
     (
         "Without any of the {} sites the cross entropy rises from the control's {} to {} nats per "
@@ -1081,6 +1169,12 @@ TEXT: tuple[Claim, ...] = (
         "The first sites first: {} % [{}, {}]; the last sites first: {} % [{}, {}].",
         lambda: (*over_chance("depth_first"), *over_chance("depth_last")),
     ),
+    ("one site differ more than seeds do (F {}, p = {}", lambda: over_seeds(T, 1)),
+    (
+        "{} [{}, {}] for the choice of the first site, {} [{}, {}] for SEND",
+        lambda: (*tau(T, "depth_first"), *tau(T, "send")),
+    ),
+    ("a correlation of {} with that cost ({} values, p = {})", lambda: within_sites(T)),
     (
         "The control has {} and the dense model {}",
         lambda: (nats("finetuned"), nats("dense")),

@@ -68,6 +68,7 @@ class Candidate:
     cores: list[Core]
     refusal: AttentionError | None = None
     outputs: list[Call] = field(default_factory=list)  # the last module of each call of the branch
+    streams: list[Tensor | None] = field(default_factory=list)  # what each output is added to
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -208,6 +209,7 @@ def _sites(graph: Graph) -> list[Candidate]:
             continue
         if new.call not in (into.call, *(call for call in into.outputs)):
             into.outputs += new.outputs
+            into.streams += new.streams
         into.branch += new.branch
         if (into.refusal is None) != (new.refusal is None):
             why = into.refusal or new.refusal
@@ -278,7 +280,7 @@ def _located(core: Core, graph: Graph) -> Candidate:
         )
     chain = inner.chain()
     passed = False
-    for node, path in graph.sums(core):
+    for node, path, outer in graph.sums(core.node):
         home = graph.call_of(node)
         if home is None or home is inner:
             passed = True
@@ -292,6 +294,7 @@ def _located(core: Core, graph: Graph) -> Candidate:
         branch = list(dict.fromkeys(_branch(path, site, home, top, graph)))
         candidate = Candidate(site.name, site, branch, top, [core])
         candidate.outputs = [max([site, *branch], key=lambda call: call.stop)]
+        candidate.streams = [_stream(outer, candidate.outputs[0], top, graph)]
         if passed:
             of = f" of {inner.name!r}" if inner is not site else ""
             candidate.refusal = TooCoarse(
@@ -311,7 +314,12 @@ def _located(core: Core, graph: Graph) -> Candidate:
             "input is lost: add a residual connection, written as x + y (not in place, and not "
             "torch.lerp), or keep it"
         )
-    return Candidate(inner.name, inner, [], None, [core], error, [inner])
+    return Candidate(inner.name, inner, [], None, [core], error, [inner], [None])
+
+
+def _stream(outer: Any, output: Call, owner: Call | None, graph: Graph) -> Tensor | None:
+    """What the output of a call is added to, `outer` being its node."""
+    return None if output.y is None else graph.tensor(outer, output.y, owner)
 
 
 def _branch(path: list[Any], site: Call, home: Call, top: Call, graph: Graph) -> Iterator[Call]:
@@ -340,6 +348,8 @@ def _units(model: nn.Module, graph: Graph, units: Sequence[str]) -> list[Candida
             continue
         one = candidate.setdefault(call.name, Candidate(call.name, call, [], call.parent, []))
         one.outputs.append(call)
+        outer = next((o for _, _, o in graph.sums(call.end)), call) if call.end else call
+        one.streams.append(None if outer is call else _stream(outer, call, call.parent, graph))
         one.cores += [core for core in graph.cores if core.call and call in core.call.chain()]
     return list(candidate.values())
 
@@ -423,14 +433,16 @@ def _trace(index: int, site: Candidate, slopes: dict[int, Any], windows: int) ->
     starts = [site.call.x] if len(calls) == 1 else [call.x for call in calls]
     x = rows([t for t in starts if t is not None])
     output = Output(x, shown, rows(dy))
-    if x.shape == shown.shape and not isinstance(site.refusal, NoResidual):
-        before, after = x, x + shown
+    streams = [t for t in site.streams if t is not None]
+    if len(streams) == len(calls):
+        stream = rows(streams)
+        before, after = stream, stream + shown
         owner = site.owner
         if owner is not None and owner.parent is not None and len(calls) == 1:
             layer = [owner.x, owner.y]
             if all(t is not None and t.shape == y[0].shape for t in layer):
                 before, after = (rows([t]) for t in layer if t is not None)
-        output = Residual(x, shown, output.dy, x, before, after)
+        output = Residual(x, shown, output.dy, stream, before, after)
     sources = []
     for core in site.cores:
         batch = _batch(site, core)

@@ -175,24 +175,39 @@ class Graph:
         around = [call for call in self.calls if call.start <= number < call.stop]
         return min(around, key=lambda call: call.stop - call.start, default=None)
 
-    def sums(self, core: Core) -> Iterator[tuple[Any, list[Any]]]:
-        """The sums of what descends from a core and what does not, in forward order.
+    def sums(self, start: Any) -> Iterator[tuple[Any, list[Any], Any]]:
+        """The sums of what descends from a node and what does not, in forward order.
 
-        Each comes with the nodes on the way from the core. A bias is not such a sum.
+        Each comes with the nodes on the way to it, and the node of the other addend. A bias is not
+        such a sum.
         """
-        reached, waiting, count = {core.node}, [(core.node._sequence_nr(), 0, core.node)], 1
+        reached, waiting, count = {start}, [(start._sequence_nr(), 0, start)], 1
         while waiting:
             node = heapq.heappop(waiting)[2]
-            parts = _addends(node, reached) if node is not core.node else []
+            parts = _addends(node, reached) if node is not start else []
             if parts and (parts[0] in reached) != (parts[1] in reached):
                 inner, outer = parts if parts[0] in reached else parts[::-1]
                 if not _bias(outer):
-                    yield node, _between(inner, reached)
+                    yield node, _between(inner, reached), outer
             for user in self.users[node]:
                 if user not in reached:
                     reached.add(user)
                     heapq.heappush(waiting, (user._sequence_nr(), count, user))
                     count += 1
+
+    def tensor(self, node: Any, like: Tensor, owner: Call | None) -> Tensor | None:
+        """The tensor of a node, if a module took or returned it with this shape.
+
+        An input of the model has no node: the first tensor that the owner took.
+        """
+        if node is None:
+            x = owner.x if owner is not None else None
+            return x if x is not None and not x.requires_grad and x.shape == like.shape else None
+        for call in self.calls:
+            for t in (call.x, call.y):
+                if t is not None and t.grad_fn is node and t.shape == like.shape:
+                    return t
+        return None
 
     def leak(self, call: Call) -> str | None:
         """Who uses what a call computed besides its first output, quoted; None if nobody does."""

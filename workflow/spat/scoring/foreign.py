@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # Why a site does not show a view.
 _LACKS: Final = {
     "Mixing": "no softmax(q k^T) v was found in it",
-    "Residual": "its output is not added to an input of the same shape",
+    "Residual": "what its output is added to is not the input or output of any module",
 }
 
 
