@@ -7,7 +7,9 @@ taken out must hold no number, so that no number is without a claim.
 
 from __future__ import annotations
 
+import importlib
 import re
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -43,7 +45,9 @@ from spat.training.device.costs import parameters
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 MOST_WORDS = 900
-NAMES = re.compile(r"GPT4TS|`[^`]*`|\]\([^)]*\)|ETT[hm][12]|BeijingPM25|\bH[123]\b")
+NAMES = re.compile(
+    r"GPT4TS|SmolLM2(?:-135M-Instruct)?|smollm2|`[^`]*`|\]\([^)]*\)|ETT[hm][12]|BeijingPM25|\bH[123]\b"
+)
 WRITTEN = re.compile(r"\d|\b(two|three|four|five|six|seven|eight|nine|ten)\b", re.IGNORECASE)
 
 Claim = tuple[str, Callable[[], tuple[object, ...]]]
@@ -940,6 +944,14 @@ def over_seeds(folder: str, removed: int) -> tuple[str, str]:
     return f"{found['F, seeds']:.2f}", f"{found['p, seeds']:.2f}"
 
 
+@cache
+def orders_of_four() -> list[list[int]]:
+    """The sites of the ViT with four sites, lowest SEND first, by seed."""
+    scores = pd.read_csv(REFERENCE / V / "four_scores.csv").query("criterion == 'send'")
+    wide = scores.pivot_table(index="seed", columns="site", values="value")
+    return [list(map(int, order)) for order in wide.to_numpy().argsort(axis=1)]
+
+
 def tau(folder: str, criterion: str) -> tuple[str, ...]:
     return interval(
         row(folder, "quality", criterion=criterion, measure="tau-b with the leave-one-out change")
@@ -1015,6 +1027,16 @@ VISION: tuple[Claim, ...] = (
         lambda: (*over_seeds(V, 1), 3, *over_seeds(V, 3)),
     ),
     (
+        "a ViT with {} sites, SEND removes the last one first in {} of {} seeds, and goes on by "
+        "depth in {} of them",
+        lambda: (
+            len(orders_of_four()[0]),
+            sum(order[0] == 3 for order in orders_of_four()),
+            len(orders_of_four()),
+            sum(order == [3, 2, 1, 0] for order in orders_of_four()),
+        ),
+    ),
+    (
         "the last of two epochs is the best in {} % of the fine-tunings",
         lambda: (
             f"{100 * (tuned(V, 'ViT')['best_epoch'] == tuned(V, 'ViT')['epochs']).mean():.0f}",
@@ -1075,11 +1097,30 @@ def by_window() -> pd.DataFrame:
     return pretrained().set_index(keys)["sites"].astype(str).to_frame().join(wide, on="sites")
 
 
-def above_random(criterion: str, removed: int) -> tuple[str, ...]:
-    """The loss above the mean of the random draws, with its t interval over windows."""
+def below_random(criterion: str, removed: int) -> tuple[str, ...]:
+    """The loss below the mean of the random draws, with its t interval over windows."""
     table = by_window().drop(columns="sites").xs(removed, level="removed")
-    values = table.xs(criterion).iloc[0] - table.xs("random").mean()
-    return tuple(signed(value) for value in (values.mean(), *t_interval(values)))
+    values = table.xs("random").mean() - table.xs(criterion).iloc[0]
+    return tuple(f"{value:.2f}" for value in (values.mean(), *t_interval(values)))
+
+
+@cache
+def alone() -> np.ndarray:
+    """What each site costs alone, on the scored windows, in forward order."""
+    scores = pd.read_csv(REFERENCE / T / "smollm2" / "scores.csv")
+    return scores.loc[scores["criterion"] == "loss_drop", "value"].to_numpy()
+
+
+def sites_of_smollm2() -> int:
+    return len(alone())
+
+
+def looks(what: str) -> tuple[str, ...]:
+    return tuple(
+        number
+        for folder in (C, V, T, "smollm2")
+        for number in extremes(described(folder)[what], lambda value: f"{value:.2f}")
+    )
 
 
 def better_draws(criterion: str, removed: int) -> int:
@@ -1186,10 +1227,121 @@ TEXT: tuple[Claim, ...] = (
             TEXTS["PythonTopics"].size // 1000,
         ),
     ),
+    (
+        "{} sites, its {}-bit weights expanded; nothing is fine-tuned. Criteria saw {} tokens, and "
+        "the loss is measured on {} others, in nats per token. Dense: {}.",
+        lambda: (
+            sites_of_smollm2(),
+            4,
+            constant("scoring_tokens"),
+            constant("tokens"),
+            f"{constant('dense'):.2f}",
+        ),
+    ),
+    (
+        "Without {}, {}, {} and {} sites it has {}, {}, {} and {}, its reverse {}, {}, {} and {}.",
+        lambda: (*GONE, *smollm2("send", *GONE), *smollm2("send_reverse", *GONE)),
+    ),
+    (
+        "Of {} random draws, {}, {}, {} and {} are better.",
+        lambda: (
+            pretrained()["draw"].nunique(),
+            *(better_draws("send", removed) for removed in GONE),
+        ),
+    ),
+    (
+        "The mean of the draws is higher by {} [{}, {}], {} [{}, {}], {} [{}, {}] and {} [{}, {}]",
+        lambda: tuple(number for removed in GONE for number in below_random("send", removed)),
+    ),
+    (
+        "one of the first two sites, which alone cost {} and {}",
+        lambda: tuple(f"{value:.2f}" for value in alone()[:2]),
+    ),
+    (
+        "The measured drop of the loss has {}, {}, {} and {}, michel {}, {}, {} and {}, block "
+        "influence {}, {}, {} and {}, cosine {}, {}, {} and {}.",
+        lambda: tuple(
+            number
+            for criterion in ("loss_drop", "michel", "block_influence", "cosine")
+            for number in smollm2(criterion, *GONE)
+        ),
+    ),
+    ("The last sites first: {}, {}, {} and {}.", lambda: smollm2("depth_last", *GONE)),
+    (
+        "worse than random with {} and {} sites removed. Of the {} draws here, {} and {} are",
+        lambda: (
+            6,
+            9,
+            pretrained()["draw"].nunique(),
+            better_draws("send", 6),
+            better_draws("send", 9),
+        ),
+    ),
+    (
+        "| sites | {} | {} | {} | {} |",
+        lambda: (
+            left_out(C, "iTransformer")[0].shape[1],
+            left_out(V)[0].shape[1],
+            left_out(T)[0].shape[1],
+            sites_of_smollm2(),
+        ),
+    ),
+    (
+        "| iTransformer, {} datasets | ViT | GPT |",
+        lambda: (len(described(C)),),
+    ),
+    ("| keys | {} to {} | {} | {} | {} |", lambda: (*keys(C), *keys(V), *keys(T), CONTEXT)),
+    (
+        "(1: all keys alike) | {} to {} | {} | {} | {} |",
+        lambda: looks("uniformity"),
+    ),
+    ("(1 − cos) | {} to {} | {} | {} | {} |", lambda: looks("cosine")),
+    (
+        "without one site, % | {} to {} | {} to {} | {} to {} |",
+        lambda: tuple(
+            number
+            for folder in (C, V, T)
+            for number in extremes(without_one(folder), lambda v: signed(v, 1))
+        ),
+    ),
+    (
+        "without any, % | {} to {} | {} | {} | {} |",
+        lambda: (
+            *(
+                number
+                for folder in (C, V, T)
+                for number in extremes(without_any(folder), lambda v: signed(v, 1))
+            ),
+            signed(100 * (float(smollm2("send", 30)[0]) / float(constant("dense")) - 1), 0),  # type: ignore[arg-type]
+        ),
+    ),
+    (
+        "The forecaster and GPT have {} sites each",
+        lambda: tuple({left_out(C, "iTransformer")[0].shape[1], left_out(T)[0].shape[1]}),
+    ),
+    ("the MSE rises from {} to {}", lambda: (planted("control"), planted(NONE_LEFT))),
 )
+GONE = (3, 6, 9, 12)
+CONTEXT = 256  # of examples/smollm2.py, as tested
 
 
 # the tests
+
+
+def test_the_pages_of_the_pretrained_model_are_made_from_its_frame() -> None:
+    sys.path.insert(0, str(REFERENCE.parents[1] / "examples"))
+    example = importlib.import_module("smollm2")
+    folder = REFERENCE / T / "smollm2"
+    body = example.summary(pretrained()).to_markdown(floatfmt=".3f")
+    assert body in (folder / "table.md").read_text(encoding="utf-8")
+    assert set(pretrained()["criterion"]) == set(example.RANKED)
+    assert example.CONTEXT == CONTEXT and set(GONE) < set(pretrained()["removed"])
+    table = by_window()
+    means = table.drop(columns="sites").mean(axis=1)
+    losses = pretrained().set_index(list(table.index.names))["loss"]
+    assert (means - losses).abs().max() < 1e-9
+    wide = pretrained().pivot_table(index="criterion", columns="removed", values="loss")
+    assert (wide.loc["cosine"] < wide.loc["send"]).drop(30).all()  # "throughout"
 
 
 def left(text: str, claims: tuple[Claim, ...]) -> str:
