@@ -1,0 +1,87 @@
+"""The comparison of bfloat16 with float32: its pairs, its units, and the committed result."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from spat.study import bf16
+
+REFERENCE = Path(__file__).parents[2] / "results" / "reference"
+COMMITTED = REFERENCE / "precision"
+BOTH = [COMMITTED / name / "data" for name in bf16.PRECISIONS]
+
+
+def stored(folder: Path, precision: str, factor: float = 1.0, spread: float = 0.0) -> Path:
+    """The frames of the experiment `scratch`, as if trained in a precision with other errors."""
+    folder.mkdir()
+    source = REFERENCE / "scratch" / "data"
+    rows = pd.read_parquet(source / "measurements.parquet")
+    noise = np.random.default_rng(0).normal(0, spread, len(rows))
+    rows["value"] = rows["value"] * (factor + noise)
+    rows.to_parquet(folder / "measurements.parquet")
+    networks = pd.read_parquet(source / "networks.parquet").assign(precision=precision)
+    networks.to_parquet(folder / "networks.parquet")
+    return folder
+
+
+def compared(tmp_path: Path, factor: float, spread: float) -> pd.DataFrame:
+    float32 = stored(tmp_path / "float32", "float32")
+    narrow = stored(tmp_path / "bf16", "bf16", factor, spread)
+    return bf16.table(bf16.changes(float32, narrow))
+
+
+def test_runs_are_the_unit_and_every_mask_counts(tmp_path: Path) -> None:
+    found = compared(tmp_path, 1.001, 1e-4).set_index(["dataset", "networks", "metric"])
+    row = found.loc[bf16.ALL, bf16.PHASES["finetuned"], "mse"]
+    frame = pd.read_parquet(tmp_path / "bf16" / "measurements.parquet")
+    asked = frame[(frame["split"] == "test") & (frame["metric"] == "mse")]
+    tuned = asked[asked["phase"] == "finetuned"]
+    assert (row["runs"], row["pairs"]) == (10, len(tuned))
+    assert row["pairs"] > row["runs"]
+    assert row["mean"] == pytest.approx(0.1, abs=0.01)
+    assert row["low"] < row["mean"] < row["high"] <= row["largest"]
+    assert found.loc[bf16.ALL, "dense", "mae"]["pairs"] == 10
+
+
+@pytest.mark.parametrize(
+    ("factor", "spread", "expected"),
+    [(1.001, 1e-4, True), (1.004, 1e-4, False), (0.996, 1e-4, False), (1.0, 0.02, False)],
+)
+def test_equivalence_needs_a_small_change_and_a_small_error(
+    factor: float, spread: float, expected: bool, tmp_path: Path
+) -> None:
+    found = compared(tmp_path, factor, spread)
+    whole = found[(found["dataset"] == bf16.ALL) & (found["networks"] == "dense")]
+    assert whole["equivalent"].tolist() == [expected] * 2
+    inside = (found["low"] > -bf16.MARGIN) & (found["high"] < bf16.MARGIN)
+    assert found["equivalent"].tolist() == inside.tolist()
+
+
+def test_a_network_without_a_twin_is_refused(tmp_path: Path) -> None:
+    float32, narrow = stored(tmp_path / "a", "float32"), stored(tmp_path / "b", "bf16")
+    rows = pd.read_parquet(narrow / "measurements.parquet")
+    rows[rows["seed"] != 2].to_parquet(narrow / "measurements.parquet")
+    with pytest.raises(ValueError, match="/b: .* no twin there.*'seed': 2"):
+        bf16.changes(float32, narrow)
+
+
+def test_folders_in_the_wrong_order_are_refused(tmp_path: Path) -> None:
+    float32, narrow = stored(tmp_path / "a", "float32"), stored(tmp_path / "b", "bf16")
+    with pytest.raises(ValueError, match="trained in bf16, but float32"):
+        bf16.changes(narrow, float32)
+
+
+@pytest.mark.skipif(not BOTH[0].exists(), reason="the experiment is committed when it has ended")
+def test_the_committed_table_is_what_the_command_prints(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert bf16.main([str(folder) for folder in BOTH]) == 0
+    printed = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    pd.testing.assert_frame_equal(pd.read_csv(COMMITTED / "bf16.csv"), printed, rtol=1e-4)
+    runs = printed.loc[printed["dataset"] == bf16.ALL, "runs"]
+    assert set(runs) == {6}
