@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -55,6 +59,51 @@ def test_lanes_are_shared_by_all_that_map() -> None:
     workers.threads([partial(workers.map, [gauge.work] * 4)] * 3)
     assert gauge.most == 2
     assert gauge.done == 12
+
+
+def test_ctrl_c_ends_processes_in_silence(tmp_path: Path) -> None:
+    for number, wait in enumerate(("starting", "training")):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "work.py").write_text(
+            "import sys, time\n"
+            "from pathlib import Path\n"
+            "from tqdm import tqdm\n"
+            "def train(name):\n"
+            "    for _ in tqdm(range(100), disable=True):\n"
+            "        Path(name).touch()\n"
+            "        time.sleep(0.5)\n"
+        )
+        program = (
+            "from functools import partial\n"
+            "from work import train\n"
+            "from spat.training.device.concurrency import Processes\n"
+            "if __name__ == '__main__':\n"
+            "    print('begun', flush=True)\n"
+            "    try:\n"
+            "        Processes(2).map([partial(train, name) for name in 'ab'])\n"
+            "    except KeyboardInterrupt:\n"
+            "        raise SystemExit(130)\n"
+        )
+        (folder / "main.py").write_text(program)
+        job = subprocess.Popen(
+            [sys.executable, "main.py"],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        assert job.stdout is not None and job.stdout.readline() == "begun\n"
+        end = time.monotonic() + 120
+        while wait == "training" and not ((folder / "a").exists() and (folder / "b").exists()):
+            assert time.monotonic() < end and job.poll() is None
+            time.sleep(0.05)
+        time.sleep(0.3)
+        os.killpg(job.pid, signal.SIGINT)  # as a terminal sends it: to the workers too
+        shown, _ = job.communicate(timeout=120)
+        assert (job.returncode, shown) == (130, "")
 
 
 def test_no_lane_is_refused() -> None:

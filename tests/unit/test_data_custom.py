@@ -248,6 +248,25 @@ def test_the_block_that_add_prints_can_be_used(
     }
 
 
+def test_a_column_of_row_numbers_is_no_channel(tmp_path: Path) -> None:
+    lines = write(tmp_path / "saved.csv").read_text().splitlines()
+    rows = [f"{i}.0,{line}" for i, line in enumerate(lines[1:])]
+    (tmp_path / "my file.csv").write_text("\n".join([f",{lines[0]},", *(f"{r}," for r in rows)]))
+    printed = add(tmp_path / "my file.csv")
+    assert "left out, since they are not numbers: a column without a name" in printed
+    section = yaml.safe_load(printed)["data"]["custom"]["my_file"]
+    assert datasets.find(config(tmp_path, **section), "mine").channels == 2
+    with pytest.raises(ConfigError, match="column 1 has no name, .* `drop: \\[''\\]`"):
+        datasets.find(config(tmp_path, **section | {"drop": []}), "mine")
+
+
+def test_a_mean_over_more_steps_than_there_is_memory_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "my file.csv")
+    path.write_text(path.read_text() + "9999-01-01 00:00:00,1,1\n")
+    with pytest.raises(ConfigError, match="to 9999-01-01T00:00:00 there are .* steps of 1s, more"):
+        datasets.find(config(tmp_path, step="1s", mean=True), "mine")
+
+
 @pytest.mark.parametrize(
     ("header", "first", "second", "expected"),
     [

@@ -177,7 +177,36 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
         text().replace("date", "time"),
         ": column 'date' is missing: the header is time, load, OT; `date` names columns",
     ),
-    "open quote": (text().replace("7.5", '"7.5'), ": row 8 (line 9), column 'load': '7.5,-7"),
+    "open quote": (
+        text().replace("7.5", '"7.5'),
+        r": row 8 (line 9), column 'load': '7.5,-7\n2021-03-27 08:00:00,8.5,-8\n2021-03-27 09:0"
+        "0:00,9.5,-9...' spans lines: is a quote not closed?",
+    ),
+    "too large": (
+        text().replace("7.5", "1e19"),
+        ": row 8 (line 9), column 'load': '1e19' is above",
+    ),
+    "line break in a cell": (
+        text().replace("7.5", '"7.5\n"'),
+        r": row 8 (line 9), column 'load': '7.5\n' spans lines: is a quote",
+    ),
+    "long cell": (
+        text().replace("7.5", "x" * 5000),
+        f": row 8 (line 9), column 'load': '{'x' * 60}...' is not a number",
+    ),
+    "wide digits": (text().replace("7.5", "７"), ": row 8 (line 9), column 'load': '７' is not a"),
+    "months": (
+        text([f"{1990 + i // 12}-{i % 12 + 1:02}-01 00:00:00" for i in range(30)]),
+        ": the rows are calendar months, quarters or years, which differ in length: set `date: []`",
+    ),
+    "row numbers": (
+        re.sub(r"(?m)^", "0,", text()).replace("0,date", ",date").removesuffix("0,"),
+        ": column 1 has no name, as the row numbers that pandas writes: leave it out with `drop",
+    ),
+    "blanks": (
+        text([t.replace(" ", "T") for t in stamps(30)]).replace(",", " "),
+        ": the header 'date load OT' is separated by ' ', not by ',': set `separator: ' '`",
+    ),
     "UTF-16": (text().encode("utf-16"), ": the text is UTF-16: set `encoding: utf-16`"),
     "UTF-32": (text().encode("utf-32"), ": the text is UTF-32: set `encoding: utf-32`"),
     "latin-1": (

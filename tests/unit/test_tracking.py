@@ -751,6 +751,10 @@ SECRETS = (
     "postgresql://me:secret@host/db",
     "postgresql://host/db?user=me&password=secret",
     "https://host/?token=secret",
+    "https://host/?auth=secret",
+    "https://host/?a=b;sig=secret",
+    "https://host/#access_token=secret",
+    "mysql://host/db?credentials=secret",
     "https://me:a$B-secret@host",
     "me:secret@host",
 )

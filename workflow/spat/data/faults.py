@@ -20,6 +20,11 @@ from spat.data.stamps import FORMATS
 # What stands for a missing value, where the dataset allows some.
 MISSING: Final = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "?")
 
+# Squares of larger values do not fit into float32.
+LARGEST: Final = 1e18
+# Characters of a cell that a message shows.
+LONGEST_SHOWN: Final = 60
+
 _NUMBER: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
@@ -63,8 +68,8 @@ def first_fault(body: bytes, layout: Layout) -> str | None:
     Returns:
         A phrase that names row, line, column and value; None if every row is as it should be.
     """
-    # Latin-1 decodes any byte, so another encoding does not hide the fault.
-    text = io.TextIOWrapper(io.BytesIO(body), encoding="latin-1", newline="")
+    # A byte that is not UTF-8 becomes an escape, so another encoding does not hide the fault.
+    text = io.TextIOWrapper(io.BytesIO(body), "utf-8", errors="backslashreplace", newline="")
     reader = csv.reader(text, delimiter=layout.separator)
     row, line = 0, layout.lines + 1
     try:
@@ -81,6 +86,8 @@ def first_fault(body: bytes, layout: Layout) -> str | None:
 def _row_fault(cells: list[str], layout: Layout) -> str | None:
     for i, (cell, column) in enumerate(zip(cells, layout.columns, strict=False)):
         problem = None
+        if "\n" in cell or "\r" in cell:
+            return f"column {column!r}: {shown(cell)} spans lines: is a quote not closed?"
         if i in layout.numbers and not (layout.missing and cell.strip() in MISSING):
             problem = _number_fault(cell.strip(), layout.decimal)
         elif layout.date and i == layout.date[-1]:
@@ -100,17 +107,19 @@ def _number_fault(cell: str, decimal: str) -> str | None:
     if not cell:
         return "empty; every cell must be a number (`gaps` says how missing values are filled)"
     if decimal != "." and "." in cell:
-        return f"{cell!r} is not a number with the decimal sign {decimal!r}"
+        return f"{shown(cell)} is not a number with the decimal sign {decimal!r}"
     english = cell.replace(decimal, ".")
     if _NUMBER.fullmatch(english):
-        return None if abs(float(english)) < float("inf") else f"{cell!r} is not a finite number"
+        value = abs(float(english))
+        problem = f"is above {LARGEST:g}" if value < float("inf") else "is not a finite number"
+        return None if value <= LARGEST else f"{shown(cell)} {problem}"
     if english.lower().lstrip("+-") in ("nan", "inf", "infinity"):
         return f"{cell!r} is not a finite number"
     if decimal == "." and _NUMBER.fullmatch(cell.replace(",", ".")):
         return f"{cell!r} is not a number; for a decimal comma set `decimal: ','`"
     if _NUMBER.fullmatch(re.sub(r"[_ ',\xa0]", "", english)):
-        return f"{cell!r} is not a number: write it without signs between its digits"
-    return f"{cell!r} is not a number"
+        return f"{shown(cell)} is not a number: write it without signs between its digits"
+    return f"{shown(cell)} is not a number"
 
 
 def _time_fault(text: str, formats: Sequence[str]) -> str | None:
@@ -118,4 +127,12 @@ def _time_fault(text: str, formats: Sequence[str]) -> str | None:
         with suppress(ValueError):
             datetime.strptime(text, layout)
             return None
-    return f"{text!r} is not a time stamp; known: {', '.join(formats)}"
+    return (
+        f"{shown(text)} is not a time stamp; known: {', '.join(formats)}; for another form set "
+        "`date_format`, such as '%d/%m/%Y %H:%M'"
+    )
+
+
+def shown(text: str) -> str:
+    """A text as Python writes it, shortened: an open quote makes one cell of a whole file."""
+    return repr(text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}...")

@@ -51,8 +51,8 @@ def guess(name: str, path: Path) -> Guess:
 
     The separator is the one that splits the most rows into as many cells as the header has. The
     date is the first column, or the first columns together, whose sample is made of time stamps.
-    Columns that do not hold numbers are left out. Where values or rows are missing, the rule is
-    `forward` and the limit is the longest gap.
+    Columns that do not hold numbers or have no name are left out. Where values or rows are missing,
+    the rule is `forward` and the limit is the longest gap.
 
     Raises:
         DataError: naming the file, if no way to read it was found.
@@ -67,11 +67,14 @@ def guess(name: str, path: Path) -> Guess:
     separator, header, rows = _cells(path, text)
     decimal = _decimal(separator, rows)
     date, date_format = _date(path, header, rows)
-    drop = tuple(
+    left_out = (
         name
         for i, name in enumerate(header)
-        if name not in date and not _is_number([row[i] for row in rows], decimal)
+        if name not in date
+        # A column without a name holds the row numbers that pandas writes.
+        and not (name and _is_number([row[i] for row in rows], decimal))
     )
+    drop = tuple(dict.fromkeys(left_out))
     dataset = Dataset(
         name=name,
         file=str(path),

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spat.data import raw, stamps
-from spat.data.faults import MISSING, Layout, first_fault
+from spat.data.faults import LARGEST, MISSING, Layout, first_fault, shown
 from spat.data.gaps import first_complete
 from spat.data.registry import DataError, Dataset
 from spat.data.series import Series
@@ -111,7 +111,7 @@ def _table(path: Path, content: bytes, dataset: Dataset) -> Series:
     layout = Layout(
         columns=columns,
         date=tuple(columns.index(name) for name in table.date),
-        drop=tuple(columns.index(name) for name in table.drop),
+        drop=tuple(i for i, name in enumerate(columns) if name in table.drop),
         date_formats=(table.date_format,) if table.date_format else stamps.FORMATS,
         separator=table.separator,
         decimal=table.decimal,
@@ -119,6 +119,11 @@ def _table(path: Path, content: bytes, dataset: Dataset) -> Series:
         missing=dataset.gaps.rule != "refuse",
     )
     names = tuple(columns[i] for i in layout.numbers)
+    if "" in names:
+        raise DataError(
+            f"{path}: column {columns.index('') + 1} has no name, as the row numbers that pandas "
+            "writes: leave it out with `drop: ['']`, or give it a name"
+        )
     if dataset.channels and len(names) != dataset.channels:
         raise DataError(
             f"{path}: the header has {len(names)} channels, expected {dataset.channels}, so a "
@@ -128,7 +133,7 @@ def _table(path: Path, content: bytes, dataset: Dataset) -> Series:
     values, times = _numbers(path, body, layout)
     if times is not None and len(times):
         if table.mean:
-            values, times = stamps.means(values, times, dataset.step)
+            values, times = stamps.means(path, values, times, dataset.step)
         else:
             values, times = stamps.regular(path, dataset, values, times)
     start = first_complete(values) if layout.missing else 0
@@ -136,7 +141,9 @@ def _table(path: Path, content: bytes, dataset: Dataset) -> Series:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:12]) + (f" ... ({len(names)})" if len(names) > 12 else "")
+    return ", ".join(shown(name)[1:-1] for name in names[:12]) + (
+        f" ... ({len(names)})" if len(names) > 12 else ""
+    )
 
 
 def header(
@@ -179,11 +186,17 @@ def header(
     if not any(cells):
         raise DataError(f"{path}: empty, or without a header in its first line")
     if len(cells) == 1:
-        for other, shown in ((";", "';'"), ("\t", r'"\t"'), ("|", "'|'"), (",", "','")):
-            if other != separator and other in cells[0]:
+        for other, written in (
+            (";", "';'"),
+            ("\t", r'"\t"'),
+            ("|", "'|'"),
+            (",", "','"),
+            (" ", "' '"),
+        ):
+            if other != separator and other in cells[0].strip():
                 raise DataError(
-                    f"{path}: the header {cells[0]!r} is separated by {shown}, not by "
-                    f"{separator!r}: set `separator: {shown}`"
+                    f"{path}: the header {shown(cells[0])} is separated by {written}, not by "
+                    f"{separator!r}: set `separator: {written}`"
                 )
     # Names are padded in some files, and span lines in others.
     return tuple(" ".join(cell.split()) for cell in cells), content[end:], lines
@@ -267,6 +280,9 @@ def _numbers(
     values = np.stack([column.to_numpy() for column in columns], axis=1)
     # A missing value is NaN here; a written NaN or infinity that is not a missing value is refused.
     allowed = sum(column.null_count for column in columns) if layout.missing else 0
-    if (times is not None and np.isnat(times).any()) or (~np.isfinite(values)).sum() > allowed:
-        raise refuse("a cell is empty or not a finite number")
+    # A comparison with NaN is false.
+    if (times is not None and np.isnat(times).any()) or (
+        ~(np.abs(values) <= LARGEST)
+    ).sum() > allowed:
+        raise refuse(f"a cell is empty, or not a number up to {LARGEST:g}")
     return values, times

@@ -23,6 +23,9 @@ FORMATS: Final = (
     "%Y/%m/%d %H:%M:%S",
 )
 
+# Rows of a series that time stamps may ask for: three years of seconds.
+MOST_STEPS: Final = 10**8
+
 Values = NDArray[np.float64]
 Times = NDArray[np.datetime64]
 
@@ -35,11 +38,14 @@ def span(seconds: int) -> str:
     return f"{seconds}s"
 
 
-def means(values: Values, times: Times, step: str) -> tuple[Values, Times]:
+def means(path: Path, values: Values, times: Times, step: str) -> tuple[Values, Times]:
     """Means of values [T, C] over the steps that hold them -> [S, C]; NaN where a step has none.
 
     Steps are counted from midnight before the first row. Missing values (NaN) are left out of a
     mean.
+
+    Raises:
+        DataError: naming file and time stamps, if the steps are more than `MOST_STEPS`.
     """
     width = np.timedelta64(step_seconds(step), "s")
     midnight = times.min().astype("M8[D]")
@@ -47,6 +53,11 @@ def means(values: Values, times: Times, step: str) -> tuple[Values, Times]:
     first = number.min()
     number -= first
     steps = int(number.max()) + 1
+    if steps > MOST_STEPS:
+        raise DataError(
+            f"{path}: from {times.min()} to {times.max()} there are {steps} steps of {step}, more "
+            f"than {MOST_STEPS}: correct the time stamp that is wrong, or set a longer `step`"
+        )
     means = np.full((steps, values.shape[1]), np.nan)
     known = np.isfinite(values)
     for channel in range(values.shape[1]):
@@ -80,6 +91,11 @@ def regular(path: Path, dataset: Dataset, values: Values, times: Times) -> tuple
     _check_order(path, times, seconds, odd)
     widths, counts = np.unique(seconds, return_counts=True)
     usual = int(widths[counts.argmax()])
+    if usual >= _MONTH and usual != step and widths.max() - widths.min() <= _MONTHS_DIFFER:
+        raise DataError(
+            f"{path}: the rows are calendar months, quarters or years, which differ in length: "
+            "set `date: []`, and leave the column of the time stamps out with `drop`"
+        )
     if usual != step:
         raise DataError(
             f"{path}: the rows are {span(usual)} apart, but the step is {dataset.step}: set "
@@ -100,6 +116,11 @@ def regular(path: Path, dataset: Dataset, values: Values, times: Times) -> tuple
             )
             raise DataError(f"{where} {times[i]}, so {lost} rows are missing: {remedy}")
     return _inserted(values, times, seconds // step, np.timedelta64(step, "s"))
+
+
+# In seconds: the shortest month, and by how much months differ.
+_MONTH: Final = 28 * 86400
+_MONTHS_DIFFER: Final = 3 * 86400
 
 
 def _check_order(

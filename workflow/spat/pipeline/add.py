@@ -32,7 +32,8 @@ def add(path: Path) -> str:
     row, series = guessed.dataset, guessed.series
     notes = ""
     if row.table.drop:
-        notes += f"# left out, since they are not numbers: {', '.join(row.table.drop)}\n"
+        left = ", ".join(name or "a column without a name" for name in row.table.drop)
+        notes += f"# left out, since they are not numbers: {left}\n"
     if series.dropped:
         notes += f"# {series.dropped} rows before the first complete one are left out\n"
     if row.gaps.rule != "refuse":

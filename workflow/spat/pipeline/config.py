@@ -42,8 +42,8 @@ MOST_GENERATED = 5 * 10**8
 
 # Names become folders and arguments of shell commands.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
-# Folders in `results` that are not an experiment's: the committed results and MLflow's artifacts.
-RESERVED_EXPERIMENTS = ("reference", "mlartifacts")
+# Names in `results` that are not an experiment's: the committed results and MLflow's files.
+RESERVED_EXPERIMENTS = ("reference", "mlartifacts", "mlflow.lock", "mlflow.db")
 COMMITTED = Path(__file__).parents[3] / "results" / "reference"
 
 
@@ -454,6 +454,16 @@ class TrackingSection(Section):
 
     @field_validator("uri")
     @classmethod
+    def _is_address(cls, uri: str | None) -> str | None:
+        if uri is not None and not uri.startswith("$") and not _STORE.match(uri):
+            raise ValueError(
+                f"{without_secrets(uri)!r} is not the address of an MLflow store: it begins with "
+                "http://, https://, sqlite:///, postgresql://, mysql:// or mssql://"
+            )
+        return uri
+
+    @field_validator("uri")
+    @classmethod
     def _no_password(cls, uri: str | None) -> str | None:
         if any(not re.fullmatch(r"\$(\w+|\{\w+\})", secret) for secret in _secrets(uri or "")):
             raise ValueError(
@@ -613,14 +623,18 @@ def load_files(*paths: Path) -> Config:
     return load(merged, " + ".join(map(str, paths)))
 
 
-_SECRET_KEYS = r"(?i:[\w-]*(?:password|passwd|pwd|token|secret|key))"
+# What MLflow takes, with the driver of a database.
+_STORE = re.compile(r"https?://|(sqlite|postgresql|mysql|mssql)(\+\w+)?://")
+_SECRET_KEYS = (
+    r"(?i:[\w-]*(?:pass(?:word|wd)?|pwd|token|secret|key|auth|sig(?:nature)?|credentials?))"
+)
 
 
 def _secrets(uri: str) -> list[str]:
     """The parts of an address that nobody but its user may read."""
     scheme, found, rest = uri.partition("://")
     scheme, rest = (scheme, rest) if found else ("", uri)
-    secrets = re.findall(rf"[?&]{_SECRET_KEYS}=([^&#]*)", rest)
+    secrets = re.findall(rf"[?&#;]{_SECRET_KEYS}=([^&#;]*)", rest)
     user, at, _ = rest.rpartition("@")
     if at and scheme not in ("sqlite", "file"):
         name, colon, password = user.partition(":")
@@ -632,7 +646,7 @@ def _secrets(uri: str) -> list[str]:
 def without_secrets(text: str) -> str:
     """The text without user names, passwords and tokens of addresses."""
     text = re.sub(r"""(?<=//)[^\s'"]*@|[^\s'"/:]+:(?!//)[^\s'"]*@""", "", text)
-    return re.sub(rf"""([?&]{_SECRET_KEYS}=)[^&\s'"]*""", r"\1...", text)
+    return re.sub(rf"""([?&#;]{_SECRET_KEYS}=)[^&#;\s'"]*""", r"\1...", text)
 
 
 def dump(config: Config) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,8 +17,9 @@ def read(path: Path) -> Any:
 
     Raises:
         ValueError: naming the file, and the line where there is one, if the file cannot be read, is
-            not YAML in UTF-8, holds a key twice in one mapping, or has aliases that refer to
-            themselves or expand to more than `MOST_VALUES` values.
+            not YAML in UTF-8, holds a key twice in one mapping or a number in another form than
+            decimal digits, or has aliases that refer to themselves or expand to more than
+            `MOST_VALUES` values.
     """
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "a pipe or a device"
@@ -52,6 +54,11 @@ def _check(node: yaml.Node, sizes: dict[int, int]) -> int:
         return known
     sizes[id(node)] = 0  # until it is known: the node contains itself if it is met again
     parts: list[yaml.Node] = []
+    if isinstance(node, yaml.ScalarNode) and (number := _misread(node)) is not None:
+        raise ValueError(
+            f"{_place(node)}: YAML takes {node.value!r} for the number {number}: write the number "
+            "in plain digits, or quote a text"
+        )
     if isinstance(node, yaml.SequenceNode):
         parts = node.value
     elif isinstance(node, yaml.MappingNode):
@@ -72,6 +79,21 @@ def _check(node: yaml.Node, sizes: dict[int, int]) -> int:
         )
     sizes[id(node)] = size
     return size
+
+
+# Decimal numbers as everybody reads them. YAML 1.1 knows others: 010 is 8, 1:30 is 90, 1_0 is 10.
+_PLAIN: Final = re.compile(
+    r"[-+]?(0|[1-9]\d*|(0|[1-9]\d*)?\.\d+([eE][-+]\d+)?|(0|[1-9]\d*)\.(\d*([eE][-+]\d+)?))"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+)
+
+
+def _misread(node: yaml.ScalarNode) -> int | float | None:
+    numeric = node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+    if not numeric or _PLAIN.fullmatch(node.value):
+        return None
+    value = yaml.safe_load(node.value)
+    return None if isinstance(value, bool) or not isinstance(value, int | float) else value
 
 
 def _place(node: yaml.Node) -> str:

@@ -22,6 +22,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, 
 from typing import Final, TypeVar
 
 import torch
+from tqdm import tqdm
 
 from spat.training.device import streams
 
@@ -56,7 +57,13 @@ class Processes:
         count = max(1, min(self.count, len(works)))
         with ProcessPoolExecutor(count, context, initializer=_follow_parent) as pool:
             try:
-                _results([pool.submit(work) for work in works])
+                # The workers start with the first piece of work, and inherit what is blocked.
+                before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+                try:
+                    results = [pool.submit(work) for work in works]
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                _results(results)
             except KeyboardInterrupt:
                 # Their files are replaced atomically, and waiting for them would take hours.
                 for worker in multiprocessing.active_children():
@@ -70,6 +77,8 @@ def _follow_parent() -> None:
     Ctrl-C reaches the workers too; only the parent reports it, and ends them.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A lock among processes would be reported as leaked when the worker is killed.
+    tqdm.set_lock(threading.RLock())
     parent = multiprocessing.parent_process()
     if parent is not None:
 
