@@ -454,21 +454,21 @@ class TrackingSection(Section):
 
     @field_validator("uri")
     @classmethod
-    def _is_address(cls, uri: str | None) -> str | None:
-        if uri is not None and not uri.startswith("$") and not _STORE.match(uri):
-            raise ValueError(
-                f"{without_secrets(uri)!r} is not the address of an MLflow store: it begins with "
-                "http://, https://, sqlite:///, postgresql://, mysql:// or mssql://"
-            )
-        return uri
-
-    @field_validator("uri")
-    @classmethod
     def _no_password(cls, uri: str | None) -> str | None:
         if any(not re.fullmatch(r"\$(\w+|\{\w+\})", secret) for secret in _secrets(uri or "")):
             raise ValueError(
                 "the address holds a password or token, which would be written to files: put it "
                 "into an environment variable and write $NAME in its place"
+            )
+        return uri
+
+    @field_validator("uri")
+    @classmethod
+    def _is_address(cls, uri: str | None) -> str | None:
+        if uri is not None and not uri.startswith("$") and not _STORE.match(uri):
+            raise ValueError(
+                f"{without_secrets(uri)!r} is not the address of an MLflow store: it begins with "
+                "http://, https://, sqlite:///, postgresql://, mysql:// or mssql://"
             )
         return uri
 
