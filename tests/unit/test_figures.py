@@ -533,6 +533,30 @@ def test_criteria_are_ordered_by_gain() -> None:
     assert list(gains) == sorted(gains)
 
 
+def test_criteria_of_one_model_are_no_empty_rows_of_another() -> None:
+    made = build(datasets=("ETTh1",), seeds=(0,), pairs=())
+    chosen = made["selections"]
+    other = (chosen["model"] == "PatchTST") & (chosen["level"] == "head")
+    figure = draw("criteria_changes", Frames.of(**{**made, "selections": chosen[~other]}))
+    rows = {a.get_title(): [t.get_text() for t in a.get_yticklabels()] for a in figure.axes}
+    assert any("heads" in row for row in rows["iTransformer"])
+    assert rows["PatchTST"] and not any("heads" in row for row in rows["PatchTST"])
+
+
+def test_the_legend_names_all_masks_only_where_there_are_more_than_those_of_send() -> None:
+    def legend(made: dict[str, pd.DataFrame]) -> set[str]:
+        figure = draw("sites_removed", Frames.of(**made))
+        return {text.get_text() for text in figure.legends[0].get_texts()}
+
+    made = build(datasets=("ETTh1",), models=("iTransformer",), seeds=(0,), pairs=())
+    assert {"all masks", "their mean", "SEND"} <= legend(made)
+    chosen = made["selections"]
+    send = chosen[chosen["criterion"].isin(["control", "send"])]
+    results = made["results"]
+    own = results["mask"].isin({FULL, *send["mask"]}) | (results["phase"] == "dense")
+    assert legend({**made, "selections": send, "results": results[own]}) == {"SEND"}
+
+
 def test_ranks_are_over_stations_and_criteria_that_differ_are_not_joined() -> None:
     titles = [axis.get_title() for axis in drawn("critical_difference", "many").axes]
     # Eight files; the four of ETT are two stations.

@@ -75,6 +75,20 @@ def test_a_table_says_which_models_have_no_send(models: list[str], says: bool) -
     ]
 
 
+def test_what_is_compared_with_itself_is_zero_without_sign_or_interval() -> None:
+    frame = pd.DataFrame({"row": ["random", "send", "some"], "method": "gain"})
+    frame = frame.assign(mean=[-1e-16, -0.004, 0.0], low=[-2e-15, -0.1, -0.3], high=[1e-15, 0.1, 0])
+    frame = frame.assign(sd=np.nan, n=1, missing=0, unit="%")
+    page = render.sheet(frame, Layout(("row",), "method", best=False))
+    plain = {"best": "%s", "second": "%s", "": "%s"}
+    shown = {key: cell.line(plain) for (key,), (cell,) in page.body}
+    assert shown == {
+        "random": "0 %",
+        "send": "−0.00 [−0.10, +0.10] %",
+        "some": "+0.00 [−0.30, +0.00] %",
+    }
+
+
 def test_nothing_is_best_alone_or_among_equals() -> None:
     assert styles(page_of({"a": 0.3})) == {"a": ""}
     assert set(styles(page_of({"a": 0.3, "b": 0.30001})).values()) == {""}

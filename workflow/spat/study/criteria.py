@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from spat.study import methods
 from spat.study.leave_one_out import agreement_tests, agreements
@@ -245,6 +246,8 @@ def criteria_quality(frames: Frames) -> Figure:
             axis.axvline(0, color=style.GREY, lw=0.6)
             axis.set_ylim(-0.7, len(order) - 0.3)
             axis.margins(x=0.1)
+    for axis in axes.flat:
+        axis.xaxis.set_major_locator(MaxNLocator(3))  # the labels of more would overlap
     axes[-1, 0].set_xlabel("gain (%)")
     axes[-1, 1].set_xlabel("regret (%)")
     style.legend_below(figure, [right for _, right in axes], columns=2)
@@ -271,10 +274,11 @@ def criteria_changes(frames: Frames) -> Figure:
     rows = rows.assign(series=rows["criterion"] + " " + rows["level"].map(LEVELS))
     ratios = sorted(rows["ratio"].unique())
     parts = style.panels(rows, ["model", "variant"])[:MODELS]
-    order = sorted(rows["series"].unique(), reverse=True)
-    figure = style.canvas(height=(0.2 * len(order) + 0.55) * len(parts) + 0.6)
-    axes = figure.subplots(len(parts), 1, squeeze=False, sharex=True)[:, 0]
-    for axis, (title, part) in zip(axes, parts, strict=True):
+    orders = [sorted(part["series"].unique(), reverse=True) for _, part in parts]
+    heights = [0.2 * len(order) + 0.55 for order in orders]
+    figure = style.canvas(height=sum(heights) + 0.6)
+    axes = figure.subplots(len(parts), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
+    for axis, (title, part), order in zip(axes, parts, orders, strict=True):
         for i, ratio in enumerate(ratios):
             mark = style.share(ratio, f"{percent(ratio)} removed")
             here = part[part["ratio"] == ratio]
@@ -333,8 +337,11 @@ def by_removed(frames: Frames) -> Figure:
     for axis, (title, part) in zip(axes, parts, strict=True):
         cloud = part.groupby(["removed", "mask"])["change"].mean().reset_index()
         middle = cloud.groupby("removed")["change"].mean()
-        axis.plot(cloud["removed"], cloud["change"], ".", ms=4, color="#BBBBBB", label="all masks")
-        axis.plot(middle.index, middle, color=style.GREY, lw=0.8, label="their mean")
+        if cloud["removed"].duplicated().any():  # else SEND's masks cover them
+            axis.plot(
+                cloud["removed"], cloud["change"], ".", ms=4, color="#BBBBBB", label="all masks"
+            )
+            axis.plot(middle.index, middle, color=style.GREY, lw=0.8, label="their mean")
         here = rows.merge(part[list(keys)].drop_duplicates(), on=list(keys))
         own = part.groupby(["model", "variant"]).size().index
         winners = [str(best[key]) for key in own if key in best.index]

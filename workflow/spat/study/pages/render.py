@@ -34,6 +34,8 @@ LONG: Final = 40
 COUNTS: Final = ("parameters", "FLOPs")
 CHANGES: Final = ("%", "pp", "tau")
 SUFFIXES: Final = {"%": "%", "pp": "pp", "ms": "ms", "MB": "MB"}
+# Changes that are smaller than this come from the order of a sum.
+ROUNDING: Final = 1e-9
 _PREFIXES: Final = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -317,16 +319,21 @@ def _cell(row: pd.Series | None, usual: int) -> Cell:
     if row is None or not math.isfinite(row["mean"]):
         return Cell("diverged" if row is not None and row["missing"] else GAP)
     unit, spread, remark = row["unit"], "", ""
-    if math.isfinite(row.get("low", math.nan)):
+    ends = [row["mean"], *(row[k] for k in ("low", "high") if math.isfinite(row.get(k, math.nan)))]
+    # A network against itself, or chance against chance: 0, without a sign or an interval.
+    itself = unit in CHANGES and all(abs(end) < ROUNDING for end in ends)
+    if itself and not row["sd"] > ROUNDING:
+        spread = ""
+    elif math.isfinite(row.get("low", math.nan)):
         spread = f"{INTERVAL}{number(row['low'], unit)}, {number(row['high'], unit)}]"
     # Counts, and their changes, are equal for all seeds unless seeds chose different masks.
-    elif math.isfinite(row["sd"]) and (unit == "" or row["sd"] > 1e-9):
+    elif math.isfinite(row["sd"]) and (unit == "" or row["sd"] > ROUNDING):
         spread = f"{DEVIATION} {number(row['sd'], unit, signed=False)}"
     if row["missing"]:
         remark = f"({row['missing']} diverged)"
     elif row["n"] not in (0, usual):
         remark = f"(n={row['n']})"
-    value = number(row["mean"], unit)
+    value = "0" if itself and not spread else number(row["mean"], unit)
     return Cell(value, spread, SUFFIXES.get(unit, ""), remark, row["style"])
 
 
