@@ -303,9 +303,13 @@ def _maps(keys: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for name, sharpness in (("encoder.1.self", 0.5), ("encoder.0.self", 4.0)):
         logits = -sharpness * np.abs(np.subtract.outer(np.arange(7), np.arange(7)))
         maps = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-        for (query, key), value in np.ndenumerate(maps):
-            where = {"name": name, "head": -1, "row": query, "column": key}
-            yield {**keys, **where, "value": float(value)}
+        left = nested("send", 0.5).name
+        for network in ("dense", FULL, left):
+            if network == left and not Mask.parse(left).bits[int(name[8])][0]:
+                continue
+            for (query, key), value in np.ndenumerate(maps):
+                where = {"network": network, "name": name, "head": -1, "row": query, "column": key}
+                yield {**keys, **where, "value": float(value)}
 
 
 def build(

@@ -205,7 +205,7 @@ def changed(change: dict[str, Any], run: Run = RUN) -> set[str]:
             {"training": {"precision": "tf32"}},
             {"pretrain", "score", "finetune", "prune", "robustness", "measure", "transfer"},
         ),
-        ({"scoring": {"batches": 3}}, {"pretrain", "score", "robustness"}),
+        ({"scoring": {"batches": 3}}, {"pretrain", "score", "robustness", "measure"}),
         ({"pruning": {"site": {"criteria": ["send"], "ratios": [0.5]}}}, {"select", "decide"}),
         ({"pruning": {"head": {"criteria": ["michel"], "ratios": [0.5]}}}, {"score", "select"}),
         ({"pruning": {"draws": 3}}, {"select"}),

@@ -481,6 +481,20 @@ def test_maps_have_one_scale_and_the_legend_names_dots_and_rings() -> None:
     assert [text.get_text() for text in legend.get_texts()] == ["head", "whole site"]
 
 
+def test_attention_maps_are_those_before_and_after_pruning() -> None:
+    figure = drawn("attention_maps", "one")
+    *axes, bar = figure.axes
+    assert bar.get_xlabel() == "weight / uniform weight"
+    rows = [axes[i : i + 2] for i in range(0, len(axes), 2)]
+    assert [row[0].get_ylabel() for row in rows] == ["dense", "control", "SPAT 50 %"]
+    assert rows[0][0].get_title().splitlines()[-1] == "e1, max 2.8×"
+    removed, kept = rows[2]
+    assert removed.get_title() == "e1" and len(removed.lines) == 2, "a cross"
+    assert not removed.images and len(kept.images) == 1
+    images = [image for row in rows for axis in row for image in axis.images]
+    assert len(images) == 5 and len({image.get_clim() for image in images}) == 1
+
+
 def test_stability_ends_in_full_agreement() -> None:
     axis = drawn("stability", "one").axes[0]
     handles, labels = axis.get_legend_handles_labels()

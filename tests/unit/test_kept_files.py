@@ -38,7 +38,7 @@ FILES = (
     *(f"{MASK}/{name}" for name in ("untuned_losses.npy", "metrics.json", "digest")),
     *("robustness/robustness.parquet", "robustness/metrics.json"),
     *(f"robustness/kept/site0/uniform/scores/{name}" for name in ("metrics.json", "digest")),
-    *("decide/selections.csv", "decide/metrics.json", "measure/metrics.json"),
+    *("decide/selections.csv", "decide/metrics.json", "measure/metrics.json", "measure/maps.npz"),
     "transfer/synthetic2/metrics.json",
 )
 
@@ -250,6 +250,7 @@ def an_object(path: Path) -> None:
         ("robustness/robustness.parquet", other_columns(lambda f: f.assign(value="x")), "'value'"),
         (f"{MASK}/losses.npy", an_object, "1 dimensions"),
         ("score/maps.npz", other_arrays(lambda _: {}), "no array"),
+        ("measure/maps.npz", other_arrays(lambda _: {}), "no array"),
         ("pretrain/forecasts.npz", other_arrays(lambda a: {**a, "input": np.ones(3)}), "'input'"),
         (f"{MASK}/forecasts.npz", other_arrays(lambda _: {"x": np.ones(3)}), "'window'"),
     ],

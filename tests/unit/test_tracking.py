@@ -91,6 +91,7 @@ def write_stage(
         write_masks(folder, metrics, MASKS)
         return
     elif stage == "measure":
+        touch(folder, "maps.npz")
         by_size = {mask: {"1": 1.5, "128": 12.0} for mask in MASKS}
         metrics |= {"latency_ms": by_size, "latency_spread_ms": by_size, "memory_mb": by_size}
     else:
@@ -152,6 +153,7 @@ def written(folder: Path) -> list[str]:
 
 
 def touch(folder: Path, *names: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         (folder / name).touch()
 

@@ -1,10 +1,12 @@
 # Reserves all cores but computes on one, since another job would disturb the latencies.
 rule measure:
     input:
+        data=prepared,
+        masks=rules.select.output,
         trained=rules.prune.output,
         code=code("measure"),
     output:
-        f"{FOLDER}/{{run}}/measure/metrics.json",
+        multiext(f"{FOLDER}/{{run}}/measure/", "maps.npz", "metrics.json"),
     log:
         f"{FOLDER}/logs/measure/{{run}}.log",
     priority: -1

@@ -199,7 +199,11 @@ def _decide(config: Config, run: Run) -> dict[str, Any]:
 
 
 def _measure(config: Config, run: Run) -> dict[str, Any]:
-    return {**_machine(config), "measure": config.measure.model_dump(mode="json")}
+    return {
+        **_machine(config),
+        "measure": config.measure.model_dump(mode="json"),
+        "scoring": config.scoring.model_dump(mode="json"),  # the cases of the attention maps
+    }
 
 
 def _transfer(config: Config, run: Run) -> dict[str, Any]:

@@ -128,9 +128,11 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "split": "str",
         "value": "float64",
     },
-    # One row per weight of a mean attention map. `head` is missing for the mean over heads.
+    # One row per weight of a mean attention map. `network` is `dense` or a mask (its fine-tuned
+    # network). `head` is missing for the mean over heads.
     "maps": {
         **_KEYS,
+        "network": "str",
         "name": "str",
         "head": "Int64",
         "query": "int64",
@@ -158,7 +160,7 @@ UNIQUE: Final[dict[str, tuple[str, ...]]] = {
     "history": (*RUN, "stage", "mask", "order", "epoch", "quantity"),
     "losses": (*RUN, "order", "mask", "phase", "target"),
     "robustness": (*RUN, "site", "manipulation", "quantity", "phase", "split"),
-    "maps": (*RUN, "name", "head", "query", "key"),
+    "maps": (*RUN, "network", "name", "head", "query", "key"),
     "forecasts": (*RUN, "name", "window", "step", "channel"),
 }
 

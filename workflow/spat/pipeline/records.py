@@ -328,6 +328,7 @@ _ByMask = dict[_Mask, dict[_BatchSize, _Amount]]
 
 
 class _Measure(_Record):
+    files_of_stage = ("maps.npz",)
     latency_ms: _ByMask
     latency_spread_ms: _ByMask | None = None
     uncertain: list[_Count] = []

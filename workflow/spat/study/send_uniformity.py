@@ -115,7 +115,7 @@ def against_uniformity(frames: Frames) -> Figure:
     keys, cells = style.split(both, ROWS)
     if not cells:
         both = by_mean(both, both)
-    maps = frames.maps
+    maps = frames.maps[frames.maps["network"] == methods.DENSE]
     # In multiples of a uniform weight, so that all maps of the figure have one scale.
     keys_of_map = maps.groupby([*RUN, "name"])["column"].transform("nunique")
     maps = maps.assign(value=maps["value"] * keys_of_map)

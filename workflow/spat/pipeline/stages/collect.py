@@ -320,23 +320,27 @@ def _shown(config: Config, planned: Planned) -> set[str]:
 
 
 def _maps(config: Config, planned: Planned) -> Iterator[pd.DataFrame]:
-    """Attention maps of SEND's lowest and highest site, of the first seed of each cell."""
+    """Attention maps of the dense model, the control and SEND's masks, of one seed of each cell."""
     run = planned.run
     if not planned.prune or not _is_first_seed(config, run):
         return
     files = _files(config, run, "score")
     scores = files.table("scores.parquet")
-    whole = scores["batch"].eq(scores_frame.ALL) & scores["head"].eq(scores_frame.SITE)
-    send = scores[whole & scores["criterion"].eq("send")].set_index("name")["value"]
-    if send.empty:  # the run left no weights
+    names = scores.loc[scores["criterion"].eq("send"), "name"].unique()
+    if not len(names):  # the run left no weights, or its sites have no attention maps
         return
-    ends = dict.fromkeys([str(send.idxmin()), str(send.idxmax())])
-    maps = files.arrays("maps.npz", ends)
-    for name in ends:
-        mean = maps[name].mean(axis=0)[:LARGEST_MAP, :LARGEST_MAP]
+    maps = {("dense", name): weights for name, weights in files.arrays("maps.npz", names).items()}
+    control = _files(config, run, "pretrain").metrics["mask"]
+    pruned = _files(config, run, "measure").arrays("maps.npz", [f"{control} {n}" for n in names])
+    for key, weights in pruned.items():
+        mask, _, name = key.partition(" ")
+        maps[mask, name] = weights
+    for (network, name), weights in maps.items():
+        mean = weights.mean(axis=0)[:LARGEST_MAP, :LARGEST_MAP]
         query, key = np.indices(mean.shape)
         yield pd.DataFrame(
             {
+                "network": network,
                 "name": name,
                 "head": pd.NA,
                 "query": query.ravel(),

@@ -1,28 +1,40 @@
-"""measure(run): latency and peak memory of the pruned networks on an idle machine."""
+"""measure(run): latency, peak memory and attention maps of the pruned networks."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import product
+from typing import Any
 
+from numpy.typing import NDArray
+
+from spat.attention.mask import Mask
+from spat.models.base import Network
 from spat.pipeline import digests, records, runs
 from spat.pipeline.cache import RESULT, DamagedError, Finished, stage_lock, write_record
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
-from spat.pipeline.stages import common
+from spat.pipeline.stages import common, select
 from spat.pipeline.stages.trained import Job, trained
+from spat.scoring.probe import attention_maps
+from spat.tasks.task import case_losses
 from spat.training.device import costs
 from spat.training.loop import choose_device, prepare_torch
 
+MAPS = "maps.npz"
+
 
 def measure(config: Config, run: Run) -> None:
-    """Time all masks of the run in alternation in one process; write `metrics.json`.
+    """Time all masks of the run in alternation in one process; write `metrics.json`, `maps.npz`.
 
     `latency_ms` holds lower quartiles and `latency_spread_ms` interquartile ranges, by mask and
     batch size. `uncertain` lists the batch sizes at which the spread of a mask stayed wide, since
     something else ran on the machine; a line on stderr says so.
+
+    `maps.npz` holds the mean attention [heads, Q, K] of the control and of SEND's masks, by
+    `MASK SITE`, over the training cases that `score` shows of the dense model.
     """
     with stage_lock(config, run, "measure"):
         started = time.perf_counter()
@@ -57,6 +69,7 @@ def measure(config: Config, run: Run) -> None:
                     file=sys.stderr,
                     flush=True,
                 )
+        common.save_arrays(folder / MAPS, _maps(config, run, models))
         write_record(
             folder,
             {
@@ -68,7 +81,31 @@ def measure(config: Config, run: Run) -> None:
                 "memory_mb": memory,
                 "wall_s": time.perf_counter() - started,
             },
+            [MAPS],
         )
+
+
+def _maps(config: Config, run: Run, models: Mapping[str, Network]) -> dict[str, NDArray[Any]]:
+    """The attention maps of the control and of SEND's site masks, by `MASK SITE`."""
+    decisions = select.read(config, run, "select")
+    sites = decisions[decisions["level"] == "site"]
+    own = sites.loc[sites["criterion"].isin(["control", "send"]), "mask"].drop_duplicates()
+    shown = [name for name in own if name in models and not Mask.parse(name).is_empty]
+    if not shown:
+        return {}
+    opened = common.opened(config, run, "measure")
+    losses = case_losses(opened.task)
+    return {
+        f"{name} {site}": weights
+        for name in shown
+        for site, weights in attention_maps(
+            models[name],
+            opened.splits.train,
+            opened.batches[:1],
+            losses,
+            batch_size=opened.training.batch_size,
+        ).items()
+    }
 
 
 def is_measured(config: Config, run: Run) -> bool:

@@ -49,7 +49,7 @@ WIDE: Final[dict[str, tuple[str, ...]]] = {
     ),
     "losses": ("order", "mask", "phase", "target", "mse"),
     "robustness": tuple(c for c in frames.COLUMNS["robustness"] if c not in frames.RUN),
-    "maps": ("name", "head", "row", "column", "value"),
+    "maps": ("network", "name", "head", "row", "column", "value"),
     "forecasts": ("name", "window", "step", "channel", "value"),
 }
 

@@ -56,6 +56,7 @@ FIGURES: Final = (
     "send_sites",
     "send_heads",
     "send_uniformity",
+    "attention_maps",
     "stability",
     "criteria_quality",
     "criteria_changes",
@@ -86,7 +87,7 @@ GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "3. Is SEND right?": (
         *("criteria", "quality", "quality_cells", "gains", "winner", "adaptive"),
         *("criteria_quality", "criteria_changes", "sites_removed", "critical_difference"),
-        *("send_sites", "send_heads", "send_uniformity"),
+        *("send_sites", "send_heads", "send_uniformity", "attention_maps"),
     ),
     "4. Controls": ("heads_vs_modules", "controls"),
     "5. Diagnostics": (
@@ -110,6 +111,7 @@ def _declared(kind: Kind, names: tuple[str, ...]) -> dict[str, Page]:
     from spat.study import (  # noqa: F401  (each module declares its pages)
         accuracy,
         adaptive,
+        attention_maps,
         by_source,
         controls,
         criteria,
