@@ -154,7 +154,10 @@ def _drawn(count: int, dropped: int, generator: torch.Generator | None) -> Tenso
 
 
 def _kept(shape: Sequence[int], dropped: int, generator: torch.Generator | None) -> Tensor:
-    """The same in one byte each, int8 of this shape. Parts of a multiple of 4 draw as a whole."""
+    """Like `_drawn`, but int8 and of the given shape, drawn in parts to save memory.
+
+    The size of a part is a multiple of 4, so that the draws are those of `_drawn` for all at once.
+    """
     kept = torch.empty(shape, dtype=torch.int8)
     for part in torch.split(kept.view(-1), PART):
         part.copy_(_drawn(len(part), dropped, generator))
@@ -199,7 +202,10 @@ def _logits(q: Tensor, k: Tensor, causal: bool) -> Tensor:
 
 
 class _Attention(torch.autograd.Function):
-    """`attend` with dropout that keeps q, k, v and a byte a weight, and computes weights anew."""
+    """`attend` with dropout; the backward pass computes the attention weights again.
+
+    It keeps q, k, v, and one byte for each weight: whether dropout left it.
+    """
 
     @staticmethod
     def forward(
