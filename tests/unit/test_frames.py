@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
 from spat.pipeline import frames
+from spat.study.pages.reader import Frames
 
 ROW = {
     "experiment": "e",
@@ -59,3 +62,28 @@ def test_a_diverged_epoch_may_have_no_losses() -> None:
 @pytest.mark.parametrize("name", list(frames.COLUMNS))
 def test_empty_frames_pass_their_own_check(name: str) -> None:
     assert frames.checked(name, frames.empty(name)).empty
+
+
+@pytest.mark.parametrize(
+    ("frame", "named"),
+    [
+        (frames.empty("scores"), "'batch' is unknown"),
+        (frames.empty("networks").drop(columns="precision"), "'precision' is missing"),
+        (frames.empty("networks").assign(extra=1), "'extra' is unknown"),
+    ],
+    ids=["another frame", "missing column", "unknown column"],
+)
+def test_a_file_of_another_frame_is_refused_when_it_is_read(
+    frame: pd.DataFrame, named: str, tmp_path: Path
+) -> None:
+    for name in frames.COLUMNS:
+        frames.empty(name).to_parquet(tmp_path / f"{name}.parquet")
+    read = Frames.load(tmp_path)
+    assert read.results.empty
+    frame.to_parquet(tmp_path / "networks.parquet")
+    with pytest.raises(
+        ValueError, match=r"networks\.parquet: damaged \(not a frame `networks`"
+    ) as e:
+        Frames.load(tmp_path).results  # noqa: B018
+    assert "snakemake --cores all" in str(e.value)
+    assert named in str(e.value)

@@ -94,7 +94,14 @@ class Frames:
             try:
                 if not path.is_file():
                     raise ValueError("not a file")
-                return pd.read_parquet(path, page_checksum_verification=True)
+                frame = pd.read_parquet(path, page_checksum_verification=True)
+                columns = set(frames.COLUMNS[name])
+                if wrong := sorted(columns.symmetric_difference(frame.columns)):
+                    state = "missing" if wrong[0] in columns else "unknown"
+                    raise ValueError(
+                        f"not a frame `{name}` of this version: column {wrong[0]!r} is {state}"
+                    )
+                return frame
             except MemoryError:
                 raise
             except Exception as error:
