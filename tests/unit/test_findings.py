@@ -860,6 +860,100 @@ RIVALS: tuple[Claim, ...] = (
 TUNED = ("DLinear", "NLinear", "RLinear", "SparseTSF")
 
 
+# the claims of zero-shot transfer
+
+Z = "zeroshot"
+
+
+@cache
+def transfers() -> pd.DataFrame:
+    """Test MSE by (source, target), with a column for each method and each model."""
+    spat = methods.by_method(frames(Z)).query("dataset != target")
+    dense = methods.tested(frames(Z).results).query("dataset != target and phase == 'dense'")
+    keys = ["dataset", "target"]
+    by_method = spat.pivot_table(index=keys, columns="method", values="mse", observed=True)
+    by_model = dense.pivot_table(index=keys, columns="model", values="mse", observed=True)
+    by_method.columns = by_method.columns.astype(str)
+    return by_method.join(by_model.drop(columns="iTransformer"))
+
+
+def transfer_change(method: str, reference: str) -> pd.Series:
+    """The change of the MSE in percent, by pair."""
+    found = transfers()
+    return (100 * (found[method] / found[reference] - 1)).dropna()
+
+
+def better_than_spat(model: str) -> int:
+    return int((transfer_change(model, methods.CHOSEN) < 0).sum())
+
+
+def changes_by_source() -> pd.Series:
+    return transfer_change(methods.CHOSEN, DENSE).groupby("dataset").mean()
+
+
+def seasonal_is_better() -> pd.Series:
+    """Whether the season of the target itself, repeated, has a lower MSE than SPAT, by pair."""
+    naive = methods.tested(frames(Z).results).query(
+        "model == 'SeasonalNaive' and dataset == target"
+    )
+    spat = transfers()[methods.CHOSEN]
+    own = spat.index.get_level_values("target").map(naive.set_index("target")["mse"])
+    return spat > own.to_numpy()
+
+
+ZEROSHOT: tuple[Claim, ...] = (
+    ("with {} attention modules", lambda: (
+        {4: "four"}[frames(Z).scores.query("head == @WHOLE_SITE")["site"].nunique()],
+    )),
+    ("{} pairs of {} datasets, with {} seed", lambda: (
+        len(transfers()), transfers().index.unique("dataset").size,
+        {1: "one"}[frames(Z).results["seed"].nunique()],
+    )),
+    ("changes the MSE by {} % and is better in {} of {} pairs", lambda: (
+        signed(transfer_change(methods.CHOSEN, DENSE).mean(), 1),
+        (transfer_change(methods.CHOSEN, DENSE) < 0).sum(), len(transfers()),
+    )),
+    ("Without any attention the change is {} %, and it is better in {}", lambda: (
+        signed(transfer_change(NONE_LEFT, DENSE).mean(), 1),
+        (transfer_change(NONE_LEFT, DENSE) < 0).sum(),
+    )),
+    ("is worse than the dense model by {} %, and worse in {} of {} pairs", lambda: (
+        unsigned(transfer_change(methods.CONTROL, DENSE).mean()),
+        (transfer_change(methods.CONTROL, DENSE) > 0).sum(), len(transfers()),
+    )),
+    ("Against the control SPAT changes the MSE by {} %", lambda: (
+        signed(transfer_change(methods.CHOSEN, methods.CONTROL).mean(), 1),
+    )),
+    ("is {} % for networks trained on ETTh2 and {} % for those trained on Exchange", lambda: (
+        signed(changes_by_source().min(), 1), signed(changes_by_source().max(), 1),
+    )),
+    ("NLinear has a lower MSE than SPAT in {} of {} pairs, and DLinear in {}", lambda: (
+        better_than_spat("NLinear"), len(transfers()), better_than_spat("DLinear"),
+    )),
+    ("are better than SPAT in {} and {} of {}", lambda: (
+        better_than_spat("RLinear"), better_than_spat("SAMformer"),
+        len(transfer_change("RLinear", DENSE)),
+    )),
+    ("has a lower MSE than SPAT in {} of {} pairs, among them all with ETTm1 or", lambda: (
+        seasonal_is_better().sum(), len(transfers()),
+    )),
+    ("{} seed and {} architecture", lambda: ("One", "one")),
+    ("are {} source", lambda: ("one",)),
+    ("fine-tuned for {} epochs", lambda: (
+        *having(frames(Z).results, keeps_none).query("phase == 'finetuned'")["epochs"].unique(),
+    )),
+)  # fmt: skip
+
+
+def test_what_zeroshot_says_without_numbers() -> None:
+    assert (changes_by_source().idxmin(), changes_by_source().idxmax()) == ("ETTh2", "Exchange")
+    for target in ("ETTm1", "Exchange"):
+        assert seasonal_is_better().xs(target, level="target").all()
+    assert len(transfer_change("SAMformer", DENSE)) == len(transfer_change("RLinear", DENSE))
+    sources_of = frames(Z).results.groupby("dataset")["source"].first()
+    assert sources_of["ETTh1"] == sources_of["ETTm1"]
+
+
 # the claims of the vision Transformer
 
 V = "vision"
@@ -1370,7 +1464,7 @@ def numbers(text: str) -> list[str]:
     return [plain[max(0, m.start() - 40) : m.end() + 20] for m in WRITTEN.finditer(plain)]
 
 
-FINDINGS = {C: COMPARISON, A: ABLATION, R: RIVALS, V: VISION, T: TEXT}
+FINDINGS = {C: COMPARISON, A: ABLATION, R: RIVALS, Z: ZEROSHOT, V: VISION, T: TEXT}
 
 
 @pytest.mark.parametrize("folder", FINDINGS)
