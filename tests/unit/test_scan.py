@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from spat.models.layers import scan
 from spat.models.layers.scan import Mamba, selective_scan
@@ -61,6 +62,17 @@ def test_equals_a_plain_loop_under_autograd(size: tuple[int, ...]) -> None:
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
     with torch.no_grad():  # keeps the last state alone
         assert torch.equal(selective_scan(*given), y)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_flops_are_those_of_the_products_of_states(size: tuple[int, ...], device: str) -> None:
+    """Two for each state of each token, whatever the number of features and the device."""
+    given = [t.detach().to(device) for t in inputs(*size)]
+    with FlopCounterMode(display=False) as counter:
+        y = selective_scan(*given)
+    assert counter.get_total_flops() == 2 * math.prod(size)
+    assert y.shape == given[0].shape and y.device.type == device
 
 
 def test_a_long_scan_in_float32_stays_close_to_float64() -> None:

@@ -162,15 +162,18 @@ def _scan(
 ) -> tuple[Tensor, Tensor]:
     """y [W, tokens, D] and the states [tokens, W, N, D]; only the last one unless `keep`."""
     x, delta, A, B, C = _tokens_first(x, delta, A, B, C)
-    u, y = delta * x, torch.empty_like(x)
     tokens, windows, features = x.shape
+    if x.is_meta:  # as many FLOPs in a single product
+        states = x.new_empty(tokens, windows, len(A), features)
+        return torch.matmul(C.unsqueeze(2), states).squeeze(2).transpose(0, 1), states
+    u, y = delta * x, torch.empty_like(x)
     states = x.new_zeros(tokens if keep else 1, windows, len(A), features)
     state, decay = states[0], torch.empty_like(states[0])
     for t in range(tokens):
         torch.mul(delta[t].unsqueeze(1), A, out=decay).exp_().mul_(state)
         state = states[t if keep else 0]
         torch.addcmul(decay, u[t].unsqueeze(1), B[t].unsqueeze(2), out=state)
-        _sum_over_states(C[t], state, out=y[t])
+        torch.matmul(C[t].unsqueeze(1), state, out=y[t].unsqueeze(1))  # FLOPs that are counted
     return y.transpose(0, 1), states
 
 
