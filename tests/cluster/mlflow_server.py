@@ -41,10 +41,10 @@ DATABASE = "MLFLOW_BACKEND_STORE_URI"
 
 def _postgres() -> Path | None:
     """The folder of PostgreSQL's programs, or None."""
-    found = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/postgres")]
-    if (anywhere := shutil.which("pg_isready")) and not found:
-        found = [Path(anywhere).resolve().parent]
-    return max(found, key=lambda path: path.parent.name.zfill(3), default=None)
+    folders = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/postgres")]
+    if (anywhere := shutil.which("pg_isready")) and not folders:
+        folders = [Path(anywhere).resolve().parent]
+    return max(folders, key=lambda path: path.parent.name.zfill(3), default=None)
 
 
 def _missing() -> str | None:
@@ -61,9 +61,9 @@ pytestmark = pytest.mark.skipif(_missing() is not None, reason=str(_missing()))
 
 
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def _until(ready: Callable[[], bool], process: subprocess.Popen[Any], log: Path) -> None:
@@ -185,9 +185,9 @@ def _shown(config: Config) -> dict[str, Any]:
 
     client = MlflowClient(config.tracking.uri, config.tracking.uri)
     experiment = client.get_experiment_by_name(f"spat/{config.experiment}").experiment_id
-    found = client.search_runs([experiment], max_results=1000)
-    jobs = {run.data.tags["job"]: run for run in found}
-    assert len(jobs) == len(found)
+    entries = client.search_runs([experiment], max_results=1000)
+    jobs = {run.data.tags["job"]: run for run in entries}
+    assert len(jobs) == len(entries)
     return jobs
 
 
@@ -254,19 +254,19 @@ def test_a_server_killed_in_the_middle_of_a_run_is_rebuilt(
 
     service.start()
     project.python("-m", "spat", "track", "--config", "config.yaml", "tiny.yaml")
-    found = _shown(config)
-    for run in found.values():
+    entries = _shown(config)
+    for run in entries.values():
         assert run.info.status in ("FINISHED", "FAILED")
-    _assert_same_as_files(config, found)
+    _assert_same_as_files(config, entries)
 
 
-def _assert_same_as_files(config: Config, found: dict[str, Any]) -> None:
+def _assert_same_as_files(config: Config, entries: dict[str, Any]) -> None:
     compared = 0
     for path in sorted(config.folder.rglob("metrics.json")):
         job = path.parent.relative_to(config.folder).as_posix()
-        if "/kept" in job or job not in found:
+        if "/kept" in job or job not in entries:
             continue
-        metrics, shown = read_json(path), found[job].data.metrics
+        metrics, shown = read_json(path), entries[job].data.metrics
         for split, errors in metrics["errors"].items() if "errors" in metrics else ():
             for name, value in errors.items():
                 values = value if isinstance(value, dict) else {name: value}
@@ -280,7 +280,7 @@ def _assert_same_as_files(config: Config, found: dict[str, Any]) -> None:
             last = pd.read_csv(history).iloc[-1]
             assert shown["epoch/val_mse"] == last["val_mse"]
             compared += 1
-    assert {job.split("/")[-1] for job in found} >= {"report", "pretrain", "score", "measure"}
-    assert any("/masks/" in job for job in found)
-    print(f"\n{len(found)} runs, {compared} values equal to those of the files")
+    assert {job.split("/")[-1] for job in entries} >= {"report", "pretrain", "score", "measure"}
+    assert any("/masks/" in job for job in entries)
+    print(f"\n{len(entries)} runs, {compared} values equal to those of the files")
     assert compared > 10

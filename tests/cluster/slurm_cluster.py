@@ -56,9 +56,9 @@ def program(name: str) -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def wait_for(done: Callable[[], object], what: str, seconds: float = 2400) -> None:
@@ -70,15 +70,15 @@ def wait_for(done: Callable[[], object], what: str, seconds: float = 2400) -> No
 
 def wait_for_one(running: subprocess.Popen[str], results: Path, name: str) -> Path:
     """The first of these files of a run with attention."""
-    found: list[Path] = []
+    files: list[Path] = []
 
     def one() -> bool:
-        found.extend(results.glob(f"*/*-tiny/*/*/{name}"))
-        return bool(found) or running.poll() is not None
+        files.extend(results.glob(f"*/*-tiny/*/*/{name}"))
+        return bool(files) or running.poll() is not None
 
     wait_for(one, name)
-    assert found, running.communicate()[0][-8000:]
-    return found[0]
+    assert files, running.communicate()[0][-8000:]
+    return files[0]
 
 
 class Cluster:
@@ -228,14 +228,14 @@ class Cluster:
 
 def processes_in(folder: Path) -> list[psutil.Process]:
     """The processes that work in a folder."""
-    found = []
+    processes = []
     for process in psutil.process_iter():
         try:
             if Path(process.cwd()) == folder:
-                found.append(process)
+                processes.append(process)
         except (psutil.Error, OSError):
             continue
-    return found
+    return processes
 
 
 class OnCluster(Project):
@@ -376,9 +376,9 @@ def test_the_error_shown_is_of_the_job_that_failed(project: OnCluster) -> None:
     shown = project.snakemake(
         "--retries", "0", "--forcerun", "pretrain", *FILES, "--", target, fails=True, timeout=2400
     )
-    _, found, ending = shown.partition("These jobs failed:")
+    _, errors, ending = shown.partition("These jobs failed:")
     print(ending)
-    assert found, shown[-4000:]
+    assert errors, shown[-4000:]
     assert f"score: {run}" in ending
     assert "spat score: ValueError: broken on purpose" in ending
     assert f"pretrain: {run}" not in ending

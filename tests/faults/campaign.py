@@ -3,7 +3,7 @@
     python tests/faults/campaign.py [--kinds kept state ...] [--minutes N] [--write]
 
 Each case runs the command line in a forked child, in a folder of its own: a kill is a kill of a
-process, and no case sees another one. A case is bad if the result differs and nothing was said
+process, and no case sees another one. A case is bad if the result differs and no message says so
 (`silent`), an exception is not explained (`traceback`), the same command keeps failing
 (`dead end`), or a file outside of the experiment was touched (`escaped`).
 """
@@ -158,18 +158,18 @@ TABLES: Final = ["tables", "--config", "tiny.yaml"]
 def snapshot(folder: Path) -> dict[str, str]:
     """Digests of all results that are the same in every run; volatile columns are left out."""
     results = folder / "results" / "tiny"
-    found = {}
+    hashes = {}
     for pattern in ("**/*.safetensors", "**/*.npy", "**/*.npz", "**/selections.csv"):
         for path in results.glob(pattern):
             if path.name != "maps.npz" and "prepared" not in path.parts:
-                found[path.relative_to(results).as_posix()] = digest(path.read_bytes())
+                hashes[path.relative_to(results).as_posix()] = digest(path.read_bytes())
     for name in COLUMNS:
         frame = pd.read_parquet(results / "data" / f"{name}.parquet")
         if name == "history":
             frame = frame.query("quantity != 'seconds'")
         frame = frame.drop(columns=[c for c in VOLATILE if c in frame])
-        found[f"data/{name}"] = digest(frame.to_json(double_precision=15).encode())
-    return found
+        hashes[f"data/{name}"] = digest(frame.to_json(double_precision=15).encode())
+    return hashes
 
 
 def digest(content: bytes) -> str:
@@ -239,24 +239,24 @@ class Campaign:
     def copy(self, folder: Path) -> None:
         shutil.copytree(self.pristine, folder, dirs_exist_ok=True)
 
-    def again(self, folder: Path, *, said: str = "", name: str = "mended") -> Outcome:
+    def again(self, folder: Path, *, report: str = "", name: str = "mended") -> Outcome:
         """The same commands until they end well; whether the results are as they were."""
         for _ in range(ATTEMPTS):
             status, shown = call(folder, GRID, COLLECT)
-            said += shown
+            report += shown
             if status == 0:
                 break
-            if found := re.search(r"Is a directory: '([^']+)'. Remove that folder", shown):
-                shutil.rmtree(folder / found[1])  # as it says
+            if blocking := re.search(r"Is a directory: '([^']+)'. Remove that folder", shown):
+                shutil.rmtree(folder / blocking[1])  # as it says
             if unexplained(status, shown):
                 return Outcome("traceback", shown)
         else:
-            return Outcome("dead end", said)
+            return Outcome("dead end", report)
         if snapshot(folder) != self.expected:
-            return Outcome("silent", said)
+            return Outcome("silent", report)
         if left := litter(folder):
             return Outcome("litter", " ".join(left))
-        return Outcome(name, said)
+        return Outcome(name, report)
 
     # The kinds. Each yields named cases.
 
@@ -437,7 +437,7 @@ class Campaign:
             return Outcome("dead end", f"the file is not named: {shown}")
         if status == 0 and snapshot(folder) != self.expected:
             return Outcome("silent", shown)
-        outcome = self.again(folder, said=shown)
+        outcome = self.again(folder, report=shown)
         if (victim / "metrics.json").read_text() != "precious":
             return Outcome("escaped", outcome.shown)
         return outcome
@@ -542,8 +542,8 @@ class Campaign:
             for other in ("", "2020", "2020-13-01 00:00:00", "x", "1e9", "2020-01-01 00:00:00Z"):
                 if other != stamp:
                     lines[f"stamp {other!r} in row {n}"] = put(n, f"{other},{a},{b}")
-        for name, found in lines.items():
-            content = ("\n".join(found) + "\n").encode()
+        for name, printed in lines.items():
+            content = ("\n".join(printed) + "\n").encode()
             yield f"data {name}", lambda f, c=content: self._data(f, c)
         content = ("\n".join(whole) + "\n").encode()
         for how in DAMAGE:
@@ -671,7 +671,7 @@ def main() -> int:
     print(table)
     if options.write:
         write(table)
-    return int(any(found[name] for found in counts.values() for name in BAD))
+    return int(any(by_result[name] for by_result in counts.values() for name in BAD))
 
 
 def report(counts: dict[str, Counter[str]], seconds: float) -> str:
@@ -687,9 +687,9 @@ def report(counts: dict[str, Counter[str]], seconds: float) -> str:
         f"| kind | cases | {' | '.join(names)} |",
         f"|---|{'---:|' * (len(names) + 1)}",
     ]
-    for kind, found in counts.items():
-        row = [str(found[name] or "") for name in names]
-        lines.append(f"| {KINDS[kind]} | {sum(found.values())} | {' | '.join(row)} |")
+    for kind, by_result in counts.items():
+        row = [str(by_result[name] or "") for name in names]
+        lines.append(f"| {KINDS[kind]} | {sum(by_result.values())} | {' | '.join(row)} |")
     return "\n".join(lines)
 
 

@@ -57,10 +57,10 @@ class FakeServer(ThreadingHTTPServer):
             self.waiting -= 1
             if failure is not None:
                 return 400, {"error_code": "BAD_REQUEST", "message": failure}
-            found: Callable[[dict[str, Any]], Answer] | None = getattr(
+            method: Callable[[dict[str, Any]], Answer] | None = getattr(
                 self, re.sub(r"\W", "_", name), None
             )
-            return found(values) if found else {}
+            return method(values) if method else {}
 
     def experiments_get_by_name(self, values: dict[str, Any]) -> Answer:
         return 404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no such experiment"}
@@ -104,12 +104,12 @@ class FakeServer(ThreadingHTTPServer):
 
     def runs_search(self, values: dict[str, Any]) -> Answer:
         wanted = re.findall(r"tags\.`([^`]*)` = '([^']*)'", values.get("filter", ""))
-        found = [
+        matching = [
             run
             for run in self.runs.values()
             if {tag["key"]: tag["value"] for tag in run["data"]["tags"]}.items() >= set(wanted)
         ]
-        return {"runs": found}
+        return {"runs": matching}
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -71,35 +71,37 @@ def wide(name: str, rows: pd.DataFrame) -> pd.DataFrame:
         return empty(name)
     stations = {dataset: DATASETS[dataset].station for dataset in rows["dataset"].unique()}
     controls = {variant: control_of(variant) for variant in rows["variant"].unique()}
-    found = rows.assign(
+    columns_of_all = rows.assign(
         source=rows["dataset"].map(stations).astype("str"),
         control_of=rows["variant"].map(controls).astype("str"),
     )
     columns = list(empty(name))
-    assert set(found) >= set(columns) - {"latency_spread_ms"}, set(columns) - set(found)
-    return found.reindex(columns=columns)
+    assert set(columns_of_all) >= set(columns) - {"latency_spread_ms"}, set(columns) - set(
+        columns_of_all
+    )
+    return columns_of_all.reindex(columns=columns)
 
 
 def long(made: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """The frames of `spat.pipeline.frames` that are read as the wide frames `made`."""
-    found = {}
+    by_name = {}
     for name, rows in made.items():
         setting = [f"l{a}-h{b}" for a, b in zip(rows["lookback"], rows["horizon"], strict=True)]
-        found[name] = rows.drop(columns=["lookback", "horizon"]).assign(
+        by_name[name] = rows.drop(columns=["lookback", "horizon"]).assign(
             task="forecasting", setting=setting
         )
-    results, history = found.pop("results"), found.pop("history", pd.DataFrame())
+    results, history = by_name.pop("results"), by_name.pop("history", pd.DataFrame())
     errors, costs = ["mse", "mae"], list(WIDE["results"][7:])
-    found["measurements"] = results.drop(columns=costs).melt(
+    by_name["measurements"] = results.drop(columns=costs).melt(
         [c for c in results if c not in (*errors, *costs)], errors, "metric", "value"
     )
     key = [*RUN, "order", "mask", "phase"]
-    found["networks"] = results[[*key, *costs]].drop_duplicates(key)
+    by_name["networks"] = results[[*key, *costs]].drop_duplicates(key)
     if len(history):
         quantities = list(WIDE["history"][4:])
         key = [column for column in history if column not in quantities]
-        found["history"] = history.melt(key, quantities, "quantity", "value")
-    for rows in found.values():
+        by_name["history"] = history.melt(key, quantities, "quantity", "value")
+    for rows in by_name.values():
         for column in ("head", "batch", "channel"):
             if column in rows:
                 values = rows[column].astype("Int64")
@@ -107,7 +109,7 @@ def long(made: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     names = {"losses": {"mse": "losses"}, "maps": {"row": "query", "column": "key"}}
     return {
         name: frames.checked(name, rows.rename(columns=names.get(name, {})))
-        for name, rows in found.items()
+        for name, rows in by_name.items()
     }
 
 
@@ -158,22 +160,22 @@ def head_mask(criterion: str, ratio: float, draw: int = 0) -> Mask:
 def _decisions(exhaustive: bool) -> list[tuple[str, int, str, float, str, Mask]]:
     """(criterion, draw, level, ratio, rule, mask) of one attention run."""
     full = Mask.full(HEADS)
-    found = [("control", 0, "site", math.nan, "", full)]
+    decisions = [("control", 0, "site", math.nan, "", full)]
     for ratio in RATIOS:
-        found += [(c, 0, "site", ratio, "", nested(c, ratio)) for c in CRITERIA]
+        decisions += [(c, 0, "site", ratio, "", nested(c, ratio)) for c in CRITERIA]
         for draw in range(3):
             sites = sorted(range(4), key=lambda i: noise("site", draw, i))
             mask = full.without_sites(sites[: math.floor(ratio * 4 + 0.5)])
-            found.append(("random", draw, "site", ratio, "", mask))
-            found.append(("random", draw, "head", ratio, "", head_mask("random", ratio, draw)))
-        found += [
+            decisions.append(("random", draw, "site", ratio, "", mask))
+            decisions.append(("random", draw, "head", ratio, "", head_mask("random", ratio, draw)))
+        decisions += [
             (c, 0, "head", ratio, "", head_mask(c, ratio)) for c in HEAD_CRITERIA if c != "random"
         ]
     if exhaustive:
         masks = enumerate(all_site_masks(HEADS))
-        found += [("all", i, "site", math.nan, "", mask) for i, mask in masks]
-    found.append(("send", 0, "site", math.nan, "validation", nested("send", 0.5)))
-    return found
+        decisions += [("all", i, "site", math.nan, "", mask) for i, mask in masks]
+    decisions.append(("send", 0, "site", math.nan, "validation", nested("send", 0.5)))
+    return decisions
 
 
 def _measurement(
@@ -335,10 +337,10 @@ def build(
     decisions = _decisions(exhaustive)
     masks = {decision[5] for decision in decisions}
     results = pd.DataFrame(_results(runs, pairs, masks, orders, scratch))
-    beside = results[(results["phase"] == "dense") & results["model"].isin(ATTENTION)]
-    beside = beside[beside["target"] == beside["dataset"]]
+    untuned = results[(results["phase"] == "dense") & results["model"].isin(ATTENTION)]
+    untuned = untuned[untuned["target"] == untuned["dataset"]]
     others = [
-        beside.assign(variant=f"{variant}+{name}", mse=beside["mse"] + worse)
+        untuned.assign(variant=f"{variant}+{name}", mse=untuned["mse"] + worse)
         for name, worse in controls.items()
     ]
     results = pd.concat([results, *others], ignore_index=True)

@@ -101,8 +101,8 @@ def score_frame(
     **options: Any,
 ) -> pd.DataFrame:
     """The frame of `score`."""
-    found = score(model, cases, cut, LOSSES, criteria, batch_size=batch_size, **options)
-    return scores_frame.frame(found)
+    scores = score(model, cases, cut, LOSSES, criteria, batch_size=batch_size, **options)
+    return scores_frame.frame(scores)
 
 
 def traces(model: Forecaster, batch: Batch) -> list[Trace]:

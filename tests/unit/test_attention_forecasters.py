@@ -479,10 +479,10 @@ def test_autoformer_has_no_positions_and_fedformer_has() -> None:
 # FEDformer.
 
 
-def reference_series(found: dict[int, Tensor], length: int) -> Tensor:
+def reference_series(modes: dict[int, Tensor], length: int) -> Tensor:
     """Steps [length] of one head and feature from frequency -> complex amplitude."""
     full = torch.zeros(length // 2 + 1, dtype=torch.complex64)
-    for frequency, value in found.items():
+    for frequency, value in modes.items():
         full[frequency] = value
     return torch.fft.irfft(full, n=length)
 

@@ -50,9 +50,9 @@ MODELS = ("iTransformer", "PatchTST")
 
 
 def case_of(model: str, variant: str = "published") -> Case:
-    found = open_case(QUICK, open_series(QUICK), model, variant)
+    opened = open_case(QUICK, open_series(QUICK), model, variant)
     without = setup(model, variant, QUICK.dataset, QUICK.horizon, {"dropout": 0.0})
-    return replace(found, settings=without.settings)
+    return replace(opened, settings=without.settings)
 
 
 def batch_of(case: Case, size: int) -> list[Tensor]:
@@ -67,16 +67,16 @@ def batch_of(case: Case, size: int) -> list[Tensor]:
 @pytest.mark.parametrize("model", MODELS)
 def test_the_conventional_network_gives_our_forecasts(model: str, variant: str) -> None:
     case = case_of(model, variant)
-    ours = case.build(seed=1)
-    theirs = networks.twin(ours)
+    network = case.build(seed=1)
+    theirs = networks.twin(network)
     batch = case.splits.train.batch(torch.arange(8))
     past, future, past_marks, future_marks = (part.float() for part in batch_of(case, 8))
     assert torch.equal(past, batch.x)
     assert torch.equal(future[:, -case.horizon :], batch.y)
-    expected = ours(batch.x, batch.past_marks, batch.future_marks)
-    found = theirs(past, past_marks, future, future_marks)
-    assert found.shape == expected.shape
-    assert torch.allclose(found, expected, atol=1e-5)
+    expected = network(batch.x, batch.past_marks, batch.future_marks)
+    forecasts = theirs(past, past_marks, future, future_marks)
+    assert forecasts.shape == expected.shape
+    assert torch.allclose(forecasts, expected, atol=1e-5)
     # Both in training mode, with the statistics of the batch: no other dropout is left.
     assert not torch.allclose(case.build(seed=2)(batch.x, batch.past_marks), expected, atol=1e-2)
 
@@ -85,14 +85,14 @@ def test_the_conventional_network_gives_our_forecasts(model: str, variant: str) 
 def test_one_step_leaves_the_same_weights(model: str) -> None:
     case = case_of(model)
     # In double precision: Adam divides gradients by their size, rounding errors included.
-    ours = case.build(seed=1).double()
-    theirs = networks.twin(ours).double()
+    network = case.build(seed=1).double()
+    theirs = networks.twin(network).double()
     before = copy.deepcopy(theirs.state_dict())
     batch = batch_of(case, 8)
     value = conventional.step(theirs, batch, torch.optim.Adam(theirs.parameters(), lr=1e-3))
-    loss = our_step(case, ours)
+    loss = our_step(case, network)
     assert value == pytest.approx(loss, abs=1e-6)
-    after = networks.twin(ours).double().state_dict()
+    after = networks.twin(network).double().state_dict()
     for name, weight in theirs.state_dict().items():
         if weight.is_floating_point() and "running" not in name:
             assert torch.allclose(weight, after[name], atol=1e-6), name
@@ -117,30 +117,32 @@ def our_step(case: Case, model: Forecaster) -> float:
 @pytest.mark.parametrize("model", MODELS)
 def test_gradients_agree_in_single_precision(model: str) -> None:
     case = case_of(model)
-    ours = case.build(seed=1)
-    theirs = networks.twin(ours)
+    network = case.build(seed=1)
+    theirs = networks.twin(network)
     conventional.loss_of(theirs, [part.float() for part in batch_of(case, 8)]).backward()
     batch = case.splits.train.batch(torch.arange(8))
-    F.mse_loss(ours(batch.x, batch.past_marks, batch.future_marks), batch.y).backward()
-    found = theirs.layers[0].conv1.weight.grad.squeeze(-1)  # type: ignore[union-attr,index]
-    expected = ours.layers[0].feed_forward.up.weight.grad  # type: ignore[union-attr,index]
+    F.mse_loss(network(batch.x, batch.past_marks, batch.future_marks), batch.y).backward()
+    gradient = theirs.layers[0].conv1.weight.grad.squeeze(-1)  # type: ignore[union-attr,index]
+    expected = network.layers[0].feed_forward.up.weight.grad  # type: ignore[union-attr,index]
     assert expected.abs().max() > 1e-4
-    assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.allclose(gradient, expected, atol=1e-5)
 
 
 def test_both_loops_reach_the_same_losses() -> None:
     case = case_of("iTransformer").short(8)
-    ours, size, rate = case.build(), case.recipe.batch_size, case.recipe.learning_rate
-    theirs = networks.twin(ours)
-    untrained = evaluate(ours, TASK, case.splits.validation).means["mse"]
+    network, size, rate = case.build(), case.recipe.batch_size, case.recipe.learning_rate
+    theirs = networks.twin(network)
+    untrained = evaluate(network, TASK, case.splits.validation).means["mse"]
     data = conventional.loaders(case.prepared, case.lookback, case.horizon, size, workers=0)
     epochs = conventional.train(theirs, data, rate, epochs=3)
     train, order = case.splits.train, torch.Generator().manual_seed(0)
-    with training_step(ours.train(), TASK, train, adam(ours, rate), torch.Generator()) as step:
+    with training_step(
+        network.train(), TASK, train, adam(network, rate), torch.Generator()
+    ) as step:
         for _ in range(3):
             for index in torch.randperm(len(train), generator=order).split(size):
                 step(index)
-    trained = evaluate(ours, TASK, case.splits.validation).means["mse"]
+    trained = evaluate(network, TASK, case.splits.validation).means["mse"]
     assert trained < 0.9 * untrained
     assert epochs[-1].validation == pytest.approx(trained, rel=0.05)
 
@@ -189,14 +191,14 @@ def test_contestants_take_turns_and_the_warm_up_is_thrown_away() -> None:
 
     laps = alternation.alternate({"a": contestant("a"), "bb": contestant("bb")}, rounds=2)
     assert calls in (["bb", "a", "a", "bb", "bb", "a"], ["a", "bb", "a", "bb", "bb", "a"])
-    assert [[lap.work for lap in found] for found in laps.values()] == [[1.0, 1.0], [2.0, 2.0]]
+    assert [[lap.work for lap in rounds] for rounds in laps.values()] == [[1.0, 1.0], [2.0, 2.0]]
 
 
 def test_a_disturbed_lap_is_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = iter([(1.0, 0.9), (2.0, 0.0), (3.0, 0.9)])
+    planned = iter([(1.0, 0.9), (2.0, 0.0), (3.0, 0.9)])
 
     def lap(_contestant: alternation.Contestant) -> alternation.Lap:
-        work, others = next(found)
+        work, others = next(planned)
         return alternation.Lap(work, 1.0, 1.0, others)
 
     monkeypatch.setattr(alternation, "lap", lap)
@@ -241,9 +243,9 @@ def test_a_command_that_fails_is_skipped_with_its_reason(monkeypatch: pytest.Mon
 def test_the_quick_mode_writes_every_file(tmp_path: Path) -> None:
     sections = ["--only", "engine", "pruned"]
     assert run.main(["--quick", "--rounds", "1", *sections, "--output", str(tmp_path)]) == 0
-    found = json.loads((tmp_path / "bench.json").read_text())
-    assert found["machine"]["versions"]["torch"]
-    engine = found["sections"]["engine"]
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert report["machine"]["versions"]["torch"]
+    engine = report["sections"]["engine"]
     assert engine["commit"]
     figures = {figure["name"]: figure for figure in engine["figures"]}
     for model in MODELS:
@@ -261,7 +263,7 @@ def test_the_quick_mode_writes_every_file(tmp_path: Path) -> None:
         yardsticks = [name for name in figures if name.startswith(f"training/{model}/core")]
         assert len(yardsticks) == len(QUICK.workers)
         assert sum(engine["facts"][f"breakdown/{model}"].values()) == pytest.approx(1.0, abs=0.01)
-    pruned = [figure["name"] for figure in found["sections"]["pruned"]["figures"]]
+    pruned = [figure["name"] for figure in report["sections"]["pruned"]["figures"]]
     assert "pruned/iTransformer-published/inference/0.0" in pruned
     rows = (tmp_path / "bench.csv").read_text().count("\n")
     assert rows == 1 + len(figures) + len(pruned)
@@ -308,9 +310,9 @@ def test_the_section_of_the_card_is_skipped_without_one_and_runs_where_it_is_tol
         assert part.figures == []
         assert "no CUDA device" in part.remarks["training/card"]
     case = open_case(one, open_series(one), "iTransformer").short(2)
-    found = card.figures(one, case, machine.card_rates("cpu", 0.01), "cpu")
-    assert [figure.name.rpartition("/")[2] for figure in found] == ["one", "streams"]
-    assert all(figure.ratio.median > 0 and figure.floor for figure in found)
+    figures = card.figures(one, case, machine.card_rates("cpu", 0.01), "cpu")
+    assert [figure.name.rpartition("/")[2] for figure in figures] == ["one", "streams"]
+    assert all(figure.ratio.median > 0 and figure.floor for figure in figures)
 
 
 def test_precisions_are_compared_where_the_processor_has_bfloat16(
@@ -350,7 +352,7 @@ def test_growth_runs_the_pipeline_and_gives_exponents(
 
     monkeypatch.setattr(growth, "_run", run_)
     part = growth.measure(replace(QUICK, multiples=(1, 2, 4)))
-    exponents = {axis: found["seconds"] for axis, found in part.facts["exponents"].items()}
+    exponents = {axis: each["seconds"] for axis, each in part.facts["exponents"].items()}
     assert exponents == pytest.approx(
         {"channels": 2.0, "lookback": 1.0, "horizon": 0.0, "masks": 0.0, "seeds": 0.0}
     )

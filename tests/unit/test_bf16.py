@@ -63,9 +63,9 @@ def gradients(name: str, narrow: bool) -> torch.Tensor:
     else:
         output = TASK.forward(model, batch)
     TASK.loss(output, batch).backward()
-    found = [p.grad for p in model.parameters() if p.grad is not None]
-    assert {g.dtype for g in found} == {torch.float32}
-    return torch.cat([g.flatten() for g in found])
+    present = [p.grad for p in model.parameters() if p.grad is not None]
+    assert {g.dtype for g in present} == {torch.float32}
+    return torch.cat([g.flatten() for g in present])
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -20,10 +20,10 @@ def test_the_standard_error_of_overlapping_windows(memory: float) -> None:
     n = 2785
     samples = [overlapping(n, seed, memory=memory) for seed in range(200)]
     truth = np.std([x.mean() for x in samples])
-    found = np.mean([drawn(x, BLOCK, 300).std(ddof=1) for x in samples[:60]])
+    estimate = np.mean([drawn(x, BLOCK, 300).std(ddof=1) for x in samples[:60]])
     naive = np.mean([x.std() / np.sqrt(n) for x in samples])
     assert truth / naive > 5, "windows must overlap enough for this test to mean something"
-    assert 0.75 * truth < found < 1.15 * truth
+    assert 0.75 * truth < estimate < 1.15 * truth
 
 
 def test_independent_values_have_the_ordinary_standard_error() -> None:

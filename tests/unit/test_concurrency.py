@@ -257,9 +257,9 @@ def test_what_trains_side_by_side_ends_where_it_would_alone(splits: Splits, tmp_
         state.unlink()
     workers = Workers(CPU, 3)
     concurrent = workers.threads([partial(workers.run, piece) for piece in work])
-    for expected, found in zip(sequential, concurrent, strict=True):
-        assert expected.keys() == found.keys()
-        assert all(torch.equal(expected[name], found[name]) for name in expected)
+    for expected, weights in zip(sequential, concurrent, strict=True):
+        assert expected.keys() == weights.keys()
+        assert all(torch.equal(expected[name], weights[name]) for name in expected)
 
 
 def test_a_model_built_in_another_thread_is_not_taken_for_randomness_of_this_one() -> None:
@@ -295,6 +295,6 @@ def test_captured_steps_replay_side_by_side(tmp_path: Path) -> None:
         state.unlink()
     workers = Workers(torch.device("cuda"), 8)
     concurrent = workers.threads([partial(workers.run, piece) for piece in work])
-    for expected, found in zip(sequential, concurrent, strict=True):
+    for expected, weights in zip(sequential, concurrent, strict=True):
         for name in expected:
-            torch.testing.assert_close(found[name], expected[name])
+            torch.testing.assert_close(weights[name], expected[name])

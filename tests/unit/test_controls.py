@@ -66,12 +66,12 @@ def test_validation_chooses_the_value_and_not_test() -> None:
         dict(zip(names, (0.6, 0.5, 0.4, 0.9), strict=True)),
         dict(zip(names, (1.0, 2.0, 3.0, 4.0), strict=True)),
     )
-    found = tuned(rows).set_index("kind")
-    assert found[["value", "mse"]].to_dict("index") == {
+    chosen = tuned(rows).set_index("kind")
+    assert chosen[["value", "mse"]].to_dict("index") == {
         "dropout": {"value": "0.3", "mse": 3.0},
         "narrow": {"value": "", "mse": 4.0},
     }
-    assert set(found["variant"]) == {"deep"} and set(found["split"]) == {"test"}
+    assert set(chosen["variant"]) == {"deep"} and set(chosen["split"]) == {"test"}
 
 
 def test_no_change_is_a_value_of_every_kind_that_has_values() -> None:
@@ -80,8 +80,8 @@ def test_no_change_is_a_value_of_every_kind_that_has_values() -> None:
         dict(zip(names, (0.4, 0.5, 0.3, 0.9), strict=True)),
         dict(zip(names, (1.0, 2.0, 3.0, 4.0), strict=True)),
     )
-    found = tuned(rows).set_index("kind")[["value", "mse"]].to_dict("index")
-    assert found == {
+    chosen = tuned(rows).set_index("kind")[["value", "mse"]].to_dict("index")
+    assert chosen == {
         "dropout": {"value": "base", "mse": 1.0},
         "sam": {"value": "0.1", "mse": 3.0},
         "narrow": {"value": "", "mse": 4.0},
@@ -96,8 +96,8 @@ def test_each_seed_and_each_variant_has_its_own_choice() -> None:
         seeds=2,
     )
     rows.loc[(rows["seed"] == 1) & (rows["variant"] == names[1]), "mse"] = 0.6
-    found = tuned(rows).set_index(["variant", "seed"])["value"]
-    assert found.to_dict() == {
+    chosen = tuned(rows).set_index(["variant", "seed"])["value"]
+    assert chosen.to_dict() == {
         ("deep", 0): "0.2", ("deep", 1): "0.05", ("wide", 0): "0.05", ("wide", 1): "0.05",
     }  # fmt: skip
 
@@ -130,8 +130,8 @@ def test_the_ablation_has_them_on_both_files_and_three_seeds() -> None:
 def test_a_control_differs_from_its_variant_in_what_it_says(run: Run) -> None:
     base = Run(run.dataset, run.model, "deep128", run.setting, run.seed)
     assert base in {p.run for p in plan(CONFIG) if p.prune}
-    found = (setup_of(CONFIG, r) for r in (run, base))
-    ours, theirs = ({**asdict(f.settings), **asdict(f.recipe)} for f in found)
+    setups = (setup_of(CONFIG, r) for r in (run, base))
+    ours, theirs = ({**asdict(f.settings), **asdict(f.recipe)} for f in setups)
     changed = {name for name in ours if ours[name] != theirs[name]}
     kind = run.variant.split("+")[1]
     if kind == "narrow":

@@ -153,11 +153,11 @@ def test_networks_of_equal_cost_agree(
         return cost[names[model]] * slower * generator.uniform(1.0, 1.02)
 
     monkeypatch.setattr(costs, "_milliseconds", timed)
-    found = latency_of(models, 1, 15, "cpu")
+    latencies = latency_of(models, 1, 15, "cpu")
     assert len(passes) == 3 * (costs.WARM_UP + 15 * attempts)
-    assert any(timing.is_wide for timing in found.values()) == wide
-    assert found["a"].milliseconds == pytest.approx(found["b"].milliseconds, rel=0.03)
-    assert found["c"].milliseconds == pytest.approx(1.5 * found["a"].milliseconds, rel=0.03)
+    assert any(timing.is_wide for timing in latencies.values()) == wide
+    assert latencies["a"].milliseconds == pytest.approx(latencies["b"].milliseconds, rel=0.03)
+    assert latencies["c"].milliseconds == pytest.approx(1.5 * latencies["a"].milliseconds, rel=0.03)
 
 
 def test_peak_memory_is_what_lives_at_the_same_time() -> None:

@@ -82,8 +82,8 @@ def test_criteria_that_rank_alike_are_merged() -> None:
 def test_site_scores_are_those_over_all_batches_at_the_kept_epoch() -> None:
     frame = scores(runs(seeds=1), {"send": lambda keys: WORTH}, kept=3)
     frame.loc[frame["batch"] >= 0, "value"] = 99.0  # a mean of batches would show
-    found = ranks.site_scores(frame)
-    np.testing.assert_allclose(found["value"], WORTH)
+    table = ranks.site_scores(frame)
+    np.testing.assert_allclose(table["value"], WORTH)
     frame.loc[(frame["batch"] == -1) & (frame["site"] == 2), "value"] = np.nan
     assert ranks.site_scores(frame).empty
 

@@ -81,8 +81,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 def names(folder: Path) -> set[str]:
     """What lies in a folder, lock files aside."""
-    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    return {name for name in found if not name.endswith(".lock")}
+    present = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    return {name for name in present if not name.endswith(".lock")}
 
 
 @pytest.mark.parametrize("variant", [CRLF, LF], ids=["CRLF", "LF"])

@@ -99,8 +99,8 @@ def test_values_are_read_to_the_last_bit() -> None:
 def test_weather_keeps_its_sentinels_and_its_odd_header() -> None:
     series = read(DATASETS["Weather"], real("Weather"))
     sentinels = (series.values == -9999).sum(axis=0)
-    found = {name: int(n) for name, n in zip(series.names, sentinels, strict=True) if n}
-    assert found == {"wv (m/s)": 1, "max. PAR (\ufffdmol/m\ufffd/s)": 30, "OT": 50}
+    counts = {name: int(n) for name, n in zip(series.names, sentinels, strict=True) if n}
+    assert counts == {"wv (m/s)": 1, "max. PAR (\ufffdmol/m\ufffd/s)": 30, "OT": 50}
     assert series.times is not None
     assert (np.diff(series.times) == np.timedelta64(0, "s")).sum() == 1  # the doubled time stamp
 

@@ -28,9 +28,9 @@ def test_known_days(time: str, expected: tuple[float, ...]) -> None:
 
 def test_against_the_calendar_of_pandas() -> None:
     index = pd.date_range("1999-12-27 00:10", "2005-01-03", freq="7h13min")
-    found = marks(index.to_numpy().astype("datetime64[s]"))
-    assert found.shape == (len(index), len(TIME_FEATURES))
-    assert found.dtype == np.float32
+    features = marks(index.to_numpy().astype("datetime64[s]"))
+    assert features.shape == (len(index), len(TIME_FEATURES))
+    assert features.dtype == np.float32
     expected = np.stack(
         [
             index.hour / 23 - 0.5,
@@ -40,9 +40,9 @@ def test_against_the_calendar_of_pandas() -> None:
         ],
         axis=1,
     )
-    np.testing.assert_allclose(found, expected, atol=1e-7)
-    assert found.min() == -0.5
-    assert found.max() == 0.5
+    np.testing.assert_allclose(features, expected, atol=1e-7)
+    assert features.min() == -0.5
+    assert features.max() == 0.5
 
 
 def test_minutes_do_not_count() -> None:

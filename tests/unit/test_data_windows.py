@@ -134,8 +134,8 @@ def test_rows_outside_the_series() -> None:
 def test_windows_on_the_gpu(prepared: Prepared) -> None:
     index = torch.tensor([5, 0, 17])
     expected = split(prepared, 24, 12).train.batch(index)
-    found = split(prepared, 24, 12, "cuda").train.batch(index.cuda())
-    for a, b in zip(expected, found, strict=True):
+    batch = split(prepared, 24, 12, "cuda").train.batch(index.cuda())
+    for a, b in zip(expected, batch, strict=True):
         assert a is not None
         assert b is not None
         assert b.device.type == "cuda"

@@ -117,11 +117,11 @@ def test_a_model_brings_its_own_implementation_and_no_other(model: str) -> None:
 
 
 def test_training_depends_on_the_loop_and_not_on_plots_criteria_or_registries() -> None:
-    found = modules("pretrain", "iTransformer")
-    assert {"training/loop.py", "models/layers/attention.py", "data/windows.py"} <= found
-    assert "scoring/criteria.py" not in found
-    assert not any(path.startswith("study/") for path in found)
-    assert not any(path.endswith("registry.py") for path in found)
+    names = modules("pretrain", "iTransformer")
+    assert {"training/loop.py", "models/layers/attention.py", "data/windows.py"} <= names
+    assert "scoring/criteria.py" not in names
+    assert not any(path.startswith("study/") for path in names)
+    assert not any(path.endswith("registry.py") for path in names)
 
 
 def test_scoring_depends_on_its_criteria() -> None:
@@ -181,12 +181,12 @@ def test_code_counts_where_it_computes(
 
 
 def settings_digests(config: Config, run: Run = RUN) -> dict[str, str]:
-    found = {stage: digests.settings_digest(config, stage, run) for stage in OF_A_RUN}
+    by_stage = {stage: digests.settings_digest(config, stage, run) for stage in OF_A_RUN}
     for stage in ("download", "prepare"):
-        found[stage] = digests.settings_digest(config, stage, dataset=run.dataset)
+        by_stage[stage] = digests.settings_digest(config, stage, dataset=run.dataset)
     for stage in ("main", "collect", "tables", "figures"):
-        found[stage] = digests.settings_digest(config, stage)
-    return found
+        by_stage[stage] = digests.settings_digest(config, stage)
+    return by_stage
 
 
 def changed(change: dict[str, Any], run: Run = RUN) -> set[str]:

@@ -353,10 +353,10 @@ def test_a_loss_that_hardly_depends_on_attention_is_warned_of() -> None:  # R5
 def test_discovery_agrees_with_the_hooks_of_the_own_models(name: str) -> None:  # R1, R4
     model, cases, cut = small(name), windows(), batches(20)
     given = cases.batch(cut[0])
-    hooked, found = hook_traces(model, given), discovery.traces(model, LOSSES, given)
+    hooked, discovered = hook_traces(model, given), discovery.traces(model, LOSSES, given)
     # The last cross-attention of Transformer is no site of the pipeline.
-    assert len(found) - len(hooked) == (name == "Transformer")
-    for hook, own in zip(hooked, found, strict=False):
+    assert len(discovered) - len(hooked) == (name == "Transformer")
+    for hook, own in zip(hooked, discovered, strict=False):
         for part in ("S", "A"):
             a, b = getattr(hook.mixing, part), getattr(own.mixing, part)
             assert a.shape == b.shape

@@ -115,9 +115,9 @@ def test_a_file_in_the_place_of_a_folder_is_named(
     path.write_text("x")
     command = ["prepare", "--config", str(configuration), "--dataset", "synthetic"]
     assert cli.main(command) == 1
-    said = capsys.readouterr().err
-    assert f"{path} is in the place of a folder: remove it, and run the same command" in said
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert f"{path} is in the place of a folder: remove it, and run the same command" in printed
+    assert printed.count("\n") == 1
     path.unlink()
     assert cli.main(command) == 0
 

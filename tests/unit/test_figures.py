@@ -82,8 +82,8 @@ def panels(figure: Figure) -> dict[str, Axes]:
 
 
 def texts(figure: Figure) -> list[Text]:
-    found = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip()]
-    return [text for text in found if text.get_window_extent().width > 0]
+    shown = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip()]
+    return [text for text in shown if text.get_window_extent().width > 0]
 
 
 def overlap(one: Bbox, other: Bbox) -> float:
@@ -302,8 +302,8 @@ def test_names_that_figures_compare_have_marks_of_their_own(names: tuple[str, ..
 
 def test_the_main_criteria_differ_in_grey_and_without_markers() -> None:
     for part in ("colour", "marker", "line"):
-        found = {getattr(style.mark(name), part) for name in methods.MAIN_CRITERIA}
-        assert len(found) == len(methods.MAIN_CRITERIA), part
+        values = {getattr(style.mark(name), part) for name in methods.MAIN_CRITERIA}
+        assert len(values) == len(methods.MAIN_CRITERIA), part
     assert set(methods.CRITERIA_IN_ORDER) == set(CRITERIA)
 
 
@@ -366,8 +366,8 @@ def test_pruned_and_from_scratch_stand_side_by_side() -> None:
     rows = tables()["controls"].function(made).set_index(["method", "measure"])["mean"]
     scratch, dense = rows["none left", "MSE, from scratch"], rows["dense", "MSE"]
     open_marks = [line for line in axis.lines if line.get_markerfacecolor() == "none"]
-    found = [line.get_xdata()[0] for line in open_marks if len(line.get_xdata())]
-    assert found[-1] == pytest.approx(100 * (scratch / dense - 1))
+    positions = [line.get_xdata()[0] for line in open_marks if len(line.get_xdata())]
+    assert positions[-1] == pytest.approx(100 * (scratch / dense - 1))
 
 
 def test_masks_with_a_name_are_not_grey_dots() -> None:

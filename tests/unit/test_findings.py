@@ -78,9 +78,9 @@ def signed(value: float, digits: int = 2) -> str:
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
-def interval(found: pd.Series, digits: int = 2) -> tuple[str, ...]:
+def interval(values: pd.Series, digits: int = 2) -> tuple[str, ...]:
     """A mean and its interval."""
-    return tuple(signed(found[name], digits) for name in ("mean", "low", "high"))
+    return tuple(signed(values[name], digits) for name in ("mean", "low", "high"))
 
 
 def unsigned(value: float, digits: int = 1) -> str:
@@ -189,8 +189,8 @@ def prefers(dataset: str, which: Callable[[str], bool]) -> set[bool]:
 
 
 def three_seeds() -> pd.DataFrame:
-    found = variance_components(frames(C).results, "seed")
-    return found[(found["removed"] == ANY_REMOVED) & (found["runs"] == 3)]
+    components = variance_components(frames(C).results, "seed")
+    return components[(components["removed"] == ANY_REMOVED) & (components["runs"] == 3)]
 
 
 def hours() -> float:
@@ -212,17 +212,17 @@ LINEAR, ATTENTION = (f"{H3} {name}" for name in hypotheses.FAMILIES.values())
 
 def rival_of(name: str) -> tuple[object, ...]:
     """Mean with interval, how many sources are better of how many, and the p-values."""
-    found = hypothesis(name)
+    means = hypothesis(name)
     return (
-        *mean_of(name, 1), found[hypotheses.LOWER]["mean"], len(of_sources(name)),
+        *mean_of(name, 1), means[hypotheses.LOWER]["mean"], len(of_sources(name)),
         p_of(name, hypotheses.P), p_of(name, hypotheses.ADJUSTED),
     )  # fmt: skip
 
 
 def close() -> pd.Series:
     """The changes against the best linear model, without the largest."""
-    found = of_sources(LINEAR)
-    return found.drop(index=found.abs().idxmax())
+    sources = of_sources(LINEAR)
+    return sources.drop(index=sources.abs().idxmax())
 
 
 def on_exchange(model: str) -> str:
@@ -416,15 +416,15 @@ def change(dataset: str, method: str, model: str = "iTransformer", horizon: int 
 
 
 def error(folder: str, dataset: str, method: str, model: str = "iTransformer") -> str:
-    found = row(
+    cell = row(
         folder, "main", dataset=dataset, model=model, horizon=96, metric="MSE", method=method
     )
-    return f"{found['mean']:.3f}".removeprefix("0")
+    return f"{cell['mean']:.3f}".removeprefix("0")
 
 
 def cited(model: str, dataset: str) -> str:
-    found = published().query("model == @model and dataset == @dataset and horizon == 96")
-    return f"{found['mse'].item():.3f}".removeprefix("0")
+    rows = published().query("model == @model and dataset == @dataset and horizon == 96")
+    return f"{rows['mse'].item():.3f}".removeprefix("0")
 
 
 def gain(criterion: str, measure: str = "MSE") -> pd.Series:
@@ -442,11 +442,11 @@ BEST = ("depth_last", "block_influence", "cosine")
 def share_of_ettm1() -> list[float]:
     """Percent of the averages of the best three that the one run of ETTm1 makes up."""
     selections, labels = gains.ranked(frames(A))
-    found = gains.gains(frames(A).results, selections, labels)
-    found = found[found["model"] == "iTransformer"]
+    of_model = gains.gains(frames(A).results, selections, labels)
+    of_model = of_model[of_model["model"] == "iTransformer"]
     shares = []
     for name in BEST:
-        rows = found[found["criterion"] == name]
+        rows = of_model[of_model["criterion"] == name]
         parts = weights(rows) * rows["relative_gain"]
         shares.append(100 * parts[rows["dataset"] == "ETTm1"].sum() / parts.sum())
     return sorted(shares)
@@ -502,10 +502,10 @@ def control(dataset: str, method: str) -> str:
 
 
 def ratios(dataset: str) -> list[float]:
-    found = variance_components(frames(A).results, "seed")
-    found = found[(found["dataset"] == dataset) & (found["horizon"] == 96)]
-    found = found[(found["model"] == "iTransformer") & (found["removed"] > 0)]
-    return sorted(found["F"])
+    components = variance_components(frames(A).results, "seed")
+    components = components[(components["dataset"] == dataset) & (components["horizon"] == 96)]
+    components = components[(components["model"] == "iTransformer") & (components["removed"] > 0)]
+    return sorted(components["F"])
 
 
 def from_scratch() -> pd.DataFrame:
@@ -521,11 +521,11 @@ def heads() -> tuple[int, int]:
 
 
 def rho(dataset: str) -> str:
-    found = row(
+    cell = row(
         A, "send_uniformity", **ITR, dataset=dataset, horizon=96, places="sites",
         measure="rho, all runs",
     )  # fmt: skip
-    return signed(found["mean"])
+    return signed(cell["mean"])
 
 
 def agreement() -> pd.Series:
@@ -536,8 +536,8 @@ def agreement() -> pd.Series:
 
 
 def rlinear() -> int:
-    found = setup("RLinear", "published", "ETTh1", 96)
-    return parameters(build("RLinear", found.settings, Shape(96, 96, 7), seed=0))
+    chosen = setup("RLinear", "published", "ETTh1", 96)
+    return parameters(build("RLinear", chosen.settings, Shape(96, 96, 7), seed=0))
 
 
 def seeds(dataset: str, horizon: int, model: str = "iTransformer") -> int:
@@ -705,13 +705,13 @@ def same_sites() -> pd.DataFrame:
 def test_what_the_ablation_says_without_numbers() -> None:
     table = page(A, "better")
     none = table[table["method"] == NONE_LEFT].set_index(["dataset", "model", "horizon"])
-    found = set(none[(none["low"] > 0) | (none["high"] < 0)].index)
-    assert found == {("ETTh2", "iTransformer", 96), ("ETTm1", "iTransformer", 96)}
+    values = set(none[(none["low"] > 0) | (none["high"] < 0)].index)
+    assert values == {("ETTh2", "iTransformer", 96), ("ETTm1", "iTransformer", 96)}
     taus = agreements(frames(A).results, frames(A).scores, None)
     assert "send" in set(taus["criterion"])
     assert set(frames(A).results["source"]) == {"ETT1", "ETT2"}
-    found = variance_components(frames(A).results, "seed")
-    cell = found.query("dataset == 'ETTh2' and horizon == 96 and model == 'iTransformer'")
+    values = variance_components(frames(A).results, "seed")
+    cell = values.query("dataset == 'ETTh2' and horizon == 96 and model == 'iTransformer'")
     assert cell.loc[cell["removed"] == 1, "p"].item() > 0.05
 
 
@@ -723,9 +723,9 @@ R = "rivals"
 @cache
 def systems() -> pd.DataFrame:
     """The table of the rivals with one column for each quantity, by model and variant."""
-    found = page(R, "rivals").astype({"method": str})
-    found = found[["role", "model", "variant", "method", "mean"]]
-    return found.pivot_table(
+    rows = page(R, "rivals").astype({"method": str})
+    rows = rows[["role", "model", "variant", "method", "mean"]]
+    return rows.pivot_table(
         index=["role", "model", "variant"], columns="method", values="mean"
     ).reset_index()
 
@@ -737,13 +737,13 @@ def whole() -> pd.DataFrame:
 
 def differences(reference: str) -> pd.Series:
     """The test MSE minus that of a reference, by model."""
-    found = whole().set_index("model")
-    return (found["MSE"] - found[f"MSE, {reference}"]).dropna()
+    table = whole().set_index("model")
+    return (table["MSE"] - table[f"MSE, {reference}"]).dropna()
 
 
 def at(model: str, quantity: str, variant: str = "published") -> float:
-    found = systems().query("model == @model and variant == @variant")
-    return float(found[quantity].iloc[0])
+    rows = systems().query("model == @model and variant == @variant")
+    return float(rows[quantity].iloc[0])
 
 
 def third(value: float) -> str:
@@ -751,13 +751,13 @@ def third(value: float) -> str:
 
 
 def lowest_of(role: str) -> pd.Series:
-    found = whole()[whole()["role"] == role]
-    return found.loc[found["MSE"].idxmin()]
+    rows = whole()[whole()["role"] == role]
+    return rows.loc[rows["MSE"].idxmin()]
 
 
 def spread(model: str) -> tuple[str, str]:
-    found = row(R, "rivals", model=model, variant="tuned", method="MSE")
-    return third(found["mean"]), third(found["sd"])
+    cell = row(R, "rivals", model=model, variant="tuned", method="MSE")
+    return third(cell["mean"]), third(cell["sd"])
 
 
 RIVALS: tuple[Claim, ...] = (
@@ -1024,24 +1024,24 @@ def against_depth(removed: int) -> str:
 @cache
 def left_out(folder: str, model: str | None = None) -> tuple[np.ndarray, np.ndarray]:
     """By run and site, the change of the test error without the site in percent, and log SEND."""
-    found = agreements(frames(folder).results, frames(folder).scores)
-    found = found[found["criterion"] == "send"]
-    found = found if model is None else found[found["model"] == model]
-    return 100 * np.stack(list(found["changes"])), np.log(np.stack(list(found["scores"])))
+    rows = agreements(frames(folder).results, frames(folder).scores)
+    rows = rows[rows["criterion"] == "send"]
+    rows = rows if model is None else rows[rows["model"] == model]
+    return 100 * np.stack(list(rows["changes"])), np.log(np.stack(list(rows["scores"])))
 
 
 def within_sites(folder: str) -> tuple[str, int, str]:
     """Pearson's r of log SEND and what a site costs, without the mean of each site; n and p."""
     change, send = (table - table.mean(0) for table in left_out(folder))
-    found = pearsonr(send.ravel(), change.ravel())
-    return signed(found.statistic), change.size, f"{found.pvalue:.2f}"
+    correlation = pearsonr(send.ravel(), change.ravel())
+    return signed(correlation.statistic), change.size, f"{correlation.pvalue:.2f}"
 
 
 def over_seeds(folder: str, removed: int) -> tuple[str, str]:
     """F and p of masks against seeds."""
-    found = page(folder, "replicates").astype({"removed": str})
-    found = found[found["removed"] == str(removed)].set_index("measure")["mean"]
-    return f"{found['F, seeds']:.2f}", f"{found['p, seeds']:.2f}"
+    means = page(folder, "replicates").astype({"removed": str})
+    means = means[means["removed"] == str(removed)].set_index("measure")["mean"]
+    return f"{means['F, seeds']:.2f}", f"{means['p, seeds']:.2f}"
 
 
 @cache

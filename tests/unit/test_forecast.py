@@ -38,14 +38,14 @@ def rows(count: int = 30, step: str = "h") -> pd.DataFrame:
 
 def test_forecasts_are_the_networks_in_original_units_and_continue_the_frame() -> None:
     forecast, frame = forecaster(), rows()
-    found = forecast.predict(frame)
+    predicted = forecast.predict(frame)
     x = torch.from_numpy(((frame.to_numpy()[-24:] - MEAN) / STD).astype(np.float32))[None]
     with torch.no_grad():
         expected = forecast.model(x)[0].numpy() * STD + MEAN
-    np.testing.assert_allclose(found.to_numpy(), expected, rtol=1e-6)
-    assert list(found.columns) == list(COLUMNS)
-    assert found.index.equals(pd.date_range("2024-03-02 06:00", periods=12, freq="h"))
-    assert found.index.name == "time"
+    np.testing.assert_allclose(predicted.to_numpy(), expected, rtol=1e-6)
+    assert list(predicted.columns) == list(COLUMNS)
+    assert predicted.index.equals(pd.date_range("2024-03-02 06:00", periods=12, freq="h"))
+    assert predicted.index.name == "time"
     assert (forecast.lookback, forecast.horizon) == (24, 12)
 
 
@@ -68,9 +68,9 @@ def test_other_columns_and_another_order_change_nothing() -> None:
     forecast, frame = forecaster(), rows()
     other = frame.assign(note="x")[["sun", "note", "wind speed", "load"]]
     other = other.rename(columns={"wind speed": " wind  speed"})
-    found = forecast.predict(other)
-    np.testing.assert_array_equal(found.to_numpy(), forecast.predict(frame).to_numpy())
-    assert list(found.columns) == ["load", " wind  speed", "sun"]
+    predicted = forecast.predict(other)
+    np.testing.assert_array_equal(predicted.to_numpy(), forecast.predict(frame).to_numpy())
+    assert list(predicted.columns) == ["load", " wind  speed", "sun"]
 
 
 def test_stamps_with_a_time_zone_and_whole_numbers_are_continued() -> None:
@@ -153,9 +153,9 @@ def test_the_folders_of_the_pipeline_are_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="without the names of the columns"):
         spat.Forecast.from_folder(folder)
     write_json(file.with_suffix(".json"), {"step": "1h", "names": COLUMNS})
-    found = spat.Forecast.from_folder(folder)
+    read = spat.Forecast.from_folder(folder)
     np.testing.assert_array_equal(
-        found.predict(rows()).to_numpy(), forecast.predict(rows()).to_numpy()
+        read.predict(rows()).to_numpy(), forecast.predict(rows()).to_numpy()
     )
     write_json(file.with_suffix(".json"), {"step": "1h", "names": COLUMNS[:2]})
     with pytest.raises(ValueError, match="3 channels.*do not belong together"):

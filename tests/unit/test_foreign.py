@@ -33,9 +33,9 @@ def pruned(model: nn.Module, names: Any, **given: Any) -> nn.Module:
 
 def record(model: nn.Module) -> Removal:
     """What was removed."""
-    found = model.spat_removal
-    assert isinstance(found, Removal)
-    return found
+    removal = model.spat_removal
+    assert isinstance(removal, Removal)
+    return removal
 
 
 @pytest.mark.parametrize("name", zoo.REMOVABLE)
@@ -404,8 +404,8 @@ def test_a_pruned_llama_keeps_what_it_is_only_by_spat_save(tmp_path: Path) -> No
     spat.save(small, tmp_path / "ours")
     ours = spat.load(transformers.LlamaForCausalLM(config), tmp_path / "ours").eval()
     assert torch.equal(ours(IDS).logits, wanted)
-    told = {"max_new_tokens": 4, "do_sample": False}
-    tokens = [ours.generate(IDS, use_cache=cached, **told) for cached in (True, False)]  # type: ignore[operator]
+    options = {"max_new_tokens": 4, "do_sample": False}
+    tokens = [ours.generate(IDS, use_cache=cached, **options) for cached in (True, False)]  # type: ignore[operator]
     assert torch.equal(*tokens)
     # By hand, the cache counts no tokens, unless the positions are given.
     with torch.no_grad():

@@ -68,11 +68,11 @@ def made(datasets: tuple[str, ...] = SOURCES) -> Frames:
 
 
 def test_the_reference_is_the_better_by_validation_of_dense_and_control() -> None:
-    found = methods.references(made().results)
-    dense = found["dataset"].map(lambda name: SOURCES.index(name) % 2 == 1)
-    assert (found["phase"] == np.where(dense, "dense", "finetuned")).all()
-    assert found["mse"].to_numpy() == pytest.approx(np.where(dense, 0.995, 1.0))
-    assert len(found) == 2 * len(SOURCES)
+    references = methods.references(made().results)
+    dense = references["dataset"].map(lambda name: SOURCES.index(name) % 2 == 1)
+    assert (references["phase"] == np.where(dense, "dense", "finetuned")).all()
+    assert references["mse"].to_numpy() == pytest.approx(np.where(dense, 0.995, 1.0))
+    assert len(references) == 2 * len(SOURCES)
 
 
 def test_a_rival_is_the_best_by_validation_of_its_family() -> None:
@@ -123,10 +123,10 @@ def test_cells_of_a_single_seed_are_left_out_once() -> None:
 
 def test_holm_adjusts_over_hypotheses_and_over_the_families_within_one() -> None:
     p = {H1: 0.01, H2: 0.04, f"{H3} a": 0.02, f"{H3} b": 0.5}
-    found = declared(p)
+    adjusted = declared(p)
     inner = holm({"a": 0.02, "b": 0.5}, ["a", "b"])
     outer = holm({"1": 0.01, "2": 0.04, "3": inner["a"]}, ["1", "2", "3"])
-    assert found == pytest.approx(
+    assert adjusted == pytest.approx(
         {H1: outer["1"], H2: outer["2"], f"{H3} a": outer["3"], f"{H3} b": 0.5}
     )
     assert declared({H1: None, H2: 0.01})[H1] is None
@@ -180,25 +180,25 @@ def test_masks_are_tested_against_seeds() -> None:
     results = planted.results(
         of, lambda k, m, o: plain(m) + 0.1 * k["seed"] + 0.01 * drawn[k["seed"], m] + o, orders=2
     )
-    found = replicates.variance_components(results, "seed").set_index("removed").loc[2]
+    components = replicates.variance_components(results, "seed").set_index("removed").loc[2]
     masks = [m for m in MASKS if m.count("0") == 2]
     table = np.array([[plain(m) + 0.01 * drawn[s, m] for s in range(5)] for m in masks])
     # Two-way analysis of variance without replication, by hand.
     rest = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
     between = 5 * table.mean(axis=1).var(ddof=1)
     ratio = between / ((rest**2).sum() / (5 * 4))
-    assert found["F"] == pytest.approx(ratio)
-    assert found["p"] == pytest.approx(scipy.stats.f.sf(ratio, 5, 20))
-    assert (found["runs"], found["masks"]) == (5, 6)
+    assert components["F"] == pytest.approx(ratio)
+    assert components["p"] == pytest.approx(scipy.stats.f.sf(ratio, 5, 20))
+    assert (components["runs"], components["masks"]) == (5, 6)
 
 
 def test_every_mask_has_its_change_against_the_control() -> None:
-    found = mask_changes(made(("ETTh1", "ETTh2")))
-    assert len(found) == 2 * 2 * 16
-    row = found[found["mask"] == EMPTY].query("dataset == 'ETTh1' and seed == 1").iloc[0]
+    changes = mask_changes(made(("ETTh1", "ETTh2")))
+    assert len(changes) == 2 * 2 * 16
+    row = changes[changes["mask"] == EMPTY].query("dataset == 'ETTh1' and seed == 1").iloc[0]
     assert row["change"] == pytest.approx(100 * (sum(WORTH) - 0.02 + 0.001))
     assert (row["removed"], row["sites"]) == (4, 4)
-    assert (found.loc[found["mask"] == FULL, "change"] == 0).all()
+    assert (changes.loc[changes["mask"] == FULL, "change"] == 0).all()
 
 
 def test_the_figure_of_removed_sites_shows_all_masks_and_the_path_of_send() -> None:

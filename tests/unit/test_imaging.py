@@ -87,9 +87,9 @@ def vit() -> ViT:
 
 def test_gzipped_copies_are_read_as_they_were_written(tmp_path: Path) -> None:
     train, test = obtain(dataset(), tmp_path / "cache", [written(tmp_path / "copies")])
-    for found, expected in ((train, TRAIN), (test, TEST)):
-        np.testing.assert_array_equal(found.pixels, expected.pixels)
-        np.testing.assert_array_equal(found.labels, expected.labels)
+    for images, expected in ((train, TRAIN), (test, TEST)):
+        np.testing.assert_array_equal(images.pixels, expected.pixels)
+        np.testing.assert_array_equal(images.labels, expected.labels)
     assert sorted(path.name for path in (tmp_path / "cache").glob("t*")) == sorted(FILES)
 
 
@@ -162,10 +162,10 @@ def test_losses_and_errors_are_those_of_the_definition() -> None:
 
 def test_errors_do_not_depend_on_the_batch_size() -> None:
     cases = split(TRAIN, TEST, Borders((0, 60), (60, 90), (0, 30))).test
-    found = [evaluate(vit(), TASK, cases, size).means for size in (1, 7, 64)]
-    assert found[0] == pytest.approx(found[1])
-    assert found[0] == pytest.approx(found[2])
-    assert list(found[0]) == [metric.name for metric in TASK.metrics]
+    errors = [evaluate(vit(), TASK, cases, size).means for size in (1, 7, 64)]
+    assert errors[0] == pytest.approx(errors[1])
+    assert errors[0] == pytest.approx(errors[2])
+    assert list(errors[0]) == [metric.name for metric in TASK.metrics]
 
 
 def test_a_token_is_a_patch_in_reading_order() -> None:
@@ -190,9 +190,9 @@ def test_settings_that_do_not_fit_are_refused(changes: dict[str, int], message: 
 
 def test_discovery_finds_the_declared_sites() -> None:
     model, batch = vit(), TASK.example(SHAPE, 4)
-    found = spat.find_sites(model, case_losses(TASK), batch)
+    sites = spat.find_sites(model, case_losses(TASK), batch)
     places = [f"layers.{i}.attention" for i in range(3)]
-    assert [site.name for site in found] == places
+    assert [site.name for site in sites] == places
     assert [site.attention for site in model.sites()] == [model.get_submodule(p) for p in places]
 
 
@@ -212,9 +212,9 @@ def test_a_vit_is_trained_and_scored_like_a_forecaster() -> None:
     batches = [torch.arange(16), torch.arange(16, 32)]
     criteria = ["send", "michel", "loss_drop"]
     scored = score(model, splits.train, batches, case_losses(TASK), criteria, batch_size=8)
-    found = aggregate(frame(scored)).query("head == -1").set_index(["criterion", "site"])["value"]
-    assert len(found[["send", "michel"]]) == 6
-    assert (found[["send", "michel"]] > 0).all()
+    scores = aggregate(frame(scored)).query("head == -1").set_index(["criterion", "site"])["value"]
+    assert len(scores[["send", "michel"]]) == 6
+    assert (scores[["send", "michel"]] > 0).all()
     for site in range(3):
         cut_down = copy.deepcopy(model)
         mask = Mask.full(cut.heads_of(model)).without_sites([site])
@@ -226,4 +226,4 @@ def test_a_vit_is_trained_and_scored_like_a_forecaster() -> None:
                 for net in (cut_down, model)
                 for batch in [splits.train.batch(index)]
             ]
-        assert found["loss_drop", site] == pytest.approx(float(losses[0] - losses[1]), abs=1e-6)
+        assert scores["loss_drop", site] == pytest.approx(float(losses[0] - losses[1]), abs=1e-6)

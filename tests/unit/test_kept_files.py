@@ -74,9 +74,9 @@ def finish(config: Config) -> dict[str, pd.DataFrame]:
     """Everything, as the frames show it."""
     grid(config, "*", minutes=9)
     collect(config)
-    found = {n: pd.read_parquet(config.folder / "data" / f"{n}.parquet") for n in COLUMNS}
-    found["history"] = found["history"].query("quantity != 'seconds'")
-    return {n: frame.drop(columns=VOLATILE, errors="ignore") for n, frame in found.items()}
+    frames = {n: pd.read_parquet(config.folder / "data" / f"{n}.parquet") for n in COLUMNS}
+    frames["history"] = frames["history"].query("quantity != 'seconds'")
+    return {n: frame.drop(columns=VOLATILE, errors="ignore") for n, frame in frames.items()}
 
 
 @pytest.fixture(scope="module")
@@ -120,13 +120,13 @@ def test_the_same_command_mends_it(
     damage(path)
     for _ in range(3):
         try:
-            found = finish(config)
+            frames = finish(config)
             break
         except (DamagedError, RuntimeError) as error:
             assert path.name in str(error)
             assert "run the same command again" in str(error)
     for frame, rows in expected.items():
-        pd.testing.assert_frame_equal(found[frame], rows)
+        pd.testing.assert_frame_equal(frames[frame], rows)
     # Only the network of the damaged folder was trained again.
     changed = {place for place, at in trained_at(config).items() if before[place] != at}
     assert changed <= {"order00.0" if name.startswith(MASK) else "keptpretrain"}
@@ -193,23 +193,23 @@ def test_wrong_content_is_named_and_the_command_in_the_message_mends_it(
     rewrite(path, key, value)
     with pytest.raises(DamagedError) as caught:
         collect(config)
-    said = str(caught.value)
-    assert str(path) in said and key in said
+    message = str(caught.value)
+    assert str(path) in message and key in message
     untracked = config.tracking.model_copy(update={"enabled": False})
     file = tmp_path / "config.yaml"
     file.write_text(dump(config.model_copy(update={"tracking": untracked})), "utf-8")
-    command = re.search(r"By hand, first run `python -m spat ([^`]+)`", said)
-    assert command, said
+    command = re.search(r"By hand, first run `python -m spat ([^`]+)`", message)
+    assert command, message
     capsys.readouterr()
     words = shlex.split(command[1].replace("FILE", shlex.quote(str(file))))
     assert cli.main(words) == 0, capsys.readouterr().err
     collect(config)
     for frame in expected:
-        found = pd.read_parquet(config.folder / "data" / f"{frame}.parquet")
+        actual = pd.read_parquet(config.folder / "data" / f"{frame}.parquet")
         if frame == "history":
-            found = found.query("quantity != 'seconds'")
-        found = found.drop(columns=VOLATILE, errors="ignore")
-        pd.testing.assert_frame_equal(found, expected[frame])
+            actual = actual.query("quantity != 'seconds'")
+        actual = actual.drop(columns=VOLATILE, errors="ignore")
+        pd.testing.assert_frame_equal(actual, expected[frame])
 
 
 def other_columns(change: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[Path], None]:
@@ -286,10 +286,10 @@ def test_kept_work_with_wrong_content_is_computed_again(
     config = copied(pristine, tmp_path)
     path = config.folder / RUN.path / name
     rewrite(path, "params", "../../../victim")
-    found = finish(config)
+    frames = finish(config)
     assert f"{path}: 'params' is '../../../victim': " in capsys.readouterr().err
     for frame, rows in expected.items():
-        pd.testing.assert_frame_equal(found[frame], rows)
+        pd.testing.assert_frame_equal(frames[frame], rows)
 
 
 # Values that no key of a record has, but for these.
@@ -322,9 +322,9 @@ def test_no_key_of_a_record_takes_an_impossible_value(
             for wrong in IMPOSSIBLE:
                 if wrong in POSSIBLE.get(key, []) or (key, wrong) == ("latency_spread_ms", None):
                     continue
-                said = records.fault(path, {**record, key: wrong})
-                assert said is not None, (path, key, wrong, value)
-                assert said.startswith(f"{path}: ") and key in said and "\n" not in said
+                message = records.fault(path, {**record, key: wrong})
+                assert message is not None, (path, key, wrong, value)
+                assert message.startswith(f"{path}: ") and key in message and "\n" not in message
     assert {"kept", "score", "select", "order0", "measure", "synthetic2", "prepared"} <= seen
 
 
@@ -395,8 +395,8 @@ def test_what_is_not_a_file_is_replaced(
     (outside / "thesis.txt").write_text("precious")
     path = config.folder / RUN.path / name
     replaced(path, outside)
-    found = finish(config)
+    frames = finish(config)
     assert path.is_file() and not path.is_symlink()
     for frame, rows in expected.items():
-        pd.testing.assert_frame_equal(found[frame], rows)
+        pd.testing.assert_frame_equal(frames[frame], rows)
     assert (outside / "thesis.txt").read_text() == "precious"

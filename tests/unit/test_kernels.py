@@ -41,15 +41,15 @@ def gradients(y: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize(("inner", "outer"), [(6, 5), (4, 40), (40, 4), (1, 1)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_and_its_gradients_equal_torchs(inner: int, outer: int, bias: bool) -> None:
-    ours = Linear(inner, outer, bias=bias)
+    linear = Linear(inner, outer, bias=bias)
     x = torch.randn(3, 7, inner, requires_grad=True)
-    inputs = (x, *ours.parameters())
-    wanted = F.linear(x, ours.weight, ours.bias)
-    torch.testing.assert_close(ours(x), wanted)
-    for found, expected in zip(
-        gradients(ours(x), *inputs), gradients(wanted, *inputs), strict=True
+    inputs = (x, *linear.parameters())
+    wanted = F.linear(x, linear.weight, linear.bias)
+    torch.testing.assert_close(linear(x), wanted)
+    for actual, expected in zip(
+        gradients(linear(x), *inputs), gradients(wanted, *inputs), strict=True
     ):
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -67,16 +67,16 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_in_degenerate_shapes_equals_torchs(layout: str, bias: bool) -> None:
     for batch, rows, inner, outer in product((1, 2, 3), repeat=4):
-        ours = Linear(inner, outer, bias=bias)
+        linear = Linear(inner, outer, bias=bias)
         x = LAYOUTS[layout](torch.randn(batch, rows, inner)).detach().requires_grad_()
         weights = torch.randn(batch, rows, outer)
-        inputs = (x, *ours.parameters())
-        found, expected = ours(x), F.linear(x, ours.weight, ours.bias)
-        torch.testing.assert_close(found, expected)
+        inputs = (x, *linear.parameters())
+        output, expected = linear(x), F.linear(x, linear.weight, linear.bias)
+        torch.testing.assert_close(output, expected)
         # As gradients arrive: whole, transposed, or one number for all.
-        for gradient in (weights, LAYOUTS["last first"](weights), torch.ones(()).expand_as(found)):
+        for gradient in (weights, LAYOUTS["last first"](weights), torch.ones(()).expand_as(output)):
             for a, b in zip(
-                torch.autograd.grad(found, inputs, gradient, retain_graph=True),
+                torch.autograd.grad(output, inputs, gradient, retain_graph=True),
                 torch.autograd.grad(expected, inputs, gradient, retain_graph=True),
                 strict=True,
             ):
@@ -98,9 +98,9 @@ def test_attention_in_degenerate_shapes_equals_its_formula(width: int) -> None:
         if causal:
             logits = logits.masked_fill(torch.ones(keys, keys).triu(1).bool(), -torch.inf)
         expected = logits.softmax(-1) @ v
-        found = attend(q, k, v, 0.0, bool(causal))
-        torch.testing.assert_close(found, expected)
-        for a, b in zip(gradients(found, q, k, v), gradients(expected, q, k, v), strict=True):
+        output = attend(q, k, v, 0.0, bool(causal))
+        torch.testing.assert_close(output, expected)
+        for a, b in zip(gradients(output, q, k, v), gradients(expected, q, k, v), strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
@@ -122,9 +122,9 @@ def test_models_take_one_channel_and_a_last_batch_of_one(name: str) -> None:
     known = setup(name, "published", "ETTh1", 96).settings
     changes = {key: value for key, value in small.items() if hasattr(known, key)}
     for lookback, channels, batch in ((96, 1, 1), (96, 1, 2), (96, 7, 1), (96, 1, 3)):
-        found = setup(name, "published", "ETTh1", 96, changes).settings
-        marks = len(TIME_FEATURES) if found.uses_marks else 0
-        model = build(name, found, Shape(lookback, 96, channels, marks)).train()
+        settings = setup(name, "published", "ETTh1", 96, changes).settings
+        marks = len(TIME_FEATURES) if settings.uses_marks else 0
+        model = build(name, settings, Shape(lookback, 96, channels, marks)).train()
         steps = [torch.randn(batch, n, marks) if marks else None for n in (lookback, 96)]
         y = model(torch.randn(batch, lookback, channels), *steps)
         y.square().sum().backward()
@@ -134,20 +134,20 @@ def test_models_take_one_channel_and_a_last_batch_of_one(name: str) -> None:
 
 @pytest.mark.usefixtures("library")
 def test_linear_takes_any_strides() -> None:
-    ours = Linear(6, 40)
+    linear = Linear(6, 40)
     x = torch.randn(6, 9, requires_grad=True)
-    inputs = (x, ours.weight, ours.bias)
+    inputs = (x, linear.weight, linear.bias)
     # The gradient of a sum is one number, expanded.
-    found = torch.autograd.grad(ours(x.t()).sum(), inputs)
-    expected = torch.autograd.grad(F.linear(x.t(), ours.weight, ours.bias).sum(), inputs)
-    for a, b in zip(found, expected, strict=True):
+    gradients_of_strided = torch.autograd.grad(linear(x.t()).sum(), inputs)
+    expected = torch.autograd.grad(F.linear(x.t(), linear.weight, linear.bias).sum(), inputs)
+    for a, b in zip(gradients_of_strided, expected, strict=True):
         torch.testing.assert_close(a, b)
 
 
 def test_linear_in_double_precision_is_torchs() -> None:
-    ours = Linear(6, 5).double()
+    linear = Linear(6, 5).double()
     x = torch.randn(4, 6, dtype=torch.float64)
-    assert torch.equal(ours(x), F.linear(x, ours.weight, ours.bias))
+    assert torch.equal(linear(x), F.linear(x, linear.weight, linear.bias))
 
 
 @pytest.mark.parametrize(
@@ -169,19 +169,19 @@ def test_onednn_multiplies_where_mkl_holds_back(
 
 def test_linear_starts_as_torchs() -> None:
     torch.manual_seed(3)
-    ours = Linear(6, 5)
+    linear = Linear(6, 5)
     torch.manual_seed(3)
     theirs = torch.nn.Linear(6, 5)
-    assert torch.equal(ours.weight, theirs.weight)
-    assert torch.equal(ours.bias, theirs.bias)
+    assert torch.equal(linear.weight, theirs.weight)
+    assert torch.equal(linear.bias, theirs.bias)
 
 
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_the_flops_of_a_linear_are_counted(device: str) -> None:
-    ours = Linear(8, 4).to(device)
+    linear = Linear(8, 4).to(device)
     with FlopCounterMode(display=False) as counter:
-        ours(torch.zeros(5, 3, 8, device=device))
+        linear(torch.zeros(5, 3, 8, device=device))
     assert counter.get_total_flops() == 2 * 15 * 8 * 4
 
 
@@ -213,9 +213,9 @@ def test_dropout_uses_one_mask_forward_and_backward() -> None:
 def test_a_masked_product_and_its_gradient() -> None:
     x = torch.randn(7, 5, requires_grad=True)
     mask = torch.rand(7, 5) < 0.5
-    found = kernels._Masked.apply(x, mask, 1.25)
-    torch.testing.assert_close(found, x * mask * 1.25)
-    for a, b in zip(gradients(found, x), gradients(x * mask * 1.25, x), strict=True):
+    product = kernels._Masked.apply(x, mask, 1.25)
+    torch.testing.assert_close(product, x * mask * 1.25)
+    for a, b in zip(gradients(product, x), gradients(x * mask * 1.25, x), strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -258,9 +258,9 @@ def test_attention_equals_its_formula(keys: int, causal: bool) -> None:
     if causal:
         logits = logits.masked_fill(torch.ones(keys, keys).triu(1).bool(), -torch.inf)
     expected = logits.softmax(-1) @ v
-    found = attend(q, k, v, 0.0, causal)
-    torch.testing.assert_close(found, expected)
-    for a, b in zip(gradients(found, q, k, v), gradients(expected, q, k, v), strict=True):
+    output = attend(q, k, v, 0.0, causal)
+    torch.testing.assert_close(output, expected)
+    for a, b in zip(gradients(output, q, k, v), gradients(expected, q, k, v), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
@@ -309,12 +309,12 @@ def test_attention_without_kept_weights_computes_the_same(
     monkeypatch.setattr(kernels, "LARGE", 1)
     monkeypatch.setattr(kernels, "PART", part)
     torch.manual_seed(0)
-    found, of_found, drawn = attended(shape, keys, causal)
-    assert found.grad_fn is not None and found.grad_fn.name() == "_AttentionBackward"
+    output, of_found, drawn = attended(shape, keys, causal)
+    assert output.grad_fn is not None and output.grad_fn.name() == "_AttentionBackward"
     assert torch.equal(drawn, next_draws)
     # Products of another number of heads at a time may be rounded otherwise.
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
-    assert torch.equal(found == 0, expected == 0)
+    torch.testing.assert_close(output, expected, atol=1e-6, rtol=1e-6)
+    assert torch.equal(output == 0, expected == 0)
     for a, b in zip(of_found, its_gradients, strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
@@ -351,14 +351,14 @@ def test_attention_of_published_narrow_series_is_what_it_was(causal: bool) -> No
 
 def test_dropout_that_keeps_bytes_is_equal_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(7, 33, 5, requires_grad=True)
-    found = []
+    results = []
     for large in (2**60, 1):
         monkeypatch.setattr(kernels, "LARGE", large)
         monkeypatch.setattr(kernels, "PART", 64)
         generator = torch.Generator().manual_seed(3)
         y = dropout(x, 0.3, generator)
-        found.append((y, *gradients(y, x), torch.rand(3, generator=generator)))
-    for a, b in zip(*found, strict=True):
+        results.append((y, *gradients(y, x), torch.rand(3, generator=generator)))
+    for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
     assert saved(lambda: dropout(x, 0.1)) == x.numel()
 

@@ -99,10 +99,10 @@ def test_a_refused_job_is_an_error(kubectl: Path, monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_how_a_job_ended(
-    shown: str, found: str, status: str, kubectl: Path, monkeypatch: pytest.MonkeyPatch
+    shown: str, pods: str, status: str, kubectl: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SHOWN", shown)
-    monkeypatch.setenv("FOUND", found)
+    monkeypatch.setenv("FOUND", pods)
     command = [str(PROFILE / "status.sh"), "spat-1"]
     assert subprocess.check_output(command, text=True) == f"{status}\n"
 

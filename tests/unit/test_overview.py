@@ -17,10 +17,10 @@ def rows(text: str) -> dict[str, dict[str, str]]:
 
 def test_every_model_has_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--dataset", "ETTh1", "--horizon", "96"]) == 0
-    found = rows(capsys.readouterr().out)
-    assert list(found) == list(FORECASTERS)
-    assert tuple(found["NLinear"]) == COLUMNS
-    linear, inverted = found["NLinear"], found["iTransformer"]
+    models = rows(capsys.readouterr().out)
+    assert list(models) == list(FORECASTERS)
+    assert tuple(models["NLinear"]) == COLUMNS
+    linear, inverted = models["NLinear"], models["iTransformer"]
     assert (linear["role"], linear["parameters"], linear["flops"]) == ("baseline", "9312", "129024")
     assert (linear["sites"], linear["views"], linear["note"]) == ("", "", "")
     assert (inverted["sites"], inverted["parameters"]) == (
@@ -28,17 +28,17 @@ def test_every_model_has_a_row(capsys: pytest.CaptureFixture[str]) -> None:
         "841568",
     )
     assert inverted["views"] == "Output Residual Heads Mixing"
-    assert found["TimeMachine"]["views"] == "Output"
+    assert models["TimeMachine"]["views"] == "Output"
     assert "d_model=256; d_ff=256" in inverted["settings"]
-    assert found["SeasonalNaive"]["settings"] == "season=24"
+    assert models["SeasonalNaive"]["settings"] == "season=24"
 
 
 def test_a_model_that_does_not_fit_says_why(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--dataset", "ETTh1", "--horizon", "96", "--lookback", "1"]) == 0
-    found = rows(capsys.readouterr().out)
-    assert "lookback 1 with stride 8 holds no patch" in found["PatchTST"]["note"]
-    assert found["PatchTST"]["parameters"] == ""
-    assert found["NLinear"]["parameters"] == "192"
+    models = rows(capsys.readouterr().out)
+    assert "lookback 1 with stride 8 holds no patch" in models["PatchTST"]["note"]
+    assert models["PatchTST"]["parameters"] == ""
+    assert models["NLinear"]["parameters"] == "192"
 
 
 def test_an_unknown_dataset_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:

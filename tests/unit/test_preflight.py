@@ -65,9 +65,9 @@ def test_the_notice_names_what_is_missing_and_how_to_draw_what_runs_instead(
 def test_the_notice_names_a_copy_with_a_wrong_hash(config: Config, mirror: Path) -> None:
     (mirror / "ETTh1.csv").write_bytes(b"old")
     _, notice = preflight(config)
-    found, published = (hashlib.sha256(content).hexdigest() for content in (b"old", CONTENT))
+    actual, published = (hashlib.sha256(content).hexdigest() for content in (b"old", CONTENT))
     assert (
-        f"{mirror / 'ETTh1.csv'}: SHA-256 {found} (3 bytes) is not the published {published}"
+        f"{mirror / 'ETTh1.csv'}: SHA-256 {actual} (3 bytes) is not the published {published}"
         in notice
     )
 

@@ -44,8 +44,8 @@ def test_every_make_target_exists(target: str) -> None:
 def commands(lines: list[str]) -> dict[str, str]:
     """Commands of shell lines without their comments; by what they are for any experiment."""
     stripped = (re.sub(r"\s+# .*", "", line).strip() for line in lines)
-    found = (line for line in stripped if line.startswith(("snakemake ", "make ", "python -m ")))
-    return {re.sub(r"experiments/\w+", "experiments/NAME", command): command for command in found}
+    starts = (line for line in stripped if line.startswith(("snakemake ", "make ", "python -m ")))
+    return {re.sub(r"experiments/\w+", "experiments/NAME", command): command for command in starts}
 
 
 @pytest.mark.parametrize(

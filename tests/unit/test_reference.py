@@ -57,32 +57,32 @@ def gaps(made: Made) -> list[str]:
 
 
 def _measured(results: pd.DataFrame) -> list[str]:
-    found = []
+    faults = []
     for column in ("device", "commit", "digest"):
         unknown = results[column].isna() | results[column].isin(["", "unknown"])
         if unknown.any():
-            found.append(f"{int(unknown.sum())} rows of results without {column}")
+            faults.append(f"{int(unknown.sum())} rows of results without {column}")
     home = results[results["target"] == results["dataset"]]
     for run, rows in home.groupby(list(RUN)):
         dense = rows[rows["phase"] == "dense"]
         if set(dense["split"]) != {"validation", "test"}:
-            found.append(f"{run}: no dense row")
+            faults.append(f"{run}: no dense row")
         tuned = rows[rows["phase"] == "finetuned"]
         splits = tuned.groupby(["mask", "order"])["split"].nunique()
         if (splits < 2).any():
-            found.append(f"{run}: a mask without validation or test")
+            faults.append(f"{run}: a mask without validation or test")
         controlled = tuned["mask"].map(keeps_all).astype(bool)
         orders = set(tuned["order"])
         if orders != set(tuned.loc[controlled, "order"]):
-            found.append(f"{run}: pruned, but no control")
+            faults.append(f"{run}: pruned, but no control")
         untuned = set(rows.loc[rows["phase"] == "pruned", "mask"])
         if set(tuned["mask"]) != untuned:
-            found.append(f"{run}: masks without a row before fine-tuning, or after it")
+            faults.append(f"{run}: masks without a row before fine-tuning, or after it")
     away = results[results["target"] != results["dataset"]]
     keys = pd.MultiIndex.from_frame(home[list(RUN)].drop_duplicates())
     if not pd.MultiIndex.from_frame(away[list(RUN)]).isin(keys).all():
-        found.append("transfer of a run that is not there")
-    return found
+        faults.append("transfer of a run that is not there")
+    return faults
 
 
 def _decided(made: Made) -> list[str]:
@@ -101,15 +101,15 @@ def _recorded(made: Made) -> list[str]:
     known = {
         run: rows for run, rows in scores[scores["batch"] >= 0].groupby(list(RUN)) if len(rows)
     }
-    found = []
+    faults = []
     for run in pruned.drop_duplicates().itertuples(index=False, name=None):
         if run not in known:
-            found.append(f"{run}: pruned, but not scored")
+            faults.append(f"{run}: pruned, but not scored")
         elif len(set(known[run].groupby("criterion")["batch"].nunique())) > 1:
-            found.append(f"{run}: criteria of different batches")
+            faults.append(f"{run}: criteria of different batches")
     trained = pd.MultiIndex.from_frame(made["history"][list(RUN)].drop_duplicates())
     lost = pruned[~pd.MultiIndex.from_frame(pruned).isin(trained)]
-    return [*found, *(f"{run}: no history" for run, _ in lost.groupby(list(RUN)))]
+    return [*faults, *(f"{run}: no history" for run, _ in lost.groupby(list(RUN)))]
 
 
 # the committed folders
@@ -144,8 +144,10 @@ def test_every_table_and_figure_is_there_or_listed_with_the_reason(folder: Path)
     for kind, names in (("table", TABLES), ("figure", FIGURES)):
         made = {name for name in names if f"| {kind} | `{name}` |" not in listed}
         wanted = {f"{name}.{ending}" for name in made for ending in ENDINGS[kind]}
-        found = {path.name for path in (folder / f"{kind}s").glob("*.*") if path.stat().st_size > 0}
-        assert found == wanted
+        written = {
+            path.name for path in (folder / f"{kind}s").glob("*.*") if path.stat().st_size > 0
+        }
+        assert written == wanted
     # Pages without a file are asked again for the reason.
     assert listed == not_made(read(folder), folder)
 

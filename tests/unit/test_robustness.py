@@ -54,8 +54,8 @@ def dense(name: str, dtype: torch.dtype = torch.float64) -> Forecaster:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         sizes = scoring_cases.sizes(name, **own)
-        found = setup(name, "deep", "synthetic", 96, sizes)
-        model = build(name, found.settings, Shape(LOOKBACK, HORIZON, CHANNELS)).to(dtype)
+        chosen = setup(name, "deep", "synthetic", 96, sizes)
+        model = build(name, chosen.settings, Shape(LOOKBACK, HORIZON, CHANNELS)).to(dtype)
         for parameter in model.parameters():
             parameter.data.add_(0.3 * torch.randn_like(parameter))
     return model.eval()
@@ -200,12 +200,12 @@ def test_noise_moves_q_and_k_alone_and_grows_along_one_direction(name: str) -> N
 def test_patterns_and_noise_follow_the_seed() -> None:
     model = dense("iTransformer")
     for manipulation in ("pattern", "noise:1"):
-        found = []
+        forecasts = []
         for seed in (1, 1, 2):
             with manipulated(model.sites()[0], manipulation, seed):
-                found.append(forecast(model))
-        assert torch.equal(found[0], found[1])
-        assert not torch.equal(found[0], found[2])
+                forecasts.append(forecast(model))
+        assert torch.equal(forecasts[0], forecasts[1])
+        assert not torch.equal(forecasts[0], forecasts[2])
 
 
 def test_what_cannot_be_done_is_refused_with_the_reason() -> None:
@@ -232,12 +232,12 @@ def test_a_closed_gate_scores_zero_and_leaving_it_out_changes_nothing(name: str)
         site = model.sites()[number]
         with manipulated(site, "gate:0", seed=0):
             names = [c for c in ("send", *gradient, "loss_drop") if c in known]
-            found = score(model, data, index, LOSSES, names, batch_size=32)
-            frame = scores_frame.frame(found)
+            scores = score(model, data, index, LOSSES, names, batch_size=32)
+            frame = scores_frame.frame(scores)
             with_it = evaluate(model, TASK, data).means["mse"]
-        found = frame[(frame["site"] == number) & (frame["batch"] == scores_frame.ALL)]
-        assert set(found["criterion"]) > set(gradient)
-        scored = found[found["criterion"] != "uniformity"]
+        scores = frame[(frame["site"] == number) & (frame["batch"] == scores_frame.ALL)]
+        assert set(scores["criterion"]) > set(gradient)
+        scored = scores[scores["criterion"] != "uniformity"]
         np.testing.assert_allclose(scored["value"], 0.0, atol=1e-15)
         mask = Mask.full(cut.heads_of(model)).without_sites([number])
         with cut.masked(model, mask):
@@ -421,8 +421,8 @@ def test_truths_are_the_errors_of_the_masks_that_were_trained(studied: Config) -
 def test_an_open_gate_is_the_intact_network_and_a_closed_one_no_site(studied: Config) -> None:
     for phase, split in itertools.product(("untuned", "finetuned"), ("validation", "test")):
         for quantity in ("mse", "leave_one_out"):
-            found = values_of(studied, phase, split, quantity)
-            assert found["gate:1"].tolist() == found["intact"].tolist(), (phase, quantity)
+            values = values_of(studied, phase, split, quantity)
+            assert values["gate:1"].tolist() == values["intact"].tolist(), (phase, quantity)
     closed = values_of(studied, "untuned", "test", "leave_one_out")["gate:0"]
     assert closed.tolist() == [0.0, 0.0]
     assert values_of(studied, "untuned", "train", "send")["gate:0"].abs().max() < 1e-15
@@ -520,11 +520,11 @@ def test_auroc_knows_who_sees_who_does_not_and_who_sees_the_opposite() -> None:
             "blind": lambda seed, site, kind: float(site),
         }
     )
-    found = means(frame)
-    assert found["sees", "bad"] == 1.0
-    assert found["sees", "odd"] == 0.0
-    assert found["reverse", "bad"] == 0.0
-    assert found["blind", "bad"] == found["blind", "odd"] == 0.5
+    auroc = means(frame)
+    assert auroc["sees", "bad"] == 1.0
+    assert auroc["sees", "odd"] == 0.0
+    assert auroc["reverse", "bad"] == 0.0
+    assert auroc["blind", "bad"] == auroc["blind", "odd"] == 0.5
 
 
 def test_auroc_is_the_share_of_all_pairs_of_checkpoints_at_one_position() -> None:
@@ -605,12 +605,12 @@ def test_a_checkpoint_is_compared_with_itself() -> None:
     drawn = rng.integers(0, 3, size=(2, 4, 2, 3)).astype(float)  # with ties
     score, change = (lambda seed, site, kind, x=x: x[seed, site, kinds.index(kind)] for x in drawn)
     frame = planted({"send": score, "leave_one_out": change}, seeds=4)
-    found = study.agreement(frame, "untuned").set_index(["seed", "site", "manipulation"])
-    assert len(found) == 4 * 2 * 2 and set(found["criterion"]) == {"send"}
+    agreements = study.agreement(frame, "untuned").set_index(["seed", "site", "manipulation"])
+    assert len(agreements) == 4 * 2 * 2 and set(agreements["criterion"]) == {"send"}
     for seed, site, number in itertools.product(range(4), range(2), (1, 2)):
         signs = [np.sign(x[seed, site, number] - x[seed, site, 0]) for x in drawn]
         expected = 0.5 if 0 in signs else float(signs[0] == signs[1])
-        assert found.loc[(seed, site, kinds[number]), "agrees"] == expected
+        assert agreements.loc[(seed, site, kinds[number]), "agrees"] == expected
     assert study.agreement(frame, "finetuned").empty
 
 
@@ -660,13 +660,13 @@ def shown() -> Frames:
 def test_the_table_tells_who_sees_and_what_is_true(shown: Frames) -> None:
     table = study.robustness(shown)
     assert table["mean"].notna().all()
-    found = table.set_index(["measure", "criterion", "manipulation"])["mean"]
-    assert found["AUROC", "send", "bad"] == pytest.approx(1.0)
-    assert found["AUROC", "blind", "odd"] == pytest.approx(0.5)
-    assert found["measured: worth less", "before fine-tuning", "bad"] == pytest.approx(1.0)
-    assert found["measured: worth less", "before fine-tuning", "odd"] == pytest.approx(0.0)
+    measured = table.set_index(["measure", "criterion", "manipulation"])["mean"]
+    assert measured["AUROC", "send", "bad"] == pytest.approx(1.0)
+    assert measured["AUROC", "blind", "odd"] == pytest.approx(0.5)
+    assert measured["measured: worth less", "before fine-tuning", "bad"] == pytest.approx(1.0)
+    assert measured["measured: worth less", "before fine-tuning", "odd"] == pytest.approx(0.0)
     agrees = "agrees with measured, before fine-tuning"
-    assert found[agrees, "send", "odd"] == pytest.approx(1.0)
+    assert measured[agrees, "send", "odd"] == pytest.approx(1.0)
     assert "after fine-tuning" not in set(table["criterion"])
     assert list(table["manipulation"].cat.categories) == ["bad", "odd"]
     for ending, text in rendered("robustness", shown).items():

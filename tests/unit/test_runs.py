@@ -94,8 +94,8 @@ def test_targets_need_the_shape_that_the_model_allows() -> None:
         {"datasets": ["ETTh1"], "models": ["PatchTST", "Transformer"], "horizons": [96]},
         transfer={"pairs": [["ETTh1", "ETTh2"], ["ETTh1", "Weather"], ["ETTh2", "ETTh1"]]},
     )
-    found = {p.run.model: runs.targets(both, p.run) for p in runs.plan(both)}
-    assert found == {"PatchTST": ("ETTh2", "Weather"), "Transformer": ("ETTh2",)}
+    targets = {p.run.model: runs.targets(both, p.run) for p in runs.plan(both)}
+    assert targets == {"PatchTST": ("ETTh2", "Weather"), "Transformer": ("ETTh2",)}
 
 
 def test_a_variant_changes_the_registrys_row() -> None:

@@ -52,8 +52,8 @@ def trajectory(name: str) -> pd.DataFrame:
 def scored(name: str, size: int) -> pd.DataFrame:
     model = small(name)
     drops = loss_drops(model, windows(), [torch.arange(30)], LOSSES)
-    found = score_frame(model, windows(), batches(size), validation=drops)
-    return joined([found, send_train(trajectory(name))] if name in MIXING else [found])
+    scores = score_frame(model, windows(), batches(size), validation=drops)
+    return joined([scores, send_train(trajectory(name))] if name in MIXING else [scores])
 
 
 def by_place(frame: pd.DataFrame) -> pd.Series:
@@ -69,8 +69,8 @@ def test_every_criterion_scores_every_site_of_every_model(name: str, criterion: 
     expected = places(name, row.needs, row.heads)
     if name not in MIXING and row.origin == "pretraining":
         expected = []
-    found = sorted(frame[["site", "name", "head"]].itertuples(index=False, name=None))
-    assert found == sorted(expected)
+    scored_places = sorted(frame[["site", "name", "head"]].itertuples(index=False, name=None))
+    assert scored_places == sorted(expected)
     assert np.isfinite(frame["value"]).all()
     several = len({site for site, *_ in expected}) > 1 or len(expected) > 2
     if several and row.finish != "complement" and not criterion.startswith("depth"):
@@ -90,10 +90,10 @@ def test_the_frame_has_its_schema_and_a_value_per_batch(name: str) -> None:
     keys = dict.fromkeys(RUN, "x") | {"seed": 0, "epoch": 3}
     assert len(checked("scores", frame.assign(**keys))) == len(frame)
     expected = {*COMPUTED} & {*offered(MODELS[name].views)}
-    found = set(frame["criterion"])
+    criteria = set(frame["criterion"])
     most = {*COMPUTED, *STATISTICS} - (set() if name in MIXING else {"send_train"})
-    assert expected <= found <= most  # some sites of a model may show more than the others
-    assert found == most or "Residual" not in MODELS[name].views or name not in MIXING
+    assert expected <= criteria <= most  # some sites of a model may show more than the others
+    assert criteria == most or "Residual" not in MODELS[name].views or name not in MIXING
     of = frame.groupby("criterion")["batch"].unique()
     for key, row in (CRITERIA | STATISTICS).items():
         if key not in of:
@@ -116,12 +116,12 @@ def test_scores_do_not_depend_on_the_batch_size(name: str, size: int) -> None:
 @pytest.mark.parametrize("name", ATTENTIVE)
 def test_nor_on_the_size_of_a_pass(name: str, size: int) -> None:
     model = small(name)
-    found = by_place(aggregate(score_frame(model, windows(), batches(32), batch_size=size)))
+    scores = by_place(aggregate(score_frame(model, windows(), batches(32), batch_size=size)))
     # The windows of a training batch share a mask in `send`: its value depends on their number.
     batch = {name for name, row in CRITERIA.items() if row.origin == "batch"}
-    found = found[~found.index.get_level_values("criterion").isin(batch)]
-    expected = by_place(aggregate(scored(name, 32)))[found.index]
-    np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-15)
+    scores = scores[~scores.index.get_level_values("criterion").isin(batch)]
+    expected = by_place(aggregate(scored(name, 32)))[scores.index]
+    np.testing.assert_allclose(scores, expected, rtol=1e-8, atol=1e-15)
 
 
 @pytest.mark.parametrize("name", ATTENTIVE)
@@ -144,11 +144,11 @@ def test_scores_of_single_windows_average_to_the_whole(name: str) -> None:
 @pytest.mark.parametrize("name", ATTENTIVE)
 def test_float32_models_score_alike(name: str) -> None:
     single = score_frame(small(name, torch.float32), windows(torch.float32), batches(32))
-    found = by_place(aggregate(single))
-    expected = by_place(aggregate(scored(name, 32)))[found.index]
+    in_float32 = by_place(aggregate(single))
+    expected = by_place(aggregate(scored(name, 32)))[in_float32.index]
     scale = expected.abs().groupby(level=0).transform("max")
     most = 0.05 if name in CHOOSING else 1e-4
-    np.testing.assert_allclose(found / scale, expected / scale, atol=most)
+    np.testing.assert_allclose(in_float32 / scale, expected / scale, atol=most)
 
 
 def test_send_alone_is_the_send_of_the_pass() -> None:
@@ -161,8 +161,8 @@ def test_send_alone_is_the_send_of_the_pass() -> None:
 
 def test_send_train_is_the_mean_over_epochs() -> None:
     frame = aggregate(scored("Transformer", 32))
-    found = by_place(frame)
-    np.testing.assert_allclose(found["send_train"], 2 * found["send"])
+    scores = by_place(frame)
+    np.testing.assert_allclose(scores["send_train"], 2 * scores["send"])
     with pytest.raises(ValueError, match="holds no `send`"):
         send_train(trajectory("Transformer").assign(criterion="michel"))
 
@@ -251,7 +251,7 @@ def test_scores_on_a_gpu_are_those_on_the_cpu(name: str) -> None:
     model = small(name).cuda()
     there = windows(device="cuda")
     cut = [batch.cuda() for batch in batches(32)]
-    found = by_place(aggregate(score_frame(model, there, cut)))
-    expected = by_place(aggregate(scored(name, 32)))[found.index]
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-12)
+    on_gpu = by_place(aggregate(score_frame(model, there, cut)))
+    expected = by_place(aggregate(scored(name, 32)))[on_gpu.index]
+    np.testing.assert_allclose(on_gpu, expected, rtol=1e-6, atol=1e-12)
     assert loss_drops(model, there, cut, LOSSES).shape == (len(model.sites()), 40)

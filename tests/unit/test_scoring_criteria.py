@@ -84,8 +84,8 @@ def mean_of_rows(values: Tensor, allowed: Tensor, measure: Callable[[Tensor], Te
     windows = []
     for value, window in zip(values, allowed.expand_as(values), strict=True):
         pairs = zip(value.flatten(0, -2), window.flatten(0, -2), strict=True)
-        found = [measure(row[keys]) for row, keys in pairs if keys.sum() > 1]
-        windows.append(torch.stack(found).mean() if found else torch.zeros(()).double())
+        measured = [measure(row[keys]) for row, keys in pairs if keys.sum() > 1]
+        windows.append(torch.stack(measured).mean() if measured else torch.zeros(()).double())
     return float(torch.stack(windows).mean())
 
 
@@ -127,8 +127,8 @@ def test_readings_of_send(name: str) -> None:
             readings = slow_send(S, of), slow_send(S.abs(), of), slow_send(S, of, 1)
             slow.append([*readings, slow_send(scaled[:, :, h], of)])
             if r.by_head:
-                found = [reading[r.index, h] for reading in (send, by_size, by_keys, unit)]
-                assert found == pytest.approx(slow[-1], rel=1e-7)
+                values = [reading[r.index, h] for reading in (send, by_size, by_keys, unit)]
+                assert values == pytest.approx(slow[-1], rel=1e-7)
         whole = [reading[r.index, -1] for reading in (send, by_size, by_keys, unit)]
         assert whole == pytest.approx([sum(heads) / H for heads in zip(*slow, strict=True)])
         of = m.allowed if m.allowed.ndim == 2 else m.allowed.any(2)
@@ -187,11 +187,11 @@ def test_the_stream_and_the_output_projection(name: str) -> None:
             pairs = [(cosine, o.stream, o.stream + o.y), (block, o.before, o.after)]
         assert pairs or "Residual" not in MODELS[name].views
         assert bool(pairs) == (r.index in {place for place, _ in cosine})
-        for found, start, end in pairs:
+        for scores, start, end in pairs:
             cos = (start * end).sum(-1) / (start.norm(dim=-1) * end.norm(dim=-1))
             cos = cos.nan_to_num()  # zero has no direction
             cos[(start == 0).all(-1) & (end == 0).all(-1)] = 1  # what stays zero does not turn
-            assert found[r.index, -1] == pytest.approx(float((1 - cos).mean()))
+            assert scores[r.index, -1] == pytest.approx(float((1 - cos).mean()))
         assert r.heads is not None or name not in MIXING
         if r.heads is None:
             continue
@@ -211,7 +211,7 @@ def test_the_stream_and_the_output_projection(name: str) -> None:
 
 @pytest.mark.parametrize("name", MIXING)
 def test_magnitude_is_the_norm_of_the_map_from_x_to_the_output(name: str) -> None:
-    (found,) = known(name, "magnitude")
+    (scores,) = known(name, "magnitude")
     for r in shown(name):
         attention = attention_of(name, r)
         if hasattr(attention, "v"):  # SAMformer has no output projection
@@ -225,8 +225,8 @@ def test_magnitude_is_the_norm_of_the_map_from_x_to_the_output(name: str) -> Non
         D = len(W_v) // H
         norms = [(W_o[:, h * D : h * D + D] @ W_v[h * D : h * D + D]).norm() for h in range(H)]
         for h in scored_heads(r):
-            assert found[r.index, h] == pytest.approx(float(norms[h]))
-        assert found[r.index, -1] == pytest.approx(float(torch.stack(norms).norm()))
+            assert scores[r.index, h] == pytest.approx(float(norms[h]))
+        assert scores[r.index, -1] == pytest.approx(float(torch.stack(norms).norm()))
 
 
 @pytest.mark.parametrize("name", MIXING)
@@ -274,11 +274,11 @@ def test_uniform_attention_is_uniform(name: str) -> None:
             else:
                 module.core = Uniform(0.0, module.core.causal)
     scored = aggregate(score_frame(model, windows(), batches(16), ["send", "attention_std"]))
-    found = scored.groupby("criterion")["value"]
-    assert found.min()["uniformity"] == pytest.approx(1.0)
-    assert found.max()["attention_std"] == pytest.approx(0.0, abs=1e-15)
+    values = scored.groupby("criterion")["value"]
+    assert values.min()["uniformity"] == pytest.approx(1.0)
+    assert values.max()["attention_std"] == pytest.approx(0.0, abs=1e-15)
     # A constant A leaves V and the gradient to tell sites apart.
-    assert found.min()["send"] > 0
+    assert values.min()["send"] > 0
 
 
 def test_position() -> None:
@@ -295,8 +295,8 @@ def test_send_is_linear_in_the_scale_of_the_loss() -> None:
         def losses(of: Any, batch: Any) -> Tensor:
             return scale * LOSSES(of, batch)
 
-        found = score(model, windows(), batches(16), losses, names, batch_size=32)
-        return dict(zip(names, _values(aggregate(frame(found)), names), strict=True))
+        scores = score(model, windows(), batches(16), losses, names, batch_size=32)
+        return dict(zip(names, _values(aggregate(frame(scores)), names), strict=True))
 
     before, once, again = scaled(1.0), scaled(1e-3), scaled(1e-5)
     for place in before["send"]:
@@ -313,13 +313,13 @@ def test_send_is_linear_in_the_scale_of_the_loss() -> None:
 def test_rows_count_the_keys_that_a_query_may_attend_to() -> None:
     S = torch.randn(2, 3, 5, 5, dtype=torch.float64)
     causal = torch.ones(5, 5, dtype=torch.bool).tril()
-    found = dispersion(S, causal)
-    assert found.shape == (2, 3, 4)  # the first query has a single key
+    deviations = dispersion(S, causal)
+    assert deviations.shape == (2, 3, 4)  # the first query has a single key
     for query in range(1, 5):
         shares = S[:, :, query, : query + 1].softmax(-1)
-        torch.testing.assert_close(found[:, :, query - 1], shares.std(-1, correction=0))
+        torch.testing.assert_close(deviations[:, :, query - 1], shares.std(-1, correction=0))
     # What lies beyond is not looked at.
-    assert torch.equal(dispersion(S + 9 * torch.ones(5, 5).triu(1), causal), found)
+    assert torch.equal(dispersion(S + 9 * torch.ones(5, 5).triu(1), causal), deviations)
     assert dispersion(S[..., :1], torch.ones(5, 1, dtype=torch.bool)).shape == (2, 3, 0)
 
 
@@ -354,12 +354,12 @@ def test_a_silent_site_scores_zero_in_every_gradient_criterion(name: str, projec
     silence(model.sites()[index], projection)
     gradient = [criterion for criterion in GRADIENT if criterion in offered(MODELS[name].views)]
     assert gradient == list(GRADIENT) or name not in MIXING
-    found = aggregate(score_frame(model, windows(), batches(16), gradient))
-    found = found[found["criterion"].isin(gradient)]
-    silent = found["site"] == index
-    assert set(found["criterion"]) == set(gradient)
-    assert found.loc[silent, "value"].abs().max() < 1e-16
-    assert not (found.loc[~silent, "value"].abs() <= 1e-12).any()
+    scores = aggregate(score_frame(model, windows(), batches(16), gradient))
+    scores = scores[scores["criterion"].isin(gradient)]
+    silent = scores["site"] == index
+    assert set(scores["criterion"]) == set(gradient)
+    assert scores.loc[silent, "value"].abs().max() < 1e-16
+    assert not (scores.loc[~silent, "value"].abs() <= 1e-12).any()
     if name not in MIXING:
         return
     # magnitude and wanda see it too, without a gradient

@@ -79,8 +79,8 @@ class MaskedWeights(nn.Module):
 
     def forward(self, weights: Tensor, *values: Tensor) -> Tensor:
         self.M = torch.ones(weights.shape, dtype=torch.float64, requires_grad=True)
-        found: Tensor = self.core(weights * self.M, *values)
-        return found
+        mixed: Tensor = self.core(weights * self.M, *values)
+        return mixed
 
 
 def masked(core: nn.Module) -> Any:
@@ -97,13 +97,13 @@ def test_sensitivity_is_the_gradient_by_a_mask_of_ones_on_the_attention(name: st
     model = small(name)
     records = traces(model, windows().batch(FEW))
     assert [r.name for r in records] == [site.name for site in model.sites()]
-    shown = [found for found in records if found.offers(Mixing)]
+    shown = [trace for trace in records if trace.offers(Mixing)]
     assert len(shown) == len(records) or name not in MIXING
     scans = all(site.kind == "scan" for site in model.sites())
     assert bool(shown) != scans
-    for found in shown:
+    for trace in shown:
         reference = copy.deepcopy(model).eval()
-        modules: Any = reference.sites()[found.index].modules
+        modules: Any = reference.sites()[trace.index].modules
         for module in modules:
             module.core = masked(module.core)
         summed_loss(reference, FEW).backward()
@@ -112,10 +112,10 @@ def test_sensitivity_is_the_gradient_by_a_mask_of_ones_on_the_attention(name: st
             expected = module.core.M.grad
             assert expected is not None and expected.abs().max() > 1e-6
             rows, keys = expected.shape[-2:]
-            S = mixed(found).S.flatten(0, 1)[..., first : first + rows, :keys]
+            S = mixed(trace).S.flatten(0, 1)[..., first : first + rows, :keys]
             torch.testing.assert_close(S, expected, atol=1e-9, rtol=0)
             first += rows
-        assert mixed(found).S.shape[-2] == first
+        assert mixed(trace).S.shape[-2] == first
 
 
 def test_the_cases_hold_self_causal_and_cross_attention_and_independent_channels() -> None:
@@ -132,39 +132,39 @@ def test_the_cases_hold_self_causal_and_cross_attention_and_independent_channels
 @pytest.mark.parametrize("name", [*SOFTMAX, "Informer"])
 def test_its_sum_is_the_gradient_by_gates_on_heads_and_site(name: str) -> None:
     model = small(name)
-    for found in traces(model, windows().batch(FEW)):
-        heads = mixed(found).S.shape[2]
+    for trace in traces(model, windows().batch(FEW)):
+        heads = mixed(trace).S.shape[2]
         gates = torch.ones(len(FEW), 1 + heads, dtype=torch.float64, requires_grad=True)
 
         def gated(_: nn.Module, __: Any, O: Tensor, gates: Tensor = gates) -> Tensor:  # noqa: E741
             each = (gates[:, :1] * gates[:, 1:]).repeat_interleave(len(O) // len(FEW), 0)
             return O * each[:, :, None, None]
 
-        attention = model.sites()[found.index].attention
+        attention = model.sites()[trace.index].attention
         assert attention is not None
         model.eval()
         with attention.core.register_forward_hook(gated):
             (expected,) = torch.autograd.grad(summed_loss(model, FEW), gates)
-        torch.testing.assert_close(found.gate, expected, atol=1e-9, rtol=0)
-        assert found.heads is not None
-        torch.testing.assert_close(found.heads.gate, expected[:, 1:], atol=1e-9, rtol=0)
+        torch.testing.assert_close(trace.gate, expected, atol=1e-9, rtol=0)
+        assert trace.heads is not None
+        torch.testing.assert_close(trace.heads.gate, expected[:, 1:], atol=1e-9, rtol=0)
         # Queries of an Informer that do not attend get values without weights.
-        by_mask = mixed(found).S.sum((1, 3, 4))
+        by_mask = mixed(trace).S.sum((1, 3, 4))
         assert torch.allclose(by_mask, expected[:, 1:], atol=1e-9, rtol=0) == (name in SOFTMAX)
         # A gate on the output also scales its bias.
-        bias = found.output.dy @ attention.out.bias.detach()
+        bias = trace.output.dy @ attention.out.bias.detach()
         whole = expected[:, :1] + bias.flatten(1).sum(1, keepdim=True)
-        torch.testing.assert_close(found.output.gate, whole, atol=1e-9, rtol=0)
+        torch.testing.assert_close(trace.output.gate, whole, atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("name", [name for name in ATTENTIVE if name not in SOFTMAX])
 def test_the_gate_of_a_site_without_heads_is_that_of_what_it_adds(name: str) -> None:
     model = small(name).eval()
-    for found in traces(model, windows().batch(FEW)):
-        site = model.sites()[found.index]
+    for trace in traces(model, windows().batch(FEW)):
+        site = model.sites()[trace.index]
         if site.heads > 1:
             continue
-        whole = len(site.modules) > 1 or not found.offers(Mixing)
+        whole = len(site.modules) > 1 or not trace.offers(Mixing)
         # A site of weights has its gate on the sum of values, before the projection.
         last: Any = site.modules[-1]
         at = last if whole else last.core
@@ -177,7 +177,7 @@ def test_the_gate_of_a_site_without_heads_is_that_of_what_it_adds(name: str) -> 
         with at.register_forward_hook(gated):
             (expected,) = torch.autograd.grad(summed_loss(model, FEW), gates)
         assert expected.abs().min() > 1e-6
-        torch.testing.assert_close(found.gate[:, :1], expected, atol=1e-9, rtol=0)
+        torch.testing.assert_close(trace.gate[:, :1], expected, atol=1e-9, rtol=0)
 
 
 class SharedReference(MaskedReference):
@@ -193,9 +193,9 @@ class SharedReference(MaskedReference):
 @pytest.mark.parametrize("name", SOFTMAX)
 def test_send_is_the_printed_formula_of_one_mask_a_batch(name: str, size: int) -> None:
     model, cut = small(name), batches(40)
-    found = score_frame(model, windows(), cut, ["send"], batch_size=size)
-    found = found[found["criterion"].eq("send") & found["batch"].eq(-1)]
-    value = found.set_index(["site", "head"])["value"]
+    scores = score_frame(model, windows(), cut, ["send"], batch_size=size)
+    scores = scores[scores["criterion"].eq("send") & scores["batch"].eq(-1)]
+    value = scores.set_index(["site", "head"])["value"]
     expected = dict.fromkeys(value.index, 0.0)
     for index in torch.split(cut[0], size):
         reference = copy.deepcopy(model).eval()
@@ -224,8 +224,8 @@ def test_send_in_float32_is_what_the_default_precision_gives(name: str) -> None:
     """Rounding aside, the same; S here is large enough for float32 to resolve it."""
     names = ["send", "send_float32"]
     model = small(name, torch.float32)
-    found = score_frame(model, windows(torch.float32), batches(32), names, statistics=False)
-    value = found.pivot_table("value", ["batch", "site", "head"], "criterion")
+    scores = score_frame(model, windows(torch.float32), batches(32), names, statistics=False)
+    value = scores.pivot_table("value", ["batch", "site", "head"], "criterion")
     relative = (value["send_float32"] / value["send"] - 1).abs()
     assert 0 < relative.max() < 2e-2
 
@@ -338,11 +338,11 @@ def test_attention_maps_are_mean_distributions() -> None:
     assert list(maps) == [site.name for site in model.sites()]
     for site in model.sites():
         assert site.attention is not None
-        found = maps[site.name]
-        assert found.shape[0] == site.heads
-        assert found.sum(-1) == pytest.approx(1.0)
+        means = maps[site.name]
+        assert means.shape[0] == site.heads
+        assert means.sum(-1) == pytest.approx(1.0)
         if site.attention.core.causal:
-            assert not found[:, 0, 1:].any()
+            assert not means[:, 0, 1:].any()
 
 
 @pytest.mark.parametrize("cut", [[], [torch.arange(3), torch.arange(0)]])

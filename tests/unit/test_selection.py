@@ -105,23 +105,23 @@ def test_requested_rows_are_valid_selections() -> None:
         draws=5,
         exhaustive=True,
     )
-    found = select.requested(table([0.4, 0.1, 0.2, 0.3]), HEADS, section, seed=1)
+    selections = select.requested(table([0.4, 0.1, 0.2, 0.3]), HEADS, section, seed=1)
     keys = ("e", "forecasting", "d", "s", "m", "v", None, "l96-h96", 0)
     run = dict(zip(frames.RUN, keys, strict=True))
-    assert len(frames.checked("selections", found.assign(**run))) == len(found)
-    for name, level, removed in found[["mask", "level", "removed"]].itertuples(index=False):
+    assert len(frames.checked("selections", selections.assign(**run))) == len(selections)
+    for name, level, removed in selections[["mask", "level", "removed"]].itertuples(index=False):
         mask = Mask.parse(name, HEADS)
         gone = mask.removed_heads if level == "head" else mask.sites_removed
         assert len(gone) == removed
 
 
 def test_sites_are_removed_by_score() -> None:
-    found = select.requested(
+    selections = select.requested(
         table([0.4, 0.1, 0.2, 0.3]), HEADS, site_level(0.25, 0.5, 0.75, 1.0), seed=1
     )
-    assert found["mask"].tolist() == ["1.0.1.1", "1.0.0.1", "1.0.0.0", "0.0.0.0"]
-    assert found["removed"].tolist() == [1, 2, 3, 4]
-    assert set(found["criterion"]) == {"send"}
+    assert selections["mask"].tolist() == ["1.0.1.1", "1.0.0.1", "1.0.0.0", "0.0.0.0"]
+    assert selections["removed"].tolist() == [1, 2, 3, 4]
+    assert set(selections["criterion"]) == {"send"}
 
 
 def test_heads_are_ranked_across_sites() -> None:
@@ -129,10 +129,10 @@ def test_heads_are_ranked_across_sites() -> None:
         site=LevelSection(), head=LevelSection(criteria=("send",), ratios=(0.25, 0.375, 1.0))
     )
     scores = table([0.4, 0.1, 0.105, 0.3])
-    found = select.requested(scores, HEADS, section, seed=1)
+    selections = select.requested(scores, HEADS, section, seed=1)
     # Scores of the heads: .40 .41 | .10 .11 | .105 .115 | .30 .31
-    assert found["mask"].tolist() == ["1.01.01.1", "1.0.01.1", "0.0.0.0"]
-    assert found["removed"].tolist() == [2, 3, 8]
+    assert selections["mask"].tolist() == ["1.01.01.1", "1.0.01.1", "0.0.0.0"]
+    assert selections["removed"].tolist() == [2, 3, 8]
 
 
 def test_a_new_ratio_changes_no_draw() -> None:
@@ -156,24 +156,25 @@ def head_draws(ratios: tuple[float, ...]) -> PruningSection:
 def test_rules_leave_their_masks() -> None:
     scores = table([0.4, 0.1, 0.11, 0.3])
     section = site_level("auto:gap", "auto:loss_drop_bound", "auto:one_se")
-    found = select.requested(scores, HEADS, section, seed=1, bounded=[3])
-    masks = found.groupby("rule")["mask"].apply(list)
+    selections = select.requested(scores, HEADS, section, seed=1, bounded=[3])
+    masks = selections.groupby("rule")["mask"].apply(list)
     assert masks["gap"] == ["1.0.0.1"]
     assert masks["loss_drop_bound"] == ["1.1.1.0"]
     assert masks["path"] == ["1.1.1.1", "1.0.1.1", "1.0.0.1", "1.0.0.0", "0.0.0.0"]
-    assert found.loc[found["rule"] == "path", "draw"].tolist() == [0, 1, 2, 3, 4]
-    assert found["ratio"].isna().all()
+    assert selections.loc[selections["rule"] == "path", "draw"].tolist() == [0, 1, 2, 3, 4]
+    assert selections["ratio"].isna().all()
 
 
 def test_an_undefined_gap_leaves_no_row() -> None:
-    found = select.requested(table([0.4, -0.1, 0.2, 0.3]), HEADS, site_level("auto:gap"), seed=1)
-    assert found.empty
+    scores = table([0.4, -0.1, 0.2, 0.3])
+    selections = select.requested(scores, HEADS, site_level("auto:gap"), seed=1)
+    assert selections.empty
 
 
 def test_exhaustive_is_every_site_mask() -> None:
     section = NONE.model_copy(update={"exhaustive": True})
-    found = select.requested(table([1.0] * 4), HEADS, section, seed=1)
-    assert found["mask"].tolist() == [mask.name for mask in all_site_masks(HEADS)]
+    selections = select.requested(table([1.0] * 4), HEADS, section, seed=1)
+    assert selections["mask"].tolist() == [mask.name for mask in all_site_masks(HEADS)]
 
 
 def test_a_model_without_sites_has_nothing_to_decide() -> None:
@@ -255,17 +256,17 @@ def test_criteria_and_rules_that_a_model_does_not_offer_are_left_out() -> None:
     section = section.model_copy(update={"head": section.site})
     with pytest.raises(ValueError, match="'send' has no score"):
         select.requested(scores, HEADS, section, seed=1)
-    found = select.requested(scores, HEADS, section, seed=1, possible=("michel",))
-    assert set(found["criterion"]) == {"michel"}
-    assert set(found["rule"]) == {""}
-    assert sorted(found["level"]) == ["head", "site"]
+    selections = select.requested(scores, HEADS, section, seed=1, possible=("michel",))
+    assert set(selections["criterion"]) == {"michel"}
+    assert set(selections["rule"]) == {""}
+    assert sorted(selections["level"]) == ["head", "site"]
 
 
 def test_the_only_head_of_a_site_has_the_score_of_the_site() -> None:
     scores = table([0.4, 0.1, 0.2, 0.3])
     scores = scores[(scores["head"] == -1) | (scores["site"] != 1)]
     section = NONE.model_copy(update={"head": LevelSection(criteria=("send",), ratios=(0.2,))})
-    found = select.requested(scores, (2, 1, 2, 2), section, seed=1)
-    assert list(found["mask"]) == ["1.0.1.1"]
+    selections = select.requested(scores, (2, 1, 2, 2), section, seed=1)
+    assert list(selections["mask"]) == ["1.0.1.1"]
     with pytest.raises(ValueError, match="no score, or NaN, for site 1, head 0"):
         select.requested(scores, HEADS, section, seed=1)

@@ -44,11 +44,11 @@ def test_the_lowest_scores_go_first_and_draws_differ() -> None:
 
 def test_a_set_of_sites_is_measured_once_and_stands_in_each_row_that_chose_it() -> None:
     orders = {("send", 0): list("badc"), ("michel", 0): list("abcd"), ("random", 3): list("cdab")}
-    found = {
+    measured = {
         frozenset(sites): np.array([value, value + 2])
         for sites, value in {"": 1.0, "ab": 3.0, "cd": 5.0}.items()
     }
-    frame, each = smollm2.results(orders, [2], found, NAMES, tokens=7)
+    frame, each = smollm2.results(orders, [2], measured, NAMES, tokens=7)
     assert frame.set_index("criterion")["sites"].to_dict() == {
         "send": "0 1", "michel": "0 1", "random": "2 3",
     }  # fmt: skip

@@ -98,9 +98,9 @@ def test_the_captured_step_trains_like_the_plain_one(
             taken = step if captured else step._step
             losses[captured] = [taken(index) for index in order.split(32)]
             assert (step._graph is not None) == captured
-    expected, found = torch.stack(losses[False]), torch.stack(losses[True])
+    expected, actual = torch.stack(losses[False]), torch.stack(losses[True])
     assert expected[-2] < 0.9 * expected[0]  # the last batch is a smaller one
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(("name", "captured"), [("DLinear", True), ("Time-LLM-random", False)])

@@ -30,11 +30,11 @@ def standard_error(seeds: np.ndarray, block: int, draws: int = 2000, seed: int =
 def test_seeds_add_their_variance_and_few_seeds_are_corrected_for() -> None:
     # Without noise between windows, only the seeds' means vary: se = sd / sqrt(S).
     rng = np.random.default_rng(0)
-    found = []
+    variances = []
     for _ in range(200):
         seeds = rng.standard_normal((3, 1)) * np.ones((3, 900))
-        found.append(standard_error(seeds, 100, draws=300) ** 2)
-    assert np.sqrt(np.mean(found)) == pytest.approx(1 / np.sqrt(3), rel=0.15)
+        variances.append(standard_error(seeds, 100, draws=300) ** 2)
+    assert np.sqrt(np.mean(variances)) == pytest.approx(1 / np.sqrt(3), rel=0.15)
 
 
 def test_two_thousand_draws_take_well_under_a_second() -> None:
@@ -98,8 +98,8 @@ def change_of(draws: np.ndarray) -> bootstrap.Change:
 )
 def test_equivalence_decisions(mean: float, sd: float, no_worse: bool, equivalent: bool) -> None:
     draws = mean + sd * np.random.default_rng(0).standard_normal(4000)
-    found = bootstrap.equivalence(change_of(draws), margin=0.01)
-    assert (found.no_worse, found.equivalent) == (no_worse, equivalent)
+    decision = bootstrap.equivalence(change_of(draws), margin=0.01)
+    assert (decision.no_worse, decision.equivalent) == (no_worse, equivalent)
     # Two one-sided tests at 5 % are the 90 % interval inside the margin.
     low, high = np.quantile(draws, [0.05, 0.95])
     assert equivalent == (low > -0.01 and high < 0.01)
@@ -128,13 +128,13 @@ def test_relative_changes_are_paired_with_the_control_of_the_same_run() -> None:
         + [{**keys, "criterion": "none", "mask": "1.1.0.1"} for keys in of]
     )
     losses = losses_of(pd.concat([tuned, dense]))
-    found = relative_changes(losses, choices, ["criterion"], draws=200)
-    assert len(found) == 4  # two cells, two criteria
-    send = found[found["criterion"] == "send"]
+    changes = relative_changes(losses, choices, ["criterion"], draws=200)
+    assert len(changes) == 4  # two cells, two criteria
+    send = changes[changes["criterion"] == "send"]
     np.testing.assert_allclose(send["change"], 0.005, atol=1e-6)  # the mean of two masks
     assert (send["p"] < 0.05).all() and send["no_worse"].all() and send["equivalent"].all()
-    assert (found["seeds"] == 3).all() and (found["blocks"] > 4).all()
-    np.testing.assert_allclose(found.loc[found["criterion"] == "none", "change"], 0, atol=1e-7)
+    assert (changes["seeds"] == 3).all() and (changes["blocks"] > 4).all()
+    np.testing.assert_allclose(changes.loc[changes["criterion"] == "none", "change"], 0, atol=1e-7)
     against_dense = relative_changes(losses, choices, ["criterion"], reference="dense", draws=200)
     np.testing.assert_allclose(
         against_dense.loc[against_dense["criterion"] == "none", "change"], -0.5, atol=1e-6
@@ -145,8 +145,8 @@ def test_a_seed_may_choose_its_own_mask() -> None:
     of = runs(seeds=2)
     tuned = results(of, lambda keys, mask, _: additive([0.1, 0.3, 0, 0])(mask))
     choices = pd.DataFrame([{**of[0], "mask": "0.1.1.1"}, {**of[1], "mask": "1.0.1.1"}])
-    found = relative_changes(losses_of(tuned), choices.assign(rule="x"), ["rule"], draws=200)
-    assert found["change"].item() == pytest.approx(0.2, abs=1e-6)
+    changes = relative_changes(losses_of(tuned), choices.assign(rule="x"), ["rule"], draws=200)
+    assert changes["change"].item() == pytest.approx(0.2, abs=1e-6)
     nothing = relative_changes(losses_of(tuned), choices.assign(rule="x", mask="9"), ["rule"])
     assert nothing.empty and "change" in nothing
 
@@ -303,17 +303,17 @@ def test_bartlett_and_the_t_interval_equal_scipy() -> None:
 def test_the_winner_is_judged_on_sources_that_did_not_choose_it() -> None:
     rng = np.random.default_rng(3)
     lucky = pd.DataFrame(rng.normal(size=(7, 20)), columns=[f"m{i}" for i in range(20)])
-    found = tests.winner(lucky)
+    winner = tests.winner(lucky)
     chosen, held = [], []
     for half in itertools.combinations(range(7), 3):
         inside = lucky.iloc[list(half)].mean()
         name = inside.idxmax()
         chosen.append(inside[name])
         held.append(lucky.drop(index=list(half))[name].mean())
-    assert found.chosen == pytest.approx(np.mean(chosen))
-    assert found.held_out == pytest.approx(np.mean(held))
-    assert sum(found.wins.values()) == 35 and found.n == 7
-    assert found.chosen > 0.5 > found.held_out and found.p is not None and found.p > 0.05
+    assert winner.chosen == pytest.approx(np.mean(chosen))
+    assert winner.held_out == pytest.approx(np.mean(held))
+    assert sum(winner.wins.values()) == 35 and winner.n == 7
+    assert winner.chosen > 0.5 > winner.held_out and winner.p is not None and winner.p > 0.05
     good = tests.winner(lucky.assign(good=2 + rng.normal(size=7) / 10))
     assert good.p == pytest.approx(1 / 2**7) and good.wins["good"] > 17
     assert tests.winner(lucky.head(4)).p is None
@@ -352,17 +352,17 @@ def test_the_mixed_model_finds_planted_mean_and_deviations() -> None:
         for i, shift in enumerate(0.02 * rng.standard_normal(40))
         for _ in range(6)
     ]
-    found = tests.mixed_model(pd.DataFrame(rows))
-    assert found.low < -0.02 < found.high and found.mean == pytest.approx(-0.02, abs=0.01)
-    assert found.between == pytest.approx(0.02, rel=0.3)
-    assert found.within == pytest.approx(0.005, rel=0.2)
-    assert found.sources == 40 and found.p < 0.05
+    fit = tests.mixed_model(pd.DataFrame(rows))
+    assert fit.low < -0.02 < fit.high and fit.mean == pytest.approx(-0.02, abs=0.01)
+    assert fit.between == pytest.approx(0.02, rel=0.3)
+    assert fit.within == pytest.approx(0.005, rel=0.2)
+    assert fit.sources == 40 and fit.p < 0.05
 
 
 def test_the_mixed_model_says_when_there_is_too_little() -> None:
     frame = pd.DataFrame({"source": ["a", "a", "a"], "change": [0.1, 0.2, 0.3]})
-    found = tests.mixed_model(frame)
-    assert np.isnan(found.mean) and "3 cells of 1 source" in found.note
+    fit = tests.mixed_model(frame)
+    assert np.isnan(fit.mean) and "3 cells of 1 source" in fit.note
     constant = pd.DataFrame({"source": list("aabb"), "change": [0.1] * 4})
     assert tests.mixed_model(constant).sources == 2  # singular, and no crash
 
@@ -372,12 +372,12 @@ def test_ranking_needs_enough_cases() -> None:
     table = pd.DataFrame(rng.standard_normal((12, 3)), columns=["good", "mid", "bad"])
     table["good"] -= 5
     table["bad"] += 5
-    found = tests.ranking(table)
-    assert list(found.ranks.index) == ["good", "mid", "bad"]
-    assert found.ranks["good"] == 1.0 and found.test.p is not None and found.test.p < 0.001
+    ranking = tests.ranking(table)
+    assert list(ranking.ranks.index) == ["good", "mid", "bad"]
+    assert ranking.ranks["good"] == 1.0 and ranking.test.p is not None and ranking.test.p < 0.001
     # Demsar 2006, table 5: q = 2.343 for three classifiers at 0.05.
-    assert found.critical_difference == pytest.approx(2.343 * np.sqrt(12 / 72), rel=1e-3)
-    assert found.pairwise is not None and found.pairwise.loc["good", "bad"] < 0.001
+    assert ranking.critical_difference == pytest.approx(2.343 * np.sqrt(12 / 72), rel=1e-3)
+    assert ranking.pairwise is not None and ranking.pairwise.loc["good", "bad"] < 0.001
     few = tests.ranking(table.head(5))
     assert few.critical_difference is None and few.test.p is None and "too few" in few.test.note
     holes = table.copy()

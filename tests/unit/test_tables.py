@@ -127,9 +127,9 @@ def test_main_puts_a_baseline_beside_every_variant() -> None:
     made["results"] = rows[(rows["model"] != "DLinear") | (rows["variant"] == "published")]
     table = TABLES["main"].function(Frames.of(**made))
     table = table[(table["method"] == "DLinear") & (table["metric"] == "MSE")]
-    found = table[table["dataset"] == "ETTh1"].set_index(["model", "variant"])["mean"]
-    assert {*found.index} >= {("iTransformer", "deep"), ("iTransformer", "published")}
-    assert (found == found.iloc[0]).all()
+    errors = table[table["dataset"] == "ETTh1"].set_index(["model", "variant"])["mean"]
+    assert {*errors.index} >= {("iTransformer", "deep"), ("iTransformer", "published")}
+    assert (errors == errors.iloc[0]).all()
 
 
 def test_main_puts_a_rival_that_was_not_pruned_beside_the_others() -> None:
@@ -222,8 +222,8 @@ def over_sources(datasets: list[str], horizons: list[int]) -> pd.DataFrame:
         return 1.0 - gain * (mask == planted.EMPTY) + 0.001 * keys["seed"]
 
     of = planted.runs(datasets, seeds=2, horizons=horizons)
-    found = planted.results(of, error, masks=[planted.FULL, planted.EMPTY])
-    table = TABLES["by_source"].function(Frames.of(results=found))
+    results = planted.results(of, error, masks=[planted.FULL, planted.EMPTY])
+    table = TABLES["by_source"].function(Frames.of(results=results))
     assert set(table["method"]) == {"none left"}
     return table.set_index("measure")
 
@@ -525,24 +525,26 @@ def test_stability_of_scores_whose_noise_is_planted() -> None:
     calm = planted.scores(of, {"odd": values["odd"]}, batches=32)
     table = TABLES["stability"].function(Frames.of(scores=pd.concat([noisy, calm])))
     assert list(table["criterion"].unique()) == ["send", "odd"]
-    found = table.set_index(["criterion", "measure"])
+    measures = table.set_index(["criterion", "measure"])
     expected = 1.5 * np.mean([1, 1 / 2, 1 / 3, 1 / 4])
-    assert found.loc[("send", "CV, 1 batch"), "mean"] == pytest.approx(expected, rel=0.1)
-    assert found.loc[("send", "CV, 4 batches"), "mean"] == pytest.approx(expected / 2, rel=0.2)
-    one_batch, four = (found.loc[("send", f"tau-b, {b}"), "mean"] for b in ("1 batch", "4 batches"))
+    assert measures.loc[("send", "CV, 1 batch"), "mean"] == pytest.approx(expected, rel=0.1)
+    assert measures.loc[("send", "CV, 4 batches"), "mean"] == pytest.approx(expected / 2, rel=0.2)
+    one_batch, four = (
+        measures.loc[("send", f"tau-b, {n}"), "mean"] for n in ("1 batch", "4 batches")
+    )
     assert 0.3 < one_batch < four < 1
     needed, others = (
-        found.loc[("send", m), "mean"] for m in ("batches needed", "needed, other batches")
+        measures.loc[("send", m), "mean"] for m in ("batches needed", "needed, other batches")
     )
     assert 4 < needed <= 32
     assert np.isnan(others) or others >= needed / 2
-    assert found.loc[("odd", "batches needed"), "mean"] == 1
+    assert measures.loc[("odd", "batches needed"), "mean"] == 1
     # Of six pairs of seeds three are reversed.
-    seeds = found.loc[("odd", "tau-b, seeds")]
+    seeds = measures.loc[("odd", "tau-b, seeds")]
     assert (seeds["mean"], seeds["n"]) == (pytest.approx(0), 8)
     # Reversed after the first epoch, as at the end after the others; the kept one does not count.
-    assert found.loc[("send", "tau-b, epochs"), "mean"] == pytest.approx(0.5)
-    assert ("odd", "tau-b, epochs") not in found.index
+    assert measures.loc[("send", "tau-b, epochs"), "mean"] == pytest.approx(0.5)
+    assert ("odd", "tau-b, epochs") not in measures.index
 
 
 @pytest.mark.parametrize(

@@ -217,9 +217,9 @@ def live(config: Config) -> dict[str, Any]:
     """The live runs by job; fails if a job has two."""
     store = client(config)
     experiment = store.get_experiment_by_name("spat/tried").experiment_id
-    found = store.search_runs([experiment])
-    jobs = {run.data.tags["job"]: run for run in found}
-    assert len(jobs) == len(found)
+    entries = store.search_runs([experiment])
+    jobs = {run.data.tags["job"]: run for run in entries}
+    assert len(jobs) == len(entries)
     return jobs
 
 
@@ -428,8 +428,8 @@ def test_later_jobs_add_their_changes_to_the_runs_that_were_shown_before(config:
     after = live(config)
     for name in (RUN.path, job):
         assert after[name].info.run_id == before[name].info.run_id, "a run is not written again"
-        found = {key: after[name].data.metrics[key] for key in changes}
-        assert found == pytest.approx(dict(zip(sorted(changes), (-25, -25, 0), strict=True)))
+        recorded = {key: after[name].data.metrics[key] for key in changes}
+        assert recorded == pytest.approx(dict(zip(sorted(changes), (-25, -25, 0), strict=True)))
     assert after[job].data.metrics["latency_ms"] == 9.0
     assert set(before) | {f"{RUN.path}/measure"} == set(after)
     view = shown(config)
@@ -440,15 +440,15 @@ def test_later_jobs_add_their_changes_to_the_runs_that_were_shown_before(config:
 def test_the_experiment_has_a_view_with_the_useful_columns(config: Config) -> None:
     write_all(config)
     log_all(config)
-    found = client(config).get_experiment_by_name("spat/tried")
-    view = json.loads(found.tags["mlflow.sharedViewState.spat"])
+    experiment = client(config).get_experiment_by_name("spat/tried")
+    view = json.loads(experiment.tags["mlflow.sharedViewState.spat"])
     metrics = {key for run in live(config).values() for key in run.data.metrics}
     columns = [column.split("`")[1] for column in view["selectedColumns"]]
     assert {name for name in columns if "_" in name} <= metrics
     assert view["orderByKey"] in view["selectedColumns"]
     # The address in the README is that of the first experiment of a store.
     assert "/#/experiments/1/runs?viewStateShareKey=spat" in README
-    assert found.experiment_id == "1"
+    assert experiment.experiment_id == "1"
 
 
 def test_the_report_has_the_main_numbers_and_the_experiment_says_what_to_look_at(
@@ -470,8 +470,8 @@ def test_the_report_has_the_main_numbers_and_the_experiment_says_what_to_look_at
         f"test_mse/{cell}/SPAT val.": 0.38,
         f"change_percent/{cell}/SPAT val.": -5.0,
     }
-    found = client(config).get_experiment_by_name(f"spat/{config.experiment}")
-    assert "Start with the run `report`" in found.tags["mlflow.note.content"]
+    experiment = client(config).get_experiment_by_name(f"spat/{config.experiment}")
+    assert "Start with the run `report`" in experiment.tags["mlflow.note.content"]
 
 
 def test_a_rerun_replaces_its_run_and_keeps_the_others(config: Config) -> None:
@@ -531,9 +531,9 @@ def test_rebuilding_drops_what_has_no_files_and_leaves_a_users_own_run(config: C
     own = store.create_run(experiment, run_name="my own").info.run_id
     (runs.folder(config, RUN, "score") / "metrics.json").unlink()
     tracking.rebuild(config)
-    found = {run.info.run_name: run for run in store.search_runs([experiment])}
-    assert "score" not in found
-    assert found["my own"].info.run_id == own
+    entries = {run.info.run_name: run for run in store.search_runs([experiment])}
+    assert "score" not in entries
+    assert entries["my own"].info.run_id == own
 
 
 def test_rebuilding_a_run_that_is_at_pretraining_again_shows_no_part_of_it(config: Config) -> None:

@@ -51,14 +51,14 @@ def splits() -> Splits:
 
 
 def small(seed: int = 0, **changes: int | float) -> Forecaster:
-    found = setup(
+    chosen = setup(
         "iTransformer",
         "deep",
         "synthetic",
         HORIZON,
         {"d_model": 16, "d_ff": 16, "e_layers": 2, "n_heads": 2, "dropout": 0.1, **changes},
     )
-    return build("iTransformer", found.settings, Shape(LOOKBACK, HORIZON, CHANNELS, 0), seed)
+    return build("iTransformer", chosen.settings, Shape(LOOKBACK, HORIZON, CHANNELS, 0), seed)
 
 
 def settings(**changes: object) -> Settings:
@@ -381,13 +381,13 @@ def test_sharpness_aware_gradient_is_the_one_at_the_ascended_weights() -> None:
         return layer(x).square().mean()
 
     SharpnessAware(layer, rho=0.1).backward(loss)
-    found = layer.weight.grad
-    assert found is not None
+    actual = layer.weight.grad
+    assert actual is not None
     gradient = torch.autograd.grad(loss(), layer.weight)[0]
     with torch.no_grad():
         layer.weight.add_(0.1 * gradient / gradient.norm())
     expected = torch.autograd.grad(loss(), layer.weight)[0]
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
     with torch.no_grad():
         layer.weight.copy_(start)
 
@@ -409,17 +409,17 @@ def test_a_share_of_the_windows_is_drawn_anew_for_each_epoch(
     seen: list[list[int]] = []
 
     def drawn(*arguments: Any) -> tuple[torch.Tensor, ...]:
-        found = batches(*arguments)
-        seen.append([int(i) for batch in found for i in batch])
-        return found
+        result = batches(*arguments)
+        seen.append([int(i) for batch in result for i in batch])
+        return result
 
     batches = loop._batches
     monkeypatch.setattr(loop, "_batches", drawn)
-    found = fit(small(dropout=0.0), TASK, splits, settings(epochs=3, share=0.25), SEEDS)
+    result = fit(small(dropout=0.0), TASK, splits, settings(epochs=3, share=0.25), SEEDS)
     assert {len(set(epoch)) for epoch in seen} == {math.ceil(len(splits.train) / 4)}
     assert len(set(map(tuple, seen))) == 3
     whole = fit(small(dropout=0.0), TASK, splits, settings(epochs=1), SEEDS)
-    ratio = found.history[0]["train_mse"] / whole.history[0]["train_mse"]
+    ratio = result.history[0]["train_mse"] / whole.history[0]["train_mse"]
     assert 0.8 < ratio < 1.6, "a mean over a quarter of the windows, early in training"
 
 

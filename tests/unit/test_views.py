@@ -134,10 +134,10 @@ def inner_site(model: Stack, index: int, kind: Any, heads: int = 1) -> Site:
 def scored(model: nn.Module, sites: list[Site], *names: str) -> dict[str, list[SiteScores]]:
     index = torch.arange(12)
     asked = list(names) or None
-    found = score(model, Cases(), [index], losses, asked, batch_size=6, sites=sites)
+    scores = score(model, Cases(), [index], losses, asked, batch_size=6, sites=sites)
     return {
-        name: [one for one in found if one.criterion == name]
-        for name in {s.criterion for s in found}
+        name: [one for one in scores if one.criterion == name]
+        for name in {s.criterion for s in scores}
     }
 
 
@@ -164,8 +164,8 @@ def test_a_mixing_core_shows_its_weights_and_their_sensitivity() -> None:
     torch.testing.assert_close(trace.gate[:, 0], gated(model, sites[0].attention))
     torch.testing.assert_close(trace.gate[:, :1], trace.output.gate)
     # Heads share the weights, so only the site has a score.
-    found = scored(model, sites, "send", "michel", "entropy")
-    assert {one.value.shape for scores in found.values() for one in scores} == {(2, 1)}
+    values = scored(model, sites, "send", "michel", "entropy")
+    assert {one.value.shape for scores in values.values() for one in scores} == {(2, 1)}
 
 
 def test_a_frozen_mixing_core_shows_the_same() -> None:
@@ -204,11 +204,11 @@ def test_a_site_without_weights_is_scored_by_its_output_alone() -> None:
         True,
     ]
     torch.testing.assert_close(traces[0].gate[:, 0], gated(model, sites[0].attention))
-    found = scored(model, sites)
+    by_criterion = scored(model, sites)
     narrow = set(offered(["Output", "Residual"])) - {"random", "loss_drop_val"}
-    assert {name for name, scores in found.items() if len(scores) == 2} == narrow
-    assert {"send", "uniformity", "snip"} <= found.keys()
-    assert [one.site for one in found["send"]] == [1]
+    assert {name for name, scores in by_criterion.items() if len(scores) == 2} == narrow
+    assert {"send", "uniformity", "snip"} <= by_criterion.keys()
+    assert [one.site for one in by_criterion["send"]] == [1]
     with pytest.raises(
         ValueError, match=r"'send' needs the view Mixing, which site 'layer\.0'"
     ) as e:
@@ -232,8 +232,8 @@ def test_a_router_pair_is_one_site_of_two_modules() -> None:
     torch.testing.assert_close(trace.mixing.A.sum(-1), torch.ones(12, 1, 2, 7).double())
     torch.testing.assert_close(trace.gate[:, 0], gated(model, router.receiver))
     dropped = loss_drops(model, Cases(), [torch.arange(12)], losses, [site])[0]
-    found = scored(model, [site], "send", "michel", "loss_drop")
-    assert {one.value.shape[1] for (one,) in found.values()} == {1}
+    scores = scored(model, [site], "send", "michel", "loss_drop")
+    assert {one.value.shape[1] for (one,) in scores.values()} == {1}
     with torch.no_grad():
         before = losses(model, Cases().x)
         site.remove()
@@ -263,8 +263,8 @@ class Sparse(AttentionCore):
     def allowed(self, q: Tensor, k: Tensor) -> Tensor:
         attends = q[..., 0].sum(-1) > 0  # [..., H]
         rows = torch.arange(q.shape[-2]) == 0
-        found = attends[..., None, None] & rows.unsqueeze(-1)
-        return found.expand(*q.shape[:-1], k.shape[-2])
+        joint = attends[..., None, None] & rows.unsqueeze(-1)
+        return joint.expand(*q.shape[:-1], k.shape[-2])
 
     def weights(self, q: Tensor, k: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
         return super().weights(q, k, dtype) * self.allowed(q, k)
@@ -286,8 +286,8 @@ def test_queries_that_do_not_attend_are_rows_without_keys() -> None:
     assert not trace.mixing.S[~allowed].any()
     rows = trace.mixing.S[..., 0, :].softmax(-1).std(-1, correction=0) * allowed[..., 0, 0]
     torch.testing.assert_close(send.send_window(trace)[:, 1:], rows.squeeze(1))
-    found = scored(model, [site], "send", "send_window", "entropy", "send_unit", "send_float32")
-    assert all(np.isfinite(one.value).all() for scores in found.values() for one in scores)
+    values = scored(model, [site], "send", "send_window", "entropy", "send_unit", "send_float32")
+    assert all(np.isfinite(one.value).all() for scores in values.values() for one in scores)
 
 
 class Whole(Correlation):
@@ -312,11 +312,11 @@ def test_a_site_of_one_head_offers_its_projection() -> None:
     assert trace.heads is not None
     assert trace.heads.O.shape == (12, 1, 1, TOKENS, WIDTH)
     torch.testing.assert_close(trace.heads.gate, trace.mixing.S.sum((1, 3, 4)))
-    found = scored(model, [site])
-    assert found.keys() >= set(offered(VIEWS)) - {"random", "loss_drop_val", "send_train"}
+    scores = scored(model, [site])
+    assert scores.keys() >= set(offered(VIEWS)) - {"random", "loss_drop_val", "send_train"}
     W_o, W_v = (linear.weight.detach() for linear in (site.attention.out, site.attention.value))
     expected = (W_o @ W_v).norm()
-    assert found["magnitude"][0].value[0, 0] == pytest.approx(float(expected))
+    assert scores["magnitude"][0].value[0, 0] == pytest.approx(float(expected))
 
 
 class Bare(nn.Module):
@@ -336,8 +336,8 @@ def test_without_a_layer_round_it_a_site_is_its_own_block() -> None:
     torch.manual_seed(0)
     model = Bare().double()
     site = Site("encoder.0.self", model, "inner", 2)
-    found = scored(model, [site], "cosine", "block_influence")
-    np.testing.assert_array_equal(found["cosine"][0].value, found["block_influence"][0].value)
+    scores = scored(model, [site], "cosine", "block_influence")
+    np.testing.assert_array_equal(scores["cosine"][0].value, scores["block_influence"][0].value)
 
 
 class PreNorm(nn.Module):
@@ -462,11 +462,11 @@ def test_padded_cases_score_as_if_they_had_been_cut(name: str) -> None:
     # Rows and keys beyond the length of a case do not exist.
     allowed = (real.unsqueeze(-1) & real.unsqueeze(-2))[:, None, None]
     mixing = random_mixing(allowed)
-    found = PER_WINDOW[name](trace_of(mixing))
+    value = PER_WINDOW[name](trace_of(mixing))
     for w, n in enumerate(lengths):
         whole = torch.ones(n, n, dtype=torch.bool)
         cut = Mixing(mixing.A[w : w + 1, ..., :n, :n], mixing.S[w : w + 1, ..., :n, :n], whole)
-        torch.testing.assert_close(found[w : w + 1], PER_WINDOW[name](trace_of(cut)))
+        torch.testing.assert_close(value[w : w + 1], PER_WINDOW[name](trace_of(cut)))
 
 
 def test_rows_that_do_not_exist_count_nowhere() -> None:
@@ -474,15 +474,15 @@ def test_rows_that_do_not_exist_count_nowhere() -> None:
     allowed = torch.ones(3, 1, 2, 4, 6, dtype=torch.bool)
     allowed[0, :, :, 1] = False  # no key
     allowed[1, :, 0, 2, 1:] = False  # one key
-    found = over_rows(dispersion(values, allowed), allowed)
-    assert found.isfinite().all()
+    mean = over_rows(dispersion(values, allowed), allowed)
+    assert mean.isfinite().all()
     full = torch.ones(3, 6, dtype=torch.bool)
     kept = [0, 2, 3]
     expected = over_rows(dispersion(values[:1, :, :, kept], full), full)
-    torch.testing.assert_close(found[:1], expected)
+    torch.testing.assert_close(mean[:1], expected)
     kept = [0, 1, 3]
     torch.testing.assert_close(
-        found[1, :1], over_rows(dispersion(values[1:2, :, :1, kept], full), full)[0]
+        mean[1, :1], over_rows(dispersion(values[1:2, :, :1, kept], full), full)[0]
     )
     nothing = torch.zeros(3, 1, 1, 4, 6, dtype=torch.bool)
     assert not over_rows(dispersion(values, nothing), nothing).any()

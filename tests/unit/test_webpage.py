@@ -143,15 +143,15 @@ def test_tables_sort_and_nothing_is_cut_off_in_a_browser(tmp_path: Path, width: 
         [BROWSER, *FLAGS, *place, page.as_uri()],
         capture_output=True, text=True, timeout=120, check=True, encoding="utf-8",
     )  # fmt: skip
-    found = json.loads(re.search(r'<pre id="found">(.*?)</pre>', done.stdout)[1])  # type: ignore[index]
-    assert found["errors"] == []
+    report = json.loads(re.search(r'<pre id="found">(.*?)</pre>', done.stdout)[1])  # type: ignore[index]
+    assert report["errors"] == []
     for name, least in (("main", 8), ("provenance", 5)):
-        before, after = ([*map(float, found[name][when])] for when in ("before", "after"))
+        before, after = ([*map(float, report[name][when])] for when in ("before", "after"))
         assert after == sorted(before) != before, name
         assert len(before) >= least
-    assert found["plots"] >= 2
+    assert report["plots"] >= 2
     # The page itself does not scroll sideways; wide tables do, in their own frame.
-    assert found["page"] <= found["window"] <= width
-    assert found["right"] <= found["window"]
-    assert found["cut"] == []
-    assert width > 390 or found["table"] > found["window"]
+    assert report["page"] <= report["window"] <= width
+    assert report["right"] <= report["window"]
+    assert report["cut"] == []
+    assert width > 390 or report["table"] > report["window"]

@@ -33,8 +33,8 @@ print("status", main({arguments!r}))
 def weights(project: Project) -> dict[str, bytes]:
     """The trained weights of `synthetic2`, by file."""
     folder = project.folder / "results/smoke"
-    found = (folder / "synthetic2").rglob("model.safetensors")
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+    files = (folder / "synthetic2").rglob("model.safetensors")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def test_snakemake_takes_the_runs_of_the_grid_for_done(
@@ -54,14 +54,14 @@ def test_snakemake_takes_the_runs_of_the_grid_for_done(
     again = project.python("-c", PROGRAM.format(arguments=arguments))
     assert "epoch" not in again.stderr, "finished work is kept"
 
-    beside = new_project("workers")
+    other = new_project("workers")
     patterns = ["--runs", "synthetic*/iTransformer-tiny/*", "--concurrency", "3"]
     arguments = ["grid", "--config", *FILES, *patterns]
-    shown = beside.python("-c", PROGRAM.format(arguments=arguments))
+    shown = other.python("-c", PROGRAM.format(arguments=arguments))
     assert "2 runs are complete" in shown.stdout
     expected = weights(project)
     assert len(expected) > 2
-    assert weights(beside) == expected, "runs do not depend on what runs beside them"
+    assert weights(other) == expected, "runs do not depend on what runs beside them"
 
 
 def test_a_run_that_fails_leaves_the_others_whole(new_project: Callable[[str], Project]) -> None:
