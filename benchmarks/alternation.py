@@ -65,12 +65,12 @@ def alternate(
     for turn in range(-int(warm_up), rounds):
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
-            found = lap(contestants[name])
-            while found.others > DISTURBED and turn >= 0 and time.monotonic() < deadline:
+            measured = lap(contestants[name])
+            while measured.others > DISTURBED and turn >= 0 and time.monotonic() < deadline:
                 time.sleep(PAUSE)
-                found = lap(contestants[name])
+                measured = lap(contestants[name])
             if turn >= 0:
-                laps[name].append(found)
+                laps[name].append(measured)
         shown = ", ".join(f"{n} {ls[-1].cpu:.2f}" for n, ls in laps.items() if ls)
         print(f"  round {turn + 1}/{rounds}, CPU s: {shown or 'warm-up'}", file=sys.stderr)
     return laps

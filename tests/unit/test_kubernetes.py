@@ -89,7 +89,7 @@ def test_a_refused_job_is_an_error(kubectl: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("shown", "found", "status"),
+    ("shown", "pods", "status"),
     [
         ("spat-1:", "0", "running"),
         ("spat-1:SuccessCriteriaMet Complete ", "0", "success"),

@@ -408,9 +408,9 @@ def _batch(site: Candidate, core: Core) -> int:
 
 
 def _trace(index: int, site: Candidate, slopes: dict[int, Any], windows: int) -> Trace:
-    # Where a module says that tokens come first, those of this shape do so.
-    said = [core.call for core in site.cores[:1] if core.call] + [site.call]
-    turned = [call.x for call in said if getattr(call.module, "batch_first", True) is False]
+    # A module with `batch_first=False` has tokens first: so have tensors of the shape of its input.
+    calls = [core.call for core in site.cores[:1] if core.call] + [site.call]
+    turned = [call.x for call in calls if getattr(call.module, "batch_first", True) is False]
     shapes = [x.shape[:2] for x in turned if x is not None]
 
     def rows(tensors: list[Tensor]) -> Tensor:

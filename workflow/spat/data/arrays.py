@@ -53,9 +53,9 @@ def borders(array: NDArray[np.int64]) -> Borders:
 
 def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
     # SHA-256 of the names, types, shapes and values of all arrays.
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
-        found.update(f"{name} {array.dtype.str} {array.shape} ".encode())
-        found.update(array.tobytes())
-    return found.hexdigest()
+        sha.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+        sha.update(array.tobytes())
+    return sha.hexdigest()

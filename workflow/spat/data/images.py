@@ -226,8 +226,8 @@ def _idx(dataset: Images, path: Path, dimensions: int) -> NDArray[Any]:
         raise DataError(f"{path}: not an idx file of unsigned bytes with {dimensions} dimensions")
     shape = struct.unpack(f">{dimensions}I", content[4:start])
     if len(content) - start != np.prod(shape, dtype=np.int64):
-        said = " x ".join(map(str, shape))
-        raise DataError(f"{path}: {len(content) - start} values, but its header says {said}")
+        expected = " x ".join(map(str, shape))
+        raise DataError(f"{path}: {len(content) - start} values, but its header says {expected}")
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape).copy()
 
 

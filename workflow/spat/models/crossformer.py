@@ -158,7 +158,7 @@ class Crossformer(Forecaster):
         )
 
     def sites(self) -> tuple[Site, ...]:
-        """Time and router of each layer, and the cross-attentions, as said above."""
+        """Time and router of each layer, and the cross-attentions that do not work on constants."""
         heads, sites = self.settings.n_heads, []
         for i, layer in enumerate(self.encoder):
             sites += _two_stage(f"encoder.{i}", layer, heads)

@@ -1,12 +1,12 @@
 """A plain Mamba forecaster over time steps (block: Gu & Dao 2023, arXiv 2312.00752).
 
 It follows `MambaSimple` of the Time-Series-Library up to its head: normalised windows, a token per
-step, layers x + Mamba(RMSNorm(x)), a final RMSNorm and a map to the channels. Two parts are ours:
+step, layers x + Mamba(RMSNorm(x)), a final RMSNorm and a map to the channels. Two parts differ:
 
 - The head. The published one takes the last H of the L outputs, so that no horizon may be longer
-  than the lookback, and a step of the forecast follows only from what lies H steps before it. Ours
-  maps the L steps of each channel to H steps by one linear map for all channels, L H + H more
-  parameters. It works at every horizon.
+  than the lookback, and a step of the forecast follows only from what lies H steps before it. Here
+  one linear map for all channels maps the L steps of a channel to H steps. It has L H + H more
+  parameters and works at every horizon.
 - The initialisation, which is that of `mamba_ssm` and not torch's default for the step sizes.
 """
 

@@ -158,8 +158,8 @@ class TimeLLM(Forecaster):
         if series.is_meta:
             return torch.zeros(len(series), length, dtype=torch.int64, device="meta")
         encode, end = tokeniser(self.settings.backbone, self.language.architecture.vocabulary)
-        found = (numbers[-length:] for numbers in encode(self.prompts(series)))
-        rows = [[end] * (length - len(numbers)) + numbers for numbers in found]
+        texts = (numbers[-length:] for numbers in encode(self.prompts(series)))
+        rows = [[end] * (length - len(numbers)) + numbers for numbers in texts]
         return torch.tensor(rows, device=series.device)
 
     def prompts(self, series: Tensor) -> list[str]:
@@ -169,7 +169,7 @@ class TimeLLM(Forecaster):
         spectrum = torch.fft.rfft(series.detach().double().cpu())
         correlation = torch.fft.irfft(spectrum * spectrum.conj(), n=shape.lookback)
         order = correlation.round(decimals=6).sort(descending=True, stable=True).indices
-        found = zip(
+        statistics = zip(
             order[:, :LAGS].tolist(),
             series.amin(1).tolist(),
             series.amax(1).tolist(),
@@ -184,7 +184,7 @@ class TimeLLM(Forecaster):
             f"max value {high:.3g}, median value {middle:.3g}, the trend of input is "
             f"{'upward' if trend > 0 else 'downward'}, top {LAGS} lags are : {lags}"
             "<|<end_prompt>|>"
-            for lags, low, high, middle, trend in found
+            for lags, low, high, middle, trend in statistics
         ]
 
 

@@ -264,13 +264,13 @@ def _record(path: Path) -> dict[str, Any]:
     if path.exists() and not path.is_file():
         raise DamagedError(f"{path}: not a file")
     try:
-        found = read_json(path)
+        record = read_json(path)
     except FileNotFoundError:
         raise
     except ValueError as error:
         raise DamagedError(str(error)) from None
-    body = {k: v for k, v in found.items() if k != "checksum"} if isinstance(found, dict) else {}
-    if not isinstance(body.get("files"), dict) or found.get("checksum") != records.digest(body):
+    body = {k: v for k, v in record.items() if k != "checksum"} if isinstance(record, dict) else {}
+    if not isinstance(body.get("files"), dict) or record.get("checksum") != records.digest(body):
         raise DamagedError(f"{path}: damaged (its checksum is not that of its content)")
     if problem := records.fault(path, body) or _other_digest(path, body):
         raise DamagedError(problem)

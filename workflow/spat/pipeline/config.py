@@ -632,8 +632,8 @@ _SECRET_KEYS = (
 
 def _secrets(uri: str) -> list[str]:
     """The parts of an address that nobody but its user may read."""
-    scheme, found, rest = uri.partition("://")
-    scheme, rest = (scheme, rest) if found else ("", uri)
+    scheme, separator, rest = uri.partition("://")
+    scheme, rest = (scheme, rest) if separator else ("", uri)
     secrets = re.findall(rf"[?&#;]{_SECRET_KEYS}=([^&#;]*)", rest)
     user, at, _ = rest.rpartition("@")
     if at and scheme not in ("sqlite", "file"):

@@ -90,7 +90,7 @@ def packs(config: Config, plan: Mapping[str, Planned]) -> tuple[tuple[str, ...],
     Starting a process takes longer than a linear or naive model takes to train. A run in no pack
     has jobs of its own. The packs follow from the configuration alone.
     """
-    found: list[tuple[str, ...]] = []
+    packs: list[tuple[str, ...]] = []
     begun: list[str] = []
     load = 0.0
     for path, planned in plan.items():
@@ -98,11 +98,11 @@ def packs(config: Config, plan: Mapping[str, Planned]) -> tuple[tuple[str, ...],
         if planned.prune or not is_light(planned.run.model) or work > SHORT:
             continue
         if begun and (len(begun) == PACK_RUNS or load + work > PACK_SECONDS):
-            found.append(tuple(begun))
+            packs.append(tuple(begun))
             begun, load = [], 0.0
         begun.append(path)
         load += work
-    return (*found, tuple(begun)) if begun else tuple(found)
+    return (*packs, tuple(begun)) if begun else tuple(packs)
 
 
 def pack_seconds(

@@ -83,14 +83,14 @@ def failed_jobs(jobs: Iterable[tuple[str, str, Path]], since: float) -> str:
     a log without a message, and those after it have none, or one from before `since` (seconds since
     1970). Where no job of a run left a message, it was killed during the last that has a log.
     """
-    found: dict[str, list[tuple[float, str, Path, str]]] = {}
+    by_owner: dict[str, list[tuple[float, str, Path, str]]] = {}
     for owner, name, log in jobs:
         if log.is_file() and (changed := log.stat()).st_mtime >= since:
             # A job writes its command first: the log of one that never started is empty.
             started = changed.st_mtime if changed.st_size else 0.0
-            found.setdefault(owner, []).append((started, name, log, _message(log)))
+            by_owner.setdefault(owner, []).append((started, name, log, _message(log)))
     lines: list[str] = []
-    for owner, logs in found.items():
+    for owner, logs in by_owner.items():
         failed = [entry for entry in logs if entry[3]] or [max(logs)]
         for started, name, log, message in failed:
             ended = "ended without a message: it was killed, or its time or memory was up"

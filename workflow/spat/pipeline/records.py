@@ -339,8 +339,8 @@ class _Measure(_Record):
     def _has_all_for_each(self) -> _Measure:
         measured = {mask: set(by_size) for mask, by_size in self.latency_ms.items()}
         for name in ("latency_spread_ms", "memory_mb"):
-            found = getattr(self, name)
-            if found is not None and {m: set(by_size) for m, by_size in found.items()} != measured:
+            of = getattr(self, name)
+            if of is not None and {mask: set(by_size) for mask, by_size in of.items()} != measured:
                 raise ValueError(f"`{name}` has other masks or batch sizes than `latency_ms`")
         return self
 
@@ -549,8 +549,8 @@ def array_fault(path: Path, arrays: Mapping[str, NDArray[Any]]) -> str | None:
         if name not in arrays:
             return f"{path}: has no array{about} (written by another version)"
         if arrays[name].ndim != count or arrays[name].dtype.kind not in "fiu":
-            found = f"{arrays[name].dtype} {list(arrays[name].shape)}"
-            return f"{path}: the array{about} is {found}: expected numbers in {count} dimensions"
+            content = f"{arrays[name].dtype} {list(arrays[name].shape)}"
+            return f"{path}: the array{about} is {content}: expected numbers in {count} dimensions"
     return None
 
 
@@ -592,8 +592,8 @@ def _place(path: Path) -> _Place | None:
         except ValueError:
             continue
         stage, inner = folders[index + 1], folders[index + 2 :]
-        if found := _of_run(stage, inner, name):
-            kind, own, options = found
+        if place := _of_run(stage, inner, name):
+            kind, own, options = place
             words = f"{_STAGE} {stage} {_FILE} --run {quote(run.path)}{options}"
             return _Place(kind, {"stage": stage, **run.keys, **own}, words)
     return None

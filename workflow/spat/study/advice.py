@@ -261,7 +261,7 @@ class Advice:
         )
 
     def _emptied(self) -> str:
-        """What is said of the network without any attention."""
+        """The sentence about the network without any attention."""
         moved = self.change(self.path[-1])
         text = ""
         if self.chosen is not self.path[-1]:

@@ -50,7 +50,7 @@ def changes(float32: Path, bf16: Path) -> pd.DataFrame:
     return both[PAIR].assign(change=change)
 
 
-def table(found: pd.DataFrame) -> pd.DataFrame:
+def table(changes_of_pairs: pd.DataFrame) -> pd.DataFrame:
     """Mean changes over runs with their 90 % intervals, and the test of equivalence.
 
     `p` is the larger of two one-sided t tests against `MARGIN` (TOST); at 0.05 it rejects where the
@@ -58,7 +58,7 @@ def table(found: pd.DataFrame) -> pd.DataFrame:
     Columns: dataset, networks, metric, runs, pairs, mean, sd, low, high, p, equivalent, largest.
     """
     rows = []
-    for (phase, metric), pairs in found.groupby(["phase", "metric"], sort=True):
+    for (phase, metric), pairs in changes_of_pairs.groupby(["phase", "metric"], sort=True):
         for dataset in [*sorted(pairs["dataset"].unique()), ALL]:
             chosen = pairs if dataset == ALL else pairs[pairs["dataset"] == dataset]
             runs = chosen.groupby(RUN)["change"].mean()
@@ -104,8 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("float32", type=Path, help="folder `data` of the experiment in float32")
     parser.add_argument("bf16", type=Path, help="folder `data` of the experiment in bfloat16")
     given = parser.parse_args(arguments)
-    found = table(changes(given.float32, given.bf16))
-    found.to_csv(sys.stdout, index=False, float_format="%.6g")
+    result = table(changes(given.float32, given.bf16))
+    result.to_csv(sys.stdout, index=False, float_format="%.6g")
     return 0
 
 

@@ -196,7 +196,7 @@ def _with_window_intervals(table: pd.DataFrame, rows: pd.DataFrame, frames: Fram
     kept = _asked(frames.selections).merge(losses[[*RUN, "mask", "mse"]], on=[*RUN, "mask"])
     key = [*RUN, "criterion", "level", "removed"]
     means = {of: np.stack(group["mse"].to_list()).mean(axis=0) for of, group in kept.groupby(key)}
-    found = []
+    intervals = []
     for of, group in rows.groupby(list(CELL)):
         if not same(group["seed"]):
             continue
@@ -214,10 +214,10 @@ def _with_window_intervals(table: pd.DataFrame, rows: pd.DataFrame, frames: Fram
             )
             place = {name: pair[name] for name in ("criterion", "site_fraction")}
             interval = {"low": 100 * change.low, "high": 100 * change.high}
-            found.append(keyed(CELL, of) | place | interval)
-    if not found:
+            intervals.append(keyed(CELL, of) | place | interval)
+    if not intervals:
         return table
-    over = pd.DataFrame(found)
+    over = pd.DataFrame(intervals)
     on = [name for name in over.columns if name in table and name not in ("low", "high")]
     joined = table.merge(over[[*on, "low", "high"]], on=on, how="left", suffixes=("", "_windows"))
     for end in ("low", "high"):

@@ -46,7 +46,7 @@ published one, or below it, counts as reproduced.
             "better",
             f"Better: more than {TOLERANCE:g} % below the published error. This too is a "
             "deviation, and other settings are its likely cause. The number of PatchTST is from "
-            "another paper's own runs; ours has the settings of the Time-Series-Library.",
+            "another paper's own runs; the runs here have the settings of the Time-Series-Library.",
         ),
     ),
 )

@@ -223,8 +223,9 @@ def authors_parameters() -> pd.DataFrame:
     """How many parameters the authors' code has at its published settings.
 
     Columns: model (of this project), dataset, lookback, horizon, channels, d_model (where the
-    counted network has another than the published settings here), parameters, difference (ours less
-    theirs), why (what ours leaves out or adds) and source (repository and script).
+    counted network has another than the published settings here), parameters, difference (of the
+    model here from these), why (what this project's model leaves out or adds) and source
+    (repository and script).
     """
     file = resources.files("spat.study") / "authors_parameters.csv"
     with file.open(encoding="utf-8") as stream:

@@ -146,7 +146,7 @@ def tokeniser(backbone: str, vocabulary: int) -> Tokeniser:
 
         def numbers(texts: Sequence[str]) -> list[list[int]]:
             words = (re.findall(r"\w+|[^\w\s]", text) for text in texts)
-            return [[zlib.crc32(word.encode()) % vocabulary for word in found] for found in words]
+            return [[zlib.crc32(word.encode()) % vocabulary for word in text] for text in words]
 
         return Tokeniser(numbers, 0)
     transformers = _package("transformers")
@@ -172,14 +172,14 @@ def _gpt2() -> tuple[Architecture, dict[str, Tensor]]:
         "mlp.c_proj": "feed_forward.down",
     }
     for block in range(config.n_layer):
-        for theirs, ours in inside.items():
+        for published, name in inside.items():
             for part in ("weight", "bias"):
-                names[f"h.{block}.{theirs}.{part}"] = f"blocks.{block}.{ours}.{part}"
+                names[f"h.{block}.{published}.{part}"] = f"blocks.{block}.{name}.{part}"
     # The published matrices are [in, out].
     turned = (".c_attn.weight", ".c_proj.weight", ".c_fc.weight")
     weights = {
-        ours: state[theirs].float().t() if theirs.endswith(turned) else state[theirs].float()
-        for theirs, ours in names.items()
+        name: state[key].float().t() if key.endswith(turned) else state[key].float()
+        for key, name in names.items()
     }
     architecture = Architecture(
         "gpt2",
@@ -230,21 +230,21 @@ def _smollm2(layers: int, words: bool) -> tuple[Architecture, dict[str, Tensor]]
     if words:
         weights["words"] = weight("token_embd")
     for block in range(min(layers, architecture.layers)):
-        theirs, ours = f"blk.{block}", f"blocks.{block}"
+        published, own = f"blk.{block}", f"blocks.{block}"
         weights |= {
-            f"{ours}.norm1.weight": weight(f"{theirs}.attn_norm"),
-            f"{ours}.attention.qkv.weight": torch.cat(
+            f"{own}.norm1.weight": weight(f"{published}.attn_norm"),
+            f"{own}.attention.qkv.weight": torch.cat(
                 [
-                    _halves(weight(f"{theirs}.attn_q"), architecture.heads),
-                    _halves(weight(f"{theirs}.attn_k"), architecture.groups),
-                    weight(f"{theirs}.attn_v"),
+                    _halves(weight(f"{published}.attn_q"), architecture.heads),
+                    _halves(weight(f"{published}.attn_k"), architecture.groups),
+                    weight(f"{published}.attn_v"),
                 ]
             ),
-            f"{ours}.attention.out.weight": weight(f"{theirs}.attn_output"),
-            f"{ours}.norm2.weight": weight(f"{theirs}.ffn_norm"),
-            f"{ours}.feed_forward.gate.weight": weight(f"{theirs}.ffn_gate"),
-            f"{ours}.feed_forward.up.weight": weight(f"{theirs}.ffn_up"),
-            f"{ours}.feed_forward.down.weight": weight(f"{theirs}.ffn_down"),
+            f"{own}.attention.out.weight": weight(f"{published}.attn_output"),
+            f"{own}.norm2.weight": weight(f"{published}.ffn_norm"),
+            f"{own}.feed_forward.gate.weight": weight(f"{published}.ffn_gate"),
+            f"{own}.feed_forward.up.weight": weight(f"{published}.ffn_up"),
+            f"{own}.feed_forward.down.weight": weight(f"{published}.ffn_down"),
         }
     return architecture, weights
 

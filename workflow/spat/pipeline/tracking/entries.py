@@ -118,9 +118,9 @@ def children(config: Config, run: Run, stage: str) -> list[Entry]:
     folder = runs.folder(config, run, stage)
     if stage == "prune":
         networks = trained(config, run)
-        named, found = _decided(config, run), _changes(config, run, networks)
+        named, changes = _decided(config, run), _changes(config, run, networks)
         return [
-            _mask(config, run, files, named, found.get(job.mask, {}) if job.order == 0 else {})
+            _mask(config, run, files, named, changes.get(job.mask, {}) if job.order == 0 else {})
             for job, files in networks
         ]
     readers = {
@@ -302,9 +302,9 @@ def _of_chosen(config: Config, run: Run) -> dict[str, float | None]:
         return {}
     rows = select.read(config, run, "decide")
     spat = rows["criterion"].eq("send") & rows["level"].eq("site") & rows["rule"].eq("validation")
-    found = _changes(config, run, trained(config, run))
-    masks = [str(mask) for mask in rows.loc[spat, "mask"] if mask in found]
-    changes = found[masks[0]] if masks else {}
+    by_mask = _changes(config, run, trained(config, run))
+    masks = [str(mask) for mask in rows.loc[spat, "mask"] if mask in by_mask]
+    changes = by_mask[masks[0]] if masks else {}
     return {name: value for name, value in changes.items() if name != "latency_ms"}
 
 

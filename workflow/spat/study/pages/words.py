@@ -43,10 +43,10 @@ class Words:
     @property
     def columns(self) -> Mapping[str, str]:
         """The columns of the study by the names of the task."""
-        found: dict[str, str] = {}
+        columns: dict[str, str] = {}
         for own, name in zip(self.metrics, ("mse", "mae"), strict=True):
-            found |= {own: name, f"train_{own}": f"train_{name}", f"val_{own}": f"val_{name}"}
-        return found
+            columns |= {own: name, f"train_{own}": f"train_{name}", f"val_{own}": f"val_{name}"}
+        return columns
 
     def text(self, text: str) -> str:
         """A text of a page."""
