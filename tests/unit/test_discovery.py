@@ -73,11 +73,6 @@ def test_what_cannot_be_removed_says_why(maker: Any, refusal: type[Exception]) -
         spat.prune(model, [site], zoo.loss, zoo.batch())
 
 
-class Lerp(zoo.Layer):
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.lerp(x, self.attention(x), 0.5)
-
-
 class InPlace(zoo.Layer):
     def forward(self, x: Tensor) -> Tensor:
         y = self.attention(x)
@@ -85,24 +80,27 @@ class InPlace(zoo.Layer):
         return y
 
 
-class Named(zoo.Nano):
-    """Its output is a mapping."""
+class Holder:
+    """A class that is neither a container nor a dataclass."""
 
+    def __init__(self, y: Tensor) -> None:
+        self.y = y
+
+
+class Held(zoo.Nano):
     def forward(self, x: Tensor) -> Any:
-        return {"y": super().forward(x)}
+        return Holder(super().forward(x))
 
 
-class OfNamed(zoo.Layer):
+class OfHeld(zoo.Layer):
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.attention(x)["y"]
+        return x + self.attention(x).y
 
 
 @pytest.mark.parametrize(
     ("maker", "refusal", "message"),
     [
-        (lambda: Lerp(zoo.Nano()), NoResidual, "not torch.lerp"),
         (lambda: InPlace(zoo.Nano()), NoResidual, "not in place"),
-        (lambda: OfNamed(Named()), TooCoarse, "'attention' returns a dict"),
         (lambda: zoo.Biased(computed=True), SharedOutput, "'second' uses what 'first' computes"),
     ],
 )
@@ -114,6 +112,14 @@ def test_what_cannot_be_removed_is_known_before_it_is_tried(
     assert not any(site.refusal for site in sites[1:])
     scores = spat.score(zoo.make(maker), [zoo.batch()], zoo.loss)
     assert scores.lowest(1.0) == tuple(site.name for site in sites[1:])
+
+
+def test_an_output_without_tensors_has_no_scores() -> None:
+    model = zoo.make(lambda: OfHeld(Held()))
+    (site,) = spat.find_sites(model, zoo.loss, zoo.batch())
+    assert "'attention' returns a Holder" in str(site.refusal)
+    with pytest.raises(TooCoarse, match="returns a Holder, in which no tensor is found"):
+        spat.score(model, [zoo.batch()], zoo.loss)
 
 
 @pytest.mark.parametrize("units", [(), ("*.attention",)])
@@ -130,6 +136,29 @@ def test_cosine_compares_the_residual_stream_and_not_its_norm(units: tuple[str, 
     expected = (1 - torch.cosine_similarity(x, x + y, dim=-1)).mean((1, 2))
     scores = spat.score(model, [zoo.batch()], zoo.loss, criterion="cosine", units=units)
     assert scores.values == pytest.approx(expected.numpy(), rel=1e-9)
+
+
+class Scaled(zoo.Layer):
+    """The owner scales the branch (ReZero)."""
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__(attention)
+        self.scale = nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.scale * self.attention(self.n1(x))
+        return x + self.mlp(self.n2(x))
+
+
+@pytest.mark.parametrize("units", [(), ("attention",)])
+def test_cosine_compares_the_sum_that_the_owner_computes(units: tuple[str, ...]) -> None:
+    model = zoo.make(lambda: Scaled(zoo.Nano())).eval()
+    x = zoo.batch()[0]
+    with torch.no_grad():
+        total = x + model.scale * model.attention(model.n1(x))
+    expected = float((1 - torch.cosine_similarity(x, total, dim=-1)).mean())
+    scores = spat.score(model, [zoo.batch()], zoo.loss, criterion="cosine", units=units)
+    assert scores.values == pytest.approx([expected], rel=1e-9)
 
 
 def test_windows_and_heads_that_are_modules() -> None:

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import zoo
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 import spat
 from spat.attention.errors import (
@@ -66,7 +70,9 @@ def zeroed(model: nn.Module, names: Any, x: Tensor) -> Tensor:
     model = copy.deepcopy(model).eval()
 
     def zero(_module: nn.Module, _args: Any, y: Any) -> Any:
-        return (y[0] * 0, *y[1:]) if isinstance(y, tuple) else y * 0
+        if isinstance(y, zoo.Result):
+            return replace(y, y=y.y * 0)
+        return tree_map_only(Tensor, torch.zeros_like, y)
 
     for name in names:
         model.get_submodule(name).register_forward_hook(zero)
@@ -252,6 +258,35 @@ def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"nothing")
     with pytest.raises(ValueError, match="not a file of spat.save"):
         spat.load(zoo.Twice(), path)
+
+
+@pytest.mark.parametrize("name", zoo.CONTAINERS)
+def test_what_an_attention_returns_does_not_change_its_scores(name: str) -> None:
+    inside, bare = (
+        spat.score(zoo.make(maker), [zoo.batch()], zoo.loss, criterion=criterion).values
+        for criterion in ("send",)
+        for maker in (
+            lambda: zoo.Unwrapping(*zoo.CONTAINERS[name]),
+            lambda: zoo.Layer(zoo.Nano()),
+        )
+    )
+    assert inside == pytest.approx(bare, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "given", ["subprocess:Popen", "unloaded_module:Pair", "zoo:Missing", "zoo:as_pair"]
+)
+def test_a_file_names_no_class_but_a_container_that_is_loaded(given: str, tmp_path: Path) -> None:
+    path = tmp_path / "small.safetensors"
+    maker, names = zoo.REMOVABLE["returns a named tuple"]
+    spat.save(pruned(zoo.make(maker), names), path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    assert "zoo:Pair" in metadata["spat_removal"]
+    text = metadata["spat_removal"].replace("zoo:Pair", given)
+    save_file(load_file(path), path, metadata={"spat_removal": text})
+    with pytest.raises(ValueError, match=f"{path}: 'attention': no container"):
+        spat.load(maker(), path)
 
 
 def test_costs_are_compared() -> None:  # R6

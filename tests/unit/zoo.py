@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -141,6 +144,107 @@ class Modulated(Layer):
         gate = self.gate(x.mean(1, keepdim=True))
         x = torch.addcmul(x, gate, self.attention(self.n1(x)))
         return x + self.mlp(self.n2(x))
+
+
+class Difference(Layer):
+    """The output of the attention is subtracted."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x - self.attention(self.n1(x))
+        return x + self.mlp(self.n2(x))
+
+
+class Interpolated(Layer):
+    """The residual sum is a weighted mean."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.lerp(x, self.attention(self.n1(x)), 0.3)
+        return x + self.mlp(self.n2(x))
+
+
+class Pair(NamedTuple):
+    """An output as a named tuple: the weights first, as nobody uses them."""
+
+    weights: Tensor | None
+    y: Tensor
+
+
+@dataclass
+class Result:
+    """An output as a dataclass."""
+
+    y: Tensor
+    heads: int = HEADS
+
+
+class Wrapped(Nano):
+    """Attention that returns its output in a container."""
+
+    def __init__(self, wrap: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.wrap = wrap
+
+    def forward(self, x: Tensor) -> Any:
+        return self.wrap(super().forward(x))
+
+
+class Unwrapping(Layer):
+    """A layer that takes the output out of the container."""
+
+    def __init__(self, wrap: Callable[[Tensor], Any], unwrap: Callable[[Any], Tensor]) -> None:
+        super().__init__(Wrapped(wrap))
+        self.unwrap = unwrap
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.unwrap(self.attention(self.n1(x)))
+        return x + self.mlp(self.n2(x))
+
+
+def as_pair(y: Tensor) -> Pair:
+    """A named tuple whose first tensor is not used."""
+    return Pair(y.softmax(-1), y)
+
+
+def as_mapping(y: Tensor) -> dict[str, Any]:
+    """A dictionary."""
+    return {"weights": None, "y": y}
+
+
+def as_ordered(y: Tensor) -> OrderedDict[str, Any]:
+    """A mapping of another class."""
+    return OrderedDict(y=y, heads=HEADS)
+
+
+def as_list(y: Tensor) -> list[Any]:
+    """A list with its tensor in the second place."""
+    return [None, y]
+
+
+def field_y(value: Any) -> Tensor:
+    """The field y of a named tuple or dataclass."""
+    y: Tensor = value.y
+    return y
+
+
+def item_y(value: Any) -> Tensor:
+    """The value of the key y."""
+    y: Tensor = value["y"]
+    return y
+
+
+def second(value: Any) -> Tensor:
+    """The second value."""
+    y: Tensor = value[1]
+    return y
+
+
+CONTAINERS: dict[str, tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]] = {
+    "named tuple": (as_pair, field_y),
+    "dataclass": (Result, field_y),
+    "dict": (as_mapping, item_y),
+    "OrderedDict": (as_ordered, item_y),
+    "list": (as_list, second),
+}
 
 
 class Beside(nn.Module):
@@ -385,6 +489,12 @@ REMOVABLE: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "gates": (lambda: nn.Sequential(Layer(Nano()), Gates()), ["0.attention"]),
     "called twice": (Twice, ["layer.attention"]),
     "alias": (Alias, ["a.attention"]),
+    "difference": (lambda: Difference(Nano()), ["attention"]),
+    "weighted mean": (lambda: Interpolated(Nano()), ["attention"]),
+    **{
+        f"returns a {name}": (partial(Unwrapping, *pair), ["attention"])
+        for name, pair in CONTAINERS.items()
+    },
     "channels": (ByChannel, ["layer.attention"]),
 }  # fmt: skip
 

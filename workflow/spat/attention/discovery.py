@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from spat.attention.containers import Container
 from spat.attention.errors import (
     AttentionError,
     InlineAttention,
@@ -29,7 +30,7 @@ from spat.attention.errors import (
     TooCoarse,
     UnknownSite,
 )
-from spat.attention.graph import Call, Core, Graph, read, recording
+from spat.attention.graph import Call, Core, Graph, read, recording, sums_directly
 from spat.attention.modes import evaluating
 from spat.attention.views import Joined, Output, Residual, Trace
 
@@ -69,6 +70,7 @@ class Candidate:
     refusal: AttentionError | None = None
     outputs: list[Call] = field(default_factory=list)  # the last module of each call of the branch
     streams: list[Tensor | None] = field(default_factory=list)  # what each output is added to
+    totals: list[Tensor | None] = field(default_factory=list)  # the residual sums
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -210,6 +212,7 @@ def _sites(graph: Graph) -> list[Candidate]:
         if new.call not in (into.call, *(call for call in into.outputs)):
             into.outputs += new.outputs
             into.streams += new.streams
+            into.totals += new.totals
         into.branch += new.branch
         if (into.refusal is None) != (new.refusal is None):
             why = into.refusal or new.refusal
@@ -240,23 +243,27 @@ def _obstacle(site: Candidate, graph: Graph) -> AttentionError | None:
     return None
 
 
-def place(call: Call) -> tuple[int, int, int]:
+def place(call: Call) -> tuple[int, int, Container | None]:
     """How zeros can take the place of what a call returned.
 
     The number of the floating input with the leading shape of the output, the width of the output,
-    and the number of further outputs (-1: not a tuple).
+    and the container that the output stands in; None for a bare tensor.
 
     Raises:
-        TooCoarse: if the output is not a tensor or a tuple that starts with one, or no input has
-            its leading shape.
+        TooCoarse: if the output is not a tensor or a container of tensors that can be built anew,
+            or no input has its leading shape.
     """
-    output = call.output
-    first = output[0] if isinstance(output, tuple | list) and output else output
-    if not isinstance(first, Tensor):
-        raise TooCoarse(
-            f"{call.name!r} returns a {type(output).__name__}, not a tensor or a tuple that starts "
-            "with one: name a smaller module as units="
-        )
+    output, first = call.output, call.y
+    container = None
+    if not isinstance(output, Tensor):
+        container = Container.of(output, first)
+        if first is None or container is None:
+            raise TooCoarse(
+                f"{call.name!r} returns a {type(output).__name__}, not a tensor or a tuple, list, "
+                "dict, named tuple or dataclass with one: name a smaller module as units="
+            )
+    if first is None:
+        raise TooCoarse(f"{call.name!r} returns no floating tensor: name another module as units=")
     lead = tuple(first.shape[:-1])
     like = next((i for i, shape in enumerate(call.inputs) if shape[:-1] == lead), None)
     if like is None:
@@ -264,7 +271,7 @@ def place(call: Call) -> tuple[int, int, int]:
             f"{call.name!r} returns {tuple(first.shape)}, which has the leading shape of none of "
             f"its inputs {call.inputs}: without it the shape is lost"
         )
-    return like, first.shape[-1], len(output) - 1 if isinstance(output, tuple | list) else -1
+    return like, first.shape[-1], container
 
 
 def _within(call: Call, branch: list[Call]) -> bool:
@@ -294,7 +301,7 @@ def _located(core: Core, graph: Graph) -> Candidate:
         branch = list(dict.fromkeys(_branch(path, site, home, top, graph)))
         candidate = Candidate(site.name, site, branch, top, [core])
         candidate.outputs = [max([site, *branch], key=lambda call: call.stop)]
-        candidate.streams = [_stream(outer, candidate.outputs[0], top, graph)]
+        _note_sum(candidate, node, outer, graph)
         if passed:
             of = f" of {inner.name!r}" if inner is not site else ""
             candidate.refusal = TooCoarse(
@@ -311,15 +318,23 @@ def _located(core: Core, graph: Graph) -> Candidate:
     else:
         error = NoResidual(
             f"{inner.name!r}: the output of the attention is added to nothing, so without it the "
-            "input is lost: add a residual connection, written as x + y (not in place, and not "
-            "torch.lerp), or keep it"
+            "input is lost: add a residual connection, written as x + y and not in place, or keep "
+            "the attention"
         )
-    return Candidate(inner.name, inner, [], None, [core], error, [inner], [None])
+    return Candidate(inner.name, inner, [], None, [core], error, [inner], [None], [None])
 
 
-def _stream(outer: Any, output: Call, owner: Call | None, graph: Graph) -> Tensor | None:
-    """What the output of a call is added to, `outer` being its node."""
-    return None if output.y is None else graph.tensor(outer, output.y, owner)
+def _note_sum(site: Candidate, node: Any, outer: Any, graph: Graph) -> None:
+    """Add what the last output of a site is added to, by `outer`, and the sum, by `node`."""
+    output = site.outputs[-1]
+    stream = total = None
+    if node is not None and output.y is not None:
+        stream = graph.tensor(outer, output.y, site.owner)
+        total = graph.tensor(node, output.y, None)
+        if total is None and stream is not None and sums_directly(node, output.end):
+            total = (stream + output.y).detach()
+    site.streams.append(stream)
+    site.totals.append(total)
 
 
 def _branch(path: list[Any], site: Call, home: Call, top: Call, graph: Graph) -> Iterator[Call]:
@@ -348,8 +363,9 @@ def _units(model: nn.Module, graph: Graph, units: Sequence[str]) -> list[Candida
             continue
         one = candidate.setdefault(call.name, Candidate(call.name, call, [], call.parent, []))
         one.outputs.append(call)
-        outer = next((o for _, _, o in graph.sums(call.end)), call) if call.end else call
-        one.streams.append(None if outer is call else _stream(outer, call, call.parent, graph))
+        sums = graph.sums(call.end) if call.end else iter(())
+        node, _, outer = next(sums, (None, [], None))
+        _note_sum(one, node, outer, graph)
         one.cores += [core for core in graph.cores if core.call and call in core.call.chain()]
     return list(candidate.values())
 
@@ -428,21 +444,27 @@ def _trace(index: int, site: Candidate, slopes: dict[int, Any], windows: int) ->
     calls = site.outputs
     pairs = [(call, call.y) for call in calls]
     y = [t for _, t in pairs if t is not None]
+    if not y:
+        raise TooCoarse(
+            f"{site.name!r} returns a {type(site.call.output).__name__}, in which no tensor is "
+            "found, so that it has no score: name a smaller module as units="
+        )
     dy = [g if (g := slopes.get(id(t))) is not None else torch.zeros_like(t) for t in y]
     shown = rows(y)
     starts = [site.call.x] if len(calls) == 1 else [call.x for call in calls]
     x = rows([t for t in starts if t is not None])
     output = Output(x, shown, rows(dy))
     streams = [t for t in site.streams if t is not None]
-    if len(streams) == len(calls):
-        stream = rows(streams)
-        before, after = stream, stream + shown
+    totals = [t for t in site.totals if t is not None]
+    if len(streams) == len(totals) == len(calls):
+        stream, total = rows(streams), rows(totals)
+        before, after = stream, total
         owner = site.owner
         if owner is not None and owner.parent is not None and len(calls) == 1:
             layer = [owner.x, owner.y]
             if all(t is not None and t.shape == y[0].shape for t in layer):
                 before, after = (rows([t]) for t in layer if t is not None)
-        output = Residual(x, shown, output.dy, stream, before, after)
+        output = Residual(x, shown, output.dy, stream, total, before, after)
     sources = []
     for core in site.cores:
         batch = _batch(site, core)

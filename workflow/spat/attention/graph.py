@@ -12,8 +12,8 @@ import contextlib
 import heapq
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -46,12 +46,8 @@ class Call:
     inputs: list[tuple[int, ...]] = field(default_factory=list)  # shapes of floating inputs
     x: Tensor | None = None
     output: Any = None
+    y: Tensor | None = None  # the floating tensor of the output that is used later, or the first
     end: Any = None  # the node that made y
-
-    @property
-    def y(self) -> Tensor | None:
-        """The first floating tensor of the output."""
-        return next(iter(floating(self.output)), None)
 
     def chain(self) -> list[Call]:
         """The call, the call that it was made in, and so on to the outermost."""
@@ -256,6 +252,7 @@ def recording(model: nn.Module) -> Iterator[list[Call]]:
     def leave(_module: nn.Module, _args: Any, output: Any) -> None:
         call = open_calls.pop()
         call.stop, call.output = number(), output
+        call.y = next(iter(floating(output)), None)
         call.end = call.y.grad_fn if call.y is not None else None
         calls.append(call)
 
@@ -287,6 +284,8 @@ def read(loss: Tensor, calls: list[Call]) -> Graph:
                 if before not in nodes:
                     nodes.add(before)
                     waiting.append(before)
+    for call in calls:
+        _choose_output(call, users)
     graph = Graph(calls, [], users)
     for node in nodes:
         name = node.name()
@@ -306,9 +305,24 @@ def read(loss: Tensor, calls: list[Call]) -> Graph:
     return graph
 
 
+def _choose_output(call: Call, users: Mapping[Any, Sequence[Any]]) -> None:
+    """Take as `y` the first tensor of the output that is used after the call."""
+    for t in floating(call.output):
+        later = users.get(t.grad_fn, ()) if t.grad_fn is not None else ()
+        if any(user._sequence_nr() >= call.stop for user in later):
+            call.y, call.end = t, t.grad_fn
+            return
+
+
 def floating(tree: Any) -> list[Tensor]:
-    """The floating tensors in a nest of containers, in order."""
-    return [t for t in tree_leaves(tree) if isinstance(t, Tensor) and t.is_floating_point()]
+    """The floating tensors in a nest of containers and dataclasses, in order."""
+    tensors: list[Tensor] = []
+    for leaf in tree_leaves(tree):
+        if isinstance(leaf, Tensor):
+            tensors += [leaf] if leaf.is_floating_point() else []
+        elif is_dataclass(leaf) and not isinstance(leaf, type):
+            tensors += floating([getattr(leaf, field.name) for field in fields(leaf)])
+    return tensors
 
 
 def unsupported() -> list[str]:
@@ -345,11 +359,28 @@ def _bare(node: Any) -> Tensor | None:
 
 
 def _addends(node: Any, reached: set[Any]) -> list[Any]:
-    """The two terms of a sum; of x + a * b those are x and the factor in `reached`."""
+    """The two terms of a sum or difference, or of torch.lerp.
+
+    Of x + a * b those are x and the factor in `reached`.
+    """
     parts = [part for part, _ in node.next_functions]
     if node.name().startswith("AddcmulBackward"):
         return [parts[0], parts[2] if parts[2] in reached else parts[1]]
-    return parts if "AddBackward" in node.name() and len(parts) == 2 else []
+    if node.name().startswith("LerpBackward"):
+        return parts[:2]
+    # y - constant is the difference from a target or a mean.
+    if node.name().startswith("SubBackward") and parts[1] is None:
+        return []
+    return parts if _is(node, ("AddBackward", "SubBackward")) and len(parts) == 2 else []
+
+
+def sums_directly(node: Any, term: Any) -> bool:
+    """Whether a node is stream + y with nothing in between, for the node `term` that made y."""
+    return (
+        node.name().startswith("AddBackward")
+        and node._saved_alpha == 1
+        and term in [part for part, _ in node.next_functions]
+    )
 
 
 def _bias(node: Any) -> bool:

@@ -48,9 +48,10 @@ class Output:
 
 @dataclass(frozen=True, eq=False)
 class Residual(Output):
-    """What a sub-layer shows whose owner computes stream + y: these have one width."""
+    """What a sub-layer shows whose owner adds y to the residual stream: these have one width."""
 
     stream: Tensor  # what y is added to: x, or what x is the norm of
+    total: Tensor  # the sum: stream + y, or stream + a * y where the owner scales y
     before: Tensor  # input of the layer that owns the site
     after: Tensor  # output of that layer
 

@@ -60,7 +60,7 @@ def snip(trace: Trace) -> Tensor:
 def cosine(trace: Trace) -> Tensor:
     """1 - cos(x, x + attention), x the residual stream: LLM-Drop (He et al. 2024, 2406.15786)."""
     assert isinstance(trace.output, Residual)
-    return _turn(trace.output.stream, trace.output.stream + trace.output.y)
+    return _turn(trace.output.stream, trace.output.total)
 
 
 @criterion("block_influence", needs=Residual, source="ShortGPT, Men et al. 2024, arXiv 2403.03853")

@@ -386,7 +386,7 @@ class _Noted:
             else:
                 before, after = rows(self.before), rows(self.after)
             stream = before if self.site.added_to == "layer" else x
-            output = Residual(x, y, dy, stream, before, after)
+            output = Residual(x, y, dy, stream, stream + y, before, after)
         heads, several = None, len(self.modules) > 1
         last: Any = self.modules[-1]
         if self.cores and hasattr(last, "head_weights"):

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from spat.attention.containers import Container
 from spat.attention.discovery import (
     Candidate,
     ForeignSite,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 KEY: Final = "spat_removal"
-VERSION: Final = 1
+VERSION: Final = 2
 
 _RESURRECTED: Final = (
     "save_pretrained writes no note of removed modules, so that from_pretrained brings them back "
@@ -58,12 +59,18 @@ class Removed(nn.Module):
     """The place of a removed module: adds zero to the residual sum and computes nothing.
 
     The zeros have the leading shape of the floating input number `like`, and are `width` wide.
-    `extra` is the number of further values in the output, each None; -1 stands for no tuple.
+    In a `container` they stand at the place of the output, and the other values are None.
     """
 
-    def __init__(self, like: int, width: int, extra: int, instead_of: nn.Module | None = None):
+    def __init__(
+        self,
+        like: int,
+        width: int,
+        container: Container | None,
+        instead_of: nn.Module | None = None,
+    ):
         super().__init__()
-        self.like, self.width, self.extra = like, width, extra
+        self.like, self.width, self.container = like, width, container
         # What the owner reads of its attention, for example the number of heads.
         for name, value in vars(instead_of).items() if instead_of is not None else ():
             if not name.startswith("_") and isinstance(value, bool | int | float | str):
@@ -72,10 +79,10 @@ class Removed(nn.Module):
         self.batch_first = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Zeros in the place of the first output."""
+        """Zeros in the place of the output."""
         x = floating((args, kwargs))[self.like]
         zeros = x.new_zeros(()).expand(*x.shape[:-1], self.width)
-        return zeros if self.extra < 0 else (zeros, *[None] * self.extra)
+        return zeros if self.container is None else self.container.build(zeros)
 
 
 @dataclass(frozen=True)
@@ -200,7 +207,7 @@ def save(model: nn.Module, path: str | Path) -> None:
             seen.add(place)
             weights[name] = value.detach().cpu().contiguous()
     stubs = {
-        name: [module.like, module.width, module.extra]
+        name: [module.like, module.width, module.container and module.container.to_json()]
         for name, module in model.named_modules()
         if isinstance(module, Removed)
     }
@@ -243,7 +250,11 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
         if name not in names:
             raise ValueError(f"{path}: {unknown(name, names)}")
         old = model.get_submodule(name)
-        _replace(model, old, Removed(stub[0], stub[1], stub[2], old))
+        try:
+            container = None if stub[2] is None else Container.from_json(stub[2])
+        except ValueError as error:
+            raise ValueError(f"{path}: {name!r}: {error}") from None
+        _replace(model, old, Removed(stub[0], stub[1], container, old))
     for name in removal.get("identity", ()):
         _replace(model, model.get_submodule(name), nn.Identity())
     if values["removed"]:
@@ -411,14 +422,18 @@ def _fixed_noise(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _zeroed(model: nn.Module, names: Mapping[str, Removed]) -> Iterator[None]:
-    def zero(_module: nn.Module, _args: Any, output: Any) -> Any:
-        if isinstance(output, Tensor):
-            return torch.zeros_like(output)
-        return (torch.zeros_like(output[0]), *output[1:])
+    def zero(container: Container | None) -> Callable[..., Any]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+            if container is None:
+                return torch.zeros_like(output)
+            return container.build(torch.zeros_like(container.get(output)), output)
+
+        return hook
 
     with contextlib.ExitStack() as hooks:
-        for name in names:
-            hooks.callback(model.get_submodule(name).register_forward_hook(zero).remove)
+        for name, stub in names.items():
+            module = model.get_submodule(name)
+            hooks.callback(module.register_forward_hook(zero(stub.container)).remove)
         yield
 
 
