@@ -429,7 +429,37 @@ def test_scores_are_a_table_and_give_the_lowest() -> None:
     with pytest.raises(ValueError, match="3 of the sites"):
         scores.lowest(4)
     with pytest.raises(ValueError, match="choose from"):
+        spat.score(model, [zoo.batch()], zoo.loss, criterion="magnitude")
+
+
+class Sigmoid(zoo.Nano):
+    """Attention of another form, which only `units` can name."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (zoo.split(t) for t in self.qkv(x).chunk(3, -1))
+        y: Tensor = self.o(((q @ k.mT).sigmoid() @ v).transpose(1, 2).flatten(2))
+        return y
+
+
+def test_attention_of_any_form_is_ranked_by_the_loss_without_it() -> None:
+    model = zoo.make(lambda: nn.Sequential(zoo.Layer(Sigmoid()), zoo.Layer(Sigmoid())))
+    with pytest.raises(NoSites):
         spat.score(model, [zoo.batch()], zoo.loss, criterion="loss_drop")
+    units = ("*.attention",)
+    pair = [zoo.batch(), zoo.batch(size=2)]
+    scores = spat.score(model, pair, zoo.loss, criterion="loss_drop", units=units)
+    (lowest,) = scores.lowest(1)
+    small = spat.prune(model, [lowest], zoo.loss, zoo.batch(), units=units)
+    changes = [zoo.loss(small.eval(), one) - zoo.loss(model.eval(), one) for one in pair]
+    assert scores[lowest] == pytest.approx(torch.cat(changes).mean().item(), abs=1e-12)
+    with pytest.raises(ValueError, match="no batches"):
+        spat.score(model, [], zoo.loss, criterion="loss_drop", units=units)
+    with pytest.raises(NotPerSample):
+        spat.score(model, [zoo.batch()], _scalar, criterion="loss_drop", units=units)
+
+
+def _scalar(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return zoo.loss(model, batch).mean()
 
 
 ALONE = """

@@ -84,6 +84,18 @@ def zeroed(model: nn.Module, names: Any, x: Tensor) -> Tensor:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
+@pytest.mark.parametrize("name", zoo.REMOVABLE)
+def test_the_loss_drop_of_a_site_is_that_of_its_removal(name: str) -> None:
+    maker, names = zoo.REMOVABLE[name]
+    model = zoo.make(maker)
+    scores = spat.score(model, [zoo.batch()], zoo.loss, criterion="loss_drop")
+    for one in names:
+        small = pruned(model, [one])
+        with torch.enable_grad():  # as in `loss_drop`: torch's fused layers round differently
+            whole, less = (zoo.loss(m.eval(), zoo.batch()).mean().item() for m in (model, small))
+        assert scores[one] == pytest.approx(less - whole, abs=1e-12)
+
+
 def test_a_shared_module_goes_from_every_place() -> None:
     small: Any = pruned(zoo.make(zoo.Alias), ["a.attention"])
     assert isinstance(small.a.attention, Removed)

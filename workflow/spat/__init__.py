@@ -22,10 +22,10 @@ There are limits. Single heads of such models cannot be removed. Attention is fo
 softmax(q kᵀ) v and all three are computed from the input. So these are not found: sigmoid and
 linear attention, talking heads (a linear map over the heads between softmax and v), a learned query
 that is a bare parameter, kernels that torch cannot differentiate itself, compiled and scripted
-models. For them, name the modules as `units=`; criteria that need attention maps, such as `send`,
-cannot rank them. Attention without a residual sum around it is found and refused
-(`spat.attention.errors.NoResidual`). The errors are in `spat.attention.errors`, the criteria in
-`spat.scoring.names`.
+models. For them, name the modules as `units=` and rank them by `criterion="loss_drop"`; criteria
+that need attention maps, such as `send`, cannot rank them. Attention without a residual sum around
+it is found and refused (`spat.attention.errors.NoResidual`). The errors are in
+`spat.attention.errors`, the criteria in `spat.scoring.names`.
 
 ## My data
 

@@ -33,6 +33,7 @@ from spat.attention.errors import (
 from spat.attention.graph import Call, Core, Graph, read, recording, sums_directly
 from spat.attention.modes import evaluating
 from spat.attention.views import Joined, Output, Residual, Trace
+from spat.attention.zeroing import fixed_noise, zeroed
 
 # model, batch -> the loss of each sample [B]; a scalar where the docstring allows it.
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
@@ -154,17 +155,7 @@ def traces(model: nn.Module, loss: Loss, batch: Any, units: Sequence[str] = ()) 
         NoSites, NotDifferentiable: as `find_sites`.
     """
     with looking(model, loss, batch, units) as (each, graph, candidates):
-        if each.ndim != 1:
-            raise NotPerSample(
-                f"the loss has the shape {tuple(each.shape)}: return one value for each sample, "
-                'for example F.mse_loss(y, target, reduction="none").mean((1, 2))'
-            )
-        shapes = [t.shape for t in tree_leaves(batch) if isinstance(t, Tensor) and t.ndim]
-        if shapes and not any(len(each) in shape for shape in shapes):
-            raise NotPerSample(
-                f"the loss has {len(each)} values, which is the length of no axis of the batch "
-                f"({' x '.join(map(str, shapes[0]))}): return one value for each sample"
-            )
+        _check_per_sample(each, batch)
         hooks = [core.keep() for core in graph.cores]
         ends = [
             y
@@ -182,6 +173,50 @@ def traces(model: nn.Module, loss: Loss, batch: Any, units: Sequence[str] = ()) 
         slopes = {id(y): g for y, g in zip(ends, gradients, strict=False)}
         with torch.no_grad():
             return [_trace(i, one, slopes, len(each)) for i, one in enumerate(candidates)]
+
+
+def drops_of_batch(
+    model: nn.Module, loss: Loss, batch: Any, units: Sequence[str] = ()
+) -> dict[str, Tensor]:
+    """Each sample's loss without a site minus its loss with it, [B], by the name of the site.
+
+    Raises:
+        TooCoarse: if the output of a site is not a tensor or a container of tensors.
+        NotPerSample, NoSites, NotDifferentiable: as `traces`.
+    """
+    with looking(model, loss, batch, units) as (each, _, candidates):
+        _check_per_sample(each, batch)
+        modules = {
+            one.name: {call.name: around(call) for call in (one.call, *one.branch)}
+            for one in candidates
+        }
+
+    # With gradients, as without them torch's fused encoder layers pass their modules by.
+    def losses() -> Tensor:
+        with fixed_noise(model):
+            return loss(model, batch).detach()
+
+    drops = {}
+    with differentiable(model):
+        whole = losses()
+        for name, containers in modules.items():
+            with zeroed(model, containers):
+                drops[name] = losses() - whole
+    return drops
+
+
+def _check_per_sample(losses: Tensor, batch: Any) -> None:
+    if losses.ndim != 1:
+        raise NotPerSample(
+            f"the loss has the shape {tuple(losses.shape)}: return one value for each sample, "
+            'for example F.mse_loss(y, target, reduction="none").mean((1, 2))'
+        )
+    shapes = [t.shape for t in tree_leaves(batch) if isinstance(t, Tensor) and t.ndim]
+    if shapes and not any(len(losses) in shape for shape in shapes):
+        raise NotPerSample(
+            f"the loss has {len(losses)} values, which is the length of no axis of the batch "
+            f"({' x '.join(map(str, shapes[0]))}): return one value for each sample"
+        )
 
 
 def unknown(name: str, names: Sequence[str]) -> UnknownSite:
@@ -243,6 +278,21 @@ def _obstacle(site: Candidate, graph: Graph) -> AttentionError | None:
     return None
 
 
+def around(call: Call) -> Container | None:
+    """The container that the output of a call stands in; None for a bare tensor.
+
+    Raises:
+        TooCoarse: if there is no floating tensor, or its container cannot be built anew.
+    """
+    container = None if call.output is call.y else Container.of(call.output, call.y)
+    if call.y is None or (container is None and call.output is not call.y):
+        raise TooCoarse(
+            f"{call.name!r} returns a {type(call.output).__name__}, not a floating tensor or a "
+            "tuple, list, dict, named tuple or dataclass with one: name a smaller module as units="
+        )
+    return container
+
+
 def place(call: Call) -> tuple[int, int, Container | None]:
     """How zeros can take the place of what a call returned.
 
@@ -253,17 +303,8 @@ def place(call: Call) -> tuple[int, int, Container | None]:
         TooCoarse: if the output is not a tensor or a container of tensors that can be built anew,
             or no input has its leading shape.
     """
-    output, first = call.output, call.y
-    container = None
-    if not isinstance(output, Tensor):
-        container = Container.of(output, first)
-        if first is None or container is None:
-            raise TooCoarse(
-                f"{call.name!r} returns a {type(output).__name__}, not a tensor or a tuple, list, "
-                "dict, named tuple or dataclass with one: name a smaller module as units="
-            )
-    if first is None:
-        raise TooCoarse(f"{call.name!r} returns no floating tensor: name another module as units=")
+    container, first = around(call), call.y
+    assert first is not None
     lead = tuple(first.shape[:-1])
     like = next((i for i, shape in enumerate(call.inputs) if shape[:-1] == lead), None)
     if like is None:

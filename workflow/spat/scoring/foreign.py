@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import nn
 
-from spat.attention.discovery import ForeignSite, Loss, find_sites, traces, unknown
+from spat.attention.discovery import (
+    ForeignSite,
+    Loss,
+    drops_of_batch,
+    find_sites,
+    traces,
+    unknown,
+)
 from spat.attention.errors import AttentionWarning
 from spat.attention.views import Trace
 from spat.scoring import criteria as _criteria  # noqa: F401
@@ -26,6 +34,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
+
+LOSS_DROP: Final = "loss_drop"
 
 # Why a site does not show a view.
 _LACKS: Final = {
@@ -119,32 +129,36 @@ def score(
         model: any model.
         batches: anything that `loss` takes, for example a data loader.
         loss: model, batch -> the loss of each sample, [B].
-        criterion: a name of `scoring.names.CRITERIA` that needs no output projection.
+        criterion: a name of `scoring.names.CRITERIA` that needs no output projection. `loss_drop`
+            (the loss without a site minus the loss with it) works for modules of any kind that
+            `units` name; it takes a forward pass a site and batch.
         batches_max: how many batches are read; by default all.
         units: as in `find_sites`.
 
     Raises:
         NotPerSample: if the loss is not [B].
+        TooCoarse: if the output of a site is not a tensor or a container of tensors.
         NoSites, NotDifferentiable: as `find_sites`.
         ValueError: on a criterion that is unknown or cannot be computed, or no batches.
     """
+    if batches_max is not None:
+        batches = itertools.islice(batches, batches_max)
+    if criterion == LOSS_DROP:
+        return _loss_drops(model, batches, loss, units)
     rule = RULES.get(criterion) if criterion in CRITERIA else None
     if rule is None or CRITERIA[criterion].origin not in PASS or rule.needs.__name__ == "Heads":
         works = [n for n, r in RULES.items() if n in CRITERIA and r.needs.__name__ != "Heads"]
-        raise ValueError(f"criterion {criterion!r} of a model of one's own: choose from {works}")
+        raise ValueError(
+            f"criterion {criterion!r} of a model of one's own: choose from {[*works, LOSS_DROP]}"
+        )
     sites: tuple[ForeignSite, ...] = ()
     total: list[Any] = []
     parts, windows = [], 0
     for number, batch in enumerate(batches):
-        if number == batches_max:
-            break
         traced = traces(model, loss, batch, units)
         if not sites:
             sites = find_sites(model, loss, batch, units=units)
-        if [trace.name for trace in traced] != [site.name for site in sites]:
-            raise ValueError(
-                f"batch {number} passes other sites than the first one: score it apart"
-            )
+        _check_same(number, [trace.name for trace in traced], sites)
         for trace in traced:
             if not trace.offers(rule.needs):
                 raise ValueError(
@@ -173,7 +187,7 @@ def score(
         total = [a + b for a, b in zip(total, sums, strict=True)] if total else sums
         windows += size
     if not parts:
-        raise ValueError("no batches to score: give at least one")
+        raise _no_batches()
     names = [site.name for site in sites]
 
     def finished(index: int, means: Any) -> NDArray[np.float64]:
@@ -192,6 +206,36 @@ def score(
         np.array(each),
         tuple(values[1:] for values in whole),
     )
+
+
+def _loss_drops(
+    model: nn.Module, batches: Iterable[Any], loss: Loss, units: Sequence[str]
+) -> Scores:
+    """The mean over samples of the loss without a site minus the loss with it."""
+    sites: tuple[ForeignSite, ...] = ()
+    means, sizes = [], []
+    for number, batch in enumerate(batches):
+        sites = sites or find_sites(model, loss, batch, units=units)
+        drops = drops_of_batch(model, loss, batch, units)
+        _check_same(number, list(drops), sites)
+        means.append([float(drop.double().mean()) for drop in drops.values()])
+        sizes.append(len(next(iter(drops.values()))))
+    if not sizes:
+        raise _no_batches()
+    import numpy as np
+
+    per_batch = np.array(means).T
+    values = np.average(per_batch, axis=1, weights=sizes)
+    return Scores(LOSS_DROP, sites, values, per_batch, tuple(np.zeros(0) for _ in sites))
+
+
+def _check_same(number: int, names: Sequence[str], sites: Sequence[ForeignSite]) -> None:
+    if list(names) != [site.name for site in sites]:
+        raise ValueError(f"batch {number} passes other sites than the first one: score it apart")
+
+
+def _no_batches() -> ValueError:
+    return ValueError("no batches to score: give at least one")
 
 
 def data_frame(rows: Sequence[Sequence[Any]], names: Sequence[str]) -> pd.DataFrame:

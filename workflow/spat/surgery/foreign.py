@@ -8,7 +8,6 @@ import inspect
 import json
 import math
 import warnings
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,6 +38,7 @@ from spat.attention.errors import (
     Stochastic,
 )
 from spat.attention.graph import Call, floating
+from spat.attention.zeroing import fixed_noise, zeroed
 from spat.files import replacing
 from spat.scoring.foreign import columns, data_frame
 from spat.training.device import costs
@@ -151,7 +151,7 @@ def prune(
             f"{type(model).__name__} gives different results each time: fix its own generators, "
             "or give verify=False"
         )
-    with _zeroed(model, stubs):
+    with zeroed(model, {name: stub.container for name, stub in stubs.items()}):
         expected = _Run.of(model, loss, batch) if verify else None
     undo: list[Callable[[], None]] = []
     try:
@@ -371,7 +371,7 @@ class _Run:
 
         with contextlib.ExitStack() as stack:
             stack.enter_context(differentiable(model))
-            stack.enter_context(_fixed_noise(model))
+            stack.enter_context(fixed_noise(model))
             if flipped:
                 handle = model.register_forward_pre_hook(_flip, with_kwargs=True)
                 stack.callback(handle.remove)
@@ -390,51 +390,6 @@ class _Run:
             x.shape == y.shape and torch.allclose(x, y, tolerance, tolerance, equal_nan=True)
             for x, y in zip(a, b, strict=False)
         )
-
-
-@contextlib.contextmanager
-def _fixed_noise(model: nn.Module) -> Iterator[None]:
-    """Seed torch at the entry and exit of each module, by its name and the number of the call.
-
-    Then the random numbers of one module do not depend on those of another, which may be removed.
-    """
-    count: dict[str, int] = {}
-    # torch.manual_seed also reaches accelerators, but a call takes a millisecond: seconds a pass.
-    start: Any = torch.default_generator.manual_seed
-    if torch.accelerator.is_available():
-        start = torch.manual_seed
-
-    def seed(name: str) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            count[name] = count.get(name, 0) + 1
-            start(zlib.crc32(f"{name} {count[name]}".encode()))
-
-        return hook
-
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices), contextlib.ExitStack() as hooks:
-        start(0)
-        for name, module in model.named_modules():
-            hooks.callback(module.register_forward_pre_hook(seed(f"{name} in")).remove)
-            hooks.callback(module.register_forward_hook(seed(f"{name} out")).remove)
-        yield
-
-
-@contextlib.contextmanager
-def _zeroed(model: nn.Module, names: Mapping[str, Removed]) -> Iterator[None]:
-    def zero(container: Container | None) -> Callable[..., Any]:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-            if container is None:
-                return torch.zeros_like(output)
-            return container.build(torch.zeros_like(container.get(output)), output)
-
-        return hook
-
-    with contextlib.ExitStack() as hooks:
-        for name, stub in names.items():
-            module = model.get_submodule(name)
-            hooks.callback(module.register_forward_hook(zero(stub.container)).remove)
-        yield
 
 
 def _chosen(candidates: Sequence[Candidate], wanted: Sequence[str]) -> list[Candidate]:
@@ -501,7 +456,7 @@ def _reached(model: nn.Module, loss: Loss, batch: Any) -> set[str]:
     outputs: list[Tensor] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(differentiable(model))
-        stack.enter_context(_fixed_noise(model))
+        stack.enter_context(fixed_noise(model))
 
         def note(_module: nn.Module, _args: Any, output: Any) -> None:
             outputs.extend(t for t in floating(output) if t.requires_grad)

@@ -1,0 +1,63 @@
+"""A model with the output of some of its modules at zero, and with the same noise each time."""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from spat.attention.containers import Container
+
+
+@contextlib.contextmanager
+def zeroed(model: nn.Module, names: Mapping[str, Container | None]) -> Iterator[None]:
+    """Set the output of modules to zero within the block.
+
+    `names` has the containers that the outputs stand in, None for bare tensors.
+    """
+
+    def zero(container: Container | None) -> Callable[..., Any]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+            if container is None:
+                return torch.zeros_like(output)
+            return container.build(torch.zeros_like(container.get(output)), output)
+
+        return hook
+
+    with contextlib.ExitStack() as hooks:
+        for name, container in names.items():
+            module = model.get_submodule(name)
+            hooks.callback(module.register_forward_hook(zero(container)).remove)
+        yield
+
+
+@contextlib.contextmanager
+def fixed_noise(model: nn.Module) -> Iterator[None]:
+    """Seed torch at the entry and exit of each module, by its name and the number of the call.
+
+    Then the random numbers of one module do not depend on those of another, which may be removed.
+    """
+    count: dict[str, int] = {}
+    # torch.manual_seed also reaches accelerators, but a call takes a millisecond: seconds a pass.
+    start: Any = torch.default_generator.manual_seed
+    if torch.accelerator.is_available():
+        start = torch.manual_seed
+
+    def seed(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            count[name] = count.get(name, 0) + 1
+            start(zlib.crc32(f"{name} {count[name]}".encode()))
+
+        return hook
+
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices), contextlib.ExitStack() as hooks:
+        start(0)
+        for name, module in model.named_modules():
+            hooks.callback(module.register_forward_pre_hook(seed(f"{name} in")).remove)
+            hooks.callback(module.register_forward_hook(seed(f"{name} out")).remove)
+        yield
