@@ -24,8 +24,8 @@ linear attention, talking heads (a linear map over the heads between softmax and
 that is a bare parameter, kernels that torch cannot differentiate itself, compiled and scripted
 models. For them, name the modules as `units=` and rank them by `criterion="loss_drop"`; criteria
 that need attention maps, such as `send`, cannot rank them. Attention without a residual sum around
-it is found and refused (`spat.attention.errors.NoResidual`). The errors are in
-`spat.attention.errors`, the criteria in `spat.scoring.names`.
+it is found and refused (`spat.attention.errors.NoResidual`). All errors of `spat.attention.errors`
+are an `AttentionError`; the criteria are in `spat.scoring.names`.
 
 ## My data
 
@@ -56,6 +56,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from spat.attention.discovery import find_sites
+    from spat.attention.errors import AttentionError, AttentionWarning
     from spat.pipeline.advise import advise
     from spat.scoring.foreign import score
     from spat.surgery.forecast import Forecast
@@ -63,9 +64,21 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["Forecast", "advise", "compare", "find_sites", "load", "prune", "save", "score"]
+__all__ = [
+    "AttentionError",
+    "AttentionWarning",
+    "Forecast",
+    "advise",
+    "compare",
+    "find_sites",
+    "load",
+    "prune",
+    "save",
+    "score",
+]
 
 _HOMES: Final = {
+    **dict.fromkeys(("AttentionError", "AttentionWarning"), "spat.attention.errors"),
     "Forecast": "spat.surgery.forecast",
     "advise": "spat.pipeline.advise",
     "find_sites": "spat.attention.discovery",
