@@ -1,12 +1,15 @@
 """Removal from any model: what is left equals the model with the attention at zero."""
 
 import copy
+import math
 import pickle
+import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -188,6 +191,68 @@ def test_a_model_with_noise_of_its_own_is_refused() -> None:
     with pytest.raises(Stochastic, match="verify=False"):
         pruned(zoo.make(Own), ["layer.attention"])
     pruned(zoo.make(Own), ["layer.attention"], verify=False)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "refusal", "message"),
+    [
+        (lambda m, b: spat.prune(m, m.attention, zoo.loss, b), TypeError, "a Nano is not a site"),
+        (
+            lambda m, b: spat.prune(m, spat.score(m, [b], zoo.loss), zoo.loss, b),
+            TypeError,
+            "a Scores is not a site",
+        ),
+        (lambda m, b: spat.prune(m, [0], zoo.loss, b), TypeError, "a int is not a site"),
+        (lambda m, b: spat.find_sites(m.forward, zoo.loss, b), TypeError, "a method, not a torch"),
+        (lambda m, b: spat.score(m, b[0], zoo.loss), TypeError, "give an iterable of batches"),
+        (lambda m, b: spat.score(m, {"x": b[0]}, zoo.loss), TypeError, "batches is a dict"),
+        (lambda m, b: spat.score(m, [b], zoo.loss, batches_max=0), ValueError, "batches_max=0"),
+        (lambda m, b: spat.score(m, [b], zoo.loss, criterion="SEND"), ValueError, "mean 'send'"),
+        (lambda m, b: spat.compare(m, m, b[0], repeats=0), ValueError, "repeats=0"),
+        *(
+            (
+                lambda m, b, amount=amount: spat.score(m, [b], zoo.loss).lowest(amount),
+                ValueError,
+                re.escape(f"lowest({amount!r})"),
+            )
+            for amount in (True, None, "half", math.nan, math.inf, -1, 2, 1.5)
+        ),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(wrong: Any, refusal: Any, message: str) -> None:
+    with pytest.raises(refusal, match=message):
+        wrong(zoo.make(lambda: zoo.Layer(zoo.Nano())), zoo.batch())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_refused(value: float) -> None:
+    model = zoo.make(lambda: zoo.Layer(zoo.Nano()))
+    x, y = zoo.batch()
+    y[0, 0, 0] = value
+    for call in (
+        lambda: spat.find_sites(model, zoo.loss, (x, y)),
+        lambda: spat.score(model, [zoo.batch(), (x, y)], zoo.loss),
+        lambda: spat.score(model, [(x, y)], zoo.loss, criterion="loss_drop"),
+        lambda: spat.prune(model, ["attention"], zoo.loss, (x, y)),
+    ):
+        with pytest.raises(ValueError, match=f"the loss of Layer is {value}"):
+            call()
+
+
+def test_one_site_and_one_unit_need_no_list() -> None:
+    model = zoo.make(lambda: zoo.Layer(zoo.Nano()))
+    (site,) = spat.find_sites(model, zoo.loss, zoo.batch(), units="attention")
+    for given in ("attention", site):
+        assert record(pruned(model, given)).removed == ("attention",)
+    scores = spat.score(model, [zoo.batch()], zoo.loss)
+    assert scores.lowest(np.int64(1)) == ("attention",) and scores.lowest(np.int64(0)) == ()
+
+
+def test_a_batch_in_the_place_of_batches_is_named() -> None:
+    model = zoo.make(lambda: zoo.Layer(zoo.Nano()))
+    with pytest.raises(Exception) as raised:
+        spat.score(model, zoo.batch(), zoo.loss)
+    assert "[batch] for a single batch" in raised.value.__notes__[0]
 
 
 def test_unknown_names_are_refused() -> None:

@@ -11,7 +11,7 @@ import contextlib
 import fnmatch
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,9 @@ from spat.attention.graph import Call, Core, Graph, read, recording, sums_direct
 from spat.attention.modes import evaluating
 from spat.attention.views import Joined, Output, Residual, Trace
 from spat.attention.zeroing import fixed_noise, zeroed
+
+# How many names a message lists.
+MOST_NAMES: Final = 20
 
 # model, batch -> the loss of each sample [B]; a scalar where the docstring allows it.
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
@@ -88,11 +91,13 @@ def find_sites(
         model: any model; it is not changed.
         loss: model, batch -> a scalar, or the loss of each sample [B].
         batch: anything that `loss` takes.
-        units: names of modules that are the sites instead, with * and ? as in a shell.
+        units: names of modules that are the sites instead, with * and ? as in a shell; or one.
 
     Raises:
         NoSites: if there is no attention, or no unit of the given names.
         NotDifferentiable: if the loss has no gradient.
+        TypeError: if the model is not a module.
+        ValueError: if the loss is not finite.
     """
     with looking(model, loss, batch, units) as (_, _, candidates):
         return tuple(_described(one, model) for one in candidates)
@@ -103,6 +108,9 @@ def looking(
     model: nn.Module, loss: Loss, batch: Any, units: Sequence[str] = ()
 ) -> Iterator[tuple[Tensor, Graph, list[Candidate]]]:
     """The loss of a batch, its graph, and the sites in forward order."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model is a {type(model).__name__}, not a torch.nn.Module")
+    units = (units,) if isinstance(units, str) else units
     with differentiable(model):
         with recording(model) as calls:
             each = loss(model, batch)
@@ -111,6 +119,11 @@ def looking(
                 f"the loss of {type(model).__name__} has no gradient: return a tensor that was "
                 "computed from the model, without detach, no_grad, inference_mode or reentrant "
                 "checkpointing"
+            )
+        if not bool(each.isfinite().all()):
+            raise ValueError(
+                f"the loss of {type(model).__name__} is {each.detach().sum():g}: look for values "
+                "of the batch that are not finite, and for weights that are not"
             )
         graph = read(each.sum(), calls)
         candidates = _units(model, graph, units) if units else _sites(graph)
@@ -224,7 +237,9 @@ def unknown(name: str, names: Sequence[str]) -> UnknownSite:
     import difflib
 
     close = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(names)}"
+    more = ", ..." if len(names) > MOST_NAMES else ""
+    choice = f"choose from {', '.join(names[:MOST_NAMES])}{more}"
+    hint = f"did you mean {close[0]!r}?" if close else choice
     return UnknownSite(f"there is no site {name!r}: {hint}")
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
+import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -78,7 +81,9 @@ class Scores:
             ValueError: if the number is larger than that of the sites, or the share above 1.
         """
         free = [i for i, site in enumerate(self.sites) if site.refusal is None]
-        k = amount if isinstance(amount, int) else choose.count(amount, len(free))
+        if isinstance(amount, bool) or not isinstance(amount, Real) or not math.isfinite(amount):
+            raise ValueError(f"lowest({amount!r}): give a number of sites or a share of them")
+        k = int(amount) if isinstance(amount, Integral) else choose.count(amount, len(free))
         if not 0 <= k <= len(free):
             raise ValueError(f"lowest({amount}): {len(free)} of the sites can be removed")
         return tuple(self.sites[free[i]].name for i in choose.lowest(self.values[free], k))
@@ -139,8 +144,19 @@ def score(
         NotPerSample: if the loss is not [B].
         TooCoarse: if the output of a site is not a tensor or a container of tensors.
         NoSites, NotDifferentiable: as `find_sites`.
-        ValueError: on a criterion that is unknown or cannot be computed, or no batches.
+        TypeError: if the model is not a module, or `batches` is a single batch.
+        ValueError: on a criterion that is unknown or cannot be computed, a loss that is not
+            finite, or no batches.
     """
+    if batches_max is not None and batches_max < 1:
+        raise ValueError(f"batches_max={batches_max}: give a number above 0, or None for all")
+    if isinstance(batches, torch.Tensor | Mapping):
+        raise TypeError(
+            f"batches is a {type(batches).__name__}: give an iterable of batches, [batch] for one"
+        )
+    tensors = isinstance(batches, tuple | list) and all(
+        isinstance(part, torch.Tensor) for part in batches
+    )
     if batches_max is not None:
         batches = itertools.islice(batches, batches_max)
     if criterion == LOSS_DROP:
@@ -148,14 +164,22 @@ def score(
     rule = RULES.get(criterion) if criterion in CRITERIA else None
     if rule is None or CRITERIA[criterion].origin not in PASS or rule.needs.__name__ == "Heads":
         works = [n for n, r in RULES.items() if n in CRITERIA and r.needs.__name__ != "Heads"]
+        works.append(LOSS_DROP)
+        close = difflib.get_close_matches(criterion.lower(), works, n=1)
         raise ValueError(
-            f"criterion {criterion!r} of a model of one's own: choose from {[*works, LOSS_DROP]}"
+            f"criterion {criterion!r} of a model of one's own: "
+            + (f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(works)}")
         )
     sites: tuple[ForeignSite, ...] = ()
     total: list[Any] = []
     parts, windows = [], 0
     for number, batch in enumerate(batches):
-        traced = traces(model, loss, batch, units)
+        try:
+            traced = traces(model, loss, batch, units)
+        except Exception as error:
+            if tensors:
+                error.add_note("`batches` holds tensors alone: give [batch] for a single batch")
+            raise
         if not sites:
             sites = find_sites(model, loss, batch, units=units)
         _check_same(number, [trace.name for trace in traced], sites)

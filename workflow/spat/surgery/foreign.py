@@ -8,7 +8,7 @@ import inspect
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -102,7 +102,7 @@ class Removal:
 
 def prune(
     model: nn.Module,
-    sites: Sequence[str | ForeignSite],
+    sites: str | ForeignSite | Sequence[str | ForeignSite],
     loss: Loss,
     batch: Any,
     *,
@@ -120,7 +120,7 @@ def prune(
 
     Args:
         model: any model.
-        sites: names, or sites of `find_sites`.
+        sites: names, or sites of `find_sites`; or one of them.
         loss: model, batch -> a scalar or the loss of each sample [B].
         batch: anything that `loss` takes.
         units: as in `find_sites`.
@@ -130,13 +130,15 @@ def prune(
 
     Raises:
         UnknownSite: if the model has no such site.
+        TypeError: if the model is not a module, or `sites` holds something else than sites.
+        ValueError: if the loss is not finite.
         InlineAttention, NoResidual, TooCoarse, SharedModule: if a site cannot be removed.
         SharedOutput: if the result computes something else; the model is as it was.
         Stochastic: if the model itself gives different results each time.
         NoSites, NotDifferentiable: as `find_sites`.
     """
     model = model if inplace else copy.deepcopy(model)
-    wanted = [site if isinstance(site, str) else site.name for site in sites]
+    wanted = _names(sites)
     with looking(model, loss, batch, units) as (_, _, candidates):
         chosen = _chosen(candidates, wanted)
         stubs = {call.name: _stub(call) for one in chosen for call in (one.call, *one.branch)}
@@ -231,8 +233,9 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
             model may then be partly pruned: build it again.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: there is no such file")
+    if not path.is_file():
+        what = "not a file" if path.exists() else "there is no such file"
+        raise FileNotFoundError(f"{path}: {what}")
     try:
         with safe_open(path, "pt") as file:
             values = json.loads((file.metadata() or {})[KEY])
@@ -317,7 +320,12 @@ def compare(dense: nn.Module, pruned: nn.Module, inputs: Any, *, repeats: int = 
 
     `inputs` is a tensor, a tuple of arguments or a mapping of keyword arguments, on the device of
     the models. Latencies are lower quartiles of passes in turn.
+
+    Raises:
+        ValueError: if `repeats` is below 1.
     """
+    if repeats < 1:
+        raise ValueError(f"repeats={repeats}: give a number above 0")
     models = {"dense": dense, "pruned": pruned}
     task, batch = cast(Any, _Calls()), inputs
     device = next((t.device for m in models.values() for t in m.parameters()), torch.device("cpu"))
@@ -390,6 +398,18 @@ class _Run:
             x.shape == y.shape and torch.allclose(x, y, tolerance, tolerance, equal_nan=True)
             for x, y in zip(a, b, strict=False)
         )
+
+
+def _names(sites: Any) -> list[str]:
+    given = [sites] if isinstance(sites, str | ForeignSite) else sites
+    if not isinstance(given, Iterable) or isinstance(given, Mapping):
+        given = [given]
+    for site in given:
+        if not isinstance(site, str | ForeignSite):
+            raise TypeError(
+                f"sites: a {type(site).__name__} is not a site: give names, or sites of find_sites"
+            )
+    return [site if isinstance(site, str) else site.name for site in given]
 
 
 def _chosen(candidates: Sequence[Candidate], wanted: Sequence[str]) -> list[Candidate]:
