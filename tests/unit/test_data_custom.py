@@ -100,6 +100,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "encoding": ({"encoding": "utf-99"}, "data.custom.mine.encoding: 'utf-99' is not the name"),
     "not a text": ({"encoding": "base64"}, "data.custom.mine.encoding: 'base64' is not the name"),
     "date format": ({"date": ["date", "OT"]}, "data.custom.mine: date_format: say how the columns"),
+    "fractions of seconds": ({"date_format": "%Y-%m-%d %H:%M:%S.%f"}, "does not say how a time is"),
+    "not a format": ({"date_format": "YYYY-MM-DD"}, "data.custom.mine.date_format: 'YYYY-MM-DD' d"),
+    "no year": ({"date_format": "%d.%m. %H:%M"}, "take %Y (or %y) and what follows from %m, %d"),
+    "a stray sign": ({"date_format": "%Y-%m-%d %"}, "data.custom.mine.date_format: '%Y-%m-%d %'"),
     "no date": ({"date": [], "mean": True}, "data.custom.mine: date: without time stamps"),
     "source": ({"source": "a/b"}, "data.custom.mine.source: 'a/b' is not a name"),
 }

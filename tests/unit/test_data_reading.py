@@ -4,6 +4,7 @@ import gzip
 import lzma
 import os
 import re
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -91,6 +92,16 @@ READ: dict[str, tuple[str | bytes, Dataset]] = {
         text([f"{t[8:10]}.{t[5:7]}.{t[:4]} {t[11:16]}" for t in stamps(30)]),
         table(date_format="%d.%m.%Y %H:%M"),
     ),
+    "single digits": (
+        text([f"{t[:4]}/{int(t[5:7])}/{int(t[8:10])} {int(t[11:13])}:00" for t in stamps(30)]),
+        OWN,
+    ),
+    "blanks around the time stamp": (text([f" {t} " for t in stamps(30)]), OWN),
+    "two forms": (text([t if i % 2 else t[:-3] for i, t in enumerate(stamps(30))]), OWN),
+    "names of months": (
+        text([f"{t[8:10]} {'Mar'} {t[2:4]} {t[11:16]}" for t in stamps(30)]),
+        table(date_format="%d %b %y %H:%M"),
+    ),
     "date and time in two columns": (
         text([t.replace(" ", ",") for t in stamps(30)]).replace("date", "day,time"),
         table(date=("day", "time"), date_format="%Y-%m-%d %H:%M:%S"),
@@ -173,6 +184,10 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
         text([f"{t[5:7]}/{t[8:10]}/{t[:4]} {t[11:16]}" for t in stamps(30)]),
         ": row 1 (line 2), column 'date': '03/27/2021 00:00' is not a time stamp; known: %Y-%m",
     ),
+    "two digits of a year": (
+        text([t[2:] for t in stamps(30)]),
+        ": row 1 (line 2), column 'date': '21-03-27 00:00:00' is not a time stamp; known: %Y-%m",
+    ),
     "other name of the date": (
         text().replace("date", "time"),
         ": column 'date' is missing: the header is time, load, OT; `date` names columns",
@@ -236,6 +251,46 @@ def test_refused(tmp_path: Path, case: str) -> None:
     with pytest.raises(DataError, match="^" + re.escape(f"{path}{message}")) as caught:
         measured(OWN, path)
     assert "\n" not in str(caught.value)
+
+
+# Days from which the rows go on, and the time stamp of the 10th: Arrow reads each as another time.
+IMPOSSIBLE: dict[str, tuple[str, str]] = {
+    "30 February": ("2020-02-29", "2020-02-30 00:00:00"),
+    "29 February of no leap year": ("2021-02-28", "2021-02-29 00:00:00"),
+    "31 April": ("2021-04-30", "2021-04-31 00:00:00"),
+    "second 60": ("2021-03-27", "2021-03-27 08:59:60"),
+    "second 61": ("2021-03-27", "2021-03-27 08:59:61"),
+    "without seconds": ("2021-06-30", "2021-06-31 00:00"),
+    "with slashes": ("2021-06-30", "2021/6/31 0:00"),
+}
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_a_time_that_does_not_exist_is_refused(tmp_path: Path, case: str) -> None:
+    day, stamp = IMPOSSIBLE[case]
+    # The wrong reading is one step after the row before, so that no other check finds it.
+    offset = 9 if "second" in case and "without" not in case else 24
+    times = np.datetime64(day) + np.arange(30).astype("m8[h]")
+    rows = [str(t.astype("M8[s]")).replace("T", " ") for t in times]
+    rows[offset] = stamp
+    path = tmp_path / "own.csv"
+    path.write_text(text(rows))
+    where = f"{path}: row {offset + 1} (line {offset + 2}), column 'date': {stamp!r} is a time"
+    with pytest.raises(DataError, match="^" + re.escape(f"{where} that does not exist (")):
+        measured(OWN, path)
+
+
+def test_all_rows_of_a_long_file_are_checked_fast(tmp_path: Path) -> None:
+    rows = stamps(500_000, "s")
+    path = tmp_path / "own.csv"
+    path.write_text(text(rows))
+    begun = time.process_time()
+    assert measured(replace(OWN, step="1s"), path).rows == len(rows)
+    rows[-1] = re.sub(r":\d\d$", ":60", rows[-1])
+    path.write_text(text(rows))
+    with pytest.raises(DataError, match=r"own.csv: row 500000 \(line 500001\), column 'date'"):
+        measured(replace(OWN, step="1s"), path)
+    assert time.process_time() - begun < 10  # exact readers of Python take longer for one pass
 
 
 def _pipe(path: Path) -> None:

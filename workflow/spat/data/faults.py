@@ -10,9 +10,9 @@ import csv
 import io
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Final
 
 from spat.data.stamps import FORMATS
@@ -52,18 +52,20 @@ class Layout:
     lines: int = 0
     missing: bool = False
 
-    @property
+    @cached_property
     def numbers(self) -> tuple[int, ...]:
         """Positions of the channels."""
-        return tuple(i for i in range(len(self.columns)) if i not in {*self.date, *self.drop})
+        other = {*self.date, *self.drop}
+        return tuple(i for i in range(len(self.columns)) if i not in other)
 
 
-def first_fault(body: bytes, layout: Layout) -> str | None:
+def first_fault(body: bytes, layout: Layout, sound: int = 0) -> str | None:
     """The first row that does not have a time stamp and finite numbers where `layout` says.
 
     Args:
         body: The file without its header.
         layout: What each column holds.
+        sound: So many rows at the beginning are known to be as they should, and are not examined.
 
     Returns:
         A phrase that names row, line, column and value; None if every row is as it should be.
@@ -75,7 +77,7 @@ def first_fault(body: bytes, layout: Layout) -> str | None:
     try:
         for cells in reader:
             row += bool(cells)
-            if cells and (fault := _row_fault(cells, layout)):
+            if cells and row > sound and (fault := _row_fault(cells, layout)):
                 return f"row {row} (line {line}), {fault}"
             line = layout.lines + reader.line_num + 1
     except csv.Error as error:
@@ -123,10 +125,14 @@ def _number_fault(cell: str, decimal: str) -> str | None:
 
 
 def _time_fault(text: str, formats: Sequence[str]) -> str | None:
-    for layout in formats:
-        with suppress(ValueError):
-            datetime.strptime(text, layout)
+    for form in formats:
+        try:
+            datetime.strptime(text.strip(), form)
             return None
+        except ValueError as error:
+            # The form is right where the text was taken apart.
+            if not str(error).startswith(("time data", "unconverted data")):
+                return f"{shown(text)} is a time that does not exist ({error})"
     return (
         f"{shown(text)} is not a time stamp; known: {', '.join(formats)}; for another form set "
         "`date_format`, such as '%d/%m/%Y %H:%M'"

@@ -245,13 +245,11 @@ def _numbers(
     dates = [keys[i] for i in layout.date]
     numbers = [keys[i] for i in layout.numbers]
     types = {key: pa.string() for key in keys} | dict.fromkeys(numbers, pa.float64())
-    if len(dates) == 1:
-        types[dates[0]] = pa.timestamp("s")
     if not body.strip() or not numbers:
         return np.empty((0, len(numbers))), np.empty(0, dtype="M8[s]") if dates else None
 
-    def refuse(otherwise: str) -> DataError:
-        return DataError(f"{path}: {first_fault(body, layout) or otherwise}")
+    def refuse(otherwise: str, sound: int = 0) -> DataError:
+        return DataError(f"{path}: {first_fault(body, layout, sound) or otherwise}")
 
     try:
         table = arrow_csv.read_csv(
@@ -262,18 +260,14 @@ def _numbers(
             convert_options=arrow_csv.ConvertOptions(
                 column_types=types,
                 include_columns=dates + numbers,
-                timestamp_parsers=list(layout.date_formats),
                 null_values=list(MISSING),
                 decimal_point=layout.decimal,
             ),
         )
         times = None
-        if len(dates) == 1:
-            times = table.column(dates[0]).to_numpy().astype("M8[s]")
-        elif dates:
+        if dates:
             texts = pc.binary_join_element_wise(*(table.column(key) for key in dates), " ")
-            parsed = pc.strptime(texts, format=layout.date_formats[0], unit="s")
-            times = parsed.to_numpy().astype("M8[s]")
+            times = stamps.parsed(texts, layout.date_formats)
     except pa.ArrowException as error:
         raise refuse(str(error)) from None
     columns = [table.column(key) for key in numbers]
@@ -281,8 +275,9 @@ def _numbers(
     # A missing value is NaN here; a written NaN or infinity that is not a missing value is refused.
     allowed = sum(column.null_count for column in columns) if layout.missing else 0
     # A comparison with NaN is false.
-    if (times is not None and np.isnat(times).any()) or (
-        ~(np.abs(values) <= LARGEST)
-    ).sum() > allowed:
+    if (~(np.abs(values) <= LARGEST)).sum() > allowed:
         raise refuse(f"a cell is empty, or not a number up to {LARGEST:g}")
+    if times is not None and np.isnat(times).any():
+        row = int(np.isnat(times).argmax())
+        raise refuse(f"row {row + 1}: {shown(texts[row].as_py())} is not a time stamp", row)
     return values, times

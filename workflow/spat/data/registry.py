@@ -64,6 +64,10 @@ class Gaps:
     limit: int = 0
 
 
+# Of the forms of time stamps: what Arrow and Python read in the same way.
+DIRECTIVES: Final = "YymdjbBaAHIpMS%"
+
+
 @dataclass(frozen=True)
 class Table:
     """How a file of format `csv` is read.

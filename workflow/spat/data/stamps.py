@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spat.data.registry import DataError, Dataset, step_seconds
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # %m, %d and %H also take a single digit.
 FORMATS: Final = (
@@ -28,6 +35,68 @@ MOST_STEPS: Final = 10**8
 
 Values = NDArray[np.float64]
 Times = NDArray[np.datetime64]
+
+
+def parsed(texts: Any, formats: Sequence[str]) -> Times:
+    """Texts (a column of Arrow) as times [T]; NaT where a text is none of these forms.
+
+    Arrow takes 30 February for 1 March and second 60 for the next minute. A text is therefore
+    compared with its time written in the same form, and Python, which is slower and exact, decides
+    on those that differ.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    texts = pc.utf8_trim_whitespace(texts)
+    times = np.full(len(texts), "NaT", dtype="M8[s]")
+    for form in formats:
+        rest = np.flatnonzero(np.isnat(times))
+        if not len(rest):
+            break
+        some = texts if len(rest) == len(times) else texts.take(pa.array(rest))
+        found = pc.strptime(some, format=form, unit="s", error_is_null=True)
+        written = _written(found, form)
+        same = pc.equal(some, written).fill_null(False)
+        if not pc.all(same).as_py():  # single digits are padded, as they are in what is written
+            padded = pc.replace_substring_regex(some, r"\b(\d)\b", r"0\1")
+            same = pc.equal(padded, written).fill_null(False)
+        times[rest] = found.to_numpy().astype("M8[s]")
+        for i in np.flatnonzero(~same.to_numpy() & found.is_valid().to_numpy()).tolist():
+            exact = None
+            with suppress(ValueError):
+                exact = datetime.strptime(some[i].as_py(), form)
+            if exact != times[rest[i]]:
+                times[rest[i]] = np.datetime64("NaT")
+    return times
+
+
+# Where the parts of a time stand in `2026-01-31 12:00:00`.
+_PLACES: Final = {
+    "Y": (0, 4),
+    "m": (5, 7),
+    "d": (8, 10),
+    "H": (11, 13),
+    "M": (14, 16),
+    "S": (17, 19),
+}
+
+
+def _written(times: pa.ChunkedArray, form: str) -> pa.ChunkedArray:
+    """The times in a form, each part with as many digits as it may have."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    parts = re.split("%(.)", form)  # literals, with directives between them
+    if not set(parts[1::2]) <= set(_PLACES):
+        return pc.strftime(times, format=form)  # slow
+    iso = times.cast(pa.string())
+    if form == FORMATS[0]:
+        return iso
+    pieces = [
+        pc.utf8_slice_codeunits(iso, *_PLACES[part]) if i % 2 else part
+        for i, part in enumerate(parts)
+    ]
+    return pc.binary_join_element_wise(*pieces, "")
 
 
 def span(seconds: int) -> str:

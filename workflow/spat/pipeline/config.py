@@ -27,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 
-from spat.data.registry import DATASETS, WITHOUT_TIME, GapRule, step_seconds
+from spat.data.registry import DATASETS, DIRECTIVES, WITHOUT_TIME, GapRule, step_seconds
 from spat.pipeline import yaml_reader
 from spat.training.options import Device, Precision
 
@@ -272,6 +272,17 @@ class CustomSection(Section):
                 f"{list(split)}: expected three shares with sum 1 or three numbers of rows"
             )
         return split
+
+    @field_validator("date_format")
+    @classmethod
+    def _directives_are_read(cls, text: str) -> str:
+        used = re.findall("%(.?)", text)
+        if text and (not set(used) <= set(DIRECTIVES) or not {"Y", "y"} & set(used)):
+            raise ValueError(
+                f"{text!r} does not say how a time is written: take %Y (or %y) and what follows "
+                f"from %{', %'.join(DIRECTIVES[2:-1])}, as in '%d/%m/%Y %H:%M'"
+            )
+        return text
 
     @field_validator("encoding")
     @classmethod
