@@ -173,7 +173,7 @@ def _decisions(exhaustive: bool) -> list[tuple[str, int, str, float, str, Mask]]
         ]
     if exhaustive:
         masks = enumerate(all_site_masks(HEADS))
-        decisions += [("all", i, "site", math.nan, "", mask) for i, mask in masks]
+        decisions += [("exhaustive", i, "site", math.nan, "exhaustive", mask) for i, mask in masks]
     decisions.append(("send", 0, "site", math.nan, "validation", nested("send", 0.5)))
     return decisions
 

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
+from spat.data.registry import File
 from spat.models.registry import MODELS
+from spat.pipeline import datasets
+from spat.pipeline.checks import checked_plan, require_folders
 from spat.pipeline.cli import main
 from spat.pipeline.config import Config, ConfigError, dump, load, load_files
 from spat.pipeline.stages import score
@@ -258,6 +263,109 @@ def test_grid_checks_all_that_snakemake_checks(
     error = capsys.readouterr().err
     assert error.startswith("spat grid: ") and says in error and "Traceback" not in error
     assert not (tmp_path / "results").exists()
+
+
+# Text of a configuration, the environment -> what the plan says of it.
+UNSET: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
+    "in an address": (
+        {"tracking": {"uri": "http://me:$SPAT_TEST_X@127.0.0.1:9"}},
+        {},
+        "tracking.uri: the environment variable $SPAT_TEST_X is not set, or empty: set it, or set",
+    ),
+    "in braces": ({"tracking": {"uri": "${SPAT_TEST_X}"}}, {}, "$SPAT_TEST_X is not set, or empty"),
+    "empty": ({"tracking": {"uri": "$SPAT_TEST_X"}}, {"SPAT_TEST_X": ""}, "not set, or empty"),
+    "the second": (
+        {"tracking": {"uri": "http://$SPAT_TEST_X:$SPAT_TEST_Y@127.0.0.1:9"}},
+        {"SPAT_TEST_X": "me"},
+        "tracking.uri: the environment variable $SPAT_TEST_Y is not set",
+    ),
+    "no address": (
+        {"tracking": {"uri": "$SPAT_TEST_X"}},
+        {"SPAT_TEST_X": "hush"},
+        "tracking.uri: $SPAT_TEST_X is not the address of an MLflow store, which begins with http:",
+    ),
+    "in a path": ({"results": "$SPAT_TEST_X/r"}, {}, "results: '$SPAT_TEST_X/r': the environment "),
+    "empty in a path": (
+        {"results": "${SPAT_TEST_X}/r"},
+        {"SPAT_TEST_X": ""},
+        "results: '${SPAT_TEST_X}/r': the environment variable $SPAT_TEST_X is not set, or empty:",
+    ),
+    "in a mirror": ({"data": {"mirrors": ["/", "$SPAT_TEST_X"]}}, {}, "data.mirrors.1: '$SPAT_T"),
+}
+
+
+@pytest.mark.parametrize("case", UNSET)
+def test_a_variable_without_a_value_is_refused_in_the_plan(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change, environment, says = UNSET[case]
+    for name in ("SPAT_TEST_X", "SPAT_TEST_Y"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=re.escape(says)) as error:
+        checked_plan(load({**SMALL, "results": str(tmp_path), **change}))
+    assert "hush" not in str(error.value)
+    if "tracking" in change:  # nothing needs the address
+        off = {"tracking": {**change["tracking"], "enabled": False}}
+        assert checked_plan(load({**SMALL, "results": str(tmp_path), **off}))
+
+
+def _file(path: Path) -> None:
+    path.write_text("x", encoding="utf-8")
+
+
+def _link_to_nowhere(path: Path) -> None:
+    path.symlink_to(path.with_name("absent"))
+
+
+@pytest.mark.parametrize("key", ["results", "data.cache"])
+@pytest.mark.parametrize(
+    ("make", "below", "says"),
+    [
+        (None, "/proc/x", "cannot be made (No such file or directory): set"),
+        (None, "/proc", "cannot be"),
+        (None, "/sys/kernel/x/y", "cannot be made"),
+        (_file, "", "is in the place of a folder: remove it, and run the same"),
+        (_file, "x/y", "is in the place of a folder: remove it, and run the same"),
+        (_link_to_nowhere, "x", "is in the place of a folder: remove it, and run the same"),
+    ],
+    ids=["proc", "in proc", "sys", "file", "below a file", "broken link"],
+)
+def test_a_folder_that_cannot_be_made_is_refused_in_the_plan(
+    key: str,
+    make: Callable[[Path], None] | None,
+    below: str,
+    says: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    place = tmp_path / "place"
+    if make:
+        make(place)
+    folder = place / below  # an absolute path replaces the other
+    values: dict[str, Any] = {**SMALL, "results": str(tmp_path / "results")}
+    values |= {"results": str(folder)} if key == "results" else {"data": {"cache": str(folder)}}
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(values))
+    for command in (["grid"], ["download", "--dataset", "ETTh1"]):
+        assert main([*command, "--config", str(path)]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"spat {command[0]}: ConfigError: {key}: {folder}")
+        assert says in error and f"set `{key}` to a folder where you may write" in error
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_cache_from_which_nothing_is_missing_may_be_read_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a cache that several people share."""
+    values = {**SMALL, "results": str(tmp_path), "data": {"cache": "/proc/self"}}
+    with pytest.raises(ConfigError, match=r"data\.cache: /proc/self cannot be written"):
+        require_folders(load(values), ["ETTh1"])
+    require_folders(load(values), ["synthetic"])
+    monkeypatch.setattr(datasets, "published", lambda *_: [File("x", "status", (), ())])
+    require_folders(load(values), ["ETTh1"])
 
 
 def test_the_resolved_configuration_reads_back_the_same() -> None:

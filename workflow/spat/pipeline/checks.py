@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryFile
 
-from spat.pipeline import runs
-from spat.pipeline.config import Config, ConfigError
+from spat.pipeline import datasets, runs
+from spat.pipeline.config import STORE, Config, ConfigError, unset_variable
 from spat.pipeline.runs import Planned
 
 
@@ -13,8 +17,8 @@ def checked_plan(config: Config) -> tuple[Planned, ...]:
     """The runs of the grid, as `runs.plan`, after checks of what later stages need.
 
     Raises:
-        ConfigError: as `runs.plan` and `runs.studied`, or if a run does not fit the dataset that it
-            is transferred to.
+        ConfigError: as `runs.plan` and `runs.studied`, if a run does not fit the dataset that it is
+            transferred to, or as `require_folders` and, where MLflow is used, `require_variables`.
     """
     plan = runs.plan(config)
     runs.studied(config)
@@ -23,4 +27,56 @@ def checked_plan(config: Config) -> tuple[Planned, ...]:
             there = replace(run, dataset=target)
             if problem := runs.does_not_fit(config, there):
                 raise ConfigError(f"transfer.pairs: {run.path} on {target}: {problem}")
+    if config.tracking.enabled:
+        require_variables(config)
+    used = {name for p in plan for name in (p.run.dataset, *runs.targets(config, p.run))}
+    require_folders(config, used)
     return plan
+
+
+def require_variables(config: Config) -> None:
+    """The environment variables of `tracking.uri` have values, and the address is one of a store.
+
+    Raises:
+        ConfigError: naming the variable. Its value, which may be a secret, is not shown.
+    """
+    uri = config.tracking.uri or ""
+    remedy = "set it, or set `tracking.enabled: false` to do without MLflow"
+    if name := unset_variable(uri):
+        raise ConfigError(
+            f"tracking.uri: the environment variable ${name} is not set, or empty: {remedy}"
+        )
+    if uri.startswith("$") and not STORE.match(os.path.expandvars(uri)):
+        raise ConfigError(
+            f"tracking.uri: {uri} is not the address of an MLflow store, which begins with "
+            f"http://, https://, sqlite:///, postgresql://, mysql:// or mssql://: {remedy}"
+        )
+
+
+def require_folders(config: Config, names: Iterable[str]) -> None:
+    """Files can be made in `results`, and in `data.cache` unless it has those of the datasets.
+
+    Raises:
+        ConfigError: naming key, folder and reason.
+    """
+    _require_folder("results", config.folder)
+    files = (config.data.cache / row.file for n in names for row in datasets.published(config, n))
+    if not all(file.exists() for file in files):
+        _require_folder("data.cache", config.data.cache)
+
+
+def _require_folder(key: str, folder: Path) -> None:
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    try:
+        if there.is_dir():
+            TemporaryFile(dir=there).close()  # without a name, so that a kill leaves nothing
+            return
+        reason = (
+            f": {there} is in the place of a folder: remove it, and run the same command again, or"
+        )
+    except OSError as error:
+        reason = f" ({error.strerror}):"
+    verb = "written" if there == folder else "made"
+    raise ConfigError(
+        f"{key}: {folder} cannot be {verb}{reason} set `{key}` to a folder where you may write"
+    )

@@ -89,10 +89,11 @@ def _prepare(config: Config, options: argparse.Namespace) -> None:
 
 
 def _dataset(config: Config, name: str) -> str:
-    from spat.pipeline import datasets
+    from spat.pipeline import checks, datasets
 
     if name not in (valid := datasets.names(config)):
         raise ValueError(f"--dataset {name!r} is not one of {', '.join(valid)}")
+    checks.require_folders(config, [name])
     return name
 
 

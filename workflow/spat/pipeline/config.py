@@ -62,7 +62,7 @@ def _path(text: Any) -> Any:
     Raises:
         ValueError: on what neither Snakemake nor a command line can take: a brace (Snakemake's
             wildcards), a question mark (the query of MLflow's address), a control character, a
-            leading dash, an unset variable.
+            leading dash, a variable that is not set or empty.
     """
     if not isinstance(text, str):
         return text
@@ -70,14 +70,27 @@ def _path(text: Any) -> Any:
         path = os.path.expandvars(Path(text).expanduser())
     except RuntimeError:
         raise ValueError(f"{text!r}: there is no such user's home folder") from None
-    if unset := re.search(r"\$\w+|\$\{\w+\}", path):
-        raise ValueError(f"{text!r}: the environment variable {unset.group()} is not set")
+    if name := unset_variable(text):
+        raise ValueError(f"{text!r}: the environment variable ${name} {_UNSET}")
     if not text.strip() or text.startswith("-") or re.search(r"[{}?\x00-\x1f\x7f]", path):
         raise ValueError(
             f"{text!r} is not a usable path: it is empty, begins with '-', or holds a brace, a "
             "question mark or a control character; take another folder"
         )
     return path
+
+
+_UNSET = "is not set, or empty: set it, or write the text itself"
+
+
+def variables(text: str) -> list[str]:
+    """The environment variables that a text names as `$NAME` or `${NAME}`."""
+    return re.findall(r"\$\{?(\w+)", text)
+
+
+def unset_variable(text: str) -> str | None:
+    """The first variable in a text that has no value."""
+    return next((name for name in variables(text) if not os.environ.get(name)), None)
 
 
 Name = Annotated[
@@ -476,7 +489,7 @@ class TrackingSection(Section):
     @field_validator("uri")
     @classmethod
     def _is_address(cls, uri: str | None) -> str | None:
-        if uri is not None and not uri.startswith("$") and not _STORE.match(uri):
+        if uri is not None and not uri.startswith("$") and not STORE.match(uri):
             raise ValueError(
                 f"{without_secrets(uri)!r} is not the address of an MLflow store: it begins with "
                 "http://, https://, sqlite:///, postgresql://, mysql:// or mssql://"
@@ -635,7 +648,7 @@ def load_files(*paths: Path) -> Config:
 
 
 # What MLflow takes, with the driver of a database.
-_STORE = re.compile(r"https?://|(sqlite|postgresql|mysql|mssql)(\+\w+)?://")
+STORE = re.compile(r"https?://|(sqlite|postgresql|mysql|mssql)(\+\w+)?://")
 _SECRET_KEYS = (
     r"(?i:[\w-]*(?:pass(?:word|wd)?|pwd|token|secret|key|auth|sig(?:nature)?|credentials?))"
 )

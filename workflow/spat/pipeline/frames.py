@@ -6,9 +6,18 @@ Tables and figures read these frames and nothing else. A value that does not app
 
 from __future__ import annotations
 
-from typing import Final
+import re
+from collections.abc import Sequence
+from typing import Final, get_args
 
+import numpy as np
 import pandas as pd
+
+from spat.models.registry import MODELS
+from spat.pipeline.records import METRICS
+from spat.scoring.names import CRITERIA
+from spat.tasks.setting import WRITTEN
+from spat.training.options import Precision
 
 # What identifies a run, in front of each frame. `source` is where the data come from: datasets of
 # one source are not independent cases. `control_of` is the variant that a variant is a control of,
@@ -178,6 +187,38 @@ MAY_BE_MISSING: Final[dict[str, tuple[str, ...]]] = {
 }
 
 
+_MASK: Final = r"none|[01]+(?:\.[01]+)*"
+
+# What the texts of a column may be.
+_TEXTS: Final[dict[str, str]] = {
+    "task": "|".join(METRICS),
+    "model": "|".join(MODELS),
+    "setting": WRITTEN,
+    "mask": _MASK,
+    "network": f"dense|{_MASK}",
+    "phase": "dense|pruned|finetuned|scratch|untuned",
+    "split": "train|validation|test",
+    "metric": "|".join(name for names in METRICS.values() for name in names),
+    "criterion": "|".join((*CRITERIA, "control", "exhaustive", "uniformity")),
+    "level": "site|head",
+    "stage": "pretrain|finetune|scratch",
+    "status": "ok|diverged",
+    "precision": "|".join(get_args(Precision)),
+    "manipulation": "intact|uniform|identity|pattern|(?:gate|noise):.+",
+}
+_QUANTITIES: Final = {
+    "history": r"learning_rate|seconds|(?:train|val)_\w+",
+    "robustness": "|".join(
+        (*CRITERIA, "leave_one_out", *(first for first, *_ in METRICS.values()))
+    ),
+}
+# Columns of numbers that may be negative.
+_SIGNED: Final = frozenset({("scores", "value"), ("robustness", "value"), ("forecasts", "value")})
+
+_NETWORK: Final = ("order", "mask", "phase")
+_PHASES: Final = {"pretrain": "dense", "finetune": "finetuned", "scratch": "scratch"}
+
+
 class FrameError(ValueError):
     """A frame with missing columns, gaps or duplicates; the message shows the first offenders."""
 
@@ -191,8 +232,9 @@ def checked(name: str, frame: pd.DataFrame, *, source: str = "") -> pd.DataFrame
     """The frame with its columns in order and typed.
 
     Raises:
-        FrameError: on missing or unknown columns, duplicate keys, or values missing where the
-            schema wants them; naming `source` and the first offending rows.
+        FrameError: on missing or unknown columns, duplicate keys, values that a column cannot have,
+            or values missing where the schema wants them; naming `source` and the first offending
+            rows.
     """
     import pandera.pandas as pa
 
@@ -216,4 +258,117 @@ def checked(name: str, frame: pd.DataFrame, *, source: str = "") -> pd.DataFrame
     if not twice.empty:
         keys = ", ".join(f"{key} {twice.iloc[0][key]}" for key in UNIQUE[name])
         raise FrameError(f"{source or name}: {len(twice)} duplicates in `{name}`, such as {keys}")
+    for column in COLUMNS[name]:
+        if problem := _value_fault(name, column, valid[column]):
+            raise FrameError(f"{source or name}: {problem}")
     return valid[list(COLUMNS[name])]
+
+
+def _value_fault(name: str, column: str, values: pd.Series) -> str | None:
+    """The first value that a column cannot have."""
+    if form := (_QUANTITIES[name] if column == "quantity" else _TEXTS.get(column)):
+        known = values.drop_duplicates().dropna()
+        wrong = known[~known.str.fullmatch(form)]
+        valid = form.replace("|", ", ") if re.fullmatch(r"[\w|-]+", form) else f"/{form}/"
+    elif COLUMNS[name][column] not in ("str", "object"):
+        number = values.dropna().astype("float64")
+        low = -np.inf if (name, column) in _SIGNED else 0.0
+        wrong = number[~(np.isfinite(number) & (number >= low))]
+        valid = "a finite number" if low else "a finite number of at least 0"
+    else:
+        return None
+    if wrong.empty:
+        return None
+    first = wrong.iloc[0]
+    return f"row {wrong.index[0] + 1}, column {column!r}: {first!r} is not one of {valid}"
+
+
+def agreeing(name: str, frame: pd.DataFrame, networks: pd.DataFrame) -> pd.DataFrame:
+    """The frame, if its rows belong to the networks of the same collection.
+
+    Both frames are `checked`.
+
+    Raises:
+        FrameError: if a row belongs to another run or network, or lies outside of its sites and
+            heads; if a network has no error of a metric on a split where it has others, or not both
+            splits of its own dataset; if a network has other epochs in `history` than it trained.
+    """
+    keys = [*RUN, *(column for column in _NETWORK if column in frame)]
+    rows = frame
+    if name == "history":
+        rows, keys = frame.assign(phase=frame["stage"].map(_PHASES)), [*RUN, *_NETWORK]
+    elif name == "robustness":
+        keys = list(RUN)
+    strangers = _without(rows, networks, keys)
+    if not strangers.empty:
+        raise FrameError(
+            f"{len(strangers)} rows in `{name}` of no network in `networks`, such as "
+            f"{_named(strangers.iloc[0], keys)}"
+        )
+    if name == "measurements":
+        _require_errors(frame, networks)
+    elif name == "history" and len(frame):  # else only the main table is wanted
+        _require_epochs(rows, networks)
+    elif "site" in frame:
+        dense = networks[networks["phase"].eq("dense")]
+        rows = frame[[*RUN, "site"]].drop_duplicates().merge(dense[[*RUN, "mask"]], on=list(RUN))
+        beyond = rows[rows["site"] > rows["mask"].str.count(r"\.")]
+        if not beyond.empty:
+            raise FrameError(
+                f"`{name}` has a site that its network does not have, such as "
+                f"{_named(beyond.iloc[0], [*RUN, 'site'])}"
+            )
+    return frame
+
+
+def _without(rows: pd.DataFrame, others: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """The rows (each key once) whose keys are not among those of `others`."""
+    wanted = rows[list(keys)].drop_duplicates().fillna({"control_of": ""})
+    known = others[list(keys)].drop_duplicates().fillna({"control_of": ""})
+    merged = wanted.merge(known, on=list(keys), how="left", indicator=True)
+    return merged[merged["_merge"].eq("left_only")]
+
+
+def _named(row: pd.Series, keys: Sequence[str]) -> str:
+    return ", ".join(f"{key} {row[key]}" for key in keys if key != "source" and row[key] != "")
+
+
+def _require_errors(measurements: pd.DataFrame, networks: pd.DataFrame) -> None:
+    """All metrics wherever there is one, and both splits of a network's own dataset."""
+    place = [*RUN, *_NETWORK, "target", "split"]
+    valid = {(task, metric) for task, metrics in METRICS.items() for metric in metrics}
+    pairs = measurements[["task", "metric"]].drop_duplicates()
+    for task, metric in pairs.itertuples(index=False):
+        if (task, metric) not in valid:
+            raise FrameError(f"metric {metric!r} in `measurements` is not one of {task}")
+    counts = measurements.groupby(place, dropna=False)["metric"].nunique().reset_index()
+    wanted = counts["task"].map({task: len(metrics) for task, metrics in METRICS.items()})
+    short = counts[counts["metric"] < wanted.astype("int64")]
+    if not short.empty:
+        raise FrameError(
+            f"{len(short)} networks in `measurements` lack a metric, such as "
+            f"{_named(short.iloc[0], place)}"
+        )
+    for split in ("validation", "test"):
+        own = networks.assign(target=networks["dataset"], split=split)
+        if not (missing := _without(own, measurements, place)).empty:
+            raise FrameError(
+                f"{len(missing)} networks have no errors in `measurements`, such as "
+                f"{_named(missing.iloc[0], place)}"
+            )
+
+
+def _require_epochs(history: pd.DataFrame, networks: pd.DataFrame) -> None:
+    """Each quantity of a trained network at each of its epochs."""
+    key = [*RUN, *_NETWORK]
+    found = history.groupby([*key, "quantity"], dropna=False)["epoch"].agg(["size", "max"])
+    trained = networks[networks["phase"].ne("pruned")][[*key, "epochs"]]
+    merged = trained.merge(found.reset_index(), on=key, how="left")
+    seen = merged[["size", "max"]].fillna(0)
+    wrong = merged[seen.ne(merged["epochs"], axis=0).any(axis=1)]
+    if not wrong.empty:
+        row = wrong.iloc[0]
+        raise FrameError(
+            f"{len(wrong)} quantities in `history` have other epochs than the network was trained "
+            f"for, such as {row['quantity']} of {_named(row, key)}, epochs {row['epochs']}"
+        )

@@ -74,6 +74,8 @@ def collect(
         gathered |= _details(config, planned, studied)
     if gathered["measurements"].empty:
         raise frames.FrameError(f"{config.folder}: there is no result to collect")
+    for name, frame in gathered.items():
+        frames.agreeing(name, frame, gathered["networks"])
     make_way(place := folder or config.folder / "data")
     for name, frame in gathered.items():
         path = place / f"{name}.parquet"

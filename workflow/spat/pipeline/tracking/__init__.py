@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from spat.pipeline import runs
 from spat.pipeline.cache import DamagedError, stage_lock
-from spat.pipeline.config import Config, without_secrets
+from spat.pipeline.config import Config, variables, without_secrets
 from spat.pipeline.runs import Run
 from spat.pipeline.tracking import entries
 
@@ -108,7 +108,7 @@ def rebuild(config: Config) -> int:
         return store.written
     except Exception as error:
         # The error of MLflow can hold the address with the password in it.
-        cause = None if entries.variables(config) else error
+        cause = None if variables(config.tracking.uri or "") else error
         raise TrackingError(_explain(config, error)) from cause
 
 
@@ -218,7 +218,7 @@ _OTHER_VERSION = re.compile(r"out-of-date database schema|Can't locate revision"
 
 def _masked(config: Config, text: str) -> str:
     """The text without secrets of the address, whether or not a part of an address has them."""
-    for name in entries.variables(config):
+    for name in variables(config.tracking.uri or ""):
         value = os.environ.get(name, "")
         for secret in filter(None, (value, unquote(value))):
             text = text.replace(secret, f"${name}")

@@ -69,11 +69,6 @@ def store_uri(config: Config) -> str:
     return config.tracking.uri or f"sqlite:///{config.results.resolve() / 'mlflow.db'}"
 
 
-def variables(config: Config) -> list[str]:
-    """The environment variables that the tracking URI names."""
-    return re.findall(r"\$\{?(\w+)", config.tracking.uri or "")
-
-
 def finished(config: Config, run: Run) -> Iterator[str]:
     """The stages of a run, as `children` takes them, whose files are there.
 

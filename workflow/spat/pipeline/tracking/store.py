@@ -19,8 +19,9 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 
 from spat.data.registry import DATASETS, WITHOUT_TIME
+from spat.pipeline import checks
 from spat.pipeline.config import Config
-from spat.pipeline.tracking.entries import Entry, Point, store_uri, variables
+from spat.pipeline.tracking.entries import Entry, Point, store_uri
 
 # A call takes at most 1000 items, of which at most 100 params.
 METRICS_PER_CALL = 900
@@ -87,9 +88,7 @@ class Store:
         config.results.mkdir(parents=True, exist_ok=True)
         self.written = 0
         self._uri = os.path.expandvars(store_uri(config))
-        for name in variables(config):
-            if name not in os.environ:
-                raise ValueError(f"tracking.uri names the environment variable {name}: set it")
+        checks.require_variables(config)
         if self._is_server:
             self._client = MlflowClient(self._uri, self._uri)
             # A dead server fails here; under the lock, jobs would wait for it one after the other.

@@ -10,7 +10,7 @@ primary and the second metric of every task (`spat.study.pages.words`). All read
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Final
 
@@ -82,7 +82,8 @@ class Frames:
         Raises:
             FileNotFoundError: at first use of a missing frame, naming the file and the command that
                 makes it.
-            ValueError: at first use of a damaged one, naming the same.
+            ValueError: at first use of a damaged one, or one of other networks than those of
+                `networks`, naming the same.
         """
 
         def read(name: str) -> pd.DataFrame:
@@ -91,6 +92,7 @@ class Frames:
                 raise FileNotFoundError(
                     f"{path} does not exist: run the pipeline first (`snakemake --cores all`)"
                 )
+            networks = None if name == "networks" else _networks()
             try:
                 if not path.is_file():
                     raise ValueError("not a file")
@@ -101,7 +103,12 @@ class Frames:
                     raise ValueError(
                         f"not a frame `{name}` of this version: column {wrong[0]!r} is {state}"
                     )
-                return frame
+                checked = frames.checked(name, frame)
+                if networks is not None:
+                    return frames.agreeing(name, checked, networks)
+                if checked.empty:
+                    raise ValueError("no rows")
+                return checked
             except MemoryError:
                 raise
             except Exception as error:
@@ -110,8 +117,12 @@ class Frames:
                     "collects the results again"
                 ) from None
 
+        @cache
+        def _networks() -> pd.DataFrame:
+            return read("networks")
+
         def task() -> str:
-            return str(read("networks")["task"].iloc[0])
+            return str(_networks()["task"].iloc[0])
 
         return cls(lambda name: widened(name, read), statistics, task)
 
