@@ -523,7 +523,6 @@ class Campaign:
             "a column twice": ["date,a,a", *rows],
             "no rows": whole[:1],
             "one row": whole[:2],
-            "constant channel": [whole[0], *(re.sub(r",[^,]+$", ",7", r) for r in rows)],
             "other step": [whole[0], *rows[::2]],
         }
         for n in at:

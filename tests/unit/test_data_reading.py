@@ -1,5 +1,6 @@
 """Files as they come: what is read, and what is refused with which words."""
 
+import bz2
 import gzip
 import lzma
 import os
@@ -229,6 +230,32 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
         ": byte 7 is not utf-8: set `encoding` (such as latin-1, cp1252 or utf-16)",
     ),
     "zeros": (bytes(5000), ": not a text file: it holds bytes of value 0"),
+    "gzip in gzip": (
+        gzip.compress(gzip.compress(text().encode())),
+        ": compressed by gzip twice:",
+    ),
+    "more after gzip": (
+        gzip.compress(text().encode()) + b"xxxx",
+        ": cannot be read: Not a gz",
+    ),
+    "bzip2": (bz2.compress(text().encode()), ": compressed by bzip2: unpack it"),
+    "Zstandard": (b"\x28\xb5\x2f\xfd" + bytes(50), ": compressed by Zstandard: unpack it"),
+    "Parquet": (b"PAR1" + bytes(50), ": a Parquet file: save it as CSV"),
+    "NumPy": (b"\x93NUMPY" + bytes(50), ": an array of NumPy: save it as CSV"),
+    "Git LFS": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
+        ": a pointer of Git LFS, not the file itself: run `git lfs pull`",
+    ),
+    "a column twice": (text().replace("load", "OT"), ": two columns are named 'OT': rename one"),
+    "the date twice": (text().replace("load", "date"), ": two columns are named 'date': rename"),
+    "no-break space": (
+        text().replace("7.5", "7.5\xa0"),
+        r": row 8 (line 9), column 'load': '7.5\xa0' is not a number",
+    ),
+    "a byte of value 0 far on": (
+        text(stamps(300)) + "\0",
+        r": row 301 (line 302), column 'date': '\x00' is not a time stamp",
+    ),
     "Excel": (b"PK\x03\x04" + bytes(300), ": a zip archive or an Excel file: save it as CSV"),
     "long name": (b"date," + b"a" * 300_000, ", header: not a table of numbers (field larger than"),
     "empty": (b"", ": empty, or without a header"),

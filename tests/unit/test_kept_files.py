@@ -142,16 +142,21 @@ METRICS = {"validation": {"mse": 0.1, "mae": 0.1}, "test": {"mse": 0.1}}
 def rewrite(path: Path, key: str, value: Any) -> None:
     """Give a key of a record another value (None removes it) and the record its checksum again.
 
-    A function makes the value from the one that is there.
+    A function makes the value from the one that is there; `*KEY` are all values by mask.
     """
     record = read_json(path)
     record.pop("checksum")
-    record[key] = value(record[key]) if callable(value) else value
+    for name in ("latency_ms", "latency_spread_ms", "memory_mb") if key[0] == "*" else (key,):
+        record[name] = value(record[name]) if callable(value) else value
     if value is None:
         record.pop(key)
     files = record.pop("files")
     path.unlink()  # a published record is a link
     write_record(path.parent, record, files, path.name)
+
+
+def with_stranger(by_mask: dict[str, Any]) -> dict[str, Any]:
+    return {**by_mask, "0.1": by_mask["1.1"]}
 
 
 def without_errors(masks: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -172,11 +177,18 @@ def without_errors(masks: list[dict[str, Any]]) -> list[dict[str, Any]]:
         ("prune/manifest.json", "masks", [{"mask": "1.1"}]),
         ("prune/manifest.json", "masks", lambda masks: masks[:-1]),
         ("measure/metrics.json", "latency_ms", {}),
+        ("measure/metrics.json", "*latency_ms", lambda by_mask: {"1.1": by_mask["1.1"]}),
+        ("measure/metrics.json", "*latency_ms", with_stranger),
         ("robustness/metrics.json", "cases", True),
         ("transfer/synthetic2/metrics.json", "masks", []),
         ("transfer/synthetic2/metrics.json", "masks", lambda masks: masks[1:]),
         ("transfer/synthetic2/metrics.json", "masks", lambda masks: masks[:-1]),
         ("transfer/synthetic2/metrics.json", "masks", without_errors),
+        (
+            "transfer/synthetic2/metrics.json",
+            "masks",
+            lambda masks: [*masks, {**masks[-1], "mask": "0.1.1"}],
+        ),
     ],
 )
 def test_wrong_content_is_named_and_the_command_in_the_message_mends_it(
@@ -194,7 +206,7 @@ def test_wrong_content_is_named_and_the_command_in_the_message_mends_it(
     with pytest.raises(DamagedError) as caught:
         collect(config)
     message = str(caught.value)
-    assert str(path) in message and key in message
+    assert str(path) in message and key.removeprefix("*") in message
     untracked = config.tracking.model_copy(update={"enabled": False})
     file = tmp_path / "config.yaml"
     file.write_text(dump(config.model_copy(update={"tracking": untracked})), "utf-8")
@@ -248,6 +260,12 @@ def an_object(path: Path) -> None:
         ("select/selections.csv", other_columns(lambda f: f.drop(columns="mask")), "'mask'"),
         ("select/selections.csv", other_columns(lambda f: f.assign(removed="")), "'removed'"),
         ("robustness/robustness.parquet", other_columns(lambda f: f.assign(value="x")), "'value'"),
+        ("score/scores.parquet", other_columns(lambda f: f.assign(criterion="x")), "is not one of"),
+        ("select/selections.csv", other_columns(lambda f: f.assign(level="x")), "'x' is not one"),
+        ("robustness/robustness.parquet", other_columns(lambda f: f.assign(quantity="x")), "'x'"),
+        ("robustness/robustness.parquet", other_columns(lambda f: f.assign(split="x")), "'split'"),
+        ("pretrain/history.csv", other_columns(lambda f: f.iloc[:0]), "0 rows, but 'epochs' of"),
+        (f"{MASK}/history.csv", other_columns(lambda f: pd.concat([f, f])), "2 rows, but 'epo"),
         (f"{MASK}/losses.npy", an_object, "1 dimensions"),
         ("score/maps.npz", other_arrays(lambda _: {}), "no array"),
         ("measure/maps.npz", other_arrays(lambda _: {}), "no array"),

@@ -25,6 +25,8 @@ LARGEST: Final = 1e18
 # Characters of a cell that a message shows.
 LONGEST_SHOWN: Final = 60
 
+# What may stand around a number.
+_BLANKS: Final = " \t"
 _NUMBER: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
@@ -90,8 +92,8 @@ def _row_fault(cells: list[str], layout: Layout) -> str | None:
         problem = None
         if "\n" in cell or "\r" in cell:
             return f"column {column!r}: {shown(cell)} spans lines: is a quote not closed?"
-        if i in layout.numbers and not (layout.missing and cell.strip() in MISSING):
-            problem = _number_fault(cell.strip(), layout.decimal)
+        if i in layout.numbers and not (layout.missing and cell.strip(_BLANKS) in MISSING):
+            problem = _number_fault(cell.strip(_BLANKS), layout.decimal)
         elif layout.date and i == layout.date[-1]:
             problem = _time_fault(" ".join(cells[j] for j in layout.date), layout.date_formats)
         if problem:

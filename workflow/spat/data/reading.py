@@ -22,6 +22,17 @@ from spat.data.gaps import first_complete
 from spat.data.registry import DataError, Dataset
 from spat.data.series import Series
 
+# What else a file may be, by its first bytes.
+OTHERS = {
+    b"PK\x03\x04": "a zip archive or an Excel file: save it as CSV",
+    b"\x1f\x8b": "compressed by gzip twice: unpack it once",
+    b"BZh": "compressed by bzip2: unpack it, or compress it by gzip or xz",
+    b"\x28\xb5\x2f\xfd": "compressed by Zstandard: unpack it, or compress it by gzip or xz",
+    b"PAR1": "a Parquet file: save it as CSV",
+    b"\x89HDF": "an HDF5 file: save it as CSV",
+    b"\x93NUMPY": "an array of NumPy: save it as CSV",
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself: run `git lfs pull`",
+}
 # Byte order marks of encodings that are not UTF-8; that of UTF-32 begins with that of UTF-16.
 MARKS = {b"\xff\xfe\x00\x00": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
@@ -101,6 +112,9 @@ def parse(dataset: Dataset, path: Path) -> Series:
 def _table(path: Path, content: bytes, dataset: Dataset) -> Series:
     table = dataset.table
     columns, body, lines = header(path, content, table.separator, table.encodings)
+    for name in columns:
+        if name and columns.count(name) > 1:
+            raise DataError(f"{path}: two columns are named {shown(name)}: rename one of them")
     for name in (*table.date, *table.drop):
         if name not in columns:
             key = "date" if name in table.date else "drop"
@@ -158,8 +172,9 @@ def header(
     for mark, name in MARKS.items():
         if content.startswith(mark) and name not in encodings:
             raise DataError(f"{path}: the text is {name.upper()}: set `encoding: {name}`")
-    if content.startswith(b"PK\x03\x04"):
-        raise DataError(f"{path}: a zip archive or an Excel file: save it as CSV")
+    for start, kind in OTHERS.items():
+        if content.startswith(start):
+            raise DataError(f"{path}: {kind}")
     # Numbers and separators are ASCII, so they are read in any encoding of the header.
     foreign = [name for name in encodings if "0;,\n".encode(name)[-4:] != b"0;,\n"]
     try:

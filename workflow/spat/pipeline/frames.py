@@ -6,18 +6,13 @@ Tables and figures read these frames and nothing else. A value that does not app
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from typing import Final, get_args
+from typing import Final
 
 import numpy as np
 import pandas as pd
 
-from spat.models.registry import MODELS
-from spat.pipeline.records import METRICS
-from spat.scoring.names import CRITERIA
-from spat.tasks.setting import WRITTEN
-from spat.training.options import Precision
+from spat.pipeline.records import METRICS, text_form, unknown_text
 
 # What identifies a run, in front of each frame. `source` is where the data come from: datasets of
 # one source are not independent cases. `control_of` is the variant that a variant is a control of,
@@ -187,31 +182,6 @@ MAY_BE_MISSING: Final[dict[str, tuple[str, ...]]] = {
 }
 
 
-_MASK: Final = r"none|[01]+(?:\.[01]+)*"
-
-# What the texts of a column may be.
-_TEXTS: Final[dict[str, str]] = {
-    "task": "|".join(METRICS),
-    "model": "|".join(MODELS),
-    "setting": WRITTEN,
-    "mask": _MASK,
-    "network": f"dense|{_MASK}",
-    "phase": "dense|pruned|finetuned|scratch|untuned",
-    "split": "train|validation|test",
-    "metric": "|".join(name for names in METRICS.values() for name in names),
-    "criterion": "|".join((*CRITERIA, "control", "exhaustive", "uniformity")),
-    "level": "site|head",
-    "stage": "pretrain|finetune|scratch",
-    "status": "ok|diverged",
-    "precision": "|".join(get_args(Precision)),
-    "manipulation": "intact|uniform|identity|pattern|(?:gate|noise):.+",
-}
-_QUANTITIES: Final = {
-    "history": r"learning_rate|seconds|(?:train|val)_\w+",
-    "robustness": "|".join(
-        (*CRITERIA, "leave_one_out", *(first for first, *_ in METRICS.values()))
-    ),
-}
 # Columns of numbers that may be negative.
 _SIGNED: Final = frozenset({("scores", "value"), ("robustness", "value"), ("forecasts", "value")})
 
@@ -266,21 +236,17 @@ def checked(name: str, frame: pd.DataFrame, *, source: str = "") -> pd.DataFrame
 
 def _value_fault(name: str, column: str, values: pd.Series) -> str | None:
     """The first value that a column cannot have."""
-    if form := (_QUANTITIES[name] if column == "quantity" else _TEXTS.get(column)):
-        known = values.drop_duplicates().dropna()
-        wrong = known[~known.str.fullmatch(form)]
-        valid = form.replace("|", ", ") if re.fullmatch(r"[\w|-]+", form) else f"/{form}/"
-    elif COLUMNS[name][column] not in ("str", "object"):
-        number = values.dropna().astype("float64")
-        low = -np.inf if (name, column) in _SIGNED else 0.0
-        wrong = number[~(np.isfinite(number) & (number >= low))]
-        valid = "a finite number" if low else "a finite number of at least 0"
-    else:
+    if form := text_form(name, column):
+        return unknown_text(column, values, form)
+    if COLUMNS[name][column] in ("str", "object"):
         return None
+    number = values.dropna().astype("float64")
+    low = -np.inf if (name, column) in _SIGNED else 0.0
+    wrong = number[~(np.isfinite(number) & (number >= low))]
     if wrong.empty:
         return None
-    first = wrong.iloc[0]
-    return f"row {wrong.index[0] + 1}, column {column!r}: {first!r} is not one of {valid}"
+    valid = "a finite number" if (name, column) in _SIGNED else "a finite number of at least 0"
+    return f"row {wrong.index[0] + 1}, column {column!r}: {wrong.iloc[0]} is not {valid}"
 
 
 def agreeing(name: str, frame: pd.DataFrame, networks: pd.DataFrame) -> pd.DataFrame:

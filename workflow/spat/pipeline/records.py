@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -33,6 +33,9 @@ from spat.models.registry import MODELS
 from spat.models.settings import Recipe
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
+from spat.scoring.names import CRITERIA
+from spat.tasks.setting import WRITTEN
+from spat.training.options import Precision
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,7 +141,8 @@ _Commit = Annotated[str, _form(r"unknown|[0-9a-f]{4,64}(-dirty)?", "a git commit
 _File = Annotated[
     str, _form(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", "the name of a file, without a folder")
 ]
-_Mask = Annotated[str, _form(r"none|[01]+(\.[01]+)*", "a mask, such as 1.0.1")]
+_MASK_FORM: Final = r"none|[01]+(?:\.[01]+)*"
+_Mask = Annotated[str, _form(_MASK_FORM, "a mask, such as 1.0.1")]
 _Step = Annotated[str, AfterValidator(_step)]
 _BatchSize = Annotated[str, _form(r"[1-9][0-9]*", "a batch size")]
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -498,6 +502,29 @@ _TABLES: Final[dict[str, dict[str, str]]] = {
         **{"split": "t", "value": "f"},
     },
 }
+# What the texts of a column of a table or of a frame may be: regular expressions.
+_TEXTS: Final[dict[str, str]] = {
+    "task": "|".join(METRICS),
+    "model": "|".join(MODELS),
+    "setting": WRITTEN,
+    "mask": _MASK_FORM,
+    "network": f"dense|{_MASK_FORM}",
+    "phase": "dense|pruned|finetuned|scratch|untuned",
+    "split": "train|validation|test",
+    "metric": "|".join(name for names in METRICS.values() for name in names),
+    "criterion": "|".join((*CRITERIA, "control", "exhaustive", "uniformity")),
+    "level": "site|head",
+    "stage": "pretrain|finetune|scratch",
+    "status": "ok|diverged",
+    "precision": "|".join(get_args(Precision)),
+    "manipulation": "intact|uniform|identity|pattern|(?:gate|noise):.+",
+}
+_QUANTITIES: Final = {
+    "history": r"learning_rate|seconds|(?:train|val)_\w+",
+    "robustness": "|".join(
+        (*CRITERIA, "leave_one_out", *(first for first, *_ in METRICS.values()))
+    ),
+}
 _KINDS: Final = {"i": "whole numbers", "f": "numbers", "t": "text"}
 # Dimensions of kept arrays: losses of windows, and of windows without each site.
 _ARRAYS: Final = {
@@ -534,7 +561,26 @@ def table_fault(path: Path, table: pd.DataFrame) -> str | None:
         if not right or (kind == "i" and table[column].isna().any()):
             wrong = f"holds values such as {_shown(table[column].iloc[0])}"
             return f"{path}: column {column!r} {wrong}: expected {_KINDS[kind]}"
+        form = text_form(path.stem, column)
+        if form and (unknown := unknown_text(column, table[column], form)):
+            return f"{path}: {unknown}"
     return None
+
+
+def text_form(name: str, column: str) -> str | None:
+    """The regular expression of the texts in a column of a table or frame; None for any text."""
+    return _QUANTITIES.get(name) if column == "quantity" else _TEXTS.get(column)
+
+
+def unknown_text(column: str, values: pd.Series, form: str) -> str | None:
+    """The first text of a column that is not of its form: its row (from 1), and what is valid."""
+    known = values.drop_duplicates().dropna().astype(str)
+    wrong = known[~known.str.fullmatch(form)]
+    if wrong.empty:
+        return None
+    plain = re.fullmatch(r"[\w|-]+", form)
+    valid = f"one of {form.replace('|', ', ')}" if plain else f"of the form {form}"
+    return f"row {wrong.index[0] + 1}, column {column!r}: {_shown(wrong.iloc[0])} is not {valid}"
 
 
 def array_fault(path: Path, arrays: Mapping[str, NDArray[Any]]) -> str | None:

@@ -160,8 +160,9 @@ def _networks(config: Config, planned: Planned, *, measured: bool) -> Iterator[d
     yield {**keys, **_recorded(dense), **unmeasured, "mask": dense["mask"], "phase": "dense"}
     if not planned.prune:
         return
-    costs = _files(config, run, "measure").metrics if measured else {}
-    for job, files in _masks(config, planned):
+    networks = _masks(config, planned)
+    costs = _measured(config, run, networks) if measured else {}
+    for job, files in networks:
         row = {**keys, **_recorded(files.metrics), "mask": job.mask, "order": job.order}
         for column in MEASURED:
             by_batch = costs.get(column, {}).get(job.mask, {})
@@ -170,6 +171,17 @@ def _networks(config: Config, planned: Planned, *, measured: bool) -> Iterator[d
             untrained = {"epochs": 0, "best_epoch": 0, "wall_s": 0.0, "status": "ok"}
             yield {**row, **untrained, "phase": "pruned"}
         yield {**row, "phase": job.phase}
+
+
+def _measured(config: Config, run: Run, networks: Sequence[tuple[Job, Finished]]) -> dict[str, Any]:
+    """The record of `measure`: it has the masks that were trained, and no others."""
+    files = _files(config, run, "measure")
+    found = files.metrics["latency_ms"].keys()
+    wanted = {job.mask for job, _ in networks if job.order == 0 and job.phase == "finetuned"}
+    if odd := sorted(found ^ wanted):
+        state = "has no latency of" if odd[0] in wanted else "has the latency of an unknown"
+        raise files.damaged(f"{files.folder / RESULT}: 'latency_ms' {state} mask {odd[0]}")
+    return files.metrics
 
 
 def _measurements(config: Config, planned: Planned, *, own: bool) -> Iterator[dict[str, Any]]:
@@ -199,6 +211,12 @@ def _transferred(config: Config, planned: Planned, target: str) -> list[dict[str
     chosen = decisions.loc[decisions["criterion"].isin(["control", "send"]), "mask"]
     dense = _files(config, planned.run, "pretrain").metrics
     errors = {(entry["mask"], entry["phase"]): entry["errors"] for entry in entries}
+    known = {(job.mask, job.phase) for job, _ in _masks(config, planned)}
+    known.add((dense["mask"], "dense"))
+    for mask, phase in errors:
+        if (mask, phase) not in known:
+            problem = f"'masks' has an unknown {phase} network {mask}"
+            raise files.damaged(f"{files.folder / RESULT}: {problem}")
     for mask, phase in [(dense["mask"], "dense"), *((mask, "finetuned") for mask in chosen)]:
         if (mask, phase) not in errors:
             raise files.damaged(f"{files.folder / RESULT}: 'masks' has no {phase} network {mask}")
@@ -258,14 +276,20 @@ def _history(config: Config, planned: Planned) -> Iterator[pd.DataFrame]:
     dense = _files(config, run, "pretrain")
     keys = runs.columns(config, run)
     mask = dense.metrics["mask"]
-    yield _long(dense.table("history.csv")).assign(stage="pretrain", mask=mask, order=0, **keys)
+    yield _long(dense).assign(stage="pretrain", mask=mask, order=0, **keys)
     for job, files in _masks(config, planned):
         stage = "finetune" if job.phase == "finetuned" else "scratch"
-        rows = _long(files.table("history.csv"))
-        yield rows.assign(stage=stage, mask=job.mask, order=job.order, **keys)
+        yield _long(files).assign(stage=stage, mask=job.mask, order=job.order, **keys)
 
 
-def _long(history: pd.DataFrame) -> pd.DataFrame:
+def _long(files: Finished) -> pd.DataFrame:
+    """The history of a network, which has a row for each of its epochs."""
+    history, epochs = files.table("history.csv"), files.metrics["epochs"]
+    if history["epoch"].tolist() != list(range(1, epochs + 1)):
+        raise files.damaged(
+            f"{files.folder / 'history.csv'}: {len(history)} rows, but 'epochs' of {RESULT} is "
+            f"{epochs}"
+        )
     return history.melt("epoch", var_name="quantity", value_name="value")
 
 
