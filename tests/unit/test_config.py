@@ -37,6 +37,14 @@ def test_defaults_need_only_an_experiment_and_a_grid() -> None:
     ("change", "key", "says"),
     [
         ({"traning": {}}, "traning", "unknown key; valid here: experiment, results, grid"),
+        ({"traning": {}}, "traning", "(did you mean 'training'?)"),
+        ({"grid": [{**BLOCK, "horizon": [1]}]}, "grid.0.horizon", "(did you mean 'horizons'?)"),
+        ({"grid": [{**BLOCK, "models": ["patchtst"]}]}, "grid.0.models", "mean 'PatchTST'?)"),
+        ({"pruning": {"site": {"criteria": ["sned"]}}}, "pruning.site.crit", "mean 'send'?)"),
+        ({"experiment": "mlflow.db-wal"}, "experiment", "take another name"),
+        ({"results": "a" * 256}, "results", "the path is too long"),
+        ({"results": "/".join(["a" * 200] * 20)}, "results", "the path is too long"),
+        ({"data": {"mirrors": [3]}}, "data.mirrors.0", "is not a valid path (given: 3)"),
         ({"training": {"epoch": 3}}, "training.epoch", "valid here: device, precision, epochs"),
         ({"grid": [{**BLOCK, "seed": 1}]}, "grid.0.seed", "valid here: datasets, models"),
         ({"grid": [{**BLOCK, "models": ["LSTM"]}]}, "grid.0.models", "'LSTM' is not one of iTra"),
@@ -247,6 +255,10 @@ def test_aliases_and_merged_keys_are_read(tmp_path: Path) -> None:
         ({"variants": {"deep2": {"model": {"patch_len": 120}}}}, "holds no patch of 120 steps"),
         ({"variants": {"deep2": {"model": {"batch_size": 0}}}}, "batch_size: 0 is not a positive"),
         ({"transfer": {"pairs": [["synthetic", "synthetic2"]]}}, "more rows"),
+        (
+            {"data": {"mirrors": ["/", "/etc/passwd"]}},
+            "data.mirrors.1: /etc/passwd is not a",
+        ),
     ],
 )
 def test_grid_checks_all_that_snakemake_checks(

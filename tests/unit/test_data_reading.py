@@ -345,6 +345,9 @@ def test_what_is_not_a_regular_file_is_not_opened(
     make(path)
     with pytest.raises(DataError, match=re.escape(f"{path}: cannot be read: {reason}")):
         parse(OWN, path)
+    if Path("/proc/kmsg").exists():  # a regular file by its kind, which waits for ever
+        with pytest.raises(DataError, match="/proc/kmsg: empty"):
+            parse(OWN, Path("/proc/kmsg"))
     with pytest.raises(DataError, match=r"nowhere\.csv: no such file"):
         parse(OWN, tmp_path / "nowhere.csv")
 

@@ -85,6 +85,8 @@ def _limited(path: Path, *, xz: bool) -> Iterator[bytes]:
     start = _start(path)
     packed = start[:2] == _GZIP or (xz and start == _XZ)
     total = 0
+    if not start:
+        return
     with _opened(path, start, xz) as file:
         while chunk := file.read(_CHUNK):
             total += len(chunk)
@@ -106,5 +108,8 @@ def _start(path: Path) -> bytes:
     # Opening a pipe would wait for a writer, and a device may never end.
     if path.exists() and not path.is_file():
         raise OSError("a folder" if path.is_dir() else "a pipe or a device, not a regular file")
+    # Files of the kernel, some of which wait for ever, have the size 0.
+    if path.stat().st_size == 0:
+        return b""
     with path.open("rb") as file:
         return file.read(len(_XZ))

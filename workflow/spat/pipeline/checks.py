@@ -56,9 +56,17 @@ def require_variables(config: Config) -> None:
 def require_folders(config: Config, names: Iterable[str]) -> None:
     """Files can be made in `results`, and in `data.cache` unless it has those of the datasets.
 
+    A folder of `data.mirrors` need not exist.
+
     Raises:
         ConfigError: naming key, folder and reason.
     """
+    for number, mirror in enumerate(config.data.mirrors):
+        if mirror.exists() and not mirror.is_dir():
+            raise ConfigError(
+                f"data.mirrors.{number}: {mirror} is not a folder: name the folder that holds the "
+                "copies of the files"
+            )
     _require_folder("results", config.folder)
     files = (config.data.cache / row.file for n in names for row in datasets.published(config, n))
     if not all(file.exists() for file in files):

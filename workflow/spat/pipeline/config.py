@@ -7,9 +7,10 @@
 from __future__ import annotations
 
 import codecs
+import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -43,7 +44,12 @@ MOST_GENERATED = 5 * 10**8
 # Names become folders and arguments of shell commands.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 # Names in `results` that are not an experiment's: the committed results and MLflow's files.
-RESERVED_EXPERIMENTS = ("reference", "mlartifacts", "mlflow.lock", "mlflow.db")
+RESERVED_EXPERIMENTS = (
+    *("reference", "mlartifacts", "mlflow.lock", "mlflow.db"),
+    *("mlflow.db-journal", "mlflow.db-shm", "mlflow.db-wal"),
+)
+# In bytes: of a name in a path, and of a path whose files still have room for their names.
+LONGEST_NAME, LONGEST_PATH = 255, 3500
 COMMITTED = Path(__file__).parents[3] / "results" / "reference"
 
 
@@ -62,7 +68,7 @@ def _path(text: Any) -> Any:
     Raises:
         ValueError: on what neither Snakemake nor a command line can take: a brace (Snakemake's
             wildcards), a question mark (the query of MLflow's address), a control character, a
-            leading dash, a variable that is not set or empty.
+            leading dash, a variable that is not set or empty, a name that is too long.
     """
     if not isinstance(text, str):
         return text
@@ -77,6 +83,9 @@ def _path(text: Any) -> Any:
             f"{text!r} is not a usable path: it is empty, begins with '-', or holds a brace, a "
             "question mark or a control character; take another folder"
         )
+    longest = max(len(os.fsencode(part)) for part in Path(path).parts or ("",))
+    if longest > LONGEST_NAME or len(os.fsencode(Path(path).absolute())) > LONGEST_PATH:
+        raise ValueError(f"{path[:60]!r}...: the path is too long; take a shorter one")
     return path
 
 
@@ -297,6 +306,18 @@ class CustomSection(Section):
             )
         return text
 
+    @field_validator("separator")
+    @classmethod
+    def _separates(cls, separator: str) -> str:
+        if separator not in "\t " and (
+            not re.fullmatch(r"[!-~]", separator) or re.match(r"""[\w"'+.:-]""", separator)
+        ):
+            raise ValueError(
+                f"{separator!r} cannot separate cells, since numbers, names or time stamps may "
+                "hold it: take ',', ';', '|', ' ' or \"\\t\""
+            )
+        return separator
+
     @field_validator("encoding")
     @classmethod
     def _encoding_is_known(cls, encoding: str) -> str:
@@ -312,6 +333,8 @@ class CustomSection(Section):
             raise ValueError(f"separator and decimal are both {self.decimal!r}")
         if not self.date and (self.mean or self.date_format):
             raise ValueError("date: without time stamps there is no `mean` and no `date_format`")
+        if both := sorted({*self.date} & {*self.drop}):
+            raise ValueError(f"drop: {both[0]!r} is also a column of `date`: name it in one")
         if len(self.date) > 1 and not self.date_format:
             raise ValueError(
                 "date_format: say how the columns of `date`, joined by a blank, are written, as in "
@@ -534,7 +557,8 @@ class Config(Section):
         def check(key: str, names: tuple[str, ...], valid: tuple[str, ...]) -> None:
             for name in names:
                 if name not in valid:
-                    raise ValueError(f"{key}: {name!r} is not one of {', '.join(valid)}")
+                    meant = _meant(name, valid)
+                    raise ValueError(f"{key}: {name!r} is not one of {', '.join(valid)}{meant}")
 
         series = (*DATASETS, *self.data.custom)
         datasets = (*series, *WITHOUT_TIME)
@@ -701,6 +725,7 @@ _IN_YAML = {
     "^Input ": "",
     "[Tt]uple": "list",
     " after validation": "",
+    " for <class '[^']*'>": "",
     r"dictionary( or instance of \w+)?": "mapping of keys",
 }
 
@@ -721,12 +746,21 @@ def _explain(error: ValidationError, source: str) -> str:
         value = "" if isinstance(shown, dict | BaseModel) else f" (given: {shown!r})"
         value = without_secrets(value)
         if problem["type"] == "extra_forbidden":
-            message = f"unknown key; valid here: {', '.join(_valid_keys(problem['loc']))}"
+            valid = _valid_keys(problem["loc"])
+            meant = _meant(str(problem["loc"][-1]), valid)
+            message = f"unknown key; valid here: {', '.join(valid)}{meant}"
         elif problem["type"] == "value_error":  # from our own validators, which name the value
             message, value = str(problem["ctx"]["error"]), ""
         # An error about several sections names the key in its message.
         lines.append("  " + ": ".join(filter(None, (key, message))) + value)
     return "\n".join(lines)
+
+
+def _meant(name: str, valid: Sequence[str]) -> str:
+    """A question for the valid name that is like this one; empty if there is none."""
+    lower = {other.lower(): other for other in valid}
+    close = difflib.get_close_matches(name.lower(), lower, n=1)
+    return f" (did you mean {lower[close[0]]!r}?)" if close else ""
 
 
 def _valid_keys(location: tuple[int | str, ...]) -> list[str]:
