@@ -156,7 +156,7 @@ def rewrite(path: Path, key: str, value: Any) -> None:
 
 
 def with_stranger(by_mask: dict[str, Any]) -> dict[str, Any]:
-    return {**by_mask, "0.1": by_mask["1.1"]}
+    return {**by_mask, "0.0.0": by_mask["1.1"]}
 
 
 def without_errors(masks: list[dict[str, Any]]) -> list[dict[str, Any]]:
