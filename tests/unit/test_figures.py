@@ -69,8 +69,12 @@ def frames(kind: str) -> Frames:
     return frames_of(**KINDS[kind])  # type: ignore[arg-type]
 
 
-@cache
 def drawn(name: str, kind: str = "default") -> Figure:
+    return _drawn(name, kind)
+
+
+@cache
+def _drawn(name: str, kind: str) -> Figure:
     figure = draw(name, frames(kind))
     with style.drawing():
         figure.draw_without_rendering()

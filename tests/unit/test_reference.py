@@ -44,6 +44,7 @@ def stored(folder: Path) -> Made:
     }
 
 
+@cache
 def read(folder: Path) -> Frames:
     """The committed frames, also where one is absent, and the words of their task."""
     made = Frames.of(**wide(folder))

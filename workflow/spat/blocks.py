@@ -25,12 +25,14 @@ def block_means(series: Array, block: int, draws: int, rng: np.random.Generator)
     lengths = np.full(-(-drawn // block), block)
     lengths[-1] = drawn - block * (len(lengths) - 1)
     running = np.concatenate([np.zeros_like(series[..., :1]), series.cumsum(axis=-1)], axis=-1)
-
-    def sums(starts: NDArray[np.int64], length: int | NDArray[np.int64]) -> Array:
-        return np.asarray(running[..., starts + length] - running[..., starts])
-
     first = np.arange(n - block + 1)
-    expected = sum(sums(first, int(length)).mean(axis=-1) for length in lengths)
+    # The sum of a block at each place: of a whole one, and of the last one, which may be shorter.
+    whole, last = (
+        running[..., first + length] - running[..., first] for length in (block, lengths[-1])
+    )
+    expected = sum([whole.mean(axis=-1)] * (len(lengths) - 1)) + last.mean(axis=-1)
     starts = rng.integers(0, n - block + 1, size=(draws, len(lengths)))
-    means = (sums(starts, lengths).sum(axis=-1) - np.asarray(expected)[..., None]) / drawn
+    starts[:, -1] += len(first)
+    sums = np.concatenate([whole, last], axis=-1)[..., starts]
+    means = (sums.sum(axis=-1) - np.asarray(expected)[..., None]) / drawn
     return np.asarray(means + series.mean(axis=-1, keepdims=True))

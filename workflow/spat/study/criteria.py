@@ -21,7 +21,7 @@ from spat.study import methods
 from spat.study.leave_one_out import agreement_tests, agreements
 from spat.study.methods import SHOWN
 from spat.study.pages import style
-from spat.study.pages.page import Absent, Layout, page
+from spat.study.pages.page import Absent, Layout, once, page
 from spat.study.pages.reader import Frames
 from spat.study.replicates import exhaustive, expected_minimum, replicate_sd
 from spat.study.statistics.averages import average, measure
@@ -144,24 +144,22 @@ def quality(frames: Frames, of: Sequence[str] = ("model", "variant")) -> pd.Data
     Raises:
         Absent: if in no run all masks with some number of sites removed are fine-tuned.
     """
-    selections, labels = ranked(frames)
-    gained = gains(frames.results, selections, labels)
-    if gained.empty:
+    measured = gained(frames)
+    if measured.empty:
         raise Absent(
             "No run has all its site masks fine-tuned: set `pruning.exhaustive: true` to compare "
             "criteria with chance and with the oracle."
         )
     by = [*of, "criterion"]
-    gain = measure(gained, "relative_gain", by, GAIN, "%", scale=100)
+    gain = measure(measured, "relative_gain", by, GAIN, "%", scale=100)
     tables = [gain, adjusted(gain, NO_GAIN, by)]
-    regretted = regrets(frames.results, selections, labels)
+    regretted, taus = _judged(frames)
     for oracle, name in REGRET.items():
         rows = regretted[regretted["oracle"] == oracle]
         tables.append(measure(rows, "relative_regret", by, name, "%", scale=100))
     hindsight = regretted[regretted["oracle"] == "hindsight"]
     tables.append(measure(hindsight, "relative_null", by, NULL, "%", scale=100))
-    taus = agreements(frames.results, frames.scores, labels)
-    taus = taus[taus["criterion"].isin(set(gained["criterion"]))]
+    taus = taus[taus["criterion"].isin(set(measured["criterion"]))]
     tables.append(measure(taus, "tau", by, AGREEMENT, "tau", bounds=(-1.0, 1.0)))
     if not taus.empty:
         tests = agreement_tests(taus, of).rename(columns={"runs": "n"})
@@ -408,11 +406,19 @@ def critical_difference(frames: Frames) -> Figure:
     return figure
 
 
+@once
 def ranked(frames: Frames) -> tuple[pd.DataFrame, dict[str, str]]:
     """The decisions that criteria made, and the criteria that rank alike, merged: name -> label."""
     selections = frames.selections[~frames.selections["criterion"].isin(NOT_RANKING)]
     asked = set(selections.loc[selections["level"] == "site", "criterion"])
     return selections, merged_criteria(frames.scores[frames.scores["criterion"].isin(asked)])
+
+
+@once
+def gained(frames: Frames) -> pd.DataFrame:
+    """The `gains` of all criteria, those that rank alike merged."""
+    selections, labels = ranked(frames)
+    return gains(frames.results, selections, labels)
 
 
 def choices(selections: pd.DataFrame, labels: Mapping[str, str] | None = None) -> pd.DataFrame:
@@ -523,6 +529,7 @@ def adjusted(table: pd.DataFrame, name: str, by: Sequence[str]) -> pd.DataFrame:
     return joined.assign(measure=name, unit="p")[[*by, *_VALUES]]
 
 
+@once
 def mask_changes(frames: Frames) -> pd.DataFrame:
     """The change of every fine-tuned site mask against the control of its run, in percent.
 
@@ -542,6 +549,14 @@ def mask_changes(frames: Frames) -> pd.DataFrame:
 def percent(ratio: float) -> str:
     """A share as text: `25 %`."""
     return f"{100 * ratio:g} %"
+
+
+@once
+def _judged(frames: Frames) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The `regrets` and the `agreements` of all criteria, those that rank alike merged."""
+    selections, labels = ranked(frames)
+    regretted = regrets(frames.results, selections, labels)
+    return regretted, agreements(frames.results, frames.scores, labels)
 
 
 _VALUES: Final = ["mean", "n", "measure", "unit"]

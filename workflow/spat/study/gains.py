@@ -11,7 +11,7 @@ from typing import Final
 import pandas as pd
 
 from spat.study import methods
-from spat.study.criteria import adjusted, gains, ranked
+from spat.study.criteria import adjusted, gained, gains, ranked
 from spat.study.pages.page import Absent, Layout, Note, page
 from spat.study.pages.reader import Frames
 from spat.study.statistics.averages import average, measure
@@ -64,11 +64,11 @@ def checked(frames: Frames) -> pd.DataFrame:
     Raises:
         Absent: if in no run all masks with some number of sites removed are fine-tuned.
     """
-    selections, labels = ranked(frames)
-    results = frames.results
-    measured = gains(results, selections, labels)
+    measured = gained(frames)
     if measured.empty:
         raise Absent("No run has all its site masks fine-tuned: set `pruning.exhaustive: true`.")
+    selections, labels = ranked(frames)
+    results = frames.results
     parts = {MSE: measured, MAE: gains(results.assign(mse=results["mae"]), selections, labels)}
     seeds = measured.groupby(list(CELL))["seed"].transform("nunique")
     if (seeds == 1).any() and (seeds > 1).any():
@@ -115,8 +115,7 @@ def chosen(frames: Frames) -> pd.DataFrame:
     Raises:
         Absent: as the table `gains`, or if there are fewer than two sources.
     """
-    selections, labels = ranked(frames)
-    measured = gains(frames.results, selections, labels)
+    measured = gained(frames)
     if measured["source"].nunique() < 2:
         raise Absent(
             "A criterion that is chosen on half of the sources needs at least two sources whose "

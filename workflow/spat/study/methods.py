@@ -17,7 +17,7 @@ import pandas as pd
 from spat.attention.mask import WITHOUT_SITES
 from spat.models.registry import MODELS, Role
 from spat.scoring.names import CRITERIA
-from spat.study.pages.page import Absent
+from spat.study.pages.page import Absent, once
 from spat.study.statistics.cells import (
     CELL,
     RUN,
@@ -159,6 +159,7 @@ def site_choices(selections: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([chosen, fixed])[[*RUN, "mask", "removed", "ratio", "method"]]
 
 
+@once
 def by_method(frames: Frames) -> pd.DataFrame:
     """Test results of attention models with the column `method`; a mask may have several methods.
 
@@ -183,6 +184,7 @@ def by_method(frames: Frames) -> pd.DataFrame:
     )
 
 
+@once
 def at_home(frames: Frames) -> pd.DataFrame:
     """The rows of `by_method` on the run's own dataset.
 
@@ -193,6 +195,7 @@ def at_home(frames: Frames) -> pd.DataFrame:
     return rows[rows["target"] == rows["dataset"]]
 
 
+@once
 def by_decision(frames: Frames) -> pd.DataFrame:
     """Fine-tuned test results of every decision at a fixed ratio, on the run's own dataset.
 

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from spat.blocks import Array
 from spat.study import methods
@@ -25,6 +26,7 @@ from spat.study.statistics.cells import ALL_BATCHES, CELL, RUN, WHOLE_SITE, keye
 from spat.study.statistics.ranks import (
     batch_scores,
     pairwise_tau,
+    shuffles,
     site_scores,
     tau_b,
     vectors,
@@ -215,7 +217,7 @@ def batch_agreement(scores: pd.DataFrame, subsets: int = 200, seed: int = 0) -> 
     for key, group in whole.groupby(level=_CASE):
         table = group.dropna(axis="columns").to_numpy()  # models differ in their number of sites
         if min(table.shape) > 1:
-            curve = _curve(table, subsets, np.random.default_rng(seed))
+            curve = _curve(table, shuffles(len(table), subsets, seed))
             rows += [keyed(_CASE, key) | point for point in curve]
     return pd.DataFrame(rows, columns=[*_CASE, "batches", "tau", "tau_low", "tau_disjoint"])
 
@@ -326,10 +328,10 @@ def _average(rows: pd.DataFrame, value: str, measure: str, unit: str) -> pd.Data
     return table.reset_index().assign(measure=measure, unit=unit)
 
 
-def _curve(table: Array, subsets: int, rng: np.random.Generator) -> list[dict[str, float]]:
-    """table [B, N] -> one row per b, over random subsets of b batches."""
+def _curve(table: Array, orders: NDArray[np.intp]) -> list[dict[str, float]]:
+    """table [B, N], orders of its batches [R, B] -> one row per b, over the first b of each."""
     total, half = len(table), len(table) // 2
-    shuffled = table[rng.permuted(np.tile(np.arange(total), (subsets, 1)), axis=1)]
+    shuffled = table[orders]
     running = shuffled.cumsum(axis=1)  # [R, B, N]; sums order the sites as means do
     tau = tau_b(running, running[:, -1:])  # [R, B]
     others = running[:, 1 : 2 * half : 2] - running[:, :half]  # batches b + 1 to 2 b

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeVar
+from functools import wraps
+from typing import Any, Final, Literal, TypeVar, cast
 
 Kind = Literal["table", "figure"]
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -62,6 +63,38 @@ class Page:
     notes: tuple[str | Note, ...] = ()
 
 
+def once(function: Function) -> Function:
+    """Let a function of frames compute only once for the same frames and other arguments.
+
+    Pages share most of their work: a figure draws what a table shows. The function takes
+    `spat.study.pages.reader.Frames` first, and returns a data frame or a tuple or dict with some.
+    Each call gets copies, which share memory until one is changed. `Absent` is raised again, too.
+    """
+
+    @wraps(function)
+    def known(frames: Any, *arguments: Any, **keywords: Any) -> Any:
+        key = (function, arguments, tuple(sorted(keywords.items())))
+        if key not in frames.computed:
+            try:
+                frames.computed[key] = function(frames, *arguments, **keywords)
+            except Absent as absent:
+                frames.computed[key] = absent
+        found = frames.computed[key]
+        if isinstance(found, Absent):
+            raise Absent(*found.args)
+        return _copied(found)
+
+    return cast(Function, known)
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_copied(part) for part in value)
+    if isinstance(value, dict):
+        return {key: _copied(part) for key, part in value.items()}
+    return value.copy(deep=False) if hasattr(value, "iloc") else value
+
+
 # All declared pages; `spat.study.pages.registry` imports every module that declares some.
 PAGES: Final[dict[tuple[Kind, str], Page]] = {}
 
@@ -75,7 +108,7 @@ def page(
     layout: Layout | None = None,
     notes: tuple[str | Note, ...] = (),
 ) -> Callable[[Function], Function]:
-    """Declare the decorated function as the page `name`.
+    """Declare the decorated function as the page `name`. That of a table is computed `once`.
 
     Raises:
         ValueError: if two pages of a kind have one name, or a table has no layout.
@@ -86,6 +119,7 @@ def page(
         raise ValueError(f"{kind} {name!r}: a table needs a layout, and a figure has none")
 
     def declare(function: Function) -> Function:
+        function = once(function) if kind == "table" else function
         PAGES[kind, name] = Page(kind, name, title, caption, function, layout, notes)
         return function
 

@@ -74,6 +74,8 @@ class Frames:
         self._wide = wide
         self._task = task
         self.statistics = statistics or StatisticsSection.model_validate({})
+        # What `spat.study.pages.page.once` has computed.
+        self.computed: dict[object, object] = {}
 
     @classmethod
     def load(cls, folder: Path, statistics: StatisticsSection | None = None) -> Frames:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
+from spat.blocks import Array
 from spat.study.statistics.cells import CELL, RUN
 from spat.study.statistics.tests import equal_variances
 
@@ -62,7 +63,8 @@ def average(
     weighted = rows[list(values)].mul(weights(rows, keys), axis="index")
     columns = [rows[key] for key in keys or ["everything"]]
     table = weighted.groupby(columns, dropna=False, observed=True).sum()
-    table["runs"] = rows[list(RUN)].apply(tuple, axis=1).groupby(columns, dropna=False).nunique()
+    runs = rows.groupby(list(RUN), dropna=False, sort=False).ngroup()
+    table["runs"] = runs.groupby(columns, dropna=False).nunique()
     return table.reset_index(drop=not keys)
 
 
@@ -93,7 +95,10 @@ def summarise(
     groups = cells.reset_index().groupby(keys, dropna=False)
     table = groups[["share", "runs"]].sum()
     table["cells"] = groups.size()
-    error, freedom = np.array([_standard_error(group) for _, group in groups]).reshape(-1, 2).T
+    number = groups.ngroup().to_numpy()
+    values = cells[["runs", "weights", "squares"]].to_numpy(dtype=np.float64).T
+    errors = [_standard_error(*values[:, number == i]) for i in range(len(table))]
+    error, freedom = np.array(errors).reshape(-1, 2).T
     half = error * scipy.stats.t.ppf(0.5 + confidence / 2.0, freedom)
     with np.errstate(divide="ignore", invalid="ignore"):
         p = 2.0 * scipy.stats.t.sf(np.abs(table["share"] / error), freedom)
@@ -101,22 +106,23 @@ def summarise(
     return table.rename(columns={"share": value}).reset_index()[[*by, value, *_SUMMARY]]
 
 
-def _standard_error(cells: pd.DataFrame) -> tuple[float, float]:
+def _standard_error(runs: Array, weight: Array, squares: Array) -> tuple[float, float]:
     """Of the weighted mean of cells: its standard error, and the degrees of freedom of that.
 
-    A cell has its number of `runs`, the sum of their squared `weights`, and the sum of `squares` of
-    their deviations from its mean.
+    A cell has its number of runs, the sum of their squared weights, and the sum of squares of their
+    deviations from its mean: three arrays, [cells] each.
     """
-    several = cells[cells["runs"] > 1]
-    freedom = several["runs"] - 1.0
+    several = runs > 1
+    freedom = runs[several] - 1.0
     total = float(freedom.sum())
     if not total:
         return float("nan"), float("nan")
-    if equal_variances(several["squares"] / freedom, freedom) >= EQUAL:
-        return float(np.sqrt(several["squares"].sum() / total * cells["weights"].sum())), total
+    variances = squares[several] / freedom
+    if equal_variances(variances, freedom) >= EQUAL:
+        return float(np.sqrt(squares[several].sum() / total * weight.sum())), total
     # The pooled variance, which single runs take, is a weighted sum of the same variances.
-    alone = float(cells.loc[cells["runs"] == 1, "weights"].sum())
-    parts = several["squares"] / freedom * (several["weights"] + alone * freedom / total)
+    alone = float(weight[runs == 1].sum())
+    parts = variances * (weight[several] + alone * freedom / total)
     return float(np.sqrt(parts.sum())), float(parts.sum() ** 2 / (parts**2 / freedom).sum())
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
@@ -39,12 +40,26 @@ def tau_b(a: ArrayLike, b: ArrayLike) -> Array:
     return np.asarray(np.divide(both, norm, out=np.zeros_like(both), where=norm > 0))
 
 
+@cache
 def permutations(n: int, seed: int = 0) -> NDArray[np.intp]:
-    """Orders of n sites, [P, n]: all of them up to `EXACT_SITES`, else a random sample."""
+    """Orders of n sites, [P, n]: all of them up to `EXACT_SITES`, else a random sample.
+
+    The array is read-only, since all calls share it.
+    """
     if n <= EXACT_SITES:
-        return np.array(list(itertools.permutations(range(n))), dtype=np.intp)
+        orders = np.array(list(itertools.permutations(range(n))), dtype=np.intp)
+        orders.setflags(write=False)
+        return orders
+    return shuffles(n, math.factorial(EXACT_SITES), seed)
+
+
+@cache
+def shuffles(n: int, count: int, seed: int) -> NDArray[np.intp]:
+    """Random orders of n things, [count, n], read-only."""
     rng = np.random.default_rng(seed)
-    return rng.permuted(np.tile(np.arange(n), (math.factorial(EXACT_SITES), 1)), axis=1)
+    orders = rng.permuted(np.tile(np.arange(n, dtype=np.intp), (count, 1)), axis=1)
+    orders.setflags(write=False)
+    return orders
 
 
 def batch_scores(scores: pd.DataFrame) -> pd.DataFrame:
