@@ -138,7 +138,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     copy = tmp_path / "spat"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(digests, "_PACKAGE", copy)
-    caches = (digests._paths, digests._modules, digests._imports, digests._code)
+    caches = (digests._paths, digests._modules, digests._read, digests._code)
     for cached in caches:
         cached.cache_clear()
     yield copy

@@ -262,8 +262,8 @@ def _modules(stage: str, model: str | None) -> tuple[str, ...]:
         module = waiting.pop()
         if module not in modules and module not in EXCLUDED:
             modules.add(module)
-            waiting.extend(_imports(module))
-    return tuple(sorted(module for module in modules if _code(module) != _EMPTY))
+            waiting.extend(_read(module)[1])
+    return tuple(sorted(module for module in modules if _read(module)[0]))
 
 
 def _by_name(stage: str, model: str | None) -> Iterator[str]:
@@ -275,24 +275,38 @@ def _by_name(stage: str, model: str | None) -> Iterator[str]:
 
 
 @cache
-def _imports(module: str) -> tuple[str, ...]:
-    """The modules of this package that one imports anywhere in its code, not only for types."""
-    names: set[str] = set()
-    for node in _executed(_tree(module)):
+def _read(module: str) -> tuple[bool, tuple[str, ...]]:
+    """Whether a module has code beside a docstring, and the modules of this package it imports.
+
+    Imports anywhere in its code count, but not those for types only.
+    """
+    tree, names = _tree(module), set[str]()
+    for node in _executed(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     packages = {name.rpartition(".")[0] for name in names}
-    return tuple(name for name in names | packages if _exists(name))
+    imported = tuple(name for name in names | packages if _exists(name))
+    return len(tree.body) > _documented(tree), imported
 
 
-def _executed(node: ast.AST) -> Iterator[ast.AST]:
-    yield node
-    for child in ast.iter_child_nodes(node):
-        typing_only = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
+def _executed(tree: ast.Module) -> Iterator[ast.AST]:
+    """All statements, also those inside of others, except what is for types only."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        typing_only = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
         if not typing_only:
-            yield from _executed(child)
+            yield node
+            for part in ("body", "orelse", "finalbody", "handlers", "cases"):
+                waiting.extend(getattr(node, part, ()))
+
+
+def _documented(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether the first statement of a body is a constant: a docstring."""
+    first = node.body[0] if node.body else None
+    return isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
 
 
 @cache
@@ -300,9 +314,7 @@ def _code(module: str) -> str:
     tree = _tree(module)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                node.body = node.body[1:]
+            node.body = node.body[_documented(node) :]
     return ast.dump(tree)
 
 
