@@ -24,6 +24,8 @@ variants:
     model: { d_model: 16, d_ff: 16, n_heads: 2, e_layers: 2, learning_rate: 1.0e+30 }
 robustness: { runs: ["*"] }
 transfer: { pairs: [] }
+# `test_tracking.py` shows how a run that diverged is logged.
+tracking: { enabled: false }
 """
 
 

@@ -33,11 +33,16 @@ def tau_b(a: ArrayLike, b: ArrayLike) -> Array:
     leave out, as if the criterion had not failed.)
     """
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    first, second = np.triu_indices(x.shape[-1], k=1)
+    first, second = _pairs(x.shape[-1])
     signs = np.sign(x[..., first] - x[..., second]), np.sign(y[..., first] - y[..., second])
     both = np.asarray((signs[0] * signs[1]).sum(axis=-1))
     norm = np.sqrt((signs[0] ** 2).sum(axis=-1) * (signs[1] ** 2).sum(axis=-1))
     return np.asarray(np.divide(both, norm, out=np.zeros_like(both), where=norm > 0))
+
+
+@cache
+def _pairs(n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    return np.triu_indices(n, k=1)
 
 
 @cache
