@@ -62,17 +62,17 @@ def test_equivalence_needs_a_small_change_and_a_small_error(
     assert found["equivalent"].tolist() == inside.tolist()
 
 
-def test_a_network_without_a_twin_is_refused(tmp_path: Path) -> None:
+def test_a_network_that_is_missing_in_one_folder_is_an_error(tmp_path: Path) -> None:
     float32, narrow = stored(tmp_path / "a", "float32"), stored(tmp_path / "b", "bf16")
     rows = pd.read_parquet(narrow / "measurements.parquet")
     rows[rows["seed"] != 2].to_parquet(narrow / "measurements.parquet")
-    with pytest.raises(ValueError, match="/b: .* no twin there.*'seed': 2"):
+    with pytest.raises(ValueError, match="/b: .* are missing.*'seed': 2"):
         bf16.changes(float32, narrow)
 
 
 def test_folders_in_the_wrong_order_are_refused(tmp_path: Path) -> None:
     float32, narrow = stored(tmp_path / "a", "float32"), stored(tmp_path / "b", "bf16")
-    with pytest.raises(ValueError, match="trained in bf16, but float32"):
+    with pytest.raises(ValueError, match="trained in bf16 instead of float32"):
         bf16.changes(narrow, float32)
 
 

@@ -53,5 +53,5 @@ def test_blocks_are_consecutive_windows() -> None:
 
 
 def test_one_block_is_no_sample() -> None:
-    with pytest.raises(ValueError, match="300 values do not hold two blocks of 192"):
+    with pytest.raises(ValueError, match="300 values are fewer than two blocks of 192"):
         drawn(np.ones(300), BLOCK)

@@ -142,7 +142,7 @@ def test_what_does_not_fit_alone_is_an_error() -> None:
     def work() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(RuntimeError, match="too little memory for one run alone"):
+    with pytest.raises(RuntimeError, match="too little memory for a single run"):
         Workers(CPU, 3).run(work)
 
 

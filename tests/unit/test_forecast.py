@@ -92,10 +92,10 @@ def missing(frame: pd.DataFrame) -> pd.DataFrame:
     [
         (lambda f: f.drop(columns="sun"), "no column 'sun'.*trained on load, wind speed, sun"),
         (lambda f: pd.concat([f, f[["sun"]]], axis=1), "2 columns 'sun'"),
-        (lambda f: f.iloc[:20], "20 rows, but a forecast is made from 24"),
+        (lambda f: f.iloc[:20], "20 rows, but a forecast needs 24"),
         (missing, "'wind speed' has no finite number at 2024-03-02 03:00:00: fill it"),
-        (lambda f: f.assign(sun="a"), "'sun' is not made of numbers"),
-        (lambda f: f.drop(f.index[-4]), "comes after 2024-03-02 01:00:00.*insert those"),
+        (lambda f: f.assign(sun="a"), "'sun' is not numeric"),
+        (lambda f: f.drop(f.index[-4]), "comes after 2024-03-02 01:00:00.*insert missing rows"),
         (lambda f: f.iloc[::-1], "sort the rows by time"),
         (lambda f: rows(30, "30min"), "the step of the model is 0 days 01:00:00"),
         (lambda f: f.set_axis(f.index.astype(str)), "not of time stamps: use frame.set_index"),
@@ -150,7 +150,7 @@ def test_the_folders_of_the_pipeline_are_read(tmp_path: Path) -> None:
     values = np.zeros((100, 3), np.float32)
     series.save(series.Prepared("station", values, MEAN, STD, borders, None, ""), file)
     write_json(file.with_suffix(".json"), {"step": "1h"})
-    with pytest.raises(ValueError, match="without the names of the columns"):
+    with pytest.raises(ValueError, match="without names of the columns"):
         spat.Forecast.from_folder(folder)
     write_json(file.with_suffix(".json"), {"step": "1h", "names": COLUMNS})
     read = spat.Forecast.from_folder(folder)
@@ -165,5 +165,5 @@ def test_the_folders_of_the_pipeline_are_read(tmp_path: Path) -> None:
 def test_arrays_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(23, 3\), expected \(24, 3\)"):
         forecaster().forecast(np.zeros((23, 3)))
-    with pytest.raises(ValueError, match="give `times`"):
+    with pytest.raises(ValueError, match="pass `times`"):
         forecaster(shape=Shape(24, 12, 3, 4), time_features=True).forecast(np.zeros((24, 3)))

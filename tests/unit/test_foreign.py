@@ -290,7 +290,7 @@ def test_save_pretrained_of_a_pruned_model_is_warned_of_where_it_is_called(tmp_p
     spat.save(small, tmp_path / "small.safetensors")
     loaded = spat.load(Pretrained().double(), tmp_path / "small.safetensors")
     for model in (small, copy.deepcopy(small), pickle.loads(pickle.dumps(small)), loaded):
-        with pytest.warns(AttentionWarning, match="brings them back with random") as caught:
+        with pytest.warns(AttentionWarning, match="restores them with random") as caught:
             model.save_pretrained(tmp_path / "weights")
         assert len(caught) == 1
     with warnings.catch_warnings():
@@ -506,7 +506,7 @@ def test_a_pruned_llama_keeps_what_it_is_only_by_spat_save(tmp_path: Path) -> No
     def loss(model: Any, ids: Tensor) -> Tensor:
         return F.cross_entropy(model(ids[:, :-1]).logits.mT, ids[:, 1:], reduction="none").mean(1)
 
-    with pytest.warns(AttentionWarning, match="give the positions yourself"):
+    with pytest.warns(AttentionWarning, match="pass the positions explicitly"):
         small = spat.prune(model, ["model.layers.0.self_attn"], loss, IDS)
     with pytest.warns(AttentionWarning, match="with random weights: use spat.save"):
         small.save_pretrained(tmp_path / "theirs")  # type: ignore[operator]

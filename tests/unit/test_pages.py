@@ -80,7 +80,7 @@ def test_two_pages_cannot_share_a_name() -> None:
 
 
 def test_tables_have_a_layout_and_figures_have_none() -> None:
-    with pytest.raises(ValueError, match="needs a layout"):
+    with pytest.raises(ValueError, match="needs `layout`"):
         page("table", "new", title="t", caption="c")
-    with pytest.raises(ValueError, match="needs a layout"):
+    with pytest.raises(ValueError, match="needs `layout`"):
         page("figure", "new", title="t", caption="c", layout=Layout(("a",), "b"))

@@ -294,7 +294,7 @@ def test_a_listed_site_that_does_not_run_is_an_error() -> None:
     model = small("iTransformer")
     stray = copy.deepcopy(model).sites()[0]
     model.sites = lambda: (stray,)  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match=r"encoder\.0\.self.*did not run"):
+    with pytest.raises(ValueError, match=r"encoder\.0\.self.*did not call"):
         traces(model, windows().batch(FEW))
 
 

@@ -183,9 +183,9 @@ def test_a_model_without_sites_has_nothing_to_decide() -> None:
 
 def test_scores_that_are_missing_are_named() -> None:
     scores = table([0.4, 0.1, 0.2])
-    with pytest.raises(ValueError, match=r"'send' has no score, or NaN, for site 3"):
+    with pytest.raises(ValueError, match=r"'send' has no score or NaN for site 3"):
         select.requested(scores, HEADS, site_level(0.5), seed=1)
-    with pytest.raises(ValueError, match=r"'michel' has no score, or NaN, for site 0"):
+    with pytest.raises(ValueError, match=r"'michel' has no score or NaN for site 0"):
         select.requested(scores, HEADS, site_level(0.5, criteria=("michel",)), seed=1)
     with pytest.raises(ValueError, match="several scores"):
         select.requested(pd.concat([scores, scores]), HEADS, site_level(0.5), seed=1)
@@ -268,5 +268,5 @@ def test_the_only_head_of_a_site_has_the_score_of_the_site() -> None:
     section = NONE.model_copy(update={"head": LevelSection(criteria=("send",), ratios=(0.2,))})
     selections = select.requested(scores, (2, 1, 2, 2), section, seed=1)
     assert list(selections["mask"]) == ["1.0.1.1"]
-    with pytest.raises(ValueError, match="no score, or NaN, for site 1, head 0"):
+    with pytest.raises(ValueError, match="no score or NaN for site 1, head 0"):
         select.requested(scores, HEADS, section, seed=1)

@@ -219,7 +219,7 @@ def test_a_file_that_could_not_be_loaded_is_not_written(tmp_path: Path) -> None:
     heads = cut.heads_of(model)
     prune(model, Mask.parse("1.0.1", heads))
     for wrong in (None, Mask.parse("1.1.0", heads), Mask.parse("1.0.0110", heads)):
-        with pytest.raises(ValueError, match="give the mask that it was pruned to"):
+        with pytest.raises(ValueError, match="pass the mask that it was pruned to"):
             storage.save(model, tmp_path, wrong)
     assert list(tmp_path.iterdir()) == []
 

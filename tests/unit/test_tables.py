@@ -647,8 +647,8 @@ def test_rivals_sets_each_network_beside_the_code_of_its_authors() -> None:
     assert not {"RepeatLast", "SeasonalNaive"} & set(table["model"]), "they are not trained"
 
 
-def test_rivals_needs_three_models_with_a_counterpart() -> None:
-    with pytest.raises(Absent, match="Fewer than 3"):
+def test_rivals_needs_three_models_with_errors_of_their_authors() -> None:
+    with pytest.raises(Absent, match="errors for fewer than 3"):
         rendered("rivals", default())
 
 

@@ -1,38 +1,38 @@
-"""Attention pruning by sensitivity (SPAT), for models of one's own and as a benchmark.
+"""Attention pruning by sensitivity (SPAT): a library for any PyTorch model, and a benchmark.
 
 There are three uses. The names below are imported at their first use, so that `import spat` does
 not import torch.
 
 ## My model
 
-`find_sites`, `score`, `prune`, `compare`, `save` and `load` work with any PyTorch model. They need
-a loss that gives one value for each sample of a batch, and read from the autograd graph where
-softmax attention is:
+`find_sites`, `score`, `prune`, `compare`, `save` and `load` work with any PyTorch model. They take
+a loss function that returns one value for each sample of a batch, and find softmax attention in the
+autograd graph of that loss:
 
 ```python
 scores = spat.score(model, loader, loss, criterion="send")  # prints as a table
 small = spat.prune(model, scores.lowest(0.5), loss, batch)  # a verified copy
-train(small)  # with a loop of your own
+train(small)  # your own training loop
 print(spat.compare(model, small, inputs))  # parameters, FLOPs, latency, memory
 spat.save(small, "small.safetensors")
 small = spat.load(build_model(), "small.safetensors")
 ```
 
-There are limits. Single heads of such models cannot be removed. Attention is found where it is
-softmax(q kᵀ) v and all three are computed from the input. So these are not found: sigmoid and
-linear attention, talking heads (a linear map over the heads between softmax and v), a learned query
-that is a bare parameter, kernels that torch cannot differentiate itself, compiled and scripted
-models. For them, name the modules as `units=` and rank them by `criterion="loss_drop"`; criteria
-that need attention maps, such as `send`, cannot rank them. Attention without a residual sum around
-it is found and refused (`spat.attention.errors.NoResidual`). All errors of `spat.attention.errors`
-are an `AttentionError`; the criteria are in `spat.scoring.names`.
+There are limits. Single heads of such models cannot be removed. Attention is found if it has the
+form softmax(q kᵀ) v and q, k and v are computed from the input. The following are not found:
+sigmoid and linear attention, talking heads (a linear map over the heads between softmax and v), a
+learned query that is a parameter, kernels without a backward pass in torch, compiled and scripted
+models. For these, pass the names of the modules as `units=` and rank them by
+`criterion="loss_drop"`; criteria that need attention maps, such as `send`, cannot rank them.
+Attention without a residual connection cannot be removed (`spat.attention.errors.NoResidual`). All
+errors of the library are subclasses of `AttentionError`. The criteria are in `spat.scoring.names`.
 
 ## My data
 
-`advise` trains forecasters on a file, with and without their attention, and says whether attention
-can go and what is saved. On a command line it is `python -m spat advise my.csv --horizon 96`. It
-needs the packages of the pipeline (`pip install ".[pipeline]"`). `Forecast` makes forecasts of a
-data frame with what `advise` or the pipeline saved:
+`advise` trains forecasters on a file, with and without their attention, and reports whether
+attention can be removed and what is saved. The command is `python -m spat advise my.csv --horizon
+96`. It needs the packages of the pipeline (`pip install ".[pipeline]"`). `Forecast` loads a network
+that `advise` or the pipeline saved, and forecasts the continuation of a data frame:
 
 ```python
 print(spat.advise("my.csv", 96))
@@ -42,9 +42,9 @@ forecast.predict(frame)  # the next 96 rows, in the units of the frame
 
 ## The paper
 
-The benchmark goes from the published data to tables and figures: `make run`, as the README says.
+`make run` runs the benchmark, from the published data to tables and figures (see the README).
 `spat.pipeline.config` describes the configuration, `spat.pipeline.frames` the columns of the
-results, `spat.attention.mask` the names of masks. Its parts can be used by themselves: data
+results, `spat.attention.mask` the names of masks. The parts can also be used separately: data
 (`spat.data.series`, `spat.data.windows`), models (`spat.models.registry`), training
 (`spat.training.loop`), scores (`spat.scoring.scores`) and surgery (`spat.surgery.cut`).
 """

@@ -11,16 +11,16 @@ Array = NDArray[np.float64]
 def block_means(series: Array, block: int, draws: int, rng: np.random.Generator) -> Array:
     """Moving-block bootstrap (Kuensch 1989) of the mean: series [..., N] -> [..., draws].
 
-    Leading axes are resampled together. One block less than the series holds is drawn (Rao and Wu
-    1988), without which the variance of few blocks comes out too small, and the draws are centred
-    on the sample mean, since windows at the ends are in fewer blocks.
+    Leading axes are resampled together. Each draw takes one block fewer than the series contains
+    (Rao and Wu 1988); otherwise the variance would be underestimated if there are few blocks. The
+    draws are centred on the sample mean, since windows at the ends are in fewer blocks.
 
     Raises:
-        ValueError: if the series does not hold two blocks.
+        ValueError: if the series is shorter than two blocks.
     """
     n = series.shape[-1]
     if n < 2 * block:
-        raise ValueError(f"{n} values do not hold two blocks of {block}")
+        raise ValueError(f"{n} values are fewer than two blocks of {block}: use a longer series")
     drawn = n - block
     lengths = np.full(-(-drawn // block), block)
     lengths[-1] = drawn - block * (len(lengths) - 1)

@@ -1,4 +1,4 @@
-"""Write files atomically, and read what they hold."""
+"""Read files, and write files atomically."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from typing import Any, Final
 
 @contextlib.contextmanager
 def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """A temporary neighbour of `path` that takes its place only if the block ends well.
+    """Context manager: a temporary file that replaces `path` if the block raises no exception.
 
-    Temporary files that a killed process of this machine left are removed.
-
-    With `durable`, the file and its name are on the disk before the block is left: a machine that
-    loses power has the old file or the new one.
+    The temporary file is in the folder of `path`. Temporary files that killed processes of this
+    machine left are removed. With `durable`, the file and its name are synchronised to the disk, so
+    that a machine that loses power has either the old or the new file.
 
     Raises:
         OSError: naming `path`, if the disk is full.
@@ -45,10 +44,10 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error says that a disk is full, or a quota reached, whichever library says it."""
+    """Whether an error of any library means that a disk is full or a quota is reached."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return True
-    # Some libraries pass on the text alone, and numpy reports how much it could write.
+    # Some libraries keep only the text of the error, and numpy reports how much it could write.
     signs = r"No space left on device|\d+ requested and \d+ written"
     return re.search(signs, str(error)) is not None
 
@@ -58,8 +57,8 @@ _HOST: Final = re.sub(r"[^A-Za-z0-9]+", "-", platform.node())[:20] or "localhost
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove the temporary neighbours of `path` whose process on this machine is gone."""
-    # A temporary file may have one of its own, with a dot more in front.
+    """Remove temporary files of `path` whose process on this machine has ended."""
+    # A temporary file may itself have a temporary file, with one more leading dot.
     left = re.compile(rf"\.+{re.escape(path.name)}\.{_HOST}\.(\d+)\.tmp(\.{_HOST}\.\d+\.tmp)?")
     for other in path.parent.iterdir():
         if (left_by := left.fullmatch(other.name)) and not _is_running(int(left_by[1])):
@@ -102,11 +101,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON.
+    """Read a JSON file.
 
     Raises:
         FileNotFoundError: naming the file.
-        ValueError: naming the file, when it is not JSON.
+        ValueError: naming the file, if it is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -115,7 +114,7 @@ def read_json(path: Path) -> Any:
 
 
 def finite(value: Any) -> Any:
-    """The value as JSON can hold it: NaN and infinity become None, keys text, tuples lists."""
+    """The value for JSON: NaN and infinity become None, keys become text, tuples become lists."""
     if isinstance(value, dict):
         return {str(k): finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

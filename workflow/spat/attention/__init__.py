@@ -1,1 +1,1 @@
-"""What may be pruned: sites, masks, and what a site shows of itself."""
+"""What can be removed: sites, masks, and the views of a site."""

@@ -1,8 +1,8 @@
-"""Find the attention of any model: what can be removed, what cannot and why, and what it shows.
+"""Find the attention of any model: the sites that can be removed, the others, and their views.
 
-A site is the outermost module that is called on the way from the residual sum down to the
-attention. Its branch is the set of other modules between the attention and that sum, for example an
-output projection. Heads of such sites cannot be removed one by one.
+A site is the outermost module that is called between the residual sum and the attention. Its branch
+is the set of other modules between the attention and that sum, for example an output projection.
+Single heads of these sites cannot be removed.
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ Loss: TypeAlias = Callable[[Any, Any], Tensor]
 class ForeignSite:
     """Attention in a model that this package does not know.
 
-    `branch` names the modules that are removed with the module `name`. `calls` counts the
-    attentions of one forward pass, `queries` and `keys` are those of the first, and `parameters`
-    counts what would be removed. `refusal` says why the site cannot be removed; None if it can.
+    `branch` names the modules that are removed together with the module `name`. `calls` is the
+    number of attentions in one forward pass, `queries` and `keys` are the sizes of the first one,
+    and `parameters` is the number of parameters of the removed modules. `refusal` is the reason why
+    the site cannot be removed, or None if it can.
     """
 
     name: str
@@ -64,7 +65,7 @@ class ForeignSite:
 
 @dataclass(eq=False)
 class Candidate:
-    """A site while its graph is there: its calls and what was seen in them."""
+    """A site while its autograd graph exists: its calls and the attention in them."""
 
     name: str
     call: Call
@@ -85,16 +86,16 @@ class Candidate:
 def find_sites(
     model: nn.Module, loss: Loss, batch: Any, *, units: Sequence[str] = ()
 ) -> tuple[ForeignSite, ...]:
-    """The attention of a model in forward order, from one forward pass in `eval()`.
+    """The attention sites of a model in forward order, from one forward pass in `eval()`.
 
     Args:
         model: any model; it is not changed.
-        loss: model, batch -> a scalar, or the loss of each sample [B].
-        batch: anything that `loss` takes.
-        units: names of modules that are the sites instead, with * and ? as in a shell; or one.
+        loss: function of model and batch that returns a scalar, or the loss of each sample [B].
+        batch: any batch that `loss` accepts.
+        units: a name, or names, of modules to use as sites instead, with the wildcards * and ?.
 
     Raises:
-        NoSites: if there is no attention, or no unit of the given names.
+        NoSites: if there is no attention, or no module that `units` names.
         NotDifferentiable: if the loss has no gradient.
         TypeError: if the model is not a module.
         ValueError: if the loss is not finite.
@@ -129,20 +130,20 @@ def looking(
         candidates = _units(model, graph, units) if units else _sites(graph)
         if not candidates:
             raise NoSites(
-                f"{type(model).__name__}: the loss was computed without a softmax(q k^T) v. Of a "
-                "compiled model give `model._orig_mod`, of a scripted one its source, and turn "
-                "checkpointing and custom kernels off. Attention of another form (sigmoid, linear, "
-                "talking heads) can be named as units=; a model without attention has no sites"
+                f"{type(model).__name__}: the loss was computed without a softmax(q k^T) v. If the "
+                "model is compiled, pass `model._orig_mod`; if it is scripted, pass the original "
+                "module; turn checkpointing and custom kernels off. Name attention of another form "
+                "(sigmoid, linear, talking heads) as units=. A model without attention has no sites"
             )
         yield each, graph, candidates
 
 
 @contextlib.contextmanager
 def differentiable(model: nn.Module) -> Iterator[None]:
-    """The model in eval() with gradients for all parameters; restored afterwards.
+    """Context manager: the model in eval() with gradients for all parameters; restored afterwards.
 
     Raises:
-        NotDifferentiable: in inference mode, or if parameters were made in it.
+        NotDifferentiable: in inference mode, or if parameters were created in it.
     """
     parameters = [p for p in model.parameters() if p.is_floating_point()]
     if torch.is_inference_mode_enabled() or any(p.is_inference() for p in parameters):
@@ -161,11 +162,13 @@ def differentiable(model: nn.Module) -> Iterator[None]:
 
 
 def traces(model: nn.Module, loss: Loss, batch: Any, units: Sequence[str] = ()) -> list[Trace]:
-    """What each site shows of a batch, for the criteria; see `scoring.probe.observe`.
+    """The `Trace` of each site for a batch, from which criteria are computed.
+
+    It has the same content as `scoring.probe.observe`.
 
     Raises:
         NotPerSample: if the loss is not [B] for the B samples of the batch.
-        NoSites, NotDifferentiable: as `find_sites`.
+        NoSites, NotDifferentiable: see `find_sites`.
     """
     with looking(model, loss, batch, units) as (each, graph, candidates):
         _check_per_sample(each, batch)
@@ -195,7 +198,7 @@ def drops_of_batch(
 
     Raises:
         TooCoarse: if the output of a site is not a tensor or a container of tensors.
-        NotPerSample, NoSites, NotDifferentiable: as `traces`.
+        NotPerSample, NoSites, NotDifferentiable: see `traces`.
     """
     with looking(model, loss, batch, units) as (each, _, candidates):
         _check_per_sample(each, batch)
@@ -204,7 +207,7 @@ def drops_of_batch(
             for one in candidates
         }
 
-    # With gradients, as without them torch's fused encoder layers pass their modules by.
+    # With gradients, since without them torch's fused encoder layers do not call their modules.
     def losses() -> Tensor:
         with fixed_noise(model):
             return loss(model, batch).detach()
@@ -227,13 +230,13 @@ def _check_per_sample(losses: Tensor, batch: Any) -> None:
     shapes = [t.shape for t in tree_leaves(batch) if isinstance(t, Tensor) and t.ndim]
     if shapes and not any(len(losses) in shape for shape in shapes):
         raise NotPerSample(
-            f"the loss has {len(losses)} values, which is the length of no axis of the batch "
+            f"the loss has {len(losses)} values, but no axis of the batch has this length "
             f"({' x '.join(map(str, shapes[0]))}): return one value for each sample"
         )
 
 
 def unknown(name: str, names: Sequence[str]) -> UnknownSite:
-    """The error that a model has no site of this name."""
+    """The error for a name that is not a site of the model."""
     import difflib
 
     close = difflib.get_close_matches(name, names, n=1)
@@ -276,7 +279,7 @@ def _sites(graph: Graph) -> list[Candidate]:
 
 
 def _obstacle(site: Candidate, graph: Graph) -> AttentionError | None:
-    """Why the modules of a site cannot be replaced by zeros, as far as the graph shows it."""
+    """The reason in the graph why the modules of a site cannot be replaced by zeros, or None."""
     try:
         for call in (site.call, *site.branch):
             place(call)
@@ -287,17 +290,17 @@ def _obstacle(site: Candidate, graph: Graph) -> AttentionError | None:
         if call.module in modules and (user := graph.leak(call)) is not None:
             return SharedOutput(
                 f"{user} uses what {call.name!r} computes besides its output, for example a "
-                f"position bias that layers share: keep {site.name!r}, or compute that in a module "
-                "of its own"
+                f"position bias that layers share: keep {site.name!r}, or compute that in a "
+                "separate module"
             )
     return None
 
 
 def around(call: Call) -> Container | None:
-    """The container that the output of a call stands in; None for a bare tensor.
+    """The container of the output of a call; None if the output is a tensor.
 
     Raises:
-        TooCoarse: if there is no floating tensor, or its container cannot be built anew.
+        TooCoarse: if there is no floating tensor, or its container cannot be rebuilt.
     """
     container = None if call.output is call.y else Container.of(call.output, call.y)
     if call.y is None or (container is None and call.output is not call.y):
@@ -309,14 +312,15 @@ def around(call: Call) -> Container | None:
 
 
 def place(call: Call) -> tuple[int, int, Container | None]:
-    """How zeros can take the place of what a call returned.
+    """The description of zeros that can replace the output of a call.
 
-    The number of the floating input with the leading shape of the output, the width of the output,
-    and the container that the output stands in; None for a bare tensor.
+    Returns:
+        The index of the floating input with the leading shape of the output, the width of the
+        output, and the container of the output (None if the output is a tensor).
 
     Raises:
-        TooCoarse: if the output is not a tensor or a container of tensors that can be built anew,
-            or no input has its leading shape.
+        TooCoarse: if the output is not a tensor or a container of tensors that can be rebuilt, or
+            no input has its leading shape.
     """
     container, first = around(call), call.y
     assert first is not None
@@ -324,8 +328,8 @@ def place(call: Call) -> tuple[int, int, Container | None]:
     like = next((i for i, shape in enumerate(call.inputs) if shape[:-1] == lead), None)
     if like is None:
         raise TooCoarse(
-            f"{call.name!r} returns {tuple(first.shape)}, which has the leading shape of none of "
-            f"its inputs {call.inputs}: without it the shape is lost"
+            f"{call.name!r} returns {tuple(first.shape)}, but none of its inputs {call.inputs} has "
+            "this leading shape, which the zeros in its place need: name another module as units="
         )
     return like, first.shape[-1], container
 
@@ -335,7 +339,7 @@ def _within(call: Call, branch: list[Call]) -> bool:
 
 
 def _located(core: Core, graph: Graph) -> Candidate:
-    """The site of a core: below the first sum that is outside of the module of the attention."""
+    """The site of a core: the outermost module below the first sum outside of its own module."""
     inner = core.call
     if inner is None:
         raise InlineAttention(
@@ -373,15 +377,14 @@ def _located(core: Core, graph: Graph) -> Candidate:
         )
     else:
         error = NoResidual(
-            f"{inner.name!r}: the output of the attention is added to nothing, so without it the "
-            "input is lost: add a residual connection, written as x + y and not in place, or keep "
-            "the attention"
+            f"{inner.name!r}: there is no residual connection around the attention, so without it "
+            "the input is lost: add one, written as x + y and not in place, or keep the attention"
         )
     return Candidate(inner.name, inner, [], None, [core], error, [inner], [None], [None])
 
 
 def _note_sum(site: Candidate, node: Any, outer: Any, graph: Graph) -> None:
-    """Add what the last output of a site is added to, by `outer`, and the sum, by `node`."""
+    """Record what the last output of a site is added to (`outer`), and the sum (`node`)."""
     output = site.outputs[-1]
     stream = total = None
     if node is not None and output.y is not None:
@@ -394,7 +397,7 @@ def _note_sum(site: Candidate, node: Any, outer: Any, graph: Graph) -> None:
 
 
 def _branch(path: list[Any], site: Call, home: Call, top: Call, graph: Graph) -> Iterator[Call]:
-    """The outermost calls, other than the site, of the modules on the way to the sum."""
+    """The outermost calls of modules between the site and the sum, without the site."""
     for node in path:
         call = graph.call_of(node)
         chain = call.chain() if call is not None else []
@@ -443,7 +446,7 @@ def _described(site: Candidate, model: nn.Module) -> ForeignSite:
 
 
 def _in_turn(cores: Sequence[Core]) -> bool:
-    """Whether an attention of another module takes what the first one computed."""
+    """Whether the attention of another module uses the output of the first one."""
     first = cores[0]
     waiting = [
         core.node
@@ -480,7 +483,7 @@ def _batch(site: Candidate, core: Core) -> int:
 
 
 def _trace(index: int, site: Candidate, slopes: dict[int, Any], windows: int) -> Trace:
-    # A module with `batch_first=False` has tokens first: so have tensors of the shape of its input.
+    # With `batch_first=False` the first axis is tokens, also of tensors of the input's shape.
     calls = [core.call for core in site.cores[:1] if core.call] + [site.call]
     turned = [call.x for call in calls if getattr(call.module, "batch_first", True) is False]
     shapes = [x.shape[:2] for x in turned if x is not None]
@@ -534,7 +537,7 @@ def _trace(index: int, site: Candidate, slopes: dict[int, Any], windows: int) ->
 
 def _apart(site: Candidate, shape: tuple[int, ...], windows: int) -> NotPerSample:
     return NotPerSample(
-        f"site {site.name!r} computes {' x '.join(map(str, shape))}, which cannot be shared out "
-        f"among the {windows} values of the loss: return one value for each sample of the batch, "
-        "and compute the attention of all samples in one call, samples in the first axis"
+        f"site {site.name!r} computes {' x '.join(map(str, shape))}, which cannot be split "
+        f"into the {windows} samples of the loss: return one value for each sample of the "
+        "batch, and compute the attention of all samples in one call, samples in the first axis"
     )

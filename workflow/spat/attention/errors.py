@@ -1,26 +1,26 @@
-"""Why an attention module cannot be found, scored or removed. Each message names a remedy."""
+"""Errors and warnings of finding, scoring and removing attention. Each message names a remedy."""
 
 from __future__ import annotations
 
 
 class AttentionError(ValueError):
-    """An attention module of a model cannot be treated as asked."""
+    """Base class: an attention module of a model cannot be found, scored or removed."""
 
 
 class NoSites(AttentionError):
-    """The loss was computed without any softmax(q k^T) v that could be found."""
+    """No softmax(q k^T) v was found in the autograd graph of the loss."""
 
 
 class InlineAttention(AttentionError):
-    """The attention is not in a module of its own below the residual sum."""
+    """The attention is not in a separate module below the residual sum."""
 
 
 class NoResidual(AttentionError):
-    """Nothing is added to the output of the attention, so that without it the input is lost."""
+    """There is no residual connection around the attention; without it the input would be lost."""
 
 
 class TooCoarse(AttentionError):
-    """The module computes more than attention, or its output has a shape of its own."""
+    """The module computes more than attention, or no input has the shape of its output."""
 
 
 class SharedOutput(AttentionError):
@@ -36,7 +36,7 @@ class Stochastic(AttentionError):
 
 
 class NotDifferentiable(AttentionError):
-    """The loss has no gradient by the parameters of the model."""
+    """The loss has no gradient with respect to the parameters of the model."""
 
 
 class NotPerSample(AttentionError):
@@ -48,7 +48,7 @@ class UnknownSite(AttentionError):
 
 
 class AttentionWarning(UserWarning):
-    """A pruned model, or a score, that may not be what was wanted."""
+    """A pruned model or a score that may not be what the caller expects."""
 
 
 class InputLost(AttentionWarning):

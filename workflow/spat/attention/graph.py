@@ -1,9 +1,9 @@
 """Attention in the autograd graph of a loss: the one module that reads internals of torch.
 
-The backward nodes of attention keep what the sensitivity needs: fused attention keeps q, k, v and
-the mask, a softmax keeps A. A hook on the node sees the gradient. The sequence number of a node,
-compared with those at the entry and exit of a module, says which call of a module made the node.
-Nothing is inserted into the forward pass.
+The backward nodes of attention save the tensors that the sensitivity needs: fused attention saves
+q, k, v and the mask, a softmax saves A. A hook on the node receives the gradient. The call of a
+module that created a node is found by comparing the sequence number of the node with the numbers at
+entry and exit of the call. Nothing is inserted into the forward pass.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from torch.utils._pytree import tree_leaves
 
 from spat.attention.views import Mixing, Source, Weighted
 
-# Parts of the names of backward nodes. Nodes that change the layout of a tensor, and no value:
+# Parts of the names of backward nodes. Nodes that change the layout of a tensor but not its values:
 _LAYOUT: Final = (
     "View", "Expand", "Transpose", "Permute", "Reshape", "Unsqueeze", "Squeeze", "Slice", "Select",
     "TBackward", "Clone", "ToCopy", "Unsafe", "Alias", "AsStrided", "Contiguous", "ConstantPad",
 )  # fmt: skip
-# Those between A and its product with v, and those between q k^T and the softmax:
+# Nodes between A and its product with v, and nodes between q k^T and the softmax:
 _AFTER: Final = (*_LAYOUT, "Dropout", "Mul", "Div", "MaskedFill", "Where", "NanToNum")
 _BEFORE: Final = (
     *_AFTER, "Add", "Sub", "Tanh", "Neg", "Index", "Gather", "Copy", "Clamp", "Cat", "Masked",
@@ -36,7 +36,7 @@ _BEFORE: Final = (
 
 @dataclass(eq=False)
 class Call:
-    """One call of a module: its first tensors, and the sequence numbers at entry and exit."""
+    """One call of a module: first input, output, and sequence numbers at entry and exit."""
 
     name: str
     module: nn.Module
@@ -50,7 +50,7 @@ class Call:
     end: Any = None  # the node that made y
 
     def chain(self) -> list[Call]:
-        """The call, the call that it was made in, and so on to the outermost."""
+        """The call and its enclosing calls, from the inside to the outside."""
         return [self, *(self.parent.chain() if self.parent else [])]
 
 
@@ -67,9 +67,10 @@ class Core:
     gradient: Tensor | None = None  # by O where fused, else by A
 
     def source(self, windows: int, sequences: int) -> Source:
-        """What the core shows after `backward`, in `windows` windows; 3-D maps join batch and head.
+        """The source of `Mixing` after `backward`, for a batch of `windows` windows.
 
-        `sequences` is the size of the batch that the module saw, a multiple of `windows`.
+        Three-dimensional maps have batch and heads in one axis. `sequences` is the batch size of
+        the input of the module, a multiple of `windows`.
         """
         node = self.node
         heads = self.shape[-3] if len(self.shape) > 3 else max(1, self.shape[0] // sequences)
@@ -94,10 +95,10 @@ class Core:
     _kept: dict[str, Any] = field(default_factory=dict)
 
     def keep(self) -> Any:
-        """Keep what the node saved, which the backward pass frees, and note the gradient.
+        """Keep the saved tensors of the node, which the backward pass frees, and hook its gradient.
 
-        Returns the handle of the hook. It has to be removed: the node holds its hook, which holds
-        the node, and Python cannot free that cycle.
+        Returns the handle of the hook. Remove it afterwards: node and hook refer to each other, and
+        Python cannot free that cycle.
         """
         node = self.node
         if self.fused:
@@ -144,14 +145,14 @@ class Fused:
         return Mixing(A, A * (self.dO.to(dtype) @ self.v.to(dtype).mT), allowed(A))
 
     def cut(self, windows: slice) -> Fused:
-        """The source of some of the windows."""
+        """The source for a slice of the windows."""
         mask = None if self.mask is None else self.mask[windows]
         q, k, v, dO = (t[windows] for t in (self.q, self.k, self.v, self.dO))
         return replace(self, q=q, k=k, v=v, dO=dO, mask=mask)
 
 
 def allowed(A: Tensor) -> Tensor:
-    """The keys with a weight above 0, bool [rows, keys] where every map has the same, else as A."""
+    """The keys with a weight above 0: bool [rows, keys] if all maps agree, else the shape of A."""
     positive = A > 0
     first = positive.flatten(0, -3)[0]
     return first.cpu() if bool((positive == first).all()) else positive
@@ -166,16 +167,16 @@ class Graph:
     users: dict[Any, list[Any]]
 
     def call_of(self, node: Any) -> Call | None:
-        """The innermost call that made a node."""
+        """The innermost call that created a node."""
         number = node._sequence_nr()
         around = [call for call in self.calls if call.start <= number < call.stop]
         return min(around, key=lambda call: call.stop - call.start, default=None)
 
     def sums(self, start: Any) -> Iterator[tuple[Any, list[Any], Any]]:
-        """The sums of what descends from a node and what does not, in forward order.
+        """The sums with one addend that depends on `start` and one that does not, in forward order.
 
-        Each comes with the nodes on the way to it, and the node of the other addend. A bias is not
-        such a sum.
+        Yields each sum with the nodes between it and `start`, and the node of the other addend.
+        The addition of a bias is not such a sum.
         """
         reached, waiting, count = {start}, [(start._sequence_nr(), 0, start)], 1
         while waiting:
@@ -192,9 +193,9 @@ class Graph:
                     count += 1
 
     def tensor(self, node: Any, like: Tensor, owner: Call | None) -> Tensor | None:
-        """The tensor of a node, if a module took or returned it with this shape.
+        """The tensor of a node: an input or output of a module with the shape of `like`, or None.
 
-        An input of the model has no node: the first tensor that the owner took.
+        An input of the model has no node; then it is the first input of `owner`.
         """
         if node is None:
             x = owner.x if owner is not None else None
@@ -206,7 +207,7 @@ class Graph:
         return None
 
     def leak(self, call: Call) -> str | None:
-        """Who uses what a call computed besides its first output, quoted; None if nobody does."""
+        """The module (quoted) that uses results of a call besides its first output, or None."""
         for node, users in self.users.items():
             if node is call.end or not call.start <= node._sequence_nr() < call.stop:
                 continue
@@ -219,7 +220,7 @@ class Graph:
         return None
 
     def sources(self, node: Any, call: Call) -> set[Any]:
-        """The nodes made before a call from which a node within it was computed."""
+        """The nodes that existed before a call and from which `node`, within it, was computed."""
         sources, seen, waiting = set(), set(), [node]
         while waiting:
             one = waiting.pop()
@@ -235,7 +236,7 @@ class Graph:
 
 @contextlib.contextmanager
 def recording(model: nn.Module) -> Iterator[list[Call]]:
-    """Note every call of a module of the model within the block."""
+    """Context manager that records every call of a module of the model."""
     number = torch._C._autograd._get_sequence_nr
     calls: list[Call] = []
     open_calls: list[Call] = []
@@ -272,7 +273,7 @@ def read(loss: Tensor, calls: list[Call]) -> Graph:
     """The graph of a loss with `grad_fn`: every attention in forward order, ready for `backward`.
 
     A softmax is attention if its input comes from a product of two activations and its result
-    enters another product; gates and routers of experts are not.
+    enters another product. Gates and routers of experts do not satisfy this.
     """
     users: dict[Any, list[Any]] = defaultdict(list)
     nodes, waiting = {loss.grad_fn}, [loss.grad_fn]
@@ -306,7 +307,7 @@ def read(loss: Tensor, calls: list[Call]) -> Graph:
 
 
 def _choose_output(call: Call, users: Mapping[Any, Sequence[Any]]) -> None:
-    """Take as `y` the first tensor of the output that is used after the call."""
+    """Set `y` to the first tensor of the output that is used after the call."""
     for t in floating(call.output):
         later = users.get(t.grad_fn, ()) if t.grad_fn is not None else ()
         if any(user._sequence_nr() >= call.stop for user in later):
@@ -315,7 +316,7 @@ def _choose_output(call: Call, users: Mapping[Any, Sequence[Any]]) -> None:
 
 
 def floating(tree: Any) -> list[Tensor]:
-    """The floating tensors in a nest of containers and dataclasses, in order."""
+    """The floating tensors in nested containers and dataclasses, in order."""
     tensors: list[Tensor] = []
     for leaf in tree_leaves(tree):
         if isinstance(leaf, Tensor):
@@ -326,7 +327,7 @@ def floating(tree: Any) -> list[Tensor]:
 
 
 def unsupported() -> list[str]:
-    """What this module needs from torch and this version of torch lacks, one sentence each."""
+    """The requirements of this module that the installed torch does not meet, as sentences."""
     problems = []
     if not hasattr(torch._C._autograd, "_get_sequence_nr"):
         problems.append("torch has no sequence number of autograd nodes (_get_sequence_nr)")
@@ -352,7 +353,7 @@ def _is_leaf(node: Any) -> bool:
 
 
 def _bare(node: Any) -> Tensor | None:
-    """The parameter that a node is, but for its layout."""
+    """The parameter of a node that is a parameter or a change of its layout, or None."""
     while node is not None and not _is_leaf(node) and _is(node, _LAYOUT):
         node = node.next_functions[0][0]
     return node.variable if node is not None and _is_leaf(node) else None
@@ -361,7 +362,7 @@ def _bare(node: Any) -> Tensor | None:
 def _addends(node: Any, reached: set[Any]) -> list[Any]:
     """The two terms of a sum or difference, or of torch.lerp.
 
-    Of x + a * b those are x and the factor in `reached`.
+    For x + a * b, x and the factor that is in `reached`.
     """
     parts = [part for part, _ in node.next_functions]
     if node.name().startswith("AddcmulBackward"):
@@ -418,9 +419,9 @@ def _signed(value: int) -> int:
 
 
 def _order_after(node: Any, users: dict[Any, list[Any]]) -> tuple[int, ...] | None:
-    """The axes of A as its product with v takes them, keys last; None if there is no product.
+    """The axes of A in the order of its product with v, keys last; None if there is no product.
 
-    Transpositions count up to the first change of shape, since that joins axes in their order.
+    Transpositions are followed up to the first change of shape, which joins axes in their order.
     """
     size = node._saved_result.ndim
     # An axis that was inserted is -1.
@@ -430,7 +431,7 @@ def _order_after(node: Any, users: dict[Any, list[Any]]) -> tuple[int, ...] | No
     while waiting:
         one, axes, open_ = waiting.pop(0)
         for user in users[one]:
-            # A product with a parameter is not the one with v: talking heads mix their maps by one.
+            # A product with a parameter is not the product with v: talking heads mix maps this way.
             if _product(user) is not None:
                 lead = [axis for axis in axes if axis not in (-1, keys)]
                 return (*lead, keys)

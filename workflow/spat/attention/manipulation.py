@@ -1,13 +1,13 @@
-"""Manipulations of one attention site of a trained model, and the model as it was afterwards.
+"""Temporary manipulations of one attention site of a trained model.
 
-What a site computes is changed in a known way, so that one can ask whether a criterion notices:
+A manipulation changes the output of a site in a known way, to test whether a criterion notices it:
 
     uniform, identity, pattern   another attention A in place of softmax(q k^T / sqrt(d))
     gate:FACTOR                  the output of the site times FACTOR; 1 leaves it intact
     noise:SIZE                   SIZE standard deviations of noise on the weights of q and of k
 
-The probe reads a manipulated site as it reads any other: the core that computes another O also
-returns its own A, and the changed weights are the weights of the module within the block.
+The probe reads a manipulated site like any other site: a replaced core returns its own A, and
+changed weights are the weights of the module within the block.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Shares = Callable[[Tensor, int, torch.Generator], Tensor]
 
 
 class Core(Protocol):
-    """A core whose attention can be replaced: it sums values under any weights."""
+    """A core whose attention can be replaced: it can sum values with any weights."""
 
     training: bool
 
@@ -35,17 +35,17 @@ class Core(Protocol):
         """O from A [..., Q, K] and v [..., K, D], with the dropout of the core."""
 
     def visible(self, q: Tensor, k: Tensor) -> Tensor:
-        """Which keys the mask of the attention leaves to a query, bool [Q, K]."""
+        """The keys that the attention mask leaves to each query, bool [Q, K]."""
 
 
 @contextlib.contextmanager
 def manipulated(site: Site, manipulation: str, seed: int) -> Iterator[None]:
-    """Manipulate the site within the block, in evaluation and in training.
+    """Context manager that manipulates the site, in evaluation and in training.
 
     A manipulation stays in place while the model is trained: training cannot change a pattern, and
     a gate multiplies the output of the trained weights. Noise is a fixed shift of the weights,
-    which training may undo. `seed` fixes patterns and noise; the noise of a seed has the same
-    direction at every size. After the block the module has its trained tensors again, bit for bit.
+    which training may undo. `seed` determines patterns and noise; the noise of a seed has the same
+    direction at every size. After the block the module has its trained tensors, bit-identical.
 
     Raises:
         ValueError: if the site was removed or cannot be manipulated in this way (see `obstacle`),
@@ -72,7 +72,7 @@ def manipulated(site: Site, manipulation: str, seed: int) -> Iterator[None]:
 
 
 def obstacle(site: Site, manipulation: str) -> str:
-    """Why a site cannot be manipulated in this way, as a clause; empty if it can.
+    """The reason why a site cannot be manipulated in this way, as a clause; empty if it can be.
 
     Raises:
         ValueError: if there is no such manipulation.
@@ -95,18 +95,18 @@ def obstacle(site: Site, manipulation: str) -> str:
 
 
 def _last(attention: Any) -> Any:
-    """The projection that scales the output: that after the attention, else that of the values.
+    """The projection that scales the output: the output projection, else that of the values.
 
-    Without one after it (SAMformer) the output A v is linear in the values.
+    Without an output projection (SAMformer), the output A v is linear in the values.
     """
     return getattr(attention, "out", getattr(attention, "v", None))
 
 
 class FixedCore(nn.Module):
-    """Attention that depends on neither q nor k: the same A for all windows, O = A v."""
+    """Attention that does not depend on q and k: the same A for all windows, O = A v."""
 
     def __init__(self, core: Core, shares: Shares, seed: int) -> None:
-        """Takes the place of `core`, with its dropout and the keys that it allows."""
+        """Replaces `core`, with the dropout and the allowed keys of `core`."""
         super().__init__()
         self.core = core
         self.training = core.training
@@ -126,7 +126,7 @@ class FixedCore(nn.Module):
         """A, [..., H, Q, K], made in float64 and rounded to `dtype`."""
         heads, keys = q.shape[-3], k.shape[-2]
         shape = heads, q.shape[-2], keys
-        if shape not in self._made:  # kept: a captured step cannot copy from the host again
+        if shape not in self._made:  # cached, since a captured step cannot copy from the host again
             # The first call may run under inference mode, whose tensors cannot serve training.
             with torch.inference_mode(False):
                 generator = torch.Generator().manual_seed(self._seed)
@@ -164,7 +164,7 @@ class _Times(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         scaled = weight * self.factor
-        # torch chooses the kernel of a product by this flag too, so a factor of 1 keeps all bits.
+        # torch also selects the kernel of a product by this flag; a factor of 1 keeps all bits.
         return scaled if torch.is_grad_enabled() else scaled.requires_grad_(weight.requires_grad)
 
 
@@ -182,7 +182,7 @@ class _Plus(nn.Module):
 def _noise(
     projections: list[tuple[nn.Linear, list[slice]]], seed: int
 ) -> Iterator[tuple[nn.Linear, Tensor]]:
-    """Noise on the rows that make q and those that make k, each in units of their own deviation."""
+    """Noise for the rows that compute q and the rows that compute k, scaled by their deviations."""
     generator = torch.Generator().manual_seed(seed)
     for linear, parts in projections:
         weight = linear.weight.detach()

@@ -1,9 +1,9 @@
-"""Masks: which attention sites, and which of their heads, a network keeps.
+"""Masks: the attention sites, and the heads of each site, that a network keeps.
 
-A mask has one canonical name, used for folders and in every frame: one field a site in forward
-order, joined by dots. A field is ``1`` (kept), ``0`` (removed) or, when only some heads are kept,
-one bit a head: ``1.0.01101111.1``. All heads gone is ``0`` and all kept is ``1``, so equal networks
-have equal names. The mask of a model without attention sites is called ``none``.
+A mask has one canonical name, which folders and frames use: one field per site in forward order,
+joined by dots. A field is ``1`` (kept), ``0`` (removed) or, if only some heads are kept, one bit
+per head: ``1.0.01101111.1``. A site without heads is ``0`` and a site with all heads is ``1``, so
+equal networks have equal names. The mask of a model without attention sites is called ``none``.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ class Mask:
     def parse(cls, name: str, heads: Sequence[int] | None = None) -> Mask:
         """The mask of a canonical name, for a dense model with `heads` heads per site.
 
-        Without `heads`, a site that is kept or removed whole counts as one head. That is enough to
-        know which sites are removed.
+        Without `heads`, a site that is kept or removed whole counts as one head, so that the
+        removed sites are known but not the numbers of heads.
 
         Raises:
-            ValueError: naming the mask and what is wrong with it: another number of sites or heads,
-                a character that is not a bit, or a field that has a shorter name.
+            ValueError: naming the mask, if it has another number of sites or heads, a character
+                that is not a bit, or a field that has a shorter name.
         """
         fields = [] if name == WITHOUT_SITES else name.split(".")
         if heads is None:
             heads = [len(field) for field in fields]
         if len(fields) != len(heads):
             raise ValueError(
-                f"mask {name!r} has {len(fields)} sites, the model {len(heads)}: give one field a "
-                f"site, joined by dots ({WITHOUT_SITES!r} for a model without sites)"
+                f"mask {name!r} has {len(fields)} sites, the model {len(heads)}: give one field "
+                f"per site, joined by dots ({WITHOUT_SITES!r} for a model without sites)"
             )
         mask = cls(tuple(_bits(name, *field) for field in zip(fields, heads, strict=True)))
         if mask.name != name:
@@ -72,7 +72,7 @@ class Mask:
 
     @property
     def removed_heads(self) -> tuple[tuple[int, int], ...]:
-        """The (site, head) pairs that are removed, those of removed sites included."""
+        """The (site, head) pairs that are removed, including the heads of removed sites."""
         return tuple(
             (i, h) for i, site in enumerate(self.bits) for h, kept in enumerate(site) if not kept
         )
@@ -93,20 +93,20 @@ class Mask:
         return all(any(site) == all(site) for site in self.bits)
 
     def without_sites(self, indices: Collection[int]) -> Mask:
-        """The mask with more whole sites removed.
+        """The mask with further whole sites removed.
 
         Raises:
-            ValueError: if an index names no site.
+            ValueError: if there is no site with one of the indices.
         """
         return self.without_heads(
             [(i, h) for i in indices for h in range(len(self.bits[self._site(i)]))]
         )
 
     def without_heads(self, pairs: Collection[tuple[int, int]]) -> Mask:
-        """The mask with more heads (site, head) removed.
+        """The mask with further heads (site, head) removed.
 
         Raises:
-            ValueError: if a pair names no site or no head.
+            ValueError: if there is no such site or head.
         """
         bits = [list(site) for site in self.bits]
         for i, h in pairs:
@@ -122,7 +122,7 @@ class Mask:
 
 
 def all_site_masks(heads: Sequence[int]) -> tuple[Mask, ...]:
-    """The 2^N masks of whole sites, by the number of sites removed: the full one first."""
+    """The 2^N masks of whole sites, sorted by the number of removed sites: the full mask first."""
     sites = range(len(heads))
     return tuple(
         Mask.full(heads).without_sites(removed)

@@ -1,4 +1,4 @@
-"""Modes of a model that hold within a block of code."""
+"""Context managers for the mode of a model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in `eval()` within the block; afterwards each module has its own mode again."""
+    """Context manager: the model in `eval()`; afterwards the mode of each module is restored."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

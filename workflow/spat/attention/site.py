@@ -1,9 +1,9 @@
-"""Sites: the sub-layers of a model that can be removed whole.
+"""Sites: the sub-layers of a model that can be removed as a whole.
 
 A *site* is one sub-layer with its residual branch, for example a multi-head attention. Its owner
-(an encoder or decoder layer) holds the module in an attribute. None in that attribute means that
-the site was removed and that the sub-layer is ``x -> norm(x)``. A site without a residual branch is
-removed in the same way: its owner then uses zeros in the place of its output.
+(an encoder or decoder layer) holds the module in an attribute. If the attribute is None, the site
+was removed and the sub-layer is ``x -> norm(x)``. A site without a residual branch is removed in
+the same way: its owner then uses zeros instead of its output.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Site:
-    """A sub-layer that can be removed whole: the module in `owner.<attribute>`, None if removed.
+    """A removable sub-layer: the module in `owner.<attribute>`, or None if it was removed.
 
     `heads` is the number of heads of the dense model that can be removed one by one; a site with
-    `heads` 1 can only be removed whole. `others` are the further places of a site that has several:
-    the same module under another name (a shared block), or a second module that is removed with the
-    first (the router pair of Crossformer). `added_to` says what the owner adds the output of the
-    site to: the input of the site, the input of the layer that owns it (a norm stands before the
-    site), or nothing, and then the site does not offer the view `Residual`.
+    `heads` 1 can only be removed as a whole. `others` are further places of the site: the same
+    module under another name (a shared block), or a second module that is removed with the first
+    (the router pair of Crossformer). `added_to` is the tensor to which the owner adds the output of
+    the site: the input of the site, the input of the owner (if there is a norm before the site), or
+    none, in which case the site does not offer the view `Residual`.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Site:
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
-        """The distinct modules in the places of the site; none where it was removed."""
+        """The distinct modules in the places of the site; empty if it was removed."""
         held = (getattr(place.owner, place.attribute) for place in self.places)
         return tuple(dict.fromkeys(module for module in held if module is not None))
 
@@ -63,11 +63,11 @@ class Site:
 
     @property
     def attention(self) -> Any:
-        """The module of the site (of several, the last), or None where the site was removed."""
+        """The module of the site (the last one of several), or None if the site was removed."""
         modules = self.modules
         return modules[-1] if modules else None
 
     def remove(self) -> None:
-        """Take the site out of its owners."""
+        """Remove the site: set its attribute to None in all owners."""
         for owner, attribute in self.places:
             setattr(owner, attribute, None)

@@ -1,11 +1,11 @@
-"""Views: what a site shows of itself while a model computes.
+"""Views: the tensors of a site that criteria are computed from.
 
     Output    any sub-layer: its input, its output and the gradient of the loss by its output
-    Residual  the output is added to a stream of the same width, so that the two can be compared
-    Heads     there is an axis of heads before an output projection
-    Mixing    the output sums values under weights A, which a mask M of ones could multiply
+    Residual  a sub-layer whose output is added to a stream of the same width
+    Heads     a sub-layer with an axis of heads before an output projection
+    Mixing    a sub-layer whose output is a sum of values with weights A, to which a mask M applies
 
-A criterion names the view that it needs. A `Trace` holds the views of one site in W windows.
+Each criterion declares the view that it needs. A `Trace` holds the views of one site in W windows.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import Any, Final, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-# Elements of an array of attention size, if one window does not have more: half a megabyte stays in
-# the cache of a CPU, and a GPU wants long arrays. All windows of a pass together would take up to
-# 1.5 GB (the channels of Traffic squared, times heads, in float64).
+# The largest number of elements of an array of attention size (one window may have more). On a CPU,
+# half a megabyte stays in the cache; a GPU needs longer arrays. All windows of a pass together
+# would take up to 1.5 GB (the channels of Traffic squared, times heads, in float64).
 ELEMENTS: Final = {"cpu": 2**16, "cuda": 2**24}
 
 
 @dataclass(frozen=True, eq=False)
 class Output:
-    """What any sub-layer shows. Each tensor is [W, R, tokens, width].
+    """The view of any sub-layer. Each tensor is [W, R, tokens, width].
 
-    R is the number of sequences of a window: the number of channels where channels are independent
-    (PatchTST), else 1. The output may have another width than the input.
+    R is the number of sequences of a window: the number of channels if channels are independent
+    (PatchTST), else 1. The widths of input and output may differ.
     """
 
     x: Tensor  # input of the site
@@ -38,17 +38,17 @@ class Output:
 
     @property
     def gate(self) -> Tensor:
-        """Gradient of each window's loss by a factor on y, float64 [W, 1]: <dy, y>."""
+        """Gradient of each window's loss with respect to a factor on y: <dy, y>, float64 [W, 1]."""
         return (self.dy.double() * self.y.double()).flatten(1).sum(1, keepdim=True)
 
     def cut(self, windows: slice) -> Output:
-        """The view of some of the windows."""
+        """The view for a slice of the windows."""
         return type(self)(*(getattr(self, part.name)[windows] for part in fields(self)))
 
 
 @dataclass(frozen=True, eq=False)
 class Residual(Output):
-    """What a sub-layer shows whose owner adds y to the residual stream: these have one width."""
+    """The view of a sub-layer whose owner adds y to a residual stream of the same width."""
 
     stream: Tensor  # what y is added to: x, or what x is the norm of
     total: Tensor  # the sum: stream + y, or stream + a * y where the owner scales y
@@ -70,27 +70,28 @@ class Heads:
 
     @property
     def gate(self) -> Tensor:
-        """Gradient of each window's loss by a factor on each head, float64 [W, H]: <dO, O>."""
+        """Gradient of each window's loss with respect to a factor on each head, <dO, O>: float64
+        [W, H]."""
         return (self.dO.double() * self.O.double()).sum((1, 3, 4))
 
     def cut(self, windows: slice) -> Heads:
-        """The view of some of the windows."""
+        """The view for a slice of the windows."""
         return replace(self, O=self.O[windows], dO=self.dO[windows])
 
 
 @dataclass(frozen=True, eq=False)
 class Mixing:
-    """Weights A over keys, and the sensitivity S of each window's loss to a mask on them.
+    """Weights A over keys, and the sensitivity S of each window's loss to a mask on A.
 
-    S = dL/dM at M = 1, where A * M takes the place of A. Its sum is the gradient by a gate on the
-    values that are summed, so that it equals `Heads.gate`.
+    S = dL/dM at M = 1, where A * M replaces A. The sum of S over rows and keys is the gradient with
+    respect to a factor on O = A V, so it equals `Heads.gate`.
     """
 
     A: Tensor  # [W, R, H, rows, keys]
     S: Tensor  # the same shape
-    # Which keys a row may use, bool: [rows, keys] on the CPU, or with the leading axes of A (size 1
-    # where they do not matter) where that differs by window. Rows with less than two keys are left
-    # out of every statistic of rows.
+    # The keys that a row may use, bool: [rows, keys] on the CPU, or with leading axes that
+    # broadcast with those of A if the keys differ by window. Rows with fewer than two keys are left
+    # out of all statistics over rows.
     allowed: Tensor
     _known: dict[Callable[[Mixing], Tensor], Tensor] = field(default_factory=dict, repr=False)
 
@@ -102,7 +103,7 @@ class Mixing:
 
 
 class Source(Protocol):
-    """Computes `Mixing` from what a site recorded, for some of the windows."""
+    """Computes `Mixing` from the recorded tensors of a site, for some of the windows."""
 
     @property
     def elements(self) -> int:
@@ -112,37 +113,38 @@ class Source(Protocol):
         """A and S, computed in this precision."""
 
     def cut(self, windows: slice) -> Source:
-        """The source of some of the windows."""
+        """The source for a slice of the windows."""
 
 
 class MixingCore(nn.Module):
-    """A module without parameters that sums values under weights: called as core(weights, values).
+    """A module without parameters that computes weighted sums of values: core(weights, values).
 
-    A site whose attribute `core` is one has the view `Mixing`, with S = weights * dL/dweights. Its
-    weights are [B, H, rows, keys]; B counts windows x R sequences, those of a window side by side.
-    H may be 1 where heads share the weights. O is [B, H, Q, D], or [B, Q, D] without heads.
+    A site whose attribute `core` is a `MixingCore` has the view `Mixing`, with S = weights *
+    dL/dweights. The weights are [B, H, rows, keys], where B is windows x R, the sequences of a
+    window next to each other. H may be 1 if heads share the weights. O is [B, H, Q, D], or
+    [B, Q, D] without heads.
     """
 
     def allowed(self, weights: Tensor) -> Tensor:
-        """Which keys a row may use, bool [rows, keys], or [B, H or 1, rows, keys]: here all."""
+        """The keys that a row may use, bool [rows, keys] or [B, H or 1, rows, keys]; here all."""
         return torch.ones(weights.shape[-2:], dtype=torch.bool)
 
 
 class QueryKeyCore(Protocol):
-    """What `QueryKey` asks of a core that is called as core(q, k, v)."""
+    """The methods that `QueryKey` needs of a core that is called as core(q, k, v)."""
 
     def weights(self, q: Tensor, k: Tensor, dtype: torch.dtype = ...) -> Tensor:
         """A, [..., H, Q, K], computed in `dtype`."""
 
     def allowed(self, q: Tensor, k: Tensor) -> Tensor:
-        """Which keys a query may attend to, bool [Q, K], or with the leading axes of q."""
+        """The keys that a query may attend to, bool [Q, K], or with the leading axes of q."""
 
 
 @dataclass(frozen=True, eq=False)
 class QueryKey:
     """S = A * (dL/dO V^T) from q, k, v and dL/dO, with A recomputed from q and k.
 
-    Nothing is inserted into the forward pass, so that the fused kernel stays.
+    Nothing is inserted into the forward pass, which still uses the fused kernel.
     """
 
     q: Tensor  # [W, R, H, Q, D]
@@ -163,7 +165,7 @@ class QueryKey:
         return Mixing(A, S, self.core.allowed(self.q, self.k))
 
     def cut(self, windows: slice) -> QueryKey:
-        """The source of some of the windows."""
+        """The source for a slice of the windows."""
         q, k, v, dO = (t[windows] for t in (self.q, self.k, self.v, self.dO))
         return QueryKey(q, k, v, dO, self.core)
 
@@ -172,7 +174,7 @@ class QueryKey:
 class Weighted:
     """S = W * dL/dW from the weights of a `MixingCore` and their gradient.
 
-    Of complex weights, S is the derivative by a real mask, and A the absolute value.
+    For complex weights, S is the derivative with respect to a real mask, and A the absolute value.
     """
 
     weights: Tensor  # [W, R, H, rows, keys]
@@ -194,7 +196,7 @@ class Weighted:
         return Mixing(W.to(dtype), W.to(dtype) * dW.to(dtype), self.allowed)
 
     def cut(self, windows: slice) -> Weighted:
-        """The source of some of the windows."""
+        """The source for a slice of the windows."""
         allowed = self.allowed
         if allowed.ndim > 2 and len(allowed) > 1:
             allowed = allowed[windows]
@@ -203,10 +205,10 @@ class Weighted:
 
 @dataclass(frozen=True, eq=False)
 class Joined:
-    """Several mixings of one site as one: their rows follow each other.
+    """Several mixings of one site, concatenated along the rows.
 
-    A shared block is called several times in a forward pass, and a router pair has two modules.
-    Keys that only another part has are not allowed.
+    A shared block is called several times in a forward pass, and a router pair has two modules. If
+    the parts differ in their number of keys, the missing keys are not allowed.
     """
 
     parts: tuple[Source, ...]
@@ -229,7 +231,7 @@ class Joined:
         )
 
     def cut(self, windows: slice) -> Joined:
-        """The source of some of the windows."""
+        """The source for a slice of the windows."""
         return Joined(tuple(part.cut(windows) for part in self.parts))
 
 
@@ -238,7 +240,7 @@ View: TypeAlias = type[Output] | type[Residual] | type[Heads] | type[Mixing]
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """What one site showed in W windows: its views, each None where the site does not offer it."""
+    """The views of one site in W windows; a view that the site does not offer is None."""
 
     index: int  # position in forward order
     name: str
@@ -247,9 +249,9 @@ class Trace:
     source: Source | None = None
     # Whether the heads of the site can be removed one by one, so that they have scores.
     by_head: bool = True
-    # Whether several modules make up the site (a router pair): the gate is then that of the output.
+    # Whether the site has several modules (a router pair): then the gate is that of the output.
     several: bool = False
-    # Whether O also holds what no weights stand for: the gate is then that of the heads.
+    # Whether O has parts that are not weighted sums: then the gate is that of the heads.
     partial: bool = False
 
     @property
@@ -270,10 +272,10 @@ class Trace:
 
     @cached_property
     def gate(self) -> Tensor:
-        """Gradient g of each window's loss by a gate on the site, then on each head: [W, 1 + H].
+        """Gradient g of each window's loss with respect to a gate on the site and on each head.
 
-        It is the sum of S over rows, keys and independent channels where the weights make up all of
-        O, else <dO, O> where there are heads, and else <dy, y>, which is [W, 1].
+        [W, 1 + H], the site first. It is the sum of S over rows, keys and independent channels if O
+        is a weighted sum; otherwise <dO, O> if there are heads; otherwise <dy, y>, [W, 1].
         """
         if self.several:
             return self.output.gate
@@ -294,7 +296,7 @@ class Trace:
         return isinstance(self.output, view)
 
     def parts(self) -> Iterator[Trace]:
-        """The trace cut by windows, so that an array of attention size has few `ELEMENTS`."""
+        """The trace in slices of windows whose arrays of attention size have few `ELEMENTS`."""
         size = self.windows
         if self.source is not None:
             few = ELEMENTS.get(self.output.x.device.type, ELEMENTS["cpu"])
@@ -311,12 +313,12 @@ class Trace:
 
 @dataclass(frozen=True, eq=False)
 class SharedMask:
-    """One site under a mask that a group of windows shares: S of their mean loss."""
+    """One site with a mask that a group of windows shares: S of their mean loss."""
 
     index: int
     name: str
-    S: Tensor  # [1, R, H, rows, keys]; independent channels keep masks of their own
-    allowed: Tensor  # as in `Mixing`: what any window of the group allows
+    S: Tensor  # [1, R, H, rows, keys]; each independent channel has its own mask
+    allowed: Tensor  # as in `Mixing`: the keys that any window of the group allows
 
 
 def _padded(values: Tensor, keys: int) -> Tensor:

@@ -1,9 +1,9 @@
-"""The competitors of SEND, each a small function of what a site showed.
+"""The criteria that are compared with SEND, each a function of the `Trace` of a site.
 
-A function maps the `Trace` of a site in W windows to values per window: [W, 1] for the site alone,
-or [W, 1 + H] with the site in front of its heads. Their mean over windows is the score, and a high
-score means keep. If the mean needs a further step, the criterion names it as its finish, and the
-values may be moments of another shape.
+A function maps the `Trace` of a site in W windows to values per window: [W, 1] for the site, or
+[W, 1 + H] for the site and its heads. The mean over windows is the score, and a high score means
+keep. If the mean needs a further step, the criterion declares it as `finish`, and the values may
+have another shape.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from spat.scoring.reductions import deviation, over_rows, several_keys, with_mea
 def michel(trace: Trace) -> Tensor:
     """|g|, the gradient by a gate at 1: Michel et al. 2019 (arXiv 1905.10650), equation 2.
 
-    The gate of a site is common to its heads, so their gradients add up before the absolute value.
+    The gate of a site acts on all its heads, so gradients are summed before the absolute value.
     """
     return trace.gate.abs()
 
@@ -40,7 +40,7 @@ def michel(trace: Trace) -> Tensor:
     finish=absolute,
 )
 def taylor(trace: Trace) -> Tensor:
-    """g; finished by the absolute value of its mean: Molchanov et al. 2017 (arXiv 1611.06440)."""
+    """g; the score is the absolute value of its mean: Molchanov et al. 2017 (arXiv 1611.06440)."""
     return trace.gate
 
 
@@ -52,7 +52,7 @@ def fisher(trace: Trace) -> Tensor:
 
 @criterion("snip", needs=Mixing, heads=True, source="SNIP, Lee et al. 2019, arXiv 1810.02340")
 def snip(trace: Trace) -> Tensor:
-    """Sum of |S|, connections being attention weights: SNIP (Lee et al. 2019, arXiv 1810.02340)."""
+    """Sum of |S|, with attention weights as connections: SNIP (Lee et al. 2019, 1810.02340)."""
     return with_sum(trace.mixing.S.abs().sum((1, 3, 4)))
 
 
@@ -67,7 +67,7 @@ def cosine(trace: Trace) -> Tensor:
 def block_influence(trace: Trace) -> Tensor:
     """1 - cos of a layer's input and output: ShortGPT (Men et al. 2024, arXiv 2403.03853).
 
-    Two sites in one decoder layer have the same.
+    The value is the same for both sites of a decoder layer.
     """
     assert isinstance(trace.output, Residual)
     return _turn(trace.output.before, trace.output.after)
@@ -77,10 +77,10 @@ def block_influence(trace: Trace) -> Tensor:
 def magnitude(trace: Trace) -> Tensor:
     """Frobenius norm of W_o W_v, the linear map of a head (magnitude: Han et al. 2015, 1506.02626).
 
-    That of a site is the norm of its heads' maps side by side.
+    The value of a site is the norm of the concatenated maps of its heads.
     """
     W_o, W_v = _heads(trace).W_o, _heads(trace).W_v
-    # |W_o W_v|^2 = trace(W_o^T W_o W_v W_v^T), of the size of a head.
+    # |W_o W_v|^2 = trace(W_o^T W_o W_v W_v^T), a product of matrices of the head's size.
     squares = ((W_o.mT @ W_o) * (W_v @ W_v.mT)).sum((-1, -2)).clamp(min=0)
     return with_sum(squares).sqrt().expand(trace.windows, -1)
 
@@ -95,8 +95,9 @@ def magnitude(trace: Trace) -> Tensor:
 def wanda(trace: Trace) -> Tensor:
     """(|W_o| |X|)^2 for each column of the output projection: Wanda (Sun et al. 2023, 2306.11695).
 
-    [W, H, D], with |X| the norm of the input column over the tokens of a window. Finished by root
-    and sum over columns: the sum over weights of |W_ij| |X_j|, X the root mean square over windows.
+    [W, H, D], where |X| is the norm of the input column over the tokens of a window. The score is
+    the root of the mean, summed over columns: the sum over weights of |W_ij| |X_j|, where |X_j| is
+    the root mean square over windows.
     """
     heads = _heads(trace)
     columns = heads.O.double().square().sum((1, 3))
@@ -113,8 +114,8 @@ def wanda(trace: Trace) -> Tensor:
 def flap(trace: Trace) -> Tensor:
     """First two moments of each input column of the output projection, [W, H, D, 2].
 
-    Finished by their variance: the fluctuation metric of FLAP (An et al. 2023, arXiv 2312.11983),
-    var(X_j) |W_j|^2, summed over columns (the published code squares before it sums).
+    The score is computed from their variance: the fluctuation metric of FLAP (An et al. 2023, arXiv
+    2312.11983), var(X_j) |W_j|^2, summed over columns (the published code squares before it sums).
     """
     heads = _heads(trace)
     columns = heads.O.double() * heads.W_o.norm(dim=1).unsqueeze(1)
@@ -132,19 +133,19 @@ def flap(trace: Trace) -> Tensor:
 def uniformity(trace: Trace) -> Tensor:
     """Row entropy of A over the logarithm of the number of keys: 1 is uniform, 0 a single key.
 
-    Rows that may attend to a single key are left out. Finished by its complement, how sure a head
-    is (confidence: Voita et al. 2019, arXiv 1905.09418).
+    Rows that may attend to a single key are left out. The criterion `entropy` is 1 minus the mean,
+    the confidence of a head (Voita et al. 2019, arXiv 1905.09418).
     """
     mixing = trace.mixing
     A, allowed = several_keys(mixing.A, mixing.allowed)
-    # Rows with less than two keys stay only where `over_rows` does not count them.
+    # Rows with fewer than two keys are still there only if `over_rows` does not count them.
     most = allowed.sum(-1).clamp(min=2).to(A).log()
     return with_mean(over_rows(torch.special.entr(A).sum(-1) / most, allowed))
 
 
 @criterion("attention_std", needs=Mixing, heads=True, source="SEND without the gradient")
 def attention_std(trace: Trace) -> Tensor:
-    """Standard deviation of A over the allowed keys: what SEND is without the gradient."""
+    """Standard deviation of A over the allowed keys: SEND without the gradient."""
     mixing = trace.mixing
     return with_mean(over_rows(deviation(mixing.A, mixing.allowed), mixing.allowed))
 
@@ -157,7 +158,7 @@ def attention_std(trace: Trace) -> Tensor:
     finish=negative,
 )
 def depth(trace: Trace) -> Tensor:
-    """The index in forward order; negative, the deepest go first (Tyukin et al., 2407.15516)."""
+    """The index in forward order; its negative removes the deepest first (Tyukin et al. 2024)."""
     return trace.output.x.new_full((trace.windows, 1), trace.index, dtype=torch.float64)
 
 
@@ -167,12 +168,12 @@ def _heads(trace: Trace) -> Heads:
 
 
 def _turn(start: Tensor, end: Tensor) -> Tensor:
-    """1 - cos, mean over the tokens of a window: [W, R, tokens, width] -> [W, 1].
+    """1 - cos(start, end), mean over the tokens of a window: [W, R, tokens, width] -> [W, 1].
 
-    A token that is zero before and after counts as unchanged.
+    A token that is zero in both counts as unchanged.
     """
     start, end = start.double(), end.double()
-    # Rounding leaves tokens as small as 1e-17, which have a direction too.
+    # Rounding errors leave tokens of about 1e-17, whose direction has no meaning.
     tiny = torch.finfo(torch.double).tiny
     turn = 1 - torch.cosine_similarity(start, end, dim=-1, eps=tiny)
     turn = turn.where((start != 0).any(-1) | (end != 0).any(-1), 0.0)

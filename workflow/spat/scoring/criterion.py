@@ -1,4 +1,4 @@
-"""What a criterion is, and what becomes of the mean of its values."""
+"""Registration of criteria, and the functions that turn means over windows into scores."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ F = TypeVar("F", bound=Function)
 
 @dataclass(frozen=True)
 class Rule:
-    """A criterion with its function; `names.Criterion` says the same without torch.
+    """A criterion with its function; `names.Criterion` has the same data without torch.
 
-    `function` maps a `Trace` to values per window where `over` is `window`, and else the
-    `SharedMask` of a group of windows, computed in `dtype`, to one value for all of them. `finish`
+    If `over` is `window`, `function` maps a `Trace` to values per window. Otherwise it maps the
+    `SharedMask` of a group of windows, computed in `dtype`, to one value for the group. `finish`
     turns the mean over windows into the score.
     """
 
@@ -44,7 +44,7 @@ RULES: Final[dict[str, Rule]] = {}
 
 
 def mean(means: Tensor) -> Tensor:
-    """The score is the mean over windows itself."""
+    """The mean over windows, unchanged."""
     return means
 
 
@@ -59,7 +59,7 @@ def complement(means: Tensor) -> Tensor:
 
 
 def absolute(means: Tensor) -> Tensor:
-    """|mean|: windows that pull in opposite directions cancel."""
+    """|mean|: windows with opposite signs cancel."""
     return means.abs()
 
 
@@ -86,8 +86,8 @@ def criterion(
 ) -> Callable[[F], F]:
     """Register the decorated function as the criterion `name`; see `Rule`.
 
-    `heads` says that single heads are scored too. A row of the same name in `names.py` makes the
-    criterion known to the configuration.
+    If `heads` is set, single heads are scored, too. The configuration finds the criterion by a row
+    of the same name in `names.py`.
 
     Raises:
         ValueError: if there is a criterion of this name.

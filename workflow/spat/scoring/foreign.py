@@ -40,19 +40,19 @@ if TYPE_CHECKING:
 
 LOSS_DROP: Final = "loss_drop"
 
-# Why a site does not show a view.
+# Why a site does not offer a view.
 _LACKS: Final = {
     "Mixing": "no softmax(q k^T) v was found in it",
-    "Residual": "what its output is added to is not the input or output of any module",
+    "Residual": "its output is added to a tensor that is not the input or output of a module",
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """The score of each site by one criterion; a high one means keep. Prints as a table.
+    """The score of each site by one criterion; a high score means keep. Prints as a table.
 
     `values` is [sites], `per_batch` [sites, batches], and `heads` has an array [heads] for each
-    site, empty where single heads have no score.
+    site, which is empty if single heads have no score.
     """
 
     criterion: str
@@ -65,7 +65,7 @@ class Scores:
         """The score of a site.
 
         Raises:
-            UnknownSite: if there is none of this name.
+            UnknownSite: if there is no site of this name.
         """
         names = [site.name for site in self.sites]
         if name not in names:
@@ -73,26 +73,27 @@ class Scores:
         return float(self.values[names.index(name)])
 
     def lowest(self, amount: float) -> tuple[str, ...]:
-        """The names of the sites to remove first: a number (int) or a share (float) of them.
+        """The names of the sites with the lowest scores.
 
-        Sites that cannot be removed do not count. A share is rounded as in `choose.count`.
+        `amount` is a number (int) or a share (float) of the sites that can be removed. A share is
+        rounded as in `choose.count`.
 
         Raises:
-            ValueError: if the number is larger than that of the sites, or the share above 1.
+            ValueError: if `amount` is larger than the number of sites, or a share above 1.
         """
         free = [i for i, site in enumerate(self.sites) if site.refusal is None]
         if isinstance(amount, bool) or not isinstance(amount, Real) or not math.isfinite(amount):
             raise ValueError(f"lowest({amount!r}): give a number of sites or a share of them")
         k = int(amount) if isinstance(amount, Integral) else choose.count(amount, len(free))
         if not 0 <= k <= len(free):
-            raise ValueError(f"lowest({amount}): {len(free)} of the sites can be removed")
+            raise ValueError(f"lowest({amount}): only {len(free)} sites can be removed")
         return tuple(self.sites[free[i]].name for i in choose.lowest(self.values[free], k))
 
     def table(self) -> pd.DataFrame:
-        """One row a site and head: site, head (-1 is the whole site), criterion, value.
+        """One row per site and head: site, head (-1 is the whole site), criterion, value.
 
         Raises:
-            ImportError: without pandas.
+            ImportError: if pandas is not installed.
         """
         rows = [
             (site.name, head, self.criterion, value)
@@ -127,26 +128,26 @@ def score(
 ) -> Scores:
     """Score the attention of a model on batches of any kind.
 
-    The windows of a batch share one mask where the criterion asks for that (`send`). The model is
-    in `eval()` meanwhile, and its modes, weights and gradients stay as they are.
+    For some criteria (`send`) the samples of a batch share one mask. The model is scored in
+    `eval()`; its modes, weights and gradients are not changed.
 
     Args:
         model: any model.
-        batches: anything that `loss` takes, for example a data loader.
-        loss: model, batch -> the loss of each sample, [B].
-        criterion: a name of `scoring.names.CRITERIA` that needs no output projection. `loss_drop`
+        batches: an iterable of batches that `loss` accepts, for example a data loader.
+        loss: function of model and batch that returns the loss of each sample, [B].
+        criterion: a name in `scoring.names.CRITERIA` that needs no output projection. `loss_drop`
             (the loss without a site minus the loss with it) works for modules of any kind that
-            `units` name; it takes a forward pass a site and batch.
-        batches_max: how many batches are read; by default all.
-        units: as in `find_sites`.
+            `units` name; it needs one forward pass per site and batch.
+        batches_max: the number of batches to read; by default all.
+        units: see `find_sites`.
 
     Raises:
         NotPerSample: if the loss is not [B].
         TooCoarse: if the output of a site is not a tensor or a container of tensors.
-        NoSites, NotDifferentiable: as `find_sites`.
+        NoSites, NotDifferentiable: see `find_sites`.
         TypeError: if the model is not a module, or `batches` is a single batch.
-        ValueError: on a criterion that is unknown or cannot be computed, a loss that is not
-            finite, or no batches.
+        ValueError: if the criterion is unknown or cannot be computed, the loss is not finite, or
+            there are no batches.
     """
     if batches_max is not None and batches_max < 1:
         raise ValueError(f"batches_max={batches_max}: give a number above 0, or None for all")
@@ -167,7 +168,7 @@ def score(
         works.append(LOSS_DROP)
         close = difflib.get_close_matches(criterion.lower(), works, n=1)
         raise ValueError(
-            f"criterion {criterion!r} of a model of one's own: "
+            f"criterion {criterion!r} cannot be computed for any model: "
             + (f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(works)}")
         )
     sites: tuple[ForeignSite, ...] = ()
@@ -186,8 +187,8 @@ def score(
         for trace in traced:
             if not trace.offers(rule.needs):
                 raise ValueError(
-                    f"criterion {criterion!r} needs {rule.needs.__name__}, which {trace.name!r} "
-                    f"does not show: {_LACKS[rule.needs.__name__]}"
+                    f"criterion {criterion!r} needs the view {rule.needs.__name__}, which "
+                    f"{trace.name!r} does not offer: {_LACKS[rule.needs.__name__]}"
                 )
         _warn_of_nothing(traced)
         size = traced[0].windows
@@ -255,7 +256,9 @@ def _loss_drops(
 
 def _check_same(number: int, names: Sequence[str], sites: Sequence[ForeignSite]) -> None:
     if list(names) != [site.name for site in sites]:
-        raise ValueError(f"batch {number} passes other sites than the first one: score it apart")
+        raise ValueError(
+            f"batch {number} uses other sites than the first batch: score it separately"
+        )
 
 
 def _no_batches() -> ValueError:
@@ -266,19 +269,19 @@ def data_frame(rows: Sequence[Sequence[Any]], names: Sequence[str]) -> pd.DataFr
     """Rows as a data frame.
 
     Raises:
-        ImportError: without pandas, which the library does not need otherwise.
+        ImportError: if pandas, which is optional for the library, is not installed.
     """
     try:
         import pandas as pd
     except ImportError:
         raise ImportError(
-            "a table as a data frame needs pandas: pip install pandas; print works without it"
+            "a table as a data frame needs pandas: run `pip install pandas`, or use print()"
         ) from None
     return pd.DataFrame(rows, columns=list(names))
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text as aligned columns, the first to the left and the others to the right."""
+    """Rows of text as aligned columns: the first column left-aligned, the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
@@ -290,7 +293,7 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 
 
 class _Places:
-    """The windows of a batch by their place: `window_means` asks for slices of the traces."""
+    """Cases whose batch is a slice of positions, by which `window_means` slices the traces."""
 
     def batch(self, index: torch.Tensor) -> slice:
         return slice(int(index[0]), int(index[-1]) + 1)
@@ -311,9 +314,9 @@ def _warn_of_nothing(traced: Sequence[Trace]) -> None:
     for trace in traced:
         if trace.output.dy.abs().max() * trace.output.y.abs().max() < 1e-12:
             warnings.warn(
-                f"site {trace.name!r}: the loss hardly depends on it, so that its score is "
-                "rounding noise. Choose a loss with a gradient: the mean square of a normalised "
-                "output, for example, is constant",
+                f"site {trace.name!r}: the loss hardly depends on it, so its score is rounding "
+                "noise. Choose a loss with a gradient (the mean square of a normalised output, for "
+                "example, is constant)",
                 AttentionWarning,
                 stacklevel=3,
             )

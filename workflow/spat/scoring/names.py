@@ -1,6 +1,6 @@
-"""The criteria: one row each, names only. Torch is not imported.
+"""The names and properties of the criteria. This module does not import torch.
 
-A high score means keep. A new criterion is one function (in `criteria.py`) and one row here.
+A high score means keep. A new criterion needs a function (in `criteria.py`) and a row here.
 """
 
 from __future__ import annotations
@@ -9,32 +9,32 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final, Literal
 
-# What a site must show of itself: see `attention.views`.
+# The view that a criterion needs of a site: see `attention.views`.
 ViewName = Literal["Output", "Residual", "Heads", "Mixing"]
 VIEWS: Final[tuple[ViewName, ...]] = ("Output", "Residual", "Heads", "Mixing")
 
-# What one value of a function stands for: a window, 32 windows that share a mask, or a training
-# batch whose windows share a mask.
+# The windows that one value of a function is computed from: a single window, 32 windows that share
+# a mask, or a training batch whose windows share a mask.
 Over = Literal["window", "group", "batch"]
 
-# Where the values come from: the pass over the scored windows (`Over`); forward passes without
-# each site, on training or on validation windows; the record of pre-training; or nowhere, because
-# masks are drawn at random when they are selected.
+# The origin of the values: the pass over the scored windows (`Over`); forward passes without each
+# site, on training or validation windows; the record of pre-training; or none, since random masks
+# are drawn at selection.
 Origin = Literal["window", "group", "batch", "ablation", "validation", "pretraining", "draws"]
 
-# The origins that one pass over training windows gives.
+# The origins that are computed in one pass over training windows.
 PASS: Final = ("window", "group", "batch")
 
-# What becomes of the mean over windows of what the function returns.
+# The last step, from the mean over windows to the score.
 FinishName = Literal["mean", "negative", "complement", "absolute", "root_sum", "variance_sum"]
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """A score of sites, and of single heads where `heads` is true.
+    """A score of sites, and of single heads if `heads` is true.
 
     `needs` is the view that a site must offer. `finish` names the function in `criterion.py` that
-    turns the mean over windows into the score; `mean` is that mean itself.
+    turns the mean over windows into the score; `mean` leaves it unchanged.
     """
 
     name: str
@@ -53,7 +53,7 @@ _OURS: Final = f"{_SPAT} (our reading)"
 _ROWS: Final = (
     Criterion(
         "send", "batch", "Mixing", True, _PRINTED,
-        "deviation over keys of the softmax of |S|, under one mask a training batch",
+        "deviation over keys of the softmax of |S|, with one mask per training batch",
     ),
     Criterion(
         "send_float32", "batch", "Mixing", True, _PRINTED,
@@ -61,7 +61,7 @@ _ROWS: Final = (
     ),
     Criterion(
         "send_window", "window", "Mixing", True, _OURS,
-        "deviation over keys of the softmax of S, under one mask a window",
+        "deviation over keys of the softmax of S, with one mask per window",
     ),
     Criterion(
         "send_abs", "window", "Mixing", True, _OURS,
@@ -69,7 +69,7 @@ _ROWS: Final = (
     ),
     Criterion(
         "send_shared", "group", "Mixing", True, _OURS,
-        "SEND by window, of one mask shared by 32 windows, under their mean loss",
+        "SEND by window, with one mask shared by 32 windows and their mean loss",
     ),
     Criterion(
         "send_layer", "window", "Mixing", False, _OURS,
@@ -89,7 +89,7 @@ _ROWS: Final = (
     ),
     Criterion(
         "send_reverse", "batch", "Mixing", True, _PRINTED,
-        "minus SEND: removes what SEND would keep", finish="negative",
+        "minus SEND: removes the sites that SEND would keep", finish="negative",
     ),
     Criterion(
         "random", "draws", "Output", True, "Budhraja et al. 2020",
@@ -163,7 +163,7 @@ CRITERIA: Final[dict[str, Criterion]] = {row.name: row for row in _ROWS}
 
 HEAD_CRITERIA: Final[dict[str, Criterion]] = {row.name: row for row in _ROWS if row.heads}
 
-# Recorded with the scores, but ranks nothing.
+# Recorded with the scores, but not used for ranking.
 STATISTICS: Final[dict[str, Criterion]] = {
     "uniformity": Criterion(
         "uniformity", "window", "Mixing", True, _SPAT,
@@ -173,5 +173,5 @@ STATISTICS: Final[dict[str, Criterion]] = {
 
 
 def offered(views: Collection[ViewName]) -> tuple[str, ...]:
-    """The criteria of a model whose sites all offer these views."""
+    """The names of the criteria for a model whose sites all offer these views."""
     return tuple(name for name, row in CRITERIA.items() if row.needs in views)

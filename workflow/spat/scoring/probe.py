@@ -1,18 +1,18 @@
 """The probe: one forward and one backward pass, from which every criterion is computed.
 
-With A [queries, keys] the attention of a head in one window, O = A V, M a mask of ones on A, and L
-the loss of the window, the sensitivity is
+Let A [queries, keys] be the attention of a head in one window, O = A V, M a mask of ones on A, and
+L the loss of the window. The sensitivity is
 
     S = dL/dM at M = 1 = A * (dL/dO V^T).
 
-Hooks note what passes through each site. Nothing is inserted into the forward pass, and parameters
+Hooks record the tensors at each site. Nothing is inserted into the forward pass, and parameters
 receive no gradient.
 
-`spat.attention.discovery` reads the same from the autograd graph of any model. The hooks are kept
-for models that declare their sites for two reasons. Some sites, such as scans and attention over
-frequencies, have no softmax that the graph shows. And hooks are faster: with the graph, SEND takes
-2.0 times the CPU time on iTransformer and 1.5 times on PatchTST (width 128, 256 windows, one core).
-A test holds the two equal to 1e-12.
+`spat.attention.discovery` reads the same tensors from the autograd graph of any model. Models that
+declare their sites use hooks for two reasons. Some sites, such as scans and attention over
+frequencies, have no softmax in the graph. And hooks are faster: with the graph, SEND takes 2.0
+times the CPU time on iTransformer and 1.5 times on PatchTST (width 128, 256 windows, one core). A
+test checks that both agree to 1e-12.
 """
 
 from __future__ import annotations
@@ -47,24 +47,24 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# Windows that share one mask in `send_shared`, whatever the batches are.
+# The number of windows that share one mask in `send_shared`, for any batch size.
 GROUP: Final = 32
 
 # model, batch -> the loss of each window (of each case), float64 [B].
 Losses: TypeAlias = Callable[[Any, Any], Tensor]
-# A batch -> what each site shows of itself, in forward order.
+# A batch -> the traces of all sites, in forward order.
 Observe: TypeAlias = Callable[[Any], Sequence[Trace]]
 
 
 class Cases(Protocol):
-    """What the probe needs from the data."""
+    """The interface of the data that the probe needs."""
 
     def batch(self, index: Tensor) -> Any:
-        """The windows (cases) numbered `index`, int64 [B], in that order."""
+        """The windows (cases) with the indices `index`, int64 [B], in this order."""
 
 
 class Shared(NamedTuple):
-    """A function of the mask that `size` windows share, with S computed in `dtype`."""
+    """A function of a mask that `size` windows share, with S computed in `dtype`."""
 
     function: Function
     size: int
@@ -72,7 +72,7 @@ class Shared(NamedTuple):
 
 
 class SiteMeans(NamedTuple):
-    """Means over windows at one site: row 0 over all of them, row 1 + b over batch b."""
+    """Means over windows at one site: row 0 over all windows, row 1 + b over batch b."""
 
     site: int  # index in forward order
     name: str
@@ -81,10 +81,10 @@ class SiteMeans(NamedTuple):
 
 
 class SiteScores(NamedTuple):
-    """The scores of one site by one criterion; a high one means keep.
+    """The scores of one site by one criterion; a high score means keep.
 
-    `value` is [1 + batches, 1], or [1 + batches, 1 + heads] where heads are scored. The first row
-    is the value over all windows, the one to rank by, and the first column that of the whole site.
+    `value` is [1 + batches, 1], or [1 + batches, 1 + heads] if heads are scored. The first row is
+    the score over all windows, which sites are ranked by; the first column is the whole site.
     """
 
     site: int  # index in forward order
@@ -111,15 +111,15 @@ def window_means(
 ) -> list[SiteMeans]:
     """Average functions of each site over the windows of all batches, int64 [B] each.
 
-    `functions` map a trace to [W, ...], or to None where they do not apply to the site. `shared`
-    ones map the mask of a group to [1, ...], which then stands for each window of the group; they
-    apply to sites with the view `Mixing`. The batches only label the windows: the passes are the
-    same whatever their size, so the means over all windows are too, to the last bit. No pass has
-    more than `batch_size` windows, so what could be trained can be scored. Memory does not grow
-    with the number of batches, except for the means themselves.
+    `functions` map a trace to [W, ...], or to None if they do not apply to the site. The functions
+    in `shared` map the mask of a group to [1, ...], the value of each window of the group; they
+    apply to sites with the view `Mixing`. The batches only label the windows: the passes do not
+    depend on their size, so the means over all windows are bit-identical for any batches. A pass
+    has at most `batch_size` windows, so that a model that could be trained can be scored. Memory
+    does not grow with the number of batches, except for the means themselves.
 
     Raises:
-        ValueError: if there is no batch, or one without windows.
+        ValueError: if there are no batches, or a batch has no windows.
     """
     index = _joined_batches(batches)
     counts = torch.tensor([len(index), *map(len, batches)])
@@ -173,12 +173,12 @@ def observe(
 ) -> list[Trace]:
     """One trace for each site that was not removed, in forward order.
 
-    The model is in eval() meanwhile (dropout and batch statistics would couple windows), and its
-    modes are restored. `sites` are those of the model where they are not given.
+    The model is in eval() during the pass (dropout and batch statistics would couple windows), and
+    its modes are restored. `sites` are by default those of the model.
 
     Raises:
-        TypeError: if the model has no `sites()` and none were given.
-        ValueError: if the forward pass does not run a listed site.
+        TypeError: if `sites` is None and the model has no method `sites()`.
+        ValueError: if the forward pass does not call a listed site.
     """
     noted = [
         _Noted(index, site, site.modules)
@@ -197,7 +197,7 @@ def observe(
     targets: list[Tensor] = []
     for one in noted:
         if not one.y or not one.after:
-            raise ValueError(f"site {one.site.name!r}: the forward pass did not run it")
+            raise ValueError(f"site {one.site.name!r}: the forward pass did not call it")
         targets += one.targets()
     gradients = torch.autograd.grad(total, targets, materialize_grads=True)
     remaining = iter(gradients)
@@ -214,11 +214,11 @@ def loss_drops(
 ) -> NDArray[np.float64]:
     """Each window's loss without a site minus its loss with it, [sites, windows].
 
-    Leave-one-out ablation, as of heads in Michel et al. 2019 (arXiv 1905.10650), section 3: the
-    site contributes nothing, its output bias included. 0 for a site that was removed before.
+    Leave-one-out ablation, as for heads in Michel et al. 2019 (arXiv 1905.10650), section 3: the
+    output of the site, with its bias, is set to zero. 0 for a site that was removed before.
 
     Raises:
-        TypeError: if the model has no `sites()` and none were given.
+        TypeError: if `sites` is None and the model has no method `sites()`.
         ValueError: if there are no windows.
     """
     sites = sites_of(model, sites)
@@ -257,10 +257,10 @@ def attention_maps(
 
 
 def sites_of(model: nn.Module, sites: Sequence[Site] | None = None) -> Sequence[Site]:
-    """The sites that were given, else those of the model.
+    """`sites` if they are not None, otherwise the sites of the model.
 
     Raises:
-        TypeError: if there are neither.
+        TypeError: if `sites` is None and the model has no method `sites()`.
     """
     if sites is not None:
         return sites
@@ -279,7 +279,7 @@ def _joined_batches(batches: Sequence[Tensor]) -> Tensor:
 
 
 def _together(mask: SharedMask | None, trace: Trace, group: int, dtype: torch.dtype) -> SharedMask:
-    """The mask of a group after the windows of a trace, which are some of its `group` windows."""
+    """The mask of a group of `group` windows after the windows of a trace were added."""
     assert trace.source is not None
     mixing = trace.mixing if dtype == torch.float64 else trace.source.mixing(dtype)
     S = mixing.S.sum(0, keepdim=True) / group
@@ -322,7 +322,7 @@ class _Mixed(NamedTuple):
 
 @dataclass
 class _Noted:
-    """What hooks note of one site, one entry a call, and the trace that follows."""
+    """The tensors that hooks record at one site, one entry per call, and the resulting trace."""
 
     index: int
     site: Site
@@ -334,7 +334,7 @@ class _Noted:
     after: list[Tensor] = field(default_factory=list)
 
     def watch(self, stack: contextlib.ExitStack) -> None:
-        """Add hooks, which the stack removes. The last of several modules gives the output."""
+        """Add hooks, which the stack removes. The output is that of the last module."""
         for module in self.modules:
             core = getattr(module, "core", None)
             if isinstance(core, MixingCore):
@@ -347,7 +347,7 @@ class _Noted:
             stack.enter_context(owner.register_forward_hook(self._at_owner))
 
     def targets(self) -> list[Tensor]:
-        """The tensors whose gradients `trace` consumes, in this order."""
+        """The tensors whose gradients `trace` needs, in this order."""
         maps = []
         for call in self.cores:
             if isinstance(call, _Mixed):
@@ -356,7 +356,7 @@ class _Noted:
         return [*maps, *self.y]
 
     def trace(self, gradients: Iterator[Tensor], windows: int, model: nn.Module) -> Trace:
-        """The views of the site, from the gradients of its targets."""
+        """The views of the site, computed from the gradients of its targets."""
 
         def fold(t: Tensor) -> Tensor:
             # [W * R, ...] -> [W, R, ...]: the sequences of a window stand next to each other.
@@ -381,7 +381,7 @@ class _Noted:
         output = Output(rows(self.x), rows(self.y), dy)
         if self.site.added_to != "nothing":
             x, y = output.x, output.y
-            if model in self.site.owners:  # no layer round the site
+            if model in self.site.owners:  # no layer around the site
                 before, after = x, x + y
             else:
                 before, after = rows(self.before), rows(self.after)
@@ -391,7 +391,7 @@ class _Noted:
         last: Any = self.modules[-1]
         if self.cores and hasattr(last, "head_weights"):
             W_o, W_v = last.head_weights()
-            # The heads of several modules are those of the last, which gives the output.
+            # If there are several modules, the heads are those of the last one, as is the output.
             of_last = [
                 (_by_head(call.O), _by_head(slope))
                 for call, slope in zip(self.cores, slopes, strict=True)
@@ -413,7 +413,7 @@ class _Noted:
 
     def _at_core(self, core: nn.Module, args: tuple[Tensor, ...], O: Tensor) -> None:  # noqa: E741
         q, k, v = args
-        # In a frozen model the output of the attention is where gradients start.
+        # In a frozen model gradients start at the output of the attention.
         self.cores.append(_Projected(q, k, v, _started(O), core))
 
     def _at_mixing(self, core: nn.Module, args: tuple[Tensor, ...], O: Tensor) -> None:  # noqa: E741

@@ -1,8 +1,8 @@
-"""From arrays of attention shape, [..., Q, K], to values per row, head and site.
+"""Reductions of arrays of attention shape, [..., Q, K], to values per row, head and site.
 
-`allowed` says which keys a row may use: bool [Q, K], or with leading axes that broadcast with those
-of the values ([W, 1, 1, Q, K]) where that differs by window. Rows with less than two keys count
-nowhere: they are dropped where `allowed` is [Q, K], and are 0 and not counted otherwise.
+`allowed` marks the keys that a row may use: bool [Q, K], or with leading axes that broadcast with
+those of the values ([W, 1, 1, Q, K]) if the keys differ by window. Rows with fewer than two keys
+are left out: they are dropped if `allowed` is [Q, K]; otherwise they are 0 and not counted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 def shares(values: Tensor, allowed: Tensor) -> Tensor:
     """Softmax over the allowed keys, [..., Q, K], in the precision of `values`.
 
-    A row without keys has no shares: it is 0.
+    A row without keys is 0.
     """
     if allowed.all():
         return values.softmax(-1)
@@ -48,7 +48,7 @@ def deviation(shares: Tensor, allowed: Tensor) -> Tensor:
 def several_keys(values: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
     """The rows [..., rows, K] that have more than one key, and their allowed keys [rows, K].
 
-    Where `allowed` has leading axes all rows stay, and those with less than two keys allow none.
+    If `allowed` has leading axes all rows are kept, and rows with fewer than two keys allow none.
     """
     several = allowed.sum(-1) > 1
     if several.all():
@@ -59,7 +59,10 @@ def several_keys(values: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def over_rows(values: Tensor, allowed: Tensor) -> Tensor:
-    """Mean over sequences and the rows of `several_keys`, [W, R, H, rows] -> [W, H]; 0 without."""
+    """Mean over sequences and the rows of `several_keys`, [W, R, H, rows] -> [W, H].
+
+    It is 0 if there are no such rows.
+    """
     if allowed.ndim == 2:
         return values.sum((1, 3)) / max(1, values.shape[1] * values.shape[3])
     counted = (allowed.sum(-1) > 1).to(values.device).expand_as(values)
@@ -67,10 +70,10 @@ def over_rows(values: Tensor, allowed: Tensor) -> Tensor:
 
 
 def with_sum(heads: Tensor) -> Tensor:
-    """[..., H] -> [..., 1 + H]: in front, the sum over heads as the value of the site."""
+    """[..., H] -> [..., 1 + H]: the sum over heads, as the value of the site, then the heads."""
     return torch.cat([heads.sum(-1, keepdim=True), heads], dim=-1)
 
 
 def with_mean(heads: Tensor) -> Tensor:
-    """[..., H] -> [..., 1 + H]: in front, the mean over heads as the value of the site."""
+    """[..., H] -> [..., 1 + H]: the mean over heads, as the value of the site, then the heads."""
     return torch.cat([heads.mean(-1, keepdim=True), heads], dim=-1)

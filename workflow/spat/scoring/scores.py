@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from spat.attention.site import Site
     from spat.attention.views import Trace
 
-# What a criterion needs from its caller.
+# What the caller must pass for a criterion, by its origin.
 _GIVEN: Final = {
     "ablation": "it runs the model without each site: give `sites` and no `observer`",
     "validation": "give `validation`, the loss drops of validation windows",
@@ -58,23 +58,23 @@ def score(
     """Scores of each site by each criterion.
 
     Args:
-        model: probed in eval(); its modes, weights and gradients stay as they are.
+        model: scored in eval(); its modes, weights and gradients are not changed.
         cases: training windows.
-        batches: indices of windows, each batch int64 [B].
-        losses: model, batch -> the loss of each window, float64 [B].
-        criteria: names of `names.CRITERIA`. By default all that can be computed from the views of
-            the sites. `random` has no value.
-        batch_size: the windows of a training batch. They share one mask in `send`, and no pass has
-            more.
+        batches: indices of windows, int64 [B] for each batch.
+        losses: function of model and batch that returns the loss of each window, float64 [B].
+        criteria: names in `names.CRITERIA`; by default all criteria that can be computed from the
+            views of the sites. `random` has no value.
+        batch_size: the number of windows of a training batch. They share one mask in `send`, and a
+            pass has at most this number of windows.
         validation: `loss_drops` of validation windows, [sites, windows], for `loss_drop_val`.
         sites: the sites to score, in forward order; by default those of the model.
-        observer: reads what the sites show from a batch; by default `probe.observe`.
-        statistics: whether the uniformity of the attention maps is computed too.
+        observer: returns the traces of all sites for a batch; by default `probe.observe`.
+        statistics: whether to compute the uniformity of the attention maps as well.
 
     Raises:
-        TypeError: if the model has no `sites()`, and neither `sites` nor `observer` was given.
-        ValueError: on an unknown criterion, one whose input was not given, one that needs a view
-            that a site does not offer, or no windows.
+        TypeError: if `sites` and `observer` are None and the model has no method `sites()`.
+        ValueError: if a criterion is unknown, lacks its input, or needs a view that a site does not
+            offer, or if there are no windows.
     """
     given = {"ablation"} if observer is None else set()
     given |= {"validation"} if validation is not None else set()
@@ -82,7 +82,7 @@ def score(
     rules = [RULES[row.name] for row in wanted if row.origin in PASS]
     look = observer or (lambda batch: observe(model, batch, losses, sites))
     if observer is None:
-        sites_of(model, sites)  # refused here, even where no criterion needs a pass
+        sites_of(model, sites)  # an error here, even if no criterion needs a pass
     if criteria is not None:
         look = _insisting(look, rules)
     if statistics:
@@ -112,7 +112,7 @@ def _wanted(criteria: Iterable[str] | None, given: set[str]) -> list[Criterion]:
 
 
 def _insisting(look: Observe, rules: Sequence[Rule]) -> Observe:
-    """The observer, which refuses a site that does not offer what a rule needs."""
+    """The observer, with an error if a site does not offer the view that a rule needs."""
 
     def insisting(batch: Any) -> Sequence[Trace]:
         traces = look(batch)
@@ -140,8 +140,8 @@ def _passed(
     rules: Sequence[Rule],
     batch_size: int,
 ) -> list[SiteScores]:
-    """The criteria of the pass, and the statistics of the maps, where a site offers their view."""
-    # A function that serves two criteria is computed once.
+    """The criteria and statistics of the pass, for the sites that offer their view."""
+    # A function that two criteria share is computed once.
     single = {_key(rule): rule for rule in rules if rule.over == "window"}
     masked = {_key(rule): rule for rule in rules if rule.over != "window"}
     sizes = {"group": GROUP, "batch": batch_size}
@@ -172,7 +172,7 @@ def _key(rule: Rule) -> str:
 def _dropped(
     sites: Sequence[Site], name: str, drops: NDArray[np.float64], sizes: list[int]
 ) -> list[SiteScores]:
-    """Scores from loss drops [sites, windows]: over all, and over batches of these sizes."""
+    """Scores from loss drops [sites, windows]: over all windows, and over batches of `sizes`."""
     batches = np.split(drops, np.cumsum(sizes)[:-1], axis=1) if sizes else []
     means = np.stack([part.mean(1) for part in (drops, *batches)], axis=1)
     return [

@@ -1,4 +1,4 @@
-"""SEND, the score of SPAT (arXiv 2505.08768), as a published review prints it, and its readings.
+"""SEND, the score of SPAT (arXiv 2505.08768), as printed in a published review, and other readings.
 
     S[h, i, j] = dL/dM at M = 1     one mask M on the attention A, L the mean loss of a batch
     P[h, i, j] = softmax over the keys j of |S[h, i, j]|
@@ -7,9 +7,9 @@
     SEND(head) = the same without the mean over heads
 
 All windows of a training batch share the mask, and so do independent channels. |S| is small, so the
-softmax is linear: SEND is std(mean over heads of |S|) / keys to first order. Its unit depends on
-the scale of the loss and on the number of keys. Float64 is used because in float32 the differences
-between the values of the softmax are lost in rounding.
+softmax is nearly linear: to first order, SEND is std(mean over heads of |S|) / keys. Its unit
+depends on the scale of the loss and on the number of keys. SEND is computed in float64, because in
+float32 the differences between the values of the softmax are lost in rounding.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def score_send(
     *,
     batch_size: int,
 ) -> list[SiteScores]:
-    """SEND alone, as `scores.score` computes it: pre-training records it after each epoch."""
+    """Only SEND, with the values of `scores.score`; pre-training records it after each epoch."""
     means = window_means(
         lambda batch: observe(model, batch, losses),
         cases,
@@ -74,27 +74,27 @@ def send(mask: SharedMask) -> Tensor:
     "send_float32", needs=Mixing, heads=True, source=_PRINTED, over="batch", dtype=torch.float32
 )
 def send_float32(mask: SharedMask) -> Tensor:
-    """SEND of one batch in float32 throughout, which is what PyTorch computes by default."""
+    """SEND of one batch, computed in float32, the default precision of PyTorch: [1, 1 + H]."""
     return _printed(mask, _spread)
 
 
 @criterion("send_window", needs=Mixing, heads=True, source=_OURS)
 def send_window(trace: Trace) -> Tensor:
-    """A mask for each window, the signed S, and the mean over heads last: [W, 1 + H]."""
+    """SEND with one mask per window, signed S, and the mean over heads as last step: [W, 1 + H]."""
     mixing = trace.mixing
     return with_mean(over_rows(mixing.once(_dispersion), mixing.allowed))
 
 
 @criterion("send_abs", needs=Mixing, heads=True, source=_OURS)
 def send_abs(trace: Trace) -> Tensor:
-    """`send_window` of |S|, [W, 1 + H]: the size of a sensitivity without its sign."""
+    """`send_window` of |S|, [W, 1 + H]."""
     mixing = trace.mixing
     return with_mean(over_rows(dispersion(mixing.S.abs(), mixing.allowed), mixing.allowed))
 
 
 @criterion("send_shared", needs=Mixing, heads=True, source=_OURS, over="group")
 def send_shared(mask: SharedMask) -> Tensor:
-    """`send_window` where 32 windows share one mask, under their mean loss: [1, 1 + H]."""
+    """`send_window` with one mask shared by 32 windows and their mean loss: [1, 1 + H]."""
     return with_mean(over_rows(dispersion(mask.S, mask.allowed), mask.allowed))
 
 
@@ -108,7 +108,7 @@ def send_layer(trace: Trace) -> Tensor:
 
 @criterion("send_keys", needs=Mixing, heads=True, source=_OURS)
 def send_keys(trace: Trace) -> Tensor:
-    """`send_window` with each row times its number of keys, [W, 1 + H]: std(S), for a small S."""
+    """`send_window` with rows times their number of keys, [W, 1 + H]; about std(S) for small S."""
     mixing = trace.mixing
     rows = mixing.once(_dispersion)
     _, allowed = several_keys(mixing.S, mixing.allowed)
@@ -117,7 +117,7 @@ def send_keys(trace: Trace) -> Tensor:
 
 @criterion("send_unit", needs=Mixing, heads=True, source=_OURS)
 def send_unit(trace: Trace) -> Tensor:
-    """`send_window` of S over its mean absolute value in the window and site; 0 where S is 0."""
+    """`send_window` of S divided by its mean absolute value in the window and site; 0 if S is 0."""
     mixing = trace.mixing
     S, allowed = mixing.S, mixing.allowed
     W, R, H, *_ = S.shape
@@ -133,7 +133,7 @@ def _printed(mask: SharedMask, measure: Callable[[Tensor, Tensor], Tensor]) -> T
     P = shares(mask.S.sum(1, keepdim=True).abs(), allowed)
     together = _any(allowed, 2)
     mean = P.mean(2, keepdim=True)
-    if allowed.ndim > 2:  # over the heads that have the row
+    if allowed.ndim > 2:  # over the heads in which the row has keys
         heads = allowed.any(-1, keepdim=True).to(P).expand(*P.shape[:-1], 1)
         mean = P.sum(2, keepdim=True) / heads.sum(2, keepdim=True).clamp(min=1)
     site = over_rows(measure(mean, together), together)
@@ -156,5 +156,5 @@ def _dispersion(mixing: Mixing) -> Tensor:
 
 
 def _any(allowed: Tensor, axis: int) -> Tensor:
-    """The keys that any part along an axis allows; no axis leads where all parts allow the same."""
+    """The keys that any part along an axis allows; an array without leading axes is unchanged."""
     return allowed if allowed.ndim == 2 else allowed.any(axis, keepdim=True)

@@ -32,14 +32,14 @@ NOTE_REPEATED: Final = (
     title="Test errors of the dense model, the control, SPAT, and no attention at all",
     caption="""
 *SPAT vs better* is the change of SPAT, at the ratio with the lowest validation error, against the
-better by validation error of dense model and control: what a user gains. Then follow the test
-errors of the dense model, of the control, of SPAT, and of the model with no attention left.
+better of the dense model and the control, compared by validation error: what a user gains. The next
+columns are the test errors of the dense model, the control, SPAT, and the model without attention.
 The control is the dense model with the same extra epochs as every pruned model: a gain that the
 control also has is not a gain of pruning.
 *SPAT (val.)* is the ratio whose fine-tuned model has the lowest validation error; the other columns
 are fixed ratios.
-*SPAT vs control* is the change against the control. Changes are paired by seed. Models without
-attention (baselines) have a column each.
+*SPAT vs control* is the change against the control. Changes are paired by seed. Each model without
+attention (baseline) has its own column.
 Errors are means over all windows, steps and channels of the test split, in the standardised scale.
 """,
     layout=Layout((*SHOWN, "metric"), "method"),
@@ -59,7 +59,7 @@ def main(frames: Frames) -> pd.DataFrame:
 
     Columns: dataset, model, variant, lookback, horizon, metric, method, mean, sd, n, missing, unit,
     vs_dense, vs_control and vs_better (percent, paired by seed, averaged over seeds). `vs_better`
-    is the change against the better by validation of dense model and control.
+    is the change against the dense model or the control, whichever has the lower validation error.
 
     Raises:
         Absent: if no model has attention sites.
@@ -113,7 +113,7 @@ def changes(frames: Frames) -> pd.DataFrame:
 
     Columns: dataset, model, variant, lookback, horizon, method, mean, low, high (interval of a
     paired block bootstrap), sd (missing, since there is an interval), n, missing, unit, p, no_worse
-    and equivalent (within the margin). The change is that of the mean over seeds.
+    and equivalent (within the margin). The change is computed from losses averaged over seeds.
 
     Raises:
         Absent: if no model has attention sites, or only the control was fine-tuned.
@@ -121,16 +121,16 @@ def changes(frames: Frames) -> pd.DataFrame:
     rows = methods.at_home(frames)
     rows = rows[~rows["method"].isin([DENSE, CONTROL])]
     if rows.empty:
-        raise Absent("Only the control was fine-tuned, and no mask that removes anything.")
+        raise Absent("Only the control was fine-tuned: no fine-tuned mask removes attention.")
     return change_table(frames, rows)
 
 
 def change_table(
     frames: Frames, rows: pd.DataFrame, reference: str | pd.DataFrame = "finetuned"
 ) -> pd.DataFrame:
-    """`relative_changes` of methods as the tidy table of a page, in percent.
+    """The tidy table of the `relative_changes` of methods, in percent.
 
-    `rows` have the columns of a run, `mask` and `method`.
+    `rows` has the columns of a run, `mask` and `method`.
     """
     losses = frames.losses[frames.losses["target"] == frames.losses["dataset"]]
     # A run that diverged has no losses to resample; the table `main` shows that it diverged.
@@ -167,16 +167,17 @@ def relative_changes(
 ) -> pd.DataFrame:
     """Changes of chosen masks against the unpruned model, per cell, target and group of `by`.
 
-    `losses` is the frame of losses per window; data order 0 is taken. `choices` has the columns of
-    a run, `mask`, and `by` (for example criterion and ratio). A group may choose another mask for
-    every seed; if it chooses several for one run (random draws), their losses are averaged. The
-    reference is the unpruned model in the phase `reference`: `finetuned` (the control), `dense`, or
-    for each run the one that a frame of RUN and `phase` names. With `same_mask` it is the same mask
-    in the phase `reference` instead. Seeds without both losses are left out.
+    `losses` is the frame of losses per window; only data order 0 is used. `choices` has the columns
+    of a run, `mask`, and `by` (for example criterion and ratio). A group may choose a different
+    mask for each seed; if it chooses several for one run (random draws), their losses are averaged.
+    The reference is the unpruned model in the phase `reference`: `finetuned` (the control),
+    `dense`, or a frame with RUN and `phase`, which gives the phase of each run. With `same_mask`
+    the reference is the same mask in the phase `reference`. Seeds that lack one of the two losses
+    are left out.
 
     Returns:
         CELL, `target`, `by`, `mse`, `reference_mse`, `change`, `se`, `low`, `high`, `p`, `p_worse`,
-        `p_better`, `no_worse`, `equivalent`, `seeds`, `blocks`; changes are shares, not percent.
+        `p_better`, `no_worse`, `equivalent`, `seeds`, `blocks`. Changes are fractions, not percent.
     """
     first = losses[losses["order"] == 0]
     of = [*RUN, "target", "mask"] if same_mask else [*RUN, "target"]
@@ -203,7 +204,7 @@ _MEASURES: Final = ("mse", "reference_mse", *_INTERVAL, *_TESTS, "seeds", "block
 
 
 def _change(group: pd.DataFrame, *, draws: int, confidence: float, margin: float) -> dict[str, Any]:
-    """The measures of one cell; its rows are seeds, or draws of seeds."""
+    """The measures of one cell; each row of `group` is a seed, or a random draw of a seed."""
     treatment, reference = _per_seed(group, "mse"), _per_seed(group, "reference")
     block = block_length(int(group["lookback"].iloc[0]), int(group["horizon"].iloc[0]))
     change = relative_change(reference, treatment, block, draws=draws, confidence=confidence)

@@ -1,8 +1,8 @@
 """Do rules that choose how much to remove beat one ratio that is fixed on other data?
 
-The opponent is the ratio with the best validation errors on the *other* sources, for the same model
-and variant. Removing nothing (ratio 0, the control) is one of its candidates, as it is for the
-rules. It uses nothing of the source that it is compared on.
+The rules are compared with a fixed ratio: the ratio with the best validation errors on the *other*
+sources, for the same model and variant. Removing nothing (ratio 0, the control) is a candidate for
+the fixed ratio and for the rules. The fixed ratio uses no data of the source that it is tested on.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _MODEL: Final = ["model", "variant"]
     "adaptive",
     title="Adaptive ratios against one ratio fixed on the other data sources",
     caption="""
-Rules that choose how many sites to remove, against one ratio for all runs, fixed by validation
-errors on the other data sources. Negative changes are better.
+Rules that choose how many sites to remove, compared with one ratio for all runs, which is chosen by
+validation errors on the other data sources. Negative changes are better.
 *Fine-tunings* is the number of masks that a rule fine-tunes: rules that use fine-tuned masks train
-the whole path. With two sources, the fixed ratio of each comes from the other one alone.
+the whole path. With two sources, the fixed ratio of one source is chosen on the other source.
 """,
     layout=Layout(
         ("model", "variant", "source", "rule"),
@@ -62,9 +62,9 @@ def adaptive(frames: Frames) -> pd.DataFrame:
     """Test error of each rule against the control and the fixed ratio, and the cost of the rule.
 
     Columns: model, variant, source (or `all`), rule, measure, mean, low, high, sd, n (runs),
-    missing, unit. The row `fixed ratio` is the opponent: the ratio with the lowest validation error
-    on the other sources. Averages take seeds first, then horizons, datasets of a source, sources;
-    intervals of the changes are over seeds.
+    missing, unit. The row `fixed ratio` is the ratio with the lowest validation error on the other
+    sources. Averages take seeds first, then horizons, datasets of a source, sources; intervals of
+    the changes are over seeds.
 
     Raises:
         Absent: if no rule chose a mask.
@@ -75,7 +75,7 @@ def adaptive(frames: Frames) -> pd.DataFrame:
     rows = comparison(frames.results, frames.selections)
     fixed = rows["rule"] == FIXED
     rows = rows.astype(dict.fromkeys(MEASURES, "float64"))
-    # The opponent does not differ from itself, and the rules do not have one ratio.
+    # The fixed ratio has no difference from itself, and a rule has no single ratio.
     rows["difference"] = rows["difference"].mask(fixed)
     rows["fixed_ratio"] = rows["fixed_ratio"].where(fixed)
     both = pd.concat([rows.assign(place=rows["source"]), rows.assign(place=ALL)])
@@ -87,7 +87,7 @@ def adaptive(frames: Frames) -> pd.DataFrame:
     table = pd.concat([table for table in tables if not table.empty], ignore_index=True)
     table = table.rename(columns={"place": "source"}).drop(columns="p")
     table.loc[table["unit"] != "%", ["low", "high"]] = float("nan")
-    # The mean of the ratios that sources chose for each other is not a ratio anyone would use.
+    # The ratios differ between sources, and their mean is not a ratio that was used.
     table = table[(table["measure"] != RATIO) | (table["source"] != ALL)]
     names = {**{rule: f"auto:{rule}" for rule in rules}, FIXED: FIXED}
     table = table.assign(
@@ -105,14 +105,14 @@ def comparison(
 ) -> pd.DataFrame:
     """Test error of the mask of each rule and of the fixed ratio, one row per run and rule.
 
-    The masks are those of `criterion`, by default of SPAT. The first data order is taken. The row
-    `fixed ratio` of a run is the opponent.
+    The masks are those chosen by `criterion`, by default the criterion of SPAT. Only the first data
+    order is used. The row `fixed ratio` of a run is the ratio that the rules are compared with.
 
     Returns:
-        RUN, `rule`, `mask`, `removed`, `mse`, `change` (against the control, a share),
+        RUN, `rule`, `mask`, `removed`, `mse`, `change` (against the control, a fraction),
         `fixed_ratio`, `fixed_mse`, `difference` (mse / fixed_mse - 1, negative where the rule is
-        better), and `finetunings`: the number of masks that are fine-tuned to get the chosen one,
-        at least 1. The fixed columns are missing where no other source ran this model and variant.
+        better), and `finetunings`: the number of masks that the rule fine-tunes to choose one, at
+        least 1. The columns `fixed_*` are missing if no other source ran this model and variant.
     """
     criterion = criterion or methods.reading(selections)
     errors = _errors(results)
@@ -136,8 +136,8 @@ def comparison(
 def fixed_ratios(candidates: pd.DataFrame) -> pd.DataFrame:
     """For each `source`, the `ratio` with the lowest validation error on all other sources.
 
-    `candidates` has the columns of a run, `ratio` and `val_change`. The smallest of equal ratios is
-    taken. A source has no row if there are no others.
+    `candidates` has the columns of a run, `ratio` and `val_change`. Of ratios with equal errors the
+    smallest is taken. If there is only one source, it has no row.
     """
     tables = []
     for source in candidates["source"].unique():
@@ -150,7 +150,7 @@ def fixed_ratios(candidates: pd.DataFrame) -> pd.DataFrame:
 
 
 def _errors(results: pd.DataFrame) -> pd.DataFrame:
-    """RUN, `mask`, `mse` on test, and the changes against the control on test and validation."""
+    """RUN, `mask`, the test `mse`, and the changes against the control on test and validation."""
     first = results[results["order"] == 0]
     test, validation = (
         in_domain(first, split)[[*RUN, "mask", "mse"]] for split in ("test", "validation")

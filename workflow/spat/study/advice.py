@@ -1,9 +1,9 @@
 """Can attention go from a forecaster of your own data, and what is saved?
 
-The answer of `spat.pipeline.advise` in words, as a table and as a picture. The number of attention
-modules to remove is chosen on validation; the test windows say how the error changes. Changes are
-against the better by validation of the dense network and the control, with the intervals of
-`spat.study.statistics.bootstrap`.
+Holds the result of `spat.pipeline.advise` and renders it as text, table and figure. The number of
+attention modules to remove is chosen on validation windows; the change of the error is measured on
+test windows. Changes are relative to the dense network or the control, whichever has the lower
+validation error, with intervals from `spat.study.statistics.bootstrap`.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ class Network:
     """A trained network of the comparison.
 
     Attributes:
-        name: How it is called in words and table.
-        removed: Attention modules that it lacks.
-        mask: Which it keeps (`spat.attention.mask`).
+        name: The name of the network in text and table.
+        removed: The number of removed attention modules.
+        mask: The modules that are kept (`spat.attention.mask`).
         validation: MSE of the validation windows; infinite if training diverged.
         losses: MSE of each test window, [N].
         mae: Mean absolute error of the test windows.
-        parameters: How many it has.
-        flops: Of one forecast.
-        latency_ms: Of one forecast, in milliseconds.
+        parameters: The number of parameters.
+        flops: Floating-point operations of one forecast.
+        latency_ms: Time of one forecast, in milliseconds.
     """
 
     name: str
@@ -60,24 +60,24 @@ class Network:
 
     @property
     def mse(self) -> float:
-        """Of the test windows."""
+        """MSE of the test windows."""
         return float(self.losses.mean(dtype="float64"))
 
 
 @dataclass(frozen=True, eq=False)
 class Advice:
-    """What `advise` found. Prints as the advice in words, then the table.
+    """The result of `advise`. `print` shows the advice as text, then the table.
 
     Attributes:
-        folder: Where `advice.txt`, `advice.csv`, `advice.png` and the forecasters `dense`,
-            `recommended` and `linear` lie.
-        title: The data and what is forecast.
-        model: The Transformer.
-        lookback: Rows that a forecast is made from.
-        horizon: Rows that are forecast.
-        path: The dense network, the control, and the networks without 1, 2, ... all modules.
+        folder: The folder of `advice.txt`, `advice.csv`, `advice.png` and the saved forecasters
+            `dense`, `recommended` and `linear`.
+        title: The name of the data and the length of the forecast.
+        model: The name of the Transformer.
+        lookback: The number of input rows of a forecast.
+        horizon: The number of forecast rows.
+        path: The dense network, the control, and the networks with 1, 2, ... all modules removed.
         linear: The linear model.
-        uncertain: Whether the machine was busy when the latencies were measured.
+        uncertain: Whether other work ran on the machine while the latencies were measured.
     """
 
     folder: Path
@@ -91,23 +91,23 @@ class Advice:
 
     @property
     def sites(self) -> int:
-        """Attention modules of the dense network."""
+        """The number of attention modules of the dense network."""
         return self.path[-1].removed
 
     @cached_property
     def reference(self) -> Network:
-        """The better by validation of the dense network and the control."""
+        """The dense network or the control, whichever has the lower validation error."""
         return min((n for n in self.path if not n.removed), key=lambda n: n.validation)
 
     @cached_property
     def chosen(self) -> Network:
-        """The best network by validation; of equal ones the one that lacks most."""
+        """The network with the lowest validation error; of equal ones that with fewest modules."""
         best = min(self.path, key=lambda n: (n.validation, -n.removed))
         return best if best.removed else self.reference
 
     @property
     def recommended(self) -> Network:
-        """The chosen network, or the reference where the test shows that the chosen is worse."""
+        """The chosen network, or the reference if the chosen one is worse on the test windows."""
         return self.reference if self.change(self.chosen).low > 0 else self.chosen
 
     def change(self, network: Network, against: Network | None = None) -> Change:
@@ -119,10 +119,10 @@ class Advice:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """A row a network; changes are shares, with a 95 % interval from `low` to `high`.
+        """One row per network. Changes are fractions, with a 95 % interval from `low` to `high`.
 
-        Errors are in (squared) standard deviations of the training rows. `role` says which network
-        is the reference, which one validation chose, and which one is recommended.
+        Errors are in (squared) standard deviations of the training rows. `role` marks the
+        reference, the network that validation chose, and the recommended network.
         """
         rows = []
         for network in (*self.path, self.linear):
@@ -148,17 +148,17 @@ class Advice:
 
     @property
     def words(self) -> str:
-        """The advice."""
+        """The advice as text."""
         parts = [self._verdict(), self._emptied(), self._saved(), self._linear()]
         parts.append(
             "How sure this is: each network was trained once. The interval covers other test "
             "windows (paired block bootstrap, blocks of lookback + horizon), not another random "
-            "start, which can move an error by about a percent."
+            "start, which can change an error by about one percent."
         )
         return "\n".join(textwrap.fill(part, WIDTH) for part in parts if part)
 
     def figure(self) -> Figure:
-        """Changes with their intervals on the left, costs on the right."""
+        """A figure: changes of the error with their intervals (left), and costs (right)."""
         from spat.study.pages import style
 
         networks = (*self.path, self.linear)

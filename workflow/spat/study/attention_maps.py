@@ -1,4 +1,4 @@
-"""How do the attention maps of the modules that are left change by pruning?"""
+"""How does pruning change the attention maps of the remaining modules?"""
 
 from __future__ import annotations
 
@@ -27,20 +27,21 @@ SITES: Final = 6
     "attention_maps",
     title="Attention maps before and after pruning",
     caption="""
-The mean attention map of each module, over one batch of training windows, all heads and the first
-seed of a cell: of the dense model, of the control (the dense model after the extra epochs), and of
-the network that is left by SPAT at the ratio nearest to one half. Rows are queries, columns are
-keys. Weights are in multiples of a uniform weight, with one scale for all maps; the largest weight
-is given above each map. A cross stands for a module that was removed.
-Of more than three cells some are shown, and of more than six modules the first six.
+The mean attention map of each module, over one batch of training windows and all heads, for the
+first seed of a cell. The rows of panels are the dense model, the control (the dense model after the
+extra epochs), and the network that SPAT prunes at the ratio nearest to one half. In each map, rows
+are queries and columns are keys. Weights are in multiples of a uniform weight, with one scale for
+all maps; the largest weight is given above each map. A cross marks a module that was removed.
+If there are more than three cells, some of them are shown; if there are more than six modules, the
+first six.
 """,
 )
 def attention_maps(frames: Frames) -> Figure:
     """The maps of each site in the dense model, the control and the pruned network of a cell.
 
     Raises:
-        Absent: if the maps of pruned networks were not kept, or no ratio between none and all of
-            the sites was pruned.
+        Absent: if the maps of pruned networks were not kept, or no mask of SPAT keeps some sites
+            and removes others.
     """
     maps = frames.maps
     if not maps["network"].ne(DENSE).any():
@@ -52,7 +53,7 @@ def attention_maps(frames: Frames) -> Figure:
     left = rows["method"].ne(DENSE) & rows["method"].ne(CONTROL)
     rows = rows.merge(rows.loc[left, [*RUN]].drop_duplicates(), on=list(RUN))
     if rows.empty:
-        raise Absent("SPAT removed no share of the modules between none and all of them.")
+        raise Absent("No mask of SPAT keeps some modules and removes others.")
     parts = [(title, _first_seed(part)) for title, part in style.sample(rows, CELLS)]
     names = [list(part.loc[part["method"] == DENSE, "name"].unique())[:SITES] for _, part in parts]
     columns = max(map(len, names))
@@ -73,7 +74,7 @@ def attention_maps(frames: Frames) -> Figure:
     for axis in axes.ravel():
         axis.set(xticks=[], yticks=[])
         axis.grid(visible=False)
-        if not axis.has_data():  # a cell with fewer sites than another one
+        if not axis.has_data():  # a cell with fewer sites than another cell
             axis.remove()
     for image in images:
         image.set_clim(0, max(part["value"].max() for _, part in parts))
@@ -107,7 +108,7 @@ def _first_seed(part: pd.DataFrame) -> pd.DataFrame:
 
 
 def _map(axis: Axes, rows: pd.DataFrame, name: str) -> list[AxesImage]:
-    """Draw one map, or a cross where the site was removed; the images that were drawn."""
+    """Draw one map, or a cross if the site was removed, and return the images drawn."""
     if rows.empty:
         for ends in ((0, 1), (1, 0)):
             axis.plot((0, 1), ends, color=style.GREY, lw=0.6)

@@ -19,7 +19,7 @@ import scipy.stats
 
 from spat.study.statistics.tests import t_interval
 
-# Percent of the error: within it the two precisions are called equivalent.
+# Precisions are called equivalent if their errors differ by less than this, in percent.
 MARGIN: Final = 0.3
 PRECISIONS: Final = ("float32", "bf16")
 RUN: Final = ["dataset", "model", "variant", "setting", "seed"]
@@ -29,22 +29,22 @@ ALL: Final = "all"
 
 
 def changes(float32: Path, bf16: Path) -> pd.DataFrame:
-    """The test error of each network in bfloat16 against its twin in float32, in percent.
+    """Change of each network's test error from float32 to bfloat16, in percent.
 
     Columns: `PAIR` and `change`.
 
     Raises:
-        ValueError: if a folder holds another precision than its place says, or a network has no
-            twin in the other.
+        ValueError: if `float32` or `bf16` holds networks of another precision, or a network of one
+            folder is missing in the other.
     """
     errors = [_errors(*one) for one in zip((float32, bf16), PRECISIONS, strict=True)]
     both = errors[0].merge(errors[1], "outer", PAIR, indicator=True, validate="1:1")
-    alone = both[both["_merge"] != "both"]
-    if len(alone):
-        place = bf16 if alone["_merge"].iloc[0] == "left_only" else float32
+    unpaired = both[both["_merge"] != "both"]
+    if len(unpaired):
+        place = bf16 if unpaired["_merge"].iloc[0] == "left_only" else float32
         raise ValueError(
-            f"{place}: {len(alone)} errors have no twin there, the first is that of "
-            f"{alone[PAIR].iloc[0].to_dict()}: run both experiments to their end"
+            f"{place}: {len(unpaired)} networks of the other experiment are missing, the first is "
+            f"{unpaired[PAIR].iloc[0].to_dict()}: run both experiments to their end"
         )
     change = 100.0 * (both["value_y"] / both["value_x"] - 1.0)
     return both[PAIR].assign(change=change)
@@ -90,8 +90,8 @@ def _errors(folder: Path, precision: str) -> pd.DataFrame:
     networks = pd.read_parquet(folder / "networks.parquet")
     if (trained := sorted(networks["precision"].unique())) != [precision]:
         raise ValueError(
-            f"{folder}: trained in {' and '.join(trained)}, but {precision} is compared here: give "
-            "the folder of float32 first, then that of bf16"
+            f"{folder}: its networks were trained in {' and '.join(trained)} instead of "
+            f"{precision}: give the folder of float32 first, then the folder of bf16"
         )
     rows = pd.read_parquet(folder / "measurements.parquet")
     tested = (rows["split"] == "test") & (rows["target"] == rows["dataset"])

@@ -37,9 +37,9 @@ _COLUMNS: Final = [*_BY, "measure", "mean", "low", "high", "sd", "n", "missing",
     caption="""
 How much the test error changes against the control, over independent data sources: datasets of the
 same sensors count as one source.
-The mean over sources comes with the standard deviation between them. The mixed model checks it on
-all cells, with a random effect of the source; with few sources its interval is too narrow.
-Wilcoxon's test needs at least six sources, and is adjusted for the number of methods.
+The mean over sources is given with the standard deviation between sources. As a check, a mixed
+model uses all cells, with a random effect of the source; with few sources its interval is too
+narrow. Wilcoxon's test needs at least six sources, and is adjusted for the number of methods.
 """,
     layout=Layout(("model", "variant", "method"), "measure", best=False, counted="sources"),
     notes=(
@@ -55,10 +55,9 @@ def by_source(frames: Frames) -> pd.DataFrame:
     """Change of the test MSE against the control over data sources, in percent.
 
     Columns: model, variant, method, measure, mean, low, high, sd, n (sources), missing, unit. The
-    mean over sources has the standard deviation between them. The mixed model, a sensitivity check,
-    uses all cells with a random effect of their source. Wilcoxon's test is made over at least
-    `MIN_SOURCES` sources and adjusted over the methods of a model and variant, all of which were
-    planned.
+    `sd` of the mean over sources is the standard deviation between sources. The mixed model, a
+    sensitivity check, uses all cells with a random effect of their source. Wilcoxon's test needs
+    at least `MIN_SOURCES` sources, and is adjusted over all methods of a model and variant.
 
     Raises:
         Absent: if there are fewer than two sources, or nothing was pruned.
@@ -145,7 +144,7 @@ def improvement(frames: Frames) -> Figure:
 def _sources(
     axis: Axes, rows: pd.DataFrame, metric: str, order: list[str], shift: float, label: str
 ) -> None:
-    """The changes of one method in one metric by source, and below them their mean."""
+    """Draw the changes of one method in one metric by source, and their mean below them."""
     table = summarise(rows, metric, ["source"]).set_index("source").reindex(order)
     values = table[metric].dropna()
     low, high = t_interval(values)

@@ -1,9 +1,9 @@
 """What else could explain a gain: training from scratch, a smaller model, more regularisation?
 
-Some controls are variants of their own, named ``BASE+KIND`` (`deep128+narrow`) or
-``BASE+KINDVALUE`` (`deep128+dropout0.2`) where a kind is tried at several values. Of these values,
-and the base variant itself, which is the kind at the value that it already has, each run takes the
-one with the best validation error. The test errors of the others are not used.
+Some controls are separate variants, named ``BASE+KIND`` (`deep128+narrow`), or ``BASE+KINDVALUE``
+(`deep128+dropout0.2`) if a kind is tried at several values. The base variant counts as one more
+value of the kind. Each run takes the value with the best validation error; the test errors of the
+other values are not used.
 """
 
 from __future__ import annotations
@@ -44,43 +44,43 @@ _KIND: Final = r"^(?P<kind>.+?)(?P<value>\d[\d.]*)?$"
     "controls",
     title="What else could explain a gain: training from scratch, size, regularisation",
     caption="""
-What else could explain a gain of pruning. The same masks were trained from random weights with as
-many epochs in all: if they are as good, the smaller architecture matters and not the weights it was
-pruned from.
-Dense models without pruning: *narrow* has the parameters and FLOPs of the network without any
-attention; *dropout* and *sam* (sharpness-aware minimisation) regularise instead, each at the value
-with the best validation error of the seed. They are trained like the dense model, without the extra
-epochs of fine-tuning, and are to be compared with it.
+What else could explain a gain of pruning. The same masks were trained from random weights, for the
+same total number of epochs: if their errors are as low, the gain comes from the smaller
+architecture and not from the pre-trained weights.
+The other controls are dense models without pruning. *narrow* has as many parameters and FLOPs as
+the network without any attention. *dropout* and *sam* (sharpness-aware minimisation) add
+regularisation, with the value that has the lowest validation error of the seed. These models are
+trained like the dense model, without the extra epochs of fine-tuning: compare them with it.
 """,
     layout=Layout((*SHOWN, "method"), "measure", within=SHOWN),
     notes=(
-        "From scratch: the same mask on random weights, with the epochs and learning rates of "
-        "pre-training and fine-tuning together.",
+        "From scratch: the same mask trained from random weights, with the epochs and learning "
+        "rates of pre-training followed by fine-tuning.",
         Note(
             VERSUS_TUNED,
             f"{VERSUS_TUNED}: interval by the paired moving-block bootstrap over test windows, "
             "crossed with seeds. The CSV file says whether the two are equivalent within the "
             "margin.",
         ),
-        "Below the masks: dense models trained like the dense one, without the extra epochs, and "
-        "to be compared with it: narrow (as small as the network without attention), dropout, sam "
-        "(sharpness-aware minimisation).",
-        "Tuned: each seed takes the value with its best validation error; leaving the model "
-        "unchanged (base) is one of the values.",
+        "Below the masks: models without pruning, trained like the dense model and without the "
+        "extra epochs: narrow (as small as the network without attention), dropout, sam "
+        "(sharpness-aware minimisation). Compare them with the dense model.",
+        "Tuned: each seed takes the value with the lowest validation error; the unchanged model "
+        "(base) is one of the values.",
         NOTE_CHOSEN,
         NOTE_REPEATED,
         NOTE_PAIRED,
     ),
 )
 def controls(frames: Frames) -> pd.DataFrame:
-    """Pruned and fine-tuned, the same masks from scratch, and the variants that are controls.
+    """Errors of pruned networks, of the same masks trained from scratch, and of control variants.
 
     Columns: dataset, model, variant, lookback, horizon, method, measure (MSE, its changes against
     the dense model and the control, MAE, both errors of the mask trained from scratch, its change
     against the fine-tuned one, parameters, FLOPs), mean, low, high, sd, n, missing, unit, values,
-    equivalent. A kind of control that has values is `(tuned)`:
-    every seed takes the value with its best validation error, which may be the unchanged variant
-    (`base`), and `values` counts them.
+    equivalent. The name of a kind that was tried at several values ends with `(tuned)`: each seed
+    takes the value with the lowest validation error, which may be the unchanged variant (`base`),
+    and `values` counts how many seeds took each value.
 
     Raises:
         Absent: if nothing was trained from scratch and no variant is a control.
@@ -117,10 +117,11 @@ def controls(frames: Frames) -> pd.DataFrame:
     "controls",
     title="Pruned, trained from scratch, narrower, and regularised, side by side",
     caption="""
-Change of the test MSE against the dense model, side by side: fine-tuned after pruning, the same
-masks trained from random weights (open marks), and dense models that are narrower or regularised.
-Negative is better than the dense model. Bars are standard deviations over seeds, of changes that
-are paired by seed; those from scratch are changes of the mean over seeds and have no bars.
+Change of the test MSE against the dense model, side by side: networks fine-tuned after pruning, the
+same masks trained from random weights (open marks), and models without pruning that are narrower or
+regularised. Negative is better than the dense model. Changes are paired by seed, and bars are
+standard deviations over seeds. For masks trained from scratch, the change is that of the mean over
+seeds, without a bar.
 """,
 )
 def side_by_side(frames: Frames) -> Figure:
@@ -168,14 +169,14 @@ def side_by_side(frames: Frames) -> Figure:
 
 
 def tuned(results: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
-    """Dense test results of the controls: for each kind, at the value that validation prefers.
+    """Dense test results of the controls: for each kind, the value with the best validation error.
 
-    `controls` has the column `control_of`, the variant that each row is a control of.
+    `controls` has the column `control_of`: the variant that the row is a control of.
 
     Returns:
-        The columns of `results`, with the `variant` they are compared with, and `kind` and `value`
-        (`BASE` where the unchanged variant is best): one row per run of that variant and kind. A
-        value whose training diverged is chosen only where no other was tried.
+        The columns of `results`, where `variant` is the variant that the control is compared with,
+        and `kind` and `value` (`BASE` if the unchanged variant is best): one row per run of that
+        variant and kind. A value whose training diverged is chosen only if there is no other.
     """
     dense = results[results["phase"] == "dense"]
     rows = controls[controls["phase"] == "dense"]
@@ -205,7 +206,7 @@ def _measures(trained: pd.DataFrame, scratch: pd.DataFrame) -> Iterator[pd.DataF
 
 
 def _equivalence(frames: Frames, names: pd.DataFrame) -> pd.DataFrame:
-    """The change of each mask trained from scratch against the same mask fine-tuned, per cell."""
+    """Change of each mask trained from scratch against the same mask fine-tuned, per cell."""
     losses = frames.losses[frames.losses["target"] == frames.losses["dataset"]]
     finite = losses["mse"].map(lambda values: bool(np.isfinite(values).all())).astype(bool)
     table = relative_changes(

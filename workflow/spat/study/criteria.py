@@ -1,8 +1,9 @@
 """Which criterion chooses well, and is it better than chance?
 
-Where every mask was fine-tuned, the mask of a criterion is compared with all masks that it could
-have chosen: per run, criterion and K, the number of sites removed, for 0 < K < N. Errors are test
-MSEs after fine-tuning. Where a run has several data orders, the error of a mask is their mean.
+In runs in which every mask was fine-tuned, the mask of a criterion is compared with all masks that
+it could have chosen, per run, criterion and number K of removed sites, for 0 < K < N. Errors are
+test MSEs after fine-tuning. If a run has several data orders, the error of a mask is the mean over
+them.
 """
 
 from __future__ import annotations
@@ -74,8 +75,8 @@ _GROUP: Final = [*RUN, "removed"]
     caption="""
 Test error after fine-tuning, by the criterion that chose the mask and by the share that was
 removed. A good criterion has low errors.
-Random masks are averaged over draws. Where all masks were trained, *mean of all masks* is the
-expected error of a random choice.
+Random masks are averaged over draws. If all masks were trained, *mean of all masks* is the expected
+error of a random choice.
 """,
     layout=Layout((*SHOWN, "level", "criterion"), "share", within=(*SHOWN, "level")),
     notes=(
@@ -84,13 +85,13 @@ expected error of a random choice.
     ),
 )
 def criteria(frames: Frames) -> pd.DataFrame:
-    """Test MSE by criterion, level and share removed; where all masks are trained, their mean.
+    """Test MSE by criterion, level and share removed, and the mean of all masks if all are trained.
 
     Columns: dataset, model, variant, lookback, horizon, level, criterion, share, mean, sd, n,
-    missing, unit. Random draws of one seed count with their mean.
+    missing, unit. Random draws of one seed are averaged first.
 
     Raises:
-        Absent: if nothing was pruned at a ratio between none and all.
+        Absent: if no mask at a ratio between 0 and 1 was fine-tuned.
     """
     rows = methods.by_decision(frames)
     rows = pd.concat([rows, _all_masks(frames, rows)], ignore_index=True)
@@ -110,11 +111,12 @@ def criteria(frames: Frames) -> pd.DataFrame:
     "quality",
     title="Quality of the criteria where every mask was fine-tuned",
     caption="""
-How good each criterion is where all masks were fine-tuned.
+How good each criterion is in runs in which all masks were fine-tuned.
 The gain is the mean error of all masks with as many sites removed, minus the error of the
-criterion's mask: zero is chance.
-The regret is the distance to the best mask, known in hindsight or chosen on other seeds or data
-orders. The regret that equal masks would show by noise alone is given for comparison.
+criterion's mask. A random choice has an expected gain of zero.
+The regret is the error of the criterion's mask minus that of the best mask. The best mask is chosen
+in hindsight, on other seeds or on other data orders. For comparison, the table gives the regret
+that noise alone would cause if all masks were equally good.
 Tau-b compares the scores with the change of the fine-tuned error when each site is left out.
 Criteria that order the sites of every run identically share a row.
 P-values are adjusted over all criteria. Intervals are over seeds: they do not reflect variation
@@ -127,22 +129,24 @@ across datasets.
         "Regret: the error of the criterion's mask minus that of the oracle's mask.",
         "Intervals (t; variances pooled over cells unless Bartlett's test rejects that they are "
         "equal) are over seeds: they do not reflect variation across test windows or datasets.",
-        "P-values: of a gain by a t-test over seeds, of an agreement by permuting the sites of "
-        "each run; both are adjusted over all criteria. The last one permutes the sites of all "
-        "runs alike. N sites have N! orders, so that it is at least 1/N!: 0.042 for four sites.",
+        "P-values of a gain are from a t-test over seeds, those of an agreement from permutations "
+        "of the sites of each run; both are adjusted over all criteria. The last p-value applies "
+        "the same permutation to all runs. N sites have N! orders, so it is at least 1/N!: 0.042 "
+        "for four sites.",
     ),
 )
 def quality(frames: Frames, of: Sequence[str] = ("model", "variant")) -> pd.DataFrame:
     """Measures of each criterion per model, averaged over its cells, with intervals over seeds.
 
-    Columns: `of`, criterion, measure, mean, low, high, sd, n (runs), missing, unit. Gains and
-    regrets are percent of the error they are compared with. The p-value of a gain is that of a
-    t-test over seeds; those of an agreement are of `spat.study.leave_one_out.agreement_tests`.
-    Criteria that order the sites of every run identically are one row. Averages take seeds first,
-    then horizons, datasets of a source, sources.
+    Columns: those in `of`, criterion, measure, mean, low, high, sd, n (runs), missing, unit. Gains
+    and regrets are percent of the error that they are compared with. The p-value of a gain is from
+    a t-test over seeds; those of an agreement are from
+    `spat.study.leave_one_out.agreement_tests`. Criteria that order the sites of every run
+    identically share a row. Averages take seeds first, then horizons, datasets of a source,
+    sources.
 
     Raises:
-        Absent: if in no run all masks with some number of sites removed are fine-tuned.
+        Absent: if no run has all masks fine-tuned that remove some number of its sites.
     """
     measured = gained(frames)
     if measured.empty:
@@ -177,8 +181,8 @@ def quality(frames: Frames, of: Sequence[str] = ("model", "variant")) -> pd.Data
     "quality_cells",
     title="Quality of the criteria, cell by cell",
     caption="""
-The gain over chance of each criterion, and how well it agrees with the change when each site is
-left out, in every cell.
+The gain over chance of each criterion, and its agreement with the change of the error when each
+site is left out, for each cell.
 The averages of the table *quality* can hide that cells disagree: read both tables together.
 """,
     layout=Layout((*SHOWN, "criterion"), "measure", best=False, counted="runs"),
@@ -188,10 +192,10 @@ The averages of the table *quality* can hide that cells disagree: read both tabl
     ),
 )
 def quality_cells(frames: Frames) -> pd.DataFrame:
-    """Gains and agreement of each criterion in every cell: `quality`, not averaged.
+    """Gains and agreement of each criterion in each cell: `quality` without averages over cells.
 
     Raises:
-        Absent: as `quality`.
+        Absent: if `quality` raises it.
     """
     table = quality(frames, SHOWN)
     table = table[table["measure"].isin((GAIN, NO_GAIN, AGREEMENT, NO_AGREEMENT))]
@@ -204,19 +208,20 @@ def quality_cells(frames: Frames) -> pd.DataFrame:
     title="Gain over chance and regret of the criteria",
     caption="""
 Is a criterion better than chance? Left: its gain over the mean of all masks with as many sites
-removed. Right: its regret against the best mask, known in hindsight or chosen on other seeds;
-crosses mark the regret that equal masks would show by noise alone. Intervals are over seeds.
+removed. Right: its regret against the best mask, chosen in hindsight or on other seeds; crosses
+mark the regret that noise alone would cause if all masks were equally good. Intervals are over
+seeds.
 """,
 )
 def criteria_quality(frames: Frames) -> Figure:
     """Gain over chance and regret of each criterion.
 
     Left: how much lower the error of the criterion's mask is than the mean of all masks. Right: how
-    much higher it is than that of the best mask; crosses are the regret that equal masks would
-    show. Intervals are over seeds.
+    much higher it is than the error of the best mask; crosses are the regret of equally good masks.
+    Intervals are over seeds.
 
     Raises:
-        Absent: as `quality`.
+        Absent: if `quality` raises it.
     """
     table = quality(frames)
     parts = style.panels(table, ["model", "variant"])[:MODELS]
@@ -266,7 +271,7 @@ def criteria_changes(frames: Frames) -> Figure:
     """Change of the test MSE against the control by criterion, level and share removed.
 
     Raises:
-        Absent: if nothing was pruned at a ratio between none and all.
+        Absent: if no mask at a ratio between 0 and 1 was fine-tuned.
     """
     rows = methods.with_change(methods.by_decision(frames), frames)
     rows = rows.assign(series=rows["criterion"] + " " + rows["level"].map(LEVELS))
@@ -302,15 +307,15 @@ def criteria_changes(frames: Frames) -> Figure:
     "sites_removed",
     title="Change of the test MSE by the number of modules removed",
     caption="""
-Change of the test MSE against the control by the number of attention modules removed. Dots are all
-fine-tuned masks, each the mean over seeds; the grey line is their mean, which is what a random
-choice gives. The masks of SEND, and of the criterion with the highest gain over chance, are on
-top. That criterion was chosen by these very errors: the table *winner* says what is left of its
-gain on other data.
+Change of the test MSE against the control by the number of attention modules removed. Each dot is a
+fine-tuned mask, averaged over seeds; the grey line is the mean of all masks, the expected error of
+a random choice. Larger marks show the masks of SEND and of the criterion with the highest gain over
+chance. That criterion was selected by the same errors that are shown: the table *winner* gives its
+gain on data that did not select it.
 """,
 )
 def by_removed(frames: Frames) -> Figure:
-    """All masks by the number of sites removed, with SEND and the best criterion on top.
+    """Change of all masks by the number of sites removed; SEND and the best criterion are marked.
 
     Raises:
         Absent: if no model has attention sites, or only the control was fine-tuned.
@@ -378,11 +383,12 @@ not independent.
 def critical_difference(frames: Frames) -> Figure:
     """Mean ranks of the criteria by the test error of their site masks, one panel a model.
 
-    A case is a source: seeds, horizons and its datasets are averaged before they are ranked
-    (Demsar 2006). A bar joins criteria that do not differ significantly (Nemenyi's test).
+    A case is a source: errors are averaged over its seeds, horizons and datasets before criteria
+    are ranked (Demsar 2006). A bar joins criteria that do not differ significantly (Nemenyi's
+    test).
 
     Raises:
-        Absent: if no model ran on enough independent sources, or had fewer than three criteria.
+        Absent: if no model has at least three criteria and enough independent sources.
     """
     every = rankings(frames)
     shown = {name: r for name, r in every.items() if r.critical_difference is not None}
@@ -408,7 +414,7 @@ def critical_difference(frames: Frames) -> Figure:
 
 @once
 def ranked(frames: Frames) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The decisions that criteria made, and the criteria that rank alike, merged: name -> label."""
+    """The decisions of criteria, and labels (by name) that merge criteria of equal rankings."""
     selections = frames.selections[~frames.selections["criterion"].isin(NOT_RANKING)]
     asked = set(selections.loc[selections["level"] == "site", "criterion"])
     return selections, merged_criteria(frames.scores[frames.scores["criterion"].isin(asked)])
@@ -425,7 +431,7 @@ def choices(selections: pd.DataFrame, labels: Mapping[str, str] | None = None) -
     """Site masks chosen at fixed ratios, one row per run, criterion, draw and K.
 
     Ratios that remove the same number of sites are one choice. `labels` renames criteria, so that
-    merged ones (`spat.study.statistics.ranks.merged_criteria`) count once.
+    merged criteria (`spat.study.statistics.ranks.merged_criteria`) count once.
 
     Raises:
         ValueError: if a criterion chose two masks for one run, draw and K.
@@ -448,12 +454,12 @@ def gains(
 ) -> pd.DataFrame:
     """Mean error over all masks with K sites removed, minus the error of the criterion's mask.
 
-    The mean is exactly the expected error of a random choice. So a gain is unbiased, and 0 is
-    chance.
+    The mean is the exact expected error of a random choice. So the gain is unbiased, and a random
+    choice has an expected gain of 0.
 
     Returns:
         RUN, `criterion`, `draw`, `removed`, `mask`, `mse`, `mean_mse`, `gain`, and `relative_gain`
-        (a share of `mean_mse`). Positive is better than chance.
+        (a fraction of `mean_mse`). Positive is better than chance.
     """
     errors = _mean_errors(exhaustive(results))
     errors["mean_mse"] = errors.groupby(_GROUP)["mse"].transform("mean")
@@ -468,16 +474,17 @@ def regrets(
 ) -> pd.DataFrame:
     """Error of the criterion's mask minus that of an oracle's mask, for three oracles.
 
-    `seeds`: the mask that was best on average over the other seeds of the cell. `orders`: the mask
-    that was best over the other data orders of the run, averaged over the order left out. Both are
-    unbiased: they are chosen on other fine-tunings than those they are judged on. `hindsight`: the
-    mask that is best on these very test errors. No criterion can reach it, and even equal masks
-    show a regret against it: `null_regret`, from the standard deviation of replicates
-    (`replicate_sd`) and the number of masks. It is 0 for the unbiased oracles.
+    `seeds`: the mask that is best on average over the other seeds of the cell. `orders`: for each
+    data order of the run, the mask that is best over the other orders; the results are averaged.
+    Both oracles are unbiased: they are chosen on other fine-tunings than those on which they are
+    evaluated. `hindsight`: the mask that is best on the test errors on which it is evaluated. It is
+    a lower bound for every criterion. Even if all masks were equally good, there would be a regret
+    against it: `null_regret`, computed from the standard deviation of replicates (`replicate_sd`)
+    and the number of masks. `null_regret` is 0 for the unbiased oracles.
 
     Returns:
         RUN, `criterion`, `draw`, `removed`, `oracle`, `mse`, `oracle_mse`, `regret`, `null_regret`
-        (missing where there are no replicates), and both as shares of `oracle_mse`:
+        (missing if there are no replicates), and both as fractions of `oracle_mse`:
         `relative_regret`, `relative_null`.
     """
     errors = exhaustive(results)
@@ -516,9 +523,9 @@ def rankings(frames: Frames) -> dict[str, Ranking]:
 
 
 def adjusted(table: pd.DataFrame, name: str, by: Sequence[str]) -> pd.DataFrame:
-    """The column `p` as a measure, adjusted over the criteria, and cells, of each model.
+    """The column `p` as a measure, adjusted over the criteria (and cells) of each model.
 
-    `by` are the keys of the rows, with model and variant among them.
+    `by` are the key columns of the rows; they contain model and variant.
     """
     groups = []
     for _, group in table.reset_index(drop=True).groupby(["model", "variant"]):
@@ -533,11 +540,11 @@ def adjusted(table: pd.DataFrame, name: str, by: Sequence[str]) -> pd.DataFrame:
 def mask_changes(frames: Frames) -> pd.DataFrame:
     """The change of every fine-tuned site mask against the control of its run, in percent.
 
-    This is what the masks of the criteria (`spat.study.methods.by_decision` with `with_change`) are
-    drawn over. The control and the mask that keeps nothing are among them.
+    The control and the mask that keeps nothing are included. The changes of the masks that criteria
+    chose are those of `spat.study.methods.by_decision` with `with_change`.
 
     Returns:
-        RUN, `mask`, `sites` (N), `removed` (K), `change`; of the first data order.
+        RUN, `mask`, `sites` (N), `removed` (K), `change`, for the first data order.
 
     Raises:
         Absent: if no model has attention sites.
@@ -563,7 +570,7 @@ _VALUES: Final = ["mean", "n", "measure", "unit"]
 
 
 def _all_masks(frames: Frames, decisions: pd.DataFrame) -> pd.DataFrame:
-    """Every site mask of the runs that trained all of them, under the ratios of the decisions."""
+    """Every site mask of the runs that trained all of them, at the ratios of the decisions."""
     rows = site_errors(methods.tested(frames.results))
     complete = rows.groupby(list(RUN))["mask"].transform("nunique") == 2 ** rows["sites"]
     rows = rows[complete]
@@ -579,7 +586,7 @@ def _mean_errors(errors: pd.DataFrame) -> pd.DataFrame:
 
 
 def _oracles(errors: pd.DataFrame) -> pd.DataFrame:
-    """RUN, `removed`, `order` (that of the errors judged), `oracle`, `oracle_mse`."""
+    """RUN, `removed`, `order` (of the evaluated errors), `oracle`, `oracle_mse`."""
     mean = _mean_errors(errors)
     hindsight = mean.groupby(_GROUP)["mse"].min().reset_index().assign(order=ALL_ORDERS)
     tables = [
@@ -593,7 +600,7 @@ def _oracles(errors: pd.DataFrame) -> pd.DataFrame:
 
 
 def _left_out(errors: pd.DataFrame, group: list[str], replicate: str) -> pd.DataFrame:
-    """The error, on each replicate, of the mask that is best over the group's other replicates."""
+    """For each replicate, the error of the mask that is best over the group's other replicates."""
     tables = []
     for key, rows in errors.groupby(group):
         table = wide(rows, replicate, "mask", "mse").dropna()
@@ -608,7 +615,7 @@ def _left_out(errors: pd.DataFrame, group: list[str], replicate: str) -> pd.Data
 
 
 def _null_regrets(results: pd.DataFrame, errors: pd.DataFrame) -> pd.DataFrame:
-    """RUN, `removed`, `null_regret`: the hindsight regret of equal masks, in units of the MSE."""
+    """RUN, `removed`, `null_regret`: the hindsight regret of equally good masks, as an MSE."""
     counted = errors.groupby([*_GROUP, "sites"], as_index=False).agg(
         mse=("mse", "mean"), orders=("order", "nunique")
     )
@@ -637,13 +644,16 @@ def _counted(count: int) -> str:
 
 
 def _short(label: str) -> str:
-    """A label of merged criteria: the first, and how many more; `send = snip` -> `send (+1)`."""
+    """A short label of merged criteria: the first, and the number of others.
+
+    `send = snip` -> `send (+1)`.
+    """
     first, *others = label.split(" = ")
     return f"{first} (+{len(others)})" if others else first
 
 
 def _diagram(axis: Axes, result: Ranking) -> None:
-    """Ranks on top, the best on the left; bars join criteria that do not differ significantly."""
+    """Draw the mean ranks, best on the left, and bars that join criteria without a difference."""
     from scikit_posthocs import critical_difference_diagram
 
     assert result.pairwise is not None

@@ -34,7 +34,7 @@ QUANTITIES: Final = {
     "latency_ms": ("Latency", "ms"),
     "memory_mb": ("Memory", "MB"),
 }
-# Methods drawn as larger open marks, since they share their place with another method.
+# Methods drawn as larger open marks, since they lie at the position of another method.
 RINGS: Final = (CHOSEN, CONTROL)
 DOTS: Final = "#bbbbbb"
 
@@ -44,9 +44,9 @@ DOTS: Final = "#bbbbbb"
     "efficiency",
     title="What pruning saves: the values of the dense model and the change against them",
     caption="""
-What pruning saves, and what it does to the error.
-The first column holds the values of the dense model; the other columns hold changes against them in
-percent.
+What pruning saves, and how it changes the error.
+The first column holds the values of the dense model; the other columns hold changes against the
+dense model in percent.
 Latency and peak memory were measured on an otherwise idle machine, dense and pruned models in
 alternation.
 The last rows average over all cells and give the averages that the SPAT paper (arXiv 2505.08768)
@@ -61,7 +61,7 @@ reports.
     ),
 )
 def efficiency(frames: Frames) -> pd.DataFrame:
-    """Errors and costs: those of the dense model, and the change against it of each method.
+    """Errors and costs of the dense model, and the change of each method against it.
 
     Columns: dataset, model, variant, lookback, horizon, metric, method, mean, sd, n, missing, unit,
     absolute (mean of the value itself), runs and publication. `mean` is the value itself for the
@@ -89,7 +89,7 @@ def efficiency(frames: Frames) -> pd.DataFrame:
     cells = methods.arrange(pd.concat(tables), SHOWN, methods.in_order(every["method"]))
     cells = cells.assign(metric=cells["metric"].astype(str), method=cells["method"].astype(str))
     averages = _averages(rows, changes)
-    if not frames.words.forecasts:  # the averages of the paper are of forecasts
+    if not frames.words.forecasts:  # the paper's averages are for forecasting
         averages = averages[averages["method"] != PAPER]
     table = pd.concat([cells, averages])
     table = table.astype({"lookback": "str", "horizon": "str"}).dropna(subset="mean")
@@ -100,7 +100,7 @@ def efficiency(frames: Frames) -> pd.DataFrame:
 
 
 def _averages(rows: pd.DataFrame, changes: pd.DataFrame) -> pd.DataFrame:
-    """Average change per quantity and method over all cells (of `runs` runs), and the paper's."""
+    """Average change per quantity and method over all cells (`runs` runs), and in the paper."""
     tables = []
     for quantity, (name, _) in QUANTITIES.items():
         changed = rows.assign(change=changes[quantity])
@@ -127,16 +127,16 @@ def _averages(rows: pd.DataFrame, changes: pd.DataFrame) -> pd.DataFrame:
 Change of the test MSE against the control (percent) against the floating-point operations of one
 forecast (percent of the dense model). Lower left is better; all panels have the same axes.
 Points are means over seeds with 95 % intervals (paired bootstrap over test windows and seeds).
-Where panels join several cells, bars are standard deviations over runs. The line is the front:
-methods that no other method beats in both. Small grey dots are all other masks that were
-fine-tuned. A method whose error is far outside the panel is given in brackets in the title.
+If panels join several cells, bars are standard deviations over runs. The line is the Pareto front:
+the methods for which no other method is better in both quantities. Small grey dots are all other
+fine-tuned masks. A method whose error is far outside the panel is given in brackets in the title.
 """,
 )
 def pareto(frames: Frames) -> Figure:
     """Change of the test MSE against the control, against FLOPs; one panel a cell.
 
-    Where there are many cells, panels join them. Grey dots are all other site masks, over the seeds
-    in which no method chose them. The front joins the methods that are not dominated.
+    If there are many cells, panels join them. Grey dots are all other site masks, averaged over the
+    seeds in which no method chose them. The line joins the methods on the Pareto front.
 
     Raises:
         Absent: if no model has attention sites.
@@ -180,14 +180,14 @@ def pareto_points(frames: Frames) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFr
     caption="""
 Measured time of a forward pass of the largest batch (`measure.batch_sizes`) against its
 floating-point operations, both in percent of the dense model. Bars are standard deviations over
-seeds. On the dotted diagonal, time falls as operations do; above it, part of the saving is lost to
-work that pruning does not change.
+seeds. On the dotted diagonal, time falls in proportion to the operations. Above it, time falls by
+less, since pruning does not change all parts of the work.
 """,
 )
 def latency(frames: Frames) -> Figure:
     """Measured latency of the largest batch against FLOPs, both in percent of the dense model.
 
-    On the diagonal, time falls as operations do.
+    On the diagonal, time falls in proportion to the operations.
 
     Raises:
         Absent: if no latency was measured.
@@ -208,7 +208,7 @@ def latency(frames: Frames) -> Figure:
 
 
 def _points(frames: Frames) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(methods, all other fine-tuned site masks) of each run on its own dataset."""
+    """(methods, all other fine-tuned site masks) of each run, tested on its own dataset."""
     rows = methods.at_home(frames)
     tuned = methods.tested(frames.results)
     tuned = tuned[(tuned["phase"] == "finetuned") & (tuned["target"] == tuned["dataset"])]
@@ -218,7 +218,7 @@ def _points(frames: Frames) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _relative(rows: pd.DataFrame, named: pd.DataFrame, column: str, new: str) -> pd.DataFrame:
-    """A column in percent of the dense model of the same run, under a new name."""
+    """`rows` with `column` in percent of the dense model of the same run, as the column `new`."""
     dense = named.loc[named["method"] == DENSE, [*RUN, column]].rename(columns={column: "dense"})
     joined = rows.merge(dense, on=list(RUN), how="left")
     return joined.assign(**{new: 100 * joined[column] / joined["dense"]}).drop(columns="dense")
@@ -285,7 +285,7 @@ def _scatter(
 
 
 def _limits(points: pd.DataFrame) -> tuple[float, float]:
-    """The range of `y` of all panels: most points of pruned models, and room around them."""
+    """The range of `y` for all panels: it holds most points of pruned models, with a margin."""
     known = points[~points["method"].isin(MODELS)]
     first, last = (float(value) for value in known["y"].quantile([0.1, 0.9]))
     room = 1.5 * max(last - first, 2.0)
@@ -296,7 +296,7 @@ def _limits(points: pd.DataFrame) -> tuple[float, float]:
 
 
 def _front(points: pd.DataFrame) -> pd.DataFrame:
-    """The points that no other point beats in both `x` and `y`, from left to right."""
+    """The Pareto front: points for which no other is lower in both `x` and `y`, sorted by `x`."""
     ordered = points.sort_values(["x", "y"])
     return ordered[ordered["y"] <= ordered["y"].cummin()]
 

@@ -3,10 +3,10 @@
     python -m spat.study.float32 > workflow/spat/study/precision.csv
 
 The sensitivities S come from untrained networks on generated data, whose attention has 7, 42 and
-321 keys: channels of ETT and of Electricity (iTransformer), patches at lookback 336 (PatchTST). The
-softmax over K keys moves by S / K about 1 / K, and float32 resolves 1 / K to 6e-8 / K; so the error
-is a matter of the size of S, which falls with the number of keys, and with the number of windows
-where the loss is a batch's mean.
+321 keys: the channels of ETT and of Electricity (iTransformer), and patches at lookback 336
+(PatchTST). The softmax over K keys differs from 1 / K by about S / K, and float32 resolves 1 / K to
+6e-8 / K. So the error depends on the size of S, which falls with the number of keys and, if the
+loss is the mean over a batch, with the number of windows.
 """
 
 from __future__ import annotations
@@ -35,14 +35,17 @@ CASES: Final = {
 HORIZON: Final = 96
 WINDOWS: Final = 16
 ROWS: Final = 800
-# S of a loss over this: of one window, and of the mean over a batch of 32.
+# The divisor of S for each loss.
 LOSSES: Final = {"of each window": 1, "mean of 32 windows": 32}
 
 
 def errors(trace: Trace, scale: float = 1.0) -> Tensor:
-    """What float32 does to SEND of S / scale, per window: its relative error and what it erases.
+    """The error of SEND in float32, computed from S / scale, for each window.
 
-    S is the float64 one, rounded. Returns [2, W]; erased is the share of rows that come out as 0.
+    S is computed in float64 and rounded to float32.
+
+    Returns:
+        [2, W]: the relative error of SEND, and the share of rows whose SEND becomes 0.
     """
     S, allowed = trace.mixing.S / scale, trace.mixing.allowed
     exact = dispersion(S, allowed)
@@ -54,11 +57,11 @@ def errors(trace: Trace, scale: float = 1.0) -> Tensor:
 
 
 def case(keys: int) -> list[dict[str, float | str]]:
-    """The rows of one number of keys, one for each loss.
+    """The rows of the table for one number of keys, one row for each loss.
 
-    Windows are averaged over the sites first: `bias` and `sd` are the mean and the deviation of
-    their relative error, `worst` is the largest of a single site, `erased` the share of rows that
-    float32 turns to 0.
+    Relative errors are averaged over the sites of a window first: `bias` and `sd` are their mean
+    and standard deviation over windows, `worst` is the largest error of a single site, and `erased`
+    is the share of rows whose SEND becomes 0 in float32.
     """
     model, lookback, channels = CASES[keys]
     settings = setup(model, "deep", "ETTh2", HORIZON).settings

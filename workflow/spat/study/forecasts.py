@@ -32,17 +32,17 @@ WINDOWS: Final = 3
     "forecasts",
     title="Forecasts of three test windows",
     caption="""
-Three test windows of each cell, their last channel: the end of the input, the truth, and the
-forecasts of the dense model, of the control, of SPAT at the ratio chosen on validation, and of the
-model with no attention left, in the standardised scale. Where SPAT chose to remove nothing or
-everything, its forecast is that of the control or of the model with no attention left.
-Where there are many cells, some of them at their shortest horizon.
+The last channel of three test windows of each cell: the end of the input, the truth, and the
+forecasts of the dense model, the control, SPAT at the ratio chosen on validation, and the model
+without attention, in the standardised scale. If SPAT chose to remove nothing or everything, its
+forecast is that of the control or of the model without attention.
+If there are many cells, some of them are shown at their shortest horizon.
 """,
 )
 def forecasts(frames: Frames) -> Figure:
     """Three test windows of each cell: the end of the input, the truth, and the forecasts.
 
-    The last channel, in standardised units. Where there are many cells, some of them.
+    Shows the last channel, in standardised units, of some of the cells if there are many.
 
     Raises:
         Absent: if no forecasts were kept.
@@ -96,7 +96,7 @@ def _window(axis: Axes, rows: pd.DataFrame, marks: dict[str, style.Mark]) -> Non
 
 
 def _label(name: str, chosen: str) -> str:
-    """The name of a line: what it is, or the method of its mask."""
+    """The name of a line in the legend; `chosen` is the mask of SPAT."""
     if not is_mask(name):
         return name
     if keeps_all(name):

@@ -1,7 +1,7 @@
-"""Do the gains of the criteria over chance stand?
+"""Are the gains of the criteria over chance robust?
 
-In another metric, without the cells of a single seed, over independent data sources, and when the
-best of many criteria is judged on sources that did not choose it.
+The gains are checked in a second metric, without the cells that have a single seed, over
+independent data sources, and, for the best criterion, on sources that did not select it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ _COLUMNS: Final = [*_BY, "measure", "mean", "low", "high", "sd", "n", "missing",
     caption="""
 The gain of each criterion over a random choice, in the MSE and the MAE, without the cells that have
 a single seed, and over independent data sources.
-Zero is chance, and positive is better than chance. P-values are adjusted over all criteria.
+A random choice has an expected gain of zero; positive is better than chance. P-values are adjusted
+over all criteria.
 """,
     layout=Layout(("model", "variant", "criterion"), "measure", best=False, counted="runs"),
     notes=(
@@ -62,7 +63,7 @@ def checked(frames: Frames) -> pd.DataFrame:
     unit. The measure of cells with several seeds is there only if some cells have one.
 
     Raises:
-        Absent: if in no run all masks with some number of sites removed are fine-tuned.
+        Absent: if no run has all masks fine-tuned that remove some number of its sites.
     """
     measured = gained(frames)
     if measured.empty:
@@ -92,13 +93,14 @@ def checked(frames: Frames) -> pd.DataFrame:
     "winner",
     title="The best criterion of many, judged on other sources",
     caption="""
-The best of many criteria looks better than it is. So for every way to split the data sources in two
-halves, the best criterion is chosen on one half and its gain over chance measured on the other.
+The gain of the best of many criteria is biased upwards if it is measured on the data that selected
+it. So for every way to split the data sources in two halves, the best criterion is chosen on one
+half and its gain over chance is measured on the other half.
 """,
     layout=Layout(("model", "variant", "criterion"), "measure", best=False, counted="sources"),
     notes=(
-        "All splits of the sources in halves; of an odd number the smaller half chooses. The gain "
-        "is that of the table `gains`, one value a source.",
+        "All splits of the sources in two halves; if their number is odd, the smaller half "
+        "chooses. Gains are those of the table `gains`, one value per source.",
         Note(
             P_HELD_OUT,
             "P-value: one-sided, by flipping the signs of all gains of a source, for at least "
@@ -107,13 +109,13 @@ halves, the best criterion is chosen on one half and its gain over chance measur
     ),
 )
 def chosen(frames: Frames) -> pd.DataFrame:
-    """Gains of the winning criterion where it was chosen and elsewhere, and which one wins.
+    """Gain of the best criterion on the sources that selected it and on the other sources.
 
     Columns: model, variant, criterion (`ANY`, and each one that wins), measure, mean, low, high,
     sd, n (sources), missing, unit.
 
     Raises:
-        Absent: as the table `gains`, or if there are fewer than two sources.
+        Absent: if the table `gains` raises it, or if there are fewer than two sources.
     """
     measured = gained(frames)
     if measured["source"].nunique() < 2:
@@ -144,7 +146,7 @@ def chosen(frames: Frames) -> pd.DataFrame:
 
 
 def by_source(rows: pd.DataFrame) -> pd.DataFrame:
-    """Gains in percent, one row a source and one column a criterion; incomplete sources are out."""
+    """Gains in percent: one row per source, one column per criterion, complete rows only."""
     means = average(rows.assign(gain=100 * rows["relative_gain"]), ["gain"], ["criterion"])
     return wide(means, "source", "criterion", "gain").dropna()
 

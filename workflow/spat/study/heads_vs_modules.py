@@ -27,7 +27,7 @@ COMPARED: Final = {
     "flops": ("FLOPs", "FLOPs"),
     "latency_ms": ("Latency", "ms"),
 }
-# FLOPs this close, as a share, count as equal: masks of heads and of sites rarely agree exactly.
+# FLOPs whose relative difference is below this count as equal; exact equality is rare.
 FLOPS_TOLERANCE: Final = 0.02
 ONE_LEVEL: Final = (
     "No criterion removed both modules and single heads: name one in the criteria of "
@@ -42,8 +42,8 @@ _VALUES: Final = ("removed", "fraction", "mse", "flops", "latency_ms", "floor", 
     "heads_vs_modules",
     title="Heads against modules at an equal share removed",
     caption="""
-Whole modules against single heads that remove equally much attention, chosen by the same criterion,
-with random masks as the floor of each level.
+Masks of whole modules against masks of single heads that remove as much attention and are chosen by
+the same criterion. Random masks of each level are given for comparison.
 Pairs are matched by the share of heads removed and, where that gives other pairs, by FLOPs.
 *Heads vs modules* is the relative difference: where it is positive, removing modules is better.
 """,
@@ -63,7 +63,7 @@ def heads_vs_modules(frames: Frames) -> pd.DataFrame:
     """
     rows = pairs(frames.results, frames.selections, frames.scores)
     if (rows["criterion"] != RANDOM).any():
-        # Random masks are the floor of their level for the other criteria.
+        # Random masks are compared with the other criteria and have no row of their own.
         rows = rows[rows["criterion"] != RANDOM]
     rows = rows.sort_values("match", key=lambda match: match == "flops", kind="stable")
     rows = rows.drop_duplicates([*RUN, "criterion", "site_removed", "head_removed"])
@@ -83,7 +83,7 @@ def heads_vs_modules(frames: Frames) -> pd.DataFrame:
         change = methods.summary(rows.assign(change=100 * ratio), keys, "change")
         tables.append(change.assign(method=VERSUS, metric=name, unit="%"))
     for level, method in LEVELS.items():
-        # Runs that drew no random masks of a level have no floor there.
+        # Runs without random masks of a level have no `floor` there.
         drawn = rows.dropna(subset=f"{level}_floor")
         if not drawn.empty:
             floor = methods.summary(drawn, keys, f"{level}_floor")
@@ -107,8 +107,8 @@ panel. With one seed they are intervals over test windows (paired bootstrap over
 def difference_by_share(frames: Frames) -> Figure:
     """Relative difference of the test MSE, heads against modules, by the share removed.
 
-    Means over runs with intervals over seeds, or over windows for a cell of one seed. One panel a
-    cell, or fewer where there are many.
+    Shows means over runs with intervals over seeds, or over windows for a cell of one seed. There
+    is one panel per cell; if there are many cells, panels join them.
 
     Raises:
         Absent: if no criterion removed both heads and modules.
@@ -149,11 +149,11 @@ def difference_by_share(frames: Frames) -> Figure:
 def pairs(results: pd.DataFrame, selections: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     """Each criterion's masks of both levels, paired in two ways, one row per run and pair.
 
-    `match` says what is equal: `fraction` (the share of all heads that is removed, to the nearest
-    head) or `flops` (within `FLOPS_TOLERANCE`; the closest). Where the sites are alike the two
-    pairings coincide; for the encoder-decoder Transformer they do not. Masks that remove nothing or
-    everything are the same at both levels and left out. Random masks of a run count with their
-    means, and are the floor of each level. The first data order of fine-tuning is taken.
+    `match` says which quantity is equal: `fraction` (the share of all heads that is removed, to the
+    nearest head) or `flops` (the closest, within `FLOPS_TOLERANCE`). If all sites of a model are
+    alike, the two pairings coincide; for the encoder-decoder Transformer they do not. Masks that
+    remove nothing or everything are the same at both levels and are left out. Random masks of a run
+    are averaged. Only the first data order of fine-tuning is used.
 
     Returns:
         RUN, `criterion`, `match`; for each level `site_*` and `head_*`: `removed`, `fraction`,
@@ -188,12 +188,12 @@ def pairs(results: pd.DataFrame, selections: pd.DataFrame, scores: pd.DataFrame)
 def _with_window_intervals(table: pd.DataFrame, rows: pd.DataFrame, frames: Frames) -> pd.DataFrame:
     """`table` with intervals over test windows, in percent, where a cell has one seed.
 
-    `rows` are pairs. Random masks of a run count with their mean loss. Where losses per window were
-    not kept, there is no interval.
+    `rows` are the result of `pairs`. The losses of random masks of a run are averaged. If the
+    losses per window were not kept, there is no interval.
     """
     losses = frames.losses[frames.losses["target"] == frames.losses["dataset"]]
     losses = losses[(losses["order"] == 0) & (losses["phase"] == "finetuned")]
-    kept = _asked(frames.selections).merge(losses[[*RUN, "mask", "mse"]], on=[*RUN, "mask"])
+    kept = _at_ratios(frames.selections).merge(losses[[*RUN, "mask", "mse"]], on=[*RUN, "mask"])
     key = [*RUN, "criterion", "level", "removed"]
     means = {of: np.stack(group["mse"].to_list()).mean(axis=0) for of, group in kept.groupby(key)}
     intervals = []
@@ -225,24 +225,24 @@ def _with_window_intervals(table: pd.DataFrame, rows: pd.DataFrame, frames: Fram
     return joined
 
 
-def _asked(selections: pd.DataFrame) -> pd.DataFrame:
+def _at_ratios(selections: pd.DataFrame) -> pd.DataFrame:
     """The masks of fixed ratios: RUN, criterion, draw, level, removed, mask."""
-    asked = selections[(selections["rule"] == "") & selections["ratio"].notna()]
-    return asked[[*RUN, "criterion", "draw", "level", "removed", "mask"]].drop_duplicates()
+    rows = selections[(selections["rule"] == "") & selections["ratio"].notna()]
+    return rows[[*RUN, "criterion", "draw", "level", "removed", "mask"]].drop_duplicates()
 
 
 def _decisions(
     results: pd.DataFrame, selections: pd.DataFrame, scores: pd.DataFrame
 ) -> pd.DataFrame:
-    """Errors, costs and floor per run, criterion, level and number removed."""
-    asked = _asked(selections)
+    """Errors, costs and `floor` per run, criterion, level and number removed."""
+    decisions = _at_ratios(selections)
     errors = in_domain(results[results["order"] == 0])
     keys = [*RUN, "criterion", "level", "removed"]
-    rows = asked.merge(errors[[*RUN, "mask", "mse", "flops", "latency_ms"]], on=[*RUN, "mask"])
+    rows = decisions.merge(errors[[*RUN, "mask", "mse", "flops", "latency_ms"]], on=[*RUN, "mask"])
     rows = rows.groupby(keys)[["mse", "flops", "latency_ms"]].mean().reset_index()
     rows = rows.merge(_sizes(scores), on=list(RUN))
-    of = np.where(rows["level"] == "site", rows["sites"], rows["heads"])
-    rows = rows.assign(fraction=rows["removed"] / of)
+    total = np.where(rows["level"] == "site", rows["sites"], rows["heads"])
+    rows = rows.assign(fraction=rows["removed"] / total)
     rows = rows[(rows["removed"] > 0) & (rows["fraction"] < 1.0)]
     floor = rows.loc[rows["criterion"] == RANDOM, [*RUN, "level", "removed", "mse"]]
     floor = floor.rename(columns={"mse": "floor"})
@@ -251,7 +251,7 @@ def _decisions(
 
 
 def _sizes(scores: pd.DataFrame) -> pd.DataFrame:
-    """RUN, `sites`, `heads`: how many there are in all, from the places that were scored."""
+    """RUN, `sites`, `heads`: the total numbers, counted in the scores."""
     places = scores.loc[scores["head"] != WHOLE_SITE, [*RUN, "site", "head"]].drop_duplicates()
     sizes = places.groupby(list(RUN)).agg(sites=("site", "nunique"), heads=("head", "size"))
     return sizes.reset_index()

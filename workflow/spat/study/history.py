@@ -1,7 +1,7 @@
 """How did the loss develop over training?
 
-Jobs draw the loss curves of one run, too, so this module does not import the statistics of other
-pages: that would take longer than some jobs.
+Jobs also draw the loss curves of their run, so this module does not import the statistics of other
+pages: the import would take longer than some jobs.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ VALIDATION: Final = "validation"
     "history",
     title="Loss curves of pre-training and fine-tuning",
     caption="""
-Loss curves: training and validation error over pre-training, and validation error over fine-tuning,
-right of the dotted line. Means over seeds.
-Fine-tuning starts from the kept epoch of pre-training, not from the last. Where there are many
-cells, some of them at their shortest horizon.
+Loss curves: training and validation error during pre-training, and validation error during
+fine-tuning, right of the dotted line. Lines are means over seeds.
+Fine-tuning starts from the kept epoch of pre-training, not from the last epoch. If there are many
+cells, some of them are shown at their shortest horizon.
 """,
 )
 def history(frames: Frames) -> Figure:
     """Training and validation MSE over pre-training, then validation MSE over fine-tuning.
 
-    Means over seeds; one panel a cell, or some of the cells where there are many.
+    Lines are means over seeds. There is one panel per cell; if there are many, some
+    cells are shown.
 
     Raises:
         Absent: if nothing was trained.
@@ -52,7 +53,7 @@ def history(frames: Frames) -> Figure:
 def run_history(rows: pd.DataFrame, chosen: str = "") -> Figure:
     """The loss curves of one run.
 
-    `rows` is its part of the frame `history`; `chosen` is the mask of SPAT, if there is one.
+    `rows` are the rows of the run in the frame `history`; `chosen` is the mask of SPAT, if any.
     """
     choice = rows[list(RUN)].drop_duplicates().assign(mask=chosen)
     with style.drawing():

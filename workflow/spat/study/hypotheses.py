@@ -68,7 +68,7 @@ The three claims, each tested over independent data sources: pruning improves th
 SEND chooses better than chance (H2), and the pruned model is better than its rivals (H3).
 Changes are relative changes of the test error; negative is better. The reference of H1 is the
 dense model or the control, whichever has the lower validation error.
-The two last columns test whether the change is within a margin: the error is the same only where
+The last two columns test whether the change is within a margin: the errors are equivalent only if
 both p-values are small.
 """,
     layout=Layout(("model", "variant", "hypothesis", "cells", "metric"), "measure", best=False,
@@ -82,15 +82,15 @@ both p-values are small.
         "adjusts over the three hypotheses (with the smallest p of H3), and over the families "
         "within H3.",
         "Margin: `statistics.margin`, by default 1 %. One-sided signed-rank tests; the error is "
-        "the same as that of the reference only where both reject.",
+        "equivalent to that of the reference only if both tests reject.",
         Note(SEVERAL, "Cells of several seeds: without the cells that have a single seed."),
     ),
 )  # fmt: skip
 def hypotheses(frames: Frames) -> pd.DataFrame:
-    """The declared hypotheses over data sources, in percent of the error of the reference.
+    """Tests of the declared hypotheses over data sources, in percent of the reference's error.
 
-    Columns: model, variant, hypothesis, cells (`all`, or those of several seeds if some have only
-    one), metric, measure, mean, low, high, sd, n (sources), missing, unit.
+    Columns: model, variant, hypothesis, cells (`all`, or cells of several seeds if some cells have
+    a single seed), metric, measure, mean, low, high, sd, n (sources), missing, unit.
 
     Raises:
         Absent: if SEND chose no mask by validation, or there are fewer than two sources.
@@ -125,8 +125,8 @@ def hypotheses(frames: Frames) -> pd.DataFrame:
     title="Change of the test MSE against the better of dense model and control",
     caption="""
 How much the test error changes against the dense model or the control, whichever has the lower
-validation error. Fine-tuning alone can make a model worse: a gain over such a control is no gain
-over the model that one had.
+validation error. Fine-tuning alone can make a model worse; a gain over such a control is not a gain
+over the dense model.
 Intervals come from a paired bootstrap over blocks of consecutive test windows, crossed with seeds.
 """,
     layout=Layout(SHOWN, "method", best=False),
@@ -147,7 +147,7 @@ def better(frames: Frames) -> pd.DataFrame:
     rows = methods.at_home(frames)
     rows = rows[rows["method"] != DENSE]
     if set(rows["method"]) <= {CONTROL}:
-        raise Absent("Only the control was fine-tuned, and no mask that removes anything.")
+        raise Absent("Only the control was fine-tuned: no fine-tuned mask removes attention.")
     return change_table(frames, rows, methods.references(frames.results))
 
 
@@ -156,12 +156,12 @@ def better(frames: Frames) -> pd.DataFrame:
     "forest",
     title="Change of the test MSE by pruning, over cells",
     caption="""
-Change of the test MSE of the pruned networks against the better by validation error of dense model
-and control, for each dataset and horizon, with 95 percent intervals of the table `better`. Left of
-the line pruning lowers the error. Two methods: SPAT at the ratio with the lowest validation error,
-and the network without any attention. A mark without a bar is a reference that was chosen itself,
-or a cell with too few test windows for an interval.
-The last row is the mean over independent data sources with the interval of the table `hypotheses`.
+Change of the test MSE of the pruned networks against the dense model or the control, whichever has
+the lower validation error, for each dataset and horizon, with the 95 percent intervals of the table
+`better`. Left of the line, pruning lowers the error. The two methods are SPAT at the ratio with the
+lowest validation error, and the network without any attention. A mark has no bar if SPAT chose the
+reference itself, or if the cell has too few test windows for an interval.
+The last row is the mean over independent data sources, with the interval of the table `hypotheses`.
 """,
 )
 def forest(frames: Frames) -> Figure:
@@ -242,13 +242,13 @@ def _interval(
 
 
 def rivals(results: pd.DataFrame, family: str) -> pd.DataFrame:
-    """The best by validation MSE of the models of a family that were not pruned.
+    """The model of a family with the lowest validation MSE, among models that were not pruned.
 
-    Families are the roles of `spat.models.registry`. One row per experiment, dataset, lookback,
-    horizon and seed.
+    Families are the roles of `spat.models.registry`.
 
     Returns:
-        These, `rival` (the name of the model) and its test errors `mse` and `mae`.
+        Experiment, dataset, lookback, horizon, seed, `rival` (the name of the model) and its test
+        errors `mse` and `mae`.
     """
     home = results[(results["target"] == results["dataset"]) & (results["order"] == 0)]
     pruned = home.loc[home["phase"] == "finetuned", _MODEL].drop_duplicates()
@@ -264,7 +264,7 @@ def rivals(results: pd.DataFrame, family: str) -> pd.DataFrame:
 
 
 def claims(frames: Frames) -> pd.DataFrame:
-    """The changes that the hypotheses are about, run by run, in percent.
+    """The changes that the hypotheses concern, one per run, in percent.
 
     Returns:
         RUN, `hypothesis`, `metric`, `change`. H2 has one row for each number of removed sites.
@@ -319,8 +319,8 @@ def _tested(group: pd.DataFrame, confidence: float, margin: float) -> Iterator[p
 def declared(p: Mapping[str, float | None]) -> dict[str, float | None]:
     """Holm's method over the hypotheses, and within H3 over the families of rivals.
 
-    H3 enters with the smallest adjusted p-value of its families. That of a family is at least that
-    of H3.
+    H3 enters with the smallest adjusted p-value of its families. The p-value of a family is at
+    least the adjusted p-value of H3.
     """
     families = {name: value for name, value in p.items() if name.startswith(H3)}
     inner = holm(families, list(families))

@@ -27,10 +27,12 @@ from spat.study.statistics.ranks import (
 
 
 def leave_one_out_changes(results: pd.DataFrame) -> pd.DataFrame:
-    """The change of leaving out each site alone, for runs and data orders in which all are known.
+    """The change of the test MSE when each site alone is left out.
+
+    Runs and data orders in which the error of a site is missing are left out.
 
     Returns:
-        RUN, `order`, `site`, `mse`, `control_mse`, `change` (a share of the control's MSE).
+        RUN, `order`, `site`, `mse`, `control_mse`, `change` (a fraction of the control's MSE).
     """
     rows = site_errors(results)
     control = rows.loc[rows["removed"] == 0, [*RUN, "order", "mse"]]
@@ -77,11 +79,11 @@ def agreement_tests(
 ) -> pd.DataFrame:
     """Mean tau-b per group of `by` and criterion, with its interval over seeds and two nulls.
 
-    The two-sided `p` permutes the sites of each run independently: of the N! orders of a run, one
-    is drawn for each run. `p_position` permutes the sites of all runs alike, over all N! orders: it
-    asks whether the criterion is better than another fixed order of the positions, since a site
-    that matters in one run may matter in all. `null_sd` is the standard deviation under the first
-    null.
+    The two-sided `p` permutes the sites of each run independently: each draw takes one of the N!
+    orders for each run. `p_position` applies the same permutation to all runs, for all N! orders:
+    it tests whether the criterion is better than another fixed order of the positions, since a site
+    that matters in one run may matter in all runs. `null_sd` is the standard deviation under the
+    first null.
 
     Returns:
         `by`, `criterion`, `tau`, `low`, `high`, `runs`, `cells`, `null_sd`, `p`, `p_position`.
@@ -94,10 +96,10 @@ def agreement_tests(
 
 
 def self_agreement(results: pd.DataFrame) -> pd.DataFrame:
-    """How well two measurements of the changes agree, both with the same noise.
+    """Agreement of two measurements of the changes, which have equal noise.
 
-    This is not an upper bound: a criterion without noise can agree with either measurement better
-    than they agree with each other.
+    This is not an upper bound: a criterion without noise can agree with each measurement better
+    than the two measurements agree with each other.
 
     Returns:
         CELL, `across` (`seeds`: pairs of seeds, data orders averaged; `orders`: pairs of data

@@ -1,9 +1,9 @@
-"""What is compared with a run, and under which names.
+"""The methods that pages compare, and their names.
 
-A *method* is what was done to the dense model of a run: nothing (`dense`), fine-tuning alone (the
-control), a mask of SPAT at some ratio, or the removal of all attention. Models without attention,
-and rivals with attention that were not pruned, are shown next to them under their own names. Errors
-are test errors of the first data order.
+A *method* is a treatment of the dense model of a run: none (`dense`), fine-tuning only (the
+control), pruning by SPAT at some ratio, or the removal of all attention. Models without attention,
+and models with attention that were not pruned (rivals), are further methods, which have the name of
+the model. Errors are test errors of the first data order.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ CRITERIA_IN_ORDER: Final = tuple(dict.fromkeys([*MAIN_CRITERIA, *CRITERIA]))
 
 
 def role(model: str) -> Role:
-    """Whether a model has attention, is a trained baseline without it, or is a naive forecast."""
+    """The role of a model: with attention, a trained baseline without it, or a naive forecast."""
     return MODELS[model].role
 
 
 def models_of(wanted: Role, rows: pd.DataFrame) -> list[str]:
-    """The models of a role that occur in `rows`, in the order of the registry."""
+    """The models of `rows` that have a role, in the order of the registry."""
     present = set(rows["model"])
     return [name for name in MODELS if name in present and role(name) == wanted]
 
@@ -82,19 +82,19 @@ def in_order(methods: Iterable[str]) -> list[str]:
 
 
 def ordered(values: pd.Series, order: Iterable[str] | None = None) -> pd.Categorical:
-    """A column that sorts, and becomes columns of a page, in this order (default: `in_order`)."""
+    """`values` as a categorical that sorts in this order (default: `in_order`)."""
     categories = in_order(values.unique()) if order is None else [*order]
     return pd.Categorical(values, categories=categories, ordered=True)
 
 
 def present(values: pd.Series, order: Iterable[str]) -> pd.Categorical:
-    """`ordered` by those names of `order` that occur."""
+    """`ordered` by the names of `order` that occur in `values`."""
     occurring = set(values)
     return ordered(values, [name for name in order if name in occurring])
 
 
 def sort_rows(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """The rows sorted by `keys`, names regardless of case."""
+    """The rows sorted by `keys`, without regard to case."""
 
     def lower(column: pd.Series) -> pd.Series:
         named = not isinstance(column.dtype, pd.CategoricalDtype)
@@ -120,10 +120,10 @@ def has_sites(rows: pd.DataFrame) -> pd.Series:
 
 
 def are_rivals(results: pd.DataFrame) -> pd.Series:
-    """Which rows belong to a model with sites that was only trained, while others were pruned.
+    """Which rows belong to a model with sites that was trained but not pruned.
 
-    A variant that left nothing to prune, since its training diverged, is none where another variant
-    of its model was pruned.
+    It is False for all rows if no model was pruned. A variant that was not pruned because its
+    training diverged is not a rival if another variant of its model was pruned.
     """
     pruned = set(results.loc[results["phase"] != "dense", "model"])
     return has_sites(results) & ~results["model"].isin(pruned) & bool(pruned)
@@ -137,8 +137,8 @@ def tested(results: pd.DataFrame) -> pd.DataFrame:
 def reading(rows: pd.DataFrame) -> str:
     """The criterion that chose the masks of SPAT: `send`, else `send_window`.
 
-    Results from before the printed formula was known have only the scores and masks of
-    `send_window`. `rows` are selections or scores.
+    Results that were computed before the printed formula was known contain only `send_window`.
+    `rows` are selections or scores.
     """
     names = set(rows["criterion"])
     return "send_window" if "send_window" in names and "send" not in names else "send"
@@ -148,7 +148,7 @@ def site_choices(selections: pd.DataFrame) -> pd.DataFrame:
     """The site masks of SPAT by method: RUN, mask, removed, ratio, method.
 
     Ratios that remove the same number of sites are listed once, as the smallest of them. Masks that
-    remove nothing or everything have names of their own and are left out.
+    remove nothing or everything are left out, since other methods name them.
     """
     own = selections["criterion"] == reading(selections)
     send = selections[own & (selections["level"] == "site")]
@@ -186,10 +186,10 @@ def by_method(frames: Frames) -> pd.DataFrame:
 
 @once
 def at_home(frames: Frames) -> pd.DataFrame:
-    """The rows of `by_method` on the run's own dataset.
+    """The rows of `by_method` that are tested on the dataset of the run.
 
     Raises:
-        Absent: as `by_method`.
+        Absent: if `by_method` raises it.
     """
     rows = by_method(frames)
     return rows[rows["target"] == rows["dataset"]]
@@ -197,14 +197,14 @@ def at_home(frames: Frames) -> pd.DataFrame:
 
 @once
 def by_decision(frames: Frames) -> pd.DataFrame:
-    """Fine-tuned test results of every decision at a fixed ratio, on the run's own dataset.
+    """Fine-tuned test results of every decision at a fixed ratio, on the dataset of the run.
 
-    Adds criterion, draw, level, ratio and removed. Ratios that remove equally many are listed once,
-    as the smallest. Masks that remove nothing or everything are left out, since they are the same
-    for all criteria.
+    Adds criterion, draw, level, ratio and removed. Ratios that remove the same number are listed
+    once, as the smallest of them. Masks that remove nothing or everything are left out, since they
+    are the same for all criteria.
 
     Raises:
-        Absent: if nothing was pruned at a ratio between none and all.
+        Absent: if no mask at a ratio between 0 and 1 was fine-tuned.
     """
     made = frames.selections
     made = made[(made["rule"] == "") & made["ratio"].notna()].sort_values("ratio", kind="stable")
@@ -214,7 +214,7 @@ def by_decision(frames: Frames) -> pd.DataFrame:
     columns = [*RUN, "mask", "criterion", "draw", "level", "ratio", "removed"]
     rows = rows.merge(made[columns], on=[*RUN, "mask"])
     if rows.empty:
-        raise Absent("No mask between all and none was fine-tuned in this experiment.")
+        raise Absent("No mask that keeps some attention and removes the rest was fine-tuned.")
     return rows
 
 
@@ -227,10 +227,10 @@ def with_change(rows: pd.DataFrame, frames: Frames) -> pd.DataFrame:
 
 
 def baselines(rows: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
-    """Test results of baselines and rivals in the cells of `rows`, their names as `method`.
+    """Test results of baselines and rivals in the cells of `rows`, with their name as `method`.
 
-    The variant of the cell is taken, or the first one there is: a model without attention is often
-    run once for all variants.
+    The variant of the cell is used if the model has it, otherwise the first variant: a model
+    without attention is often run once for all variants.
     """
     trained = tested(results)
     trained = trained[(trained["phase"] == "dense") & ~trained["model"].map(role).eq("naive")]
@@ -252,9 +252,9 @@ def baselines(rows: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
 
 
 def relative_to(rows: pd.DataFrame, method: str, values: Sequence[str]) -> pd.DataFrame:
-    """Change of each value against a method of the same run and target, in percent.
+    """Change of each value against `method` in the same run and target, in percent.
 
-    Missing where the run does not have the method, or the method does not have the value.
+    It is missing if the run does not have the method, or the method does not have the value.
     """
     keys = [*RUN, "target"]
     base = rows.loc[rows["method"] == method, [*keys, *values]].drop_duplicates(keys)
@@ -268,10 +268,10 @@ def relative_to(rows: pd.DataFrame, method: str, values: Sequence[str]) -> pd.Da
 
 
 def references(results: pd.DataFrame) -> pd.DataFrame:
-    """The better by validation error of the dense model and the control of each pruned run.
+    """The reference of each pruned run: dense model or control, by the lower validation error.
 
     Returns:
-        RUN, `phase` (`dense` or `finetuned`), and its test errors `mse` and `mae`.
+        RUN, `phase` (`dense` or `finetuned`), and the test errors `mse` and `mae`.
     """
     home = results[(results["target"] == results["dataset"]) & (results["order"] == 0)]
     whole = having(home[has_sites(home)], keeps_all)
@@ -286,7 +286,7 @@ def references(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def relative_to_better(rows: pd.DataFrame, results: pd.DataFrame, value: str) -> pd.Series:
-    """Change of `value` against that of `references` in the same run, in percent."""
+    """Change of `value` against the reference of the same run (`references`), in percent."""
     base = references(results)[[*RUN, value]].rename(columns={value: "reference"})
     reference = rows[list(RUN)].merge(base, on=list(RUN), how="left")["reference"]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -297,9 +297,9 @@ def relative_to_better(rows: pd.DataFrame, results: pd.DataFrame, value: str) ->
 def summary(rows: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
     """Mean and standard deviation over seeds of `value` per group of `by`.
 
-    A seed with several rows in a group (random draws) counts with their mean. `n` is the number of
-    seeds with a finite value, and `missing` of those without one (training diverged). `sd` is the
-    sample standard deviation, missing for a single seed.
+    The rows of one seed in a group (random draws) are averaged first. `n` is the number of seeds
+    with a finite value, and `missing` the number of seeds without one (training diverged). `sd` is
+    the sample standard deviation, which is missing for a single seed.
     """
     keys = [*by]
     clean = rows[[*keys, "seed", value]].replace({value: [np.inf, -np.inf]}, np.nan)
@@ -310,7 +310,7 @@ def summary(rows: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
 
 
 def _with_costs_of_control(dense: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
-    """Latency and memory are measured on the control, the same network as the dense one."""
+    """`dense` with the latency and memory of the control, which is the same network."""
     measured = ["latency_ms", "memory_mb"]
     keys = [*RUN, "mask"]
     control = having(tuned, keeps_all).drop_duplicates(keys)

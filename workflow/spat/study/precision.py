@@ -1,6 +1,7 @@
 """How large is the error of SEND in float32?
 
-The error is computed once, by `python -m spat.study.float32`, for networks of real size.
+`python -m spat.study.float32` computes the error for networks of real size; its output is
+committed.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ MEASURES: Final = {
     "precision",
     title="SEND in float32 against float64, by the number of keys",
     caption="""
-The error of SEND in float32. Its softmax differs from one over the number of keys by less than
-float32 resolves. Up to 42 keys that does not matter for the loss of each window. At 321 keys SEND
-is about 17 % too large, and under the mean loss of a batch most rows become exactly zero, so that
-ties decide.
-Networks of real size, untrained, on generated data; the table is the same in every experiment.
+The error of SEND in float32. The softmax of SEND differs from one over the number of keys by less
+than float32 resolves. Up to 42 keys this error is negligible for the loss of each window. At 321
+keys SEND is about 17 % too large, and for the mean loss of a batch most rows become exactly zero,
+so that ties decide the ranking.
+The networks have real sizes, are untrained, and see generated data. The table is the same in every
+experiment.
 """,
     layout=Layout(("model", "keys", "loss"), "measure", best=False, counted="windows"),
     notes=(

@@ -1,9 +1,9 @@
-"""Is there a ranking? The variance between masks against that between replicates.
+"""Is there a ranking? Compares the variance between masks with the variance between replicates.
 
-Replicates are data orders: the same checkpoint and mask fine-tuned on the same windows in another
+Replicates are data orders: the same checkpoint and mask, fine-tuned on the same windows in another
 order. Each order is used for all masks, so its common effect is removed first (a randomised block
-design: masks are treatments, orders are blocks). Orders share one checkpoint. Whether masks differ
-beyond it is tested with seeds as the blocks.
+design: masks are treatments, orders are blocks). All orders start from one checkpoint. A second
+test, with seeds as blocks, shows whether masks also differ for other checkpoints.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ _KEYS: Final = [*SHOWN, "removed"]
     "replicates",
     title="Is there a ranking? Masks against data orders, and what the seeds can detect",
     caption="""
-Is there a ranking? Masks that remove equally many sites are compared with the same masks fine-tuned
-in other data orders. Where F is about 1, all masks are equally good, and no criterion can choose
-well among them.
+Is there a ranking? The variance between masks that remove the same number of sites is compared with
+the variance between data orders of the same mask. If F is about 1, all masks are equally good, and
+no criterion can choose well among them.
 *Detectable* is the smallest change against the control that the number of seeds can detect: smaller
 changes may exist.
 Tau-b is the agreement of the changes when one site is left out, between data orders and between
@@ -77,28 +77,28 @@ seeds.
     notes=(
         "Standard deviations in percent of the MSE. F: variance of the masks' means over that of "
         "replicates (the common effect of an order removed); about 1 where all masks are equal.",
-        "F, seeds: the same with seeds instead of orders, so that it is about other checkpoints of "
-        "the same data too.",
+        "F, seeds: the same with seeds instead of orders, so that other checkpoints of the same "
+        "data are included.",
         "Ranking (by the orders): yes; below noise (F is significant, but masks differ by less "
         "than replicates); no (F is not significant); not replicated (fewer than three data "
         "orders).",
         "Sd of seeds: of a mask's change against the control. Detectable: the smallest such change "
         "that a paired t-test with this number of seeds detects with a power of 80 % at 5 %.",
-        "Tau-b: how well the changes when one site is left out agree between orders and between "
-        "seeds; both sides have the same noise.",
+        "Tau-b: agreement, between orders and between seeds, of the changes when one site is left "
+        "out; both sides have the same noise.",
     ),
 )
 def replicates(frames: Frames) -> pd.DataFrame:
-    """Variance between masks against that between data orders, per cell and sites removed.
+    """Variance between masks and between data orders, per cell and number of sites removed.
 
     Columns: dataset, model, variant, lookback, horizon, removed (a number of sites, or `all`),
     ranking, measure, mean, sd, n, missing, unit. Standard deviations are percent of the MSE; F
-    compares the masks with the replicates. `ranking` is `yes`; `below noise` where F is significant
-    but masks differ by less than replicates do; `no` where F is not significant; `not replicated`
-    with fewer than three data orders; `one mask` where all sites are removed. For the number of
-    seeds, the table gives the standard deviation of a mask's change against the control and the
-    smallest change that a paired t-test detects; and it gives the agreement of the changes when one
-    site is left out.
+    compares the masks with the replicates. `ranking` is `yes`; `below noise` if F is significant
+    but masks differ by less than replicates; `no` if F is not significant; `not replicated` if
+    there are fewer than three data orders; `one mask` if all sites are removed. Further measures
+    are the standard deviation over seeds of a mask's change against the control, the smallest
+    change that a paired t-test with this number of seeds detects, and the agreement of the changes
+    when one site is left out.
 
     Raises:
         Absent: if no mask has several data orders or seeds.
@@ -134,11 +134,11 @@ def replicates(frames: Frames) -> pd.DataFrame:
 
 
 def exhaustive(results: pd.DataFrame, split: str = "test") -> pd.DataFrame:
-    """Fine-tuned errors of site masks where all masks that remove K sites are known, 0 < K < N.
+    """Fine-tuned errors of site masks, if all masks that remove K sites were trained (0 < K < N).
 
     Returns:
-        RUN, `order`, `sites` (N), `removed` (K), `mask`, `mse`. Groups of one run, order and K in
-        which a mask is missing or diverged are left out.
+        RUN, `order`, `sites` (N), `removed` (K), `mask`, `mse`. A group of one run, order and K is
+        left out if one of its masks is missing or diverged.
     """
     rows = site_errors(results, split)
     rows = rows[(rows["removed"] > 0) & (rows["removed"] < rows["sites"])]
@@ -150,17 +150,17 @@ def exhaustive(results: pd.DataFrame, split: str = "test") -> pd.DataFrame:
 def variance_components(
     results: pd.DataFrame, blocks: Literal["order", "seed"] = "order"
 ) -> pd.DataFrame:
-    """Variance between masks and between replicates, per cell and K, over >= 3 blocks.
+    """Variance between masks and between replicates, per cell and K, for at least three blocks.
 
-    Blocks are data orders: masks are compared within a run and within K. Or they are seeds, by
-    their first data order: masks are compared within a cell and within K, and must differ by more
-    than other checkpoints do. Sums of squares are pooled over runs, and over K in the rows with
-    `removed` = `ANY_REMOVED`.
+    If blocks are data orders, masks are compared within a run and within K. If blocks are seeds
+    (their first data order), masks are compared within a cell and within K, and their variance is
+    compared with that between checkpoints. Sums of squares are pooled over runs, and over K in the
+    rows with `removed` = `ANY_REMOVED`.
 
     Returns:
         CELL, `removed`, `runs` (or the number of seeds), `masks` and `orders` (or seeds; means over
-        what is pooled), `mse`, `sd_masks` (0 where the estimate is negative), `sd_replicates`, `F`
-        with `p`. F is about 1 where there is no ranking.
+        the pooled groups), `mse`, `sd_masks` (0 if the estimate is negative), `sd_replicates`, `F`
+        and its `p`. F is about 1 if there is no ranking.
     """
     rows = exhaustive(results if blocks == "order" else results[results["order"] == 0])
     of = [*(RUN if blocks == "order" else CELL), "removed"]
@@ -181,11 +181,12 @@ def variance_components(
 
 
 def replicate_sd(results: pd.DataFrame) -> pd.DataFrame:
-    """Standard deviation of a replicate's test MSE, relative to the MSE, for every cell.
+    """Standard deviation of a replicate's test MSE, relative to the MSE, for each cell.
 
     Returns:
-        CELL, `relative_sd`, `own`: from the replicates of the cell, or (`own` False) the root mean
-        square over the cells of the same model and variant that have some; missing where none has.
+        CELL, `relative_sd`, `own`. `own` is True if the cell has replicates. Otherwise the value is
+        the root mean square over the cells of the same model and variant that have replicates, or
+        missing if there are none.
     """
     known = variance_components(results)
     known = known[known["removed"] == ANY_REMOVED]
@@ -202,13 +203,14 @@ def detectable_differences(results: pd.DataFrame) -> pd.DataFrame:
     """The smallest change against the control that the seeds of a cell can detect, per cell and K.
 
     Changes of one mask are paired by seed. The standard deviation over seeds is the root mean
-    square over the masks that remove K sites, or (`removed` = `ANY_REMOVED`) over all masks. The
-    first data order is taken, as for a seed without replicates.
+    square over the masks that remove K sites, or (`removed` = `ANY_REMOVED`) over all masks. Only
+    the first data order is used, which every seed has.
 
     Returns:
-        CELL, `removed`, `masks`, `seeds` (of the mask that has most), `sd` and `detectable` (shares
-        of the control's MSE: `spat.study.statistics.tests.detectable`, power 80 % at 5 %). Masks of
-        a single seed are left out.
+        CELL, `removed`, `masks`, `seeds` (the largest number of seeds of a mask), `sd` and
+        `detectable` (fractions of the control's MSE, from
+        `spat.study.statistics.tests.detectable` with power 80 % at 5 %). Masks of a single seed are
+        left out.
     """
     rows = site_errors(results[results["order"] == 0])
     control = rows.loc[rows["removed"] == 0, [*RUN, "mse"]].rename(columns={"mse": "control"})
@@ -228,7 +230,7 @@ def detectable_differences(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def expected_minimum(n: int) -> float:
-    """How far below their mean the smallest of n standard normal numbers lies on average."""
+    """Minus the expected minimum of n independent standard normal variables."""
     density = scipy.stats.norm.pdf
     below = scipy.stats.norm.cdf
     return float(
@@ -241,7 +243,7 @@ _COMPONENTS: Final = ("runs", "masks", "orders", "mse", "sd_masks", "sd_replicat
 
 
 def _sums(errors: Array) -> dict[str, float]:
-    """Sums of squares of errors [masks, orders], the means of the orders subtracted."""
+    """Sums of squares of errors [masks, orders], after the mean of each order is subtracted."""
     masks, orders = errors.shape
     centred = errors - errors.mean(axis=0)
     effects = centred.mean(axis=1)

@@ -30,9 +30,9 @@ _KEYS: Final = ("model", "variant", "dataset", "lookback", "horizon")
     "reproduction",
     title="Dense test errors and the published ones",
     caption="""
-Dense test errors and the published ones, with the publication of each.
-Models with attention are compared in the sizes of their authors. An error within 3 percent of the
-published one, or below it, counts as reproduced.
+Dense test errors and the published errors, with their publication.
+Models with attention are compared in the sizes that their authors used. An error within 3 percent
+of the published one, or below it, counts as reproduced.
 """,
     layout=Layout(
         (*_KEYS, "metric", "verdict", "publication"),
@@ -44,21 +44,22 @@ published one, or below it, counts as reproduced.
         f"Reproduced: a mean within {TOLERANCE:g} % of the published error, or lower.",
         Note(
             "better",
-            f"Better: more than {TOLERANCE:g} % below the published error. This too is a "
-            "deviation, and other settings are its likely cause. The number of PatchTST is from "
-            "another paper's own runs; the runs here have the settings of the Time-Series-Library.",
+            f"Better: more than {TOLERANCE:g} % below the published error. This is a "
+            "deviation, too; different settings are the likely cause. The number of PatchTST was "
+            "measured by another paper; the runs here have the settings of the "
+            "Time-Series-Library.",
         ),
     ),
 )
 def reproduction(frames: Frames) -> pd.DataFrame:
-    """Dense errors and the published ones.
+    """Dense test errors and published errors.
 
-    Models with attention are compared in their variant `published`, others in any variant. The
-    methods are `measured`, `published` and `change` (percent). The keys end with a verdict (better,
-    within 3 %, worse, diverged) and the publication.
+    Models with attention are compared in their variant `published`, other models in any variant.
+    The methods are `measured`, `published` and `change` (percent). The last key columns are a
+    verdict (better, within 3 %, worse, diverged) and the publication.
 
     Raises:
-        Absent: if no run has a published counterpart.
+        Absent: if there is no published error for any run.
     """
     rows = in_domain(methods.tested(frames.results), phase="dense")
     rows = rows[(rows["variant"] == "published") | ~methods.has_sites(rows)]
@@ -75,8 +76,9 @@ def reproduction(frames: Frames) -> pd.DataFrame:
     table = pd.concat(tables, ignore_index=True).drop(columns=PUBLISHED)
     if table.empty:
         raise Absent(
-            "No run has a published counterpart: attention models need the variant `published`, a "
-            "benchmark dataset and its published lookback (experiment `reproduction`)."
+            "There is no published error for any run: models with attention need the variant "
+            "`published`, a benchmark dataset and its published lookback (experiment "
+            "`reproduction`)."
         )
     return methods.arrange(table, _KEYS, [MEASURED, PUBLISHED, CHANGE])
 
@@ -86,16 +88,16 @@ def reproduction(frames: Frames) -> pd.DataFrame:
     "reproduction",
     title="Deviation of the dense test errors from the published ones",
     caption="""
-Deviation of the measured test errors of dense models from the published ones, in percent, by model,
-dataset and horizon. Errors in the grey band, of 3 percent, or left of it count as reproduced. A
-lower error is a deviation too.
+Deviation of the measured test errors of dense models from the published errors, in percent, by
+model, dataset and horizon. Errors in the grey band of ±3 percent, or left of it, count as
+reproduced. A lower error is a deviation, too.
 """,
 )
 def deviations(frames: Frames) -> Figure:
-    """The changes of the table `reproduction`, with the band of what counts as reproduced.
+    """The changes of the table `reproduction`, with the band that counts as reproduced.
 
     Raises:
-        Absent: as the table.
+        Absent: if the table raises it.
     """
     table = reproduction(frames)
     rows = table[(table["method"] == CHANGE) & np.isfinite(table["mean"])]

@@ -1,4 +1,8 @@
-"""What does each system reach at its own setting, at what cost, and do its authors reach it too?"""
+"""What error does each system reach at its own setting, and at what cost?
+
+The errors are compared with those of the authors' code, trained with the same data protocol, and
+with the published errors.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +36,7 @@ _COSTS: Final = {
     "best_epoch": ("best epoch", "epochs"),
 }
 _SECONDS: Final = "s per epoch"
-_ENOUGH: Final = 3  # models whose authors' code was trained
+_ENOUGH: Final = 3  # models that a page needs at least
 _COLUMNS: Final = (
     "share of windows",
     "parameters",
@@ -67,12 +71,13 @@ same protocol, and the published error.
         Note(
             AUTHORS,
             "Authors' code: the published implementation, trained with its own recipe and one seed "
-            "(`workflow/spat/study/authors_code.csv` has the source and what differs).",
+            "(`workflow/spat/study/authors_code.csv` lists sources and differences).",
         ),
         Note(
             f"parameters less {AUTHORS}",
-            "Parameters less authors' code: how many more there are than in the published code, at "
-            "the same setting (`workflow/spat/study/authors_parameters.csv` says why).",
+            "Parameters less authors' code: the number of parameters minus that of the published "
+            "code at the same setting (`workflow/spat/study/authors_parameters.csv` gives the "
+            "reasons).",
         ),
         Note(PUBLISHED, "Published: the printed number, where there is one for this lookback."),
     ),
@@ -84,12 +89,12 @@ def rivals(frames: Frames) -> pd.DataFrame:
     missing and unit. Values are means over seeds. The reference errors have no deviation.
 
     Raises:
-        Absent: if fewer than three models were trained that have an error of their authors' code.
+        Absent: if `authors_code.csv` has errors for fewer than three of the trained models.
     """
     rows = in_domain(methods.tested(frames.results), phase=DENSE)
     rows = rows.assign(role=rows["model"].map(methods.role))
     rows = rows[rows["role"] != "naive"].reset_index(drop=True)
-    # Only where a network did not see all windows.
+    # Shown only if a network did not see all windows.
     rows["part"] = rows["share"].mask(rows["share"] == 1.0)
     history = frames.history[frames.history["stage"] == "pretrain"]
     run = ["dataset", "model", "variant", "lookback", "horizon", "seed"]
@@ -105,20 +110,20 @@ def rivals(frames: Frames) -> pd.DataFrame:
         tables.append(methods.summary(rows, keys, metric).assign(method=name, unit=""))
     cells = rows[keys].drop_duplicates()
     named = ["model", "dataset", "lookback", "horizon"]
-    theirs = cells.merge(authors_code()[[*named, "variant", "mse"]], on=[*named, "variant"])
-    if theirs["model"].nunique() < _ENOUGH:
+    trained = cells.merge(authors_code()[[*named, "variant", "mse"]], on=[*named, "variant"])
+    if trained["model"].nunique() < _ENOUGH:
         raise Absent(
-            f"Fewer than {_ENOUGH} of the trained models have a counterpart in `authors_code.csv`: "
+            f"`authors_code.csv` has errors for fewer than {_ENOUGH} of the trained models: "
             "train models at their published settings on ETTh1, from 96 to 96 steps (experiment "
             "`rivals`)."
         )
     printed = cells.merge(published()[[*named, "mse"]], on=named)
     counted = rows[[*keys, "params"]].drop_duplicates(keys).merge(authors_parameters(), on=named)
-    # A variant of other sizes has no counterpart.
+    # The comparison needs a variant of the same sizes.
     counted = counted[counted["params"] == counted["parameters"] + counted["difference"]]
     for numbers, column, method, unit in (
         (counted, "difference", f"parameters less {AUTHORS}", "parameters"),
-        (theirs, "mse", f"MSE, {AUTHORS}", ""),
+        (trained, "mse", f"MSE, {AUTHORS}", ""),
         (printed, "mse", f"MSE, {PUBLISHED}", ""),
     ):
         numbers = numbers[keys].assign(mean=numbers[column])
@@ -137,13 +142,13 @@ def rivals(frames: Frames) -> pd.DataFrame:
     caption="""
 Test MSE against the floating-point operations of one forecast, on a logarithmic scale; lower left
 is better. The area of a mark grows with the square root of the number of parameters. Values are
-means over seeds. A line joins a model that was pruned to what SPAT at the ratio chosen on
-validation, and the removal of all attention, make of it. Variants of a model share a mark. Where
-there are many cells, each dataset is shown at its shortest horizon.
+means over seeds. For a model that was pruned, a line joins the dense model, the model pruned by
+SPAT at the ratio chosen on validation, and the model without attention. Variants of a model share a
+mark. If there are many cells, each dataset is shown at its shortest horizon.
 """,
 )
 def trade_off(frames: Frames) -> Figure:
-    """Test MSE against FLOPs; the area of a mark tells the number of parameters.
+    """Test MSE against FLOPs; the area of a mark shows the number of parameters.
 
     Raises:
         Absent: if fewer than three models were trained, or none has attention sites.
@@ -193,7 +198,7 @@ def trade_off(frames: Frames) -> Figure:
 
 
 def _pruned(axis: Axes, rows: pd.DataFrame, model: str) -> None:
-    """The marks of a model that was pruned, in its colour: dense, and what is left of it."""
+    """Draw the dense and the pruned networks of a model, in its colour."""
     colour = style.mark(model).colour
     axis.plot(rows["flops"], rows["mse"], color=colour, lw=0.8, zorder=1)
     for method in (DENSE, CHOSEN, NONE_LEFT):
@@ -208,7 +213,7 @@ def _pruned(axis: Axes, rows: pd.DataFrame, model: str) -> None:
 
 @cache
 def authors_code() -> pd.DataFrame:
-    """Test errors of the authors' code, trained with our protocol of data and one seed.
+    """Test errors of the authors' code, trained with the data protocol of this project, one seed.
 
     Columns: model and variant (those of this project with the same recipe), dataset, lookback,
     horizon, parameters, mse, mae, source (repository and script) and note (what differs).
@@ -220,12 +225,12 @@ def authors_code() -> pd.DataFrame:
 
 @cache
 def authors_parameters() -> pd.DataFrame:
-    """How many parameters the authors' code has at its published settings.
+    """The number of parameters of the authors' code at its published settings.
 
-    Columns: model (of this project), dataset, lookback, horizon, channels, d_model (where the
-    counted network has another than the published settings here), parameters, difference (of the
-    model here from these), why (what this project's model leaves out or adds) and source
-    (repository and script).
+    Columns: model (of this project), dataset, lookback, horizon, channels, d_model (if the counted
+    network has another width than the published settings of this project), parameters, difference
+    (parameters of this project's model minus these), why (what this project's model leaves out or
+    adds) and source (repository and script).
     """
     file = resources.files("spat.study") / "authors_parameters.csv"
     with file.open(encoding="utf-8") as stream:

@@ -1,8 +1,9 @@
 """Does a criterion notice that a site was manipulated, and should it?
 
-The frame `robustness` holds, for each run and site, the scores of the intact site and of the same
-site manipulated, and the measured change of leaving it out. Rows are compared at one position of
-one cell, where scores have the same scale, and averaged over positions.
+The frame `robustness` holds, for each run and site, the scores of the intact and of the manipulated
+site, and the measured change of the error when the site is left out. Only rows of one position and
+one cell are compared, since their scores have the same scale; the results are averaged over
+positions.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from spat.study.statistics.cells import CELL, RUN, keyed
 
 Phase = Literal["untuned", "finetuned"]
 
-# In the column `manipulation`: the network as it was trained.
+# Value of the column `manipulation` for the network as it was trained.
 INTACT: Final = "intact"
-# In the column `quantity`: the measured change of leaving the site out.
+# Value of the column `quantity` for the measured change when the site is left out.
 CHANGE: Final = "leave_one_out"
 NO_CRITERIA: Final = ("mse", CHANGE)
 PHASES: Final[dict[Phase, str]] = {
@@ -50,15 +51,17 @@ _CELL: Final = ("dataset", "model", "variant")
     "robustness",
     title="Which criteria notice a manipulated site, and whether it is worth less",
     caption="""
-Does a criterion notice that a site was manipulated? AUROC: the probability that the manipulated
-site of one checkpoint scores lower than the intact site of another at the same position, ties one
-half: 1 always, 0.5 as if nothing had happened, 0 never. Intervals are a bootstrap over checkpoints.
-*Worth less* is measured, not assumed: the share of sites for which leaving the manipulated site out
-changes the test error less than leaving the intact one out, before and after fine-tuning. The
-network without the site is the same in both cases, so these are the sites whose manipulation raised
-the error. Where that share is small, a criterion is right not to notice the manipulation; *agrees*
-is how often it moved in the direction of the measured change, over all pairs of checkpoints, and
-over the sites of one checkpoint, manipulated and intact.
+Does a criterion notice that a site was manipulated? The AUROC is the probability that the
+manipulated site of one checkpoint scores lower than the intact site of another checkpoint at the
+same position; ties count one half. It is 1 if the manipulated site always scores lower, 0.5 if the
+manipulation has no effect on the scores, and 0 if the site always scores higher. Intervals are from
+a bootstrap over checkpoints.
+*Worth less* is a measurement: the share of sites for which leaving out the manipulated site changes
+the test error less than leaving out the intact site, before and after fine-tuning. The network
+without the site is the same in both cases, so these are the sites whose manipulation raised the
+error. If that share is small, a criterion is right not to notice the manipulation. *Agrees* is the
+share of cases in which the score moved in the direction of the measured change, over all pairs of
+checkpoints, and over the manipulated and the intact site of the same checkpoint.
 A gate of 1 is the intact network. After fine-tuning, a gate of 0 shows only the noise between two
 fine-tunings of the same network.
 """,
@@ -71,18 +74,20 @@ fine-tunings of the same network.
     ),
     notes=(
         "AUROC: manipulated against intact at the same position, ties one half.",
-        "Worth less: the share of sites whose removal changes the error less than when intact.",
+        "Worth less: the share of sites whose removal changes the error less if the site is "
+        "manipulated than if it is intact.",
         "Intervals are over checkpoints.",
     ),
 )
 def robustness(frames: Frames) -> pd.DataFrame:
-    """AUROC of each criterion at the same position, manipulated against intact, per cell.
+    """AUROC of each criterion, manipulated against intact sites at the same position, per cell.
 
     Columns: dataset, model, variant, measure, criterion, manipulation, mean, low, high, sd,
-    n (runs), missing, unit. Measures are the share of sites that are worth less once they are
-    manipulated (`criterion` says when that was measured), the AUROC, and how often the criterion
-    moved in the direction of the measured change. Datasets are not averaged, since the effect of a
-    manipulation on the worth of a site can differ between them. Intervals are over checkpoints.
+    n (runs), missing, unit. Measures are the share of sites that are worth less after manipulation
+    (`criterion` says whether this was measured before or after fine-tuning), the AUROC, and the
+    share of cases in which the score moved in the direction of the measured change. Datasets are
+    not averaged, since the effect of a manipulation on the worth of a site can differ between them.
+    Intervals are over checkpoints.
 
     Raises:
         Absent: if no site was manipulated.
@@ -122,8 +127,8 @@ def robustness(frames: Frames) -> pd.DataFrame:
     title="Change of the test MSE when one site is left out, intact and manipulated",
     caption="""
 The change of the test error when one site is left out, in percent of the error of the intact
-network, for the site as it was trained and as it was manipulated, before and after fine-tuning.
-Positive: the site is useful.
+network, for the intact and for the manipulated site, before and after fine-tuning. Positive means
+that the site is useful.
 """,
     layout=Layout((*SHOWN, "site", "phase"), "manipulation", best=False, kept=("site",)),
     notes=("Percent of the MSE of the intact network; positive: the site is useful.",),
@@ -158,20 +163,21 @@ def leave_one_out(frames: Frames) -> pd.DataFrame:
     "robustness",
     title="Which criteria notice a manipulated site",
     caption="""
-AUROC of the main criteria against each manipulation of a site (the table has all criteria): the
+AUROC of the main criteria for each manipulation of a site (the table has all criteria): the
 probability that the manipulated site of one checkpoint scores lower than the intact site of another
-at the same position. 1: always; 0.5: as if nothing had happened.
-The rows above the line are measured: the share of sites that are worth less once they are
-manipulated, before and after fine-tuning. Where that share is small, a criterion is right not to
-notice the manipulation.
+checkpoint at the same position. It is 1 if the manipulated site always scores lower, and 0.5 if the
+manipulation has no effect on the scores.
+The rows above the line are measurements: the share of sites that are worth less after manipulation,
+before and after fine-tuning. If that share is small, a criterion is right not to notice the
+manipulation.
 """,
 )
 def noticed(frames: Frames) -> Figure:
-    """AUROC of each criterion against each manipulation; above the line, the measured effect.
+    """AUROC of each criterion for each manipulation, below the measured effects.
 
-    1: the manipulated site always scores lower than the intact one; 0.5: it is not noticed. The
-    rows on top are the share of sites that are worth less once they are manipulated. Of the
-    criteria, the main ones are shown, or all if none of these was scored.
+    1: the manipulated site always scores lower than the intact one; 0.5: the manipulation has no
+    effect on the scores. The upper rows are the share of sites that are worth less after
+    manipulation. The main criteria are shown, or all criteria if no main criterion was scored.
 
     Raises:
         Absent: if no site was manipulated.
@@ -207,15 +213,17 @@ def noticed(frames: Frames) -> Figure:
 
 
 def measured(frame: pd.DataFrame, phase: Phase, split: str = "test") -> pd.DataFrame:
-    """The change of leaving a site out, intact (listed as a manipulation) and manipulated.
+    """The change of the MSE when a site is left out, for intact and manipulated sites.
 
-    The network without the site is the same in both cases. So `smaller` also means that the
-    manipulation raised the loss, and that the site is worth less than before. Ties count one half.
+    The network without the site is the same in both cases. So a smaller change than that of the
+    intact site also means that the manipulation raised the loss: the site is worth less than
+    before.
 
     Returns:
-        RUN, `site`, `name`, `manipulation`, `change` (a difference of MSE), `relative` (its share
-        of the MSE of the intact network), `smaller` than for the intact site (1, 1/2 or 0).
-        Missing where training diverged.
+        RUN, `site`, `name`, `manipulation` (`INTACT` for the intact site), `change` (a difference
+        of MSE), `relative` (the change as a fraction of the MSE of the intact network), `smaller`
+        (1 if the change is smaller than for the intact site, 1/2 if equal, else 0). Values are
+        missing if training diverged.
     """
     rows = frame[(frame["phase"] == phase) & (frame["split"] == split)]
     columns = [*RUN, "site", "name", "manipulation", "value"]
@@ -233,17 +241,18 @@ def measured(frame: pd.DataFrame, phase: Phase, split: str = "test") -> pd.DataF
 
 
 def auroc(frame: pd.DataFrame, phase: Phase | None = None, split: str = "test") -> pd.DataFrame:
-    """AUROC of each criterion against each manipulation, by run: average it over runs.
+    """AUROC of each criterion for each manipulation: one component per run, to be averaged.
 
-    Over all pairs of checkpoints of a cell, at the same site: the probability that the manipulated
-    site of one checkpoint scores lower than the intact site of the other, ties one half. With a
-    `phase`, the measured changes decide what is right: the probability that the two scores differ
-    in the same direction as the changes of leaving the site out on `split`, untuned or fine-tuned.
+    The AUROC is the probability, over all pairs of checkpoints of a cell and at the same site, that
+    the manipulated site of one checkpoint scores lower than the intact site of the other; ties
+    count one half. With a `phase` (untuned or fine-tuned), it is the probability that the two
+    scores differ in the same direction as the measured changes on `split` when the site is left
+    out.
 
     The value of a run is its structural component (DeLong et al. 1988; both classes of a run are
-    one cluster, Obuchowski 1997). The mean of these components is the AUROC, and resampling them
-    resamples checkpoints. A single component may leave [0, 1]. With one checkpoint it is the share
-    of its sites.
+    one cluster, Obuchowski 1997). The mean of the components is the AUROC, and resampling the
+    components resamples checkpoints. A single component may lie outside [0, 1]. If there is only
+    one checkpoint, its component is the mean over its sites.
 
     Returns:
         RUN, `criterion`, `manipulation`, `auroc`. Runs with a missing score or change are left out.
@@ -262,9 +271,9 @@ def auroc(frame: pd.DataFrame, phase: Phase | None = None, split: str = "test") 
 
 
 def agreement(frame: pd.DataFrame, phase: Phase, split: str = "test") -> pd.DataFrame:
-    """Whether a criterion and the measured change moved alike when a site was manipulated.
+    """Whether a manipulation moved the score and the measured change in the same direction.
 
-    Both are compared with the intact site of the same checkpoint.
+    Both are compared with their value at the intact site of the same checkpoint.
 
     Returns:
         RUN, `site`, `criterion`, `manipulation`, `agrees` (1, 1/2 for ties, or 0). Sites with a
@@ -281,7 +290,7 @@ def agreement(frame: pd.DataFrame, phase: Phase, split: str = "test") -> pd.Data
 
 
 def _moved(rows: pd.DataFrame) -> pd.DataFrame:
-    """The sign of manipulated minus intact: RUN, `site`, `quantity`, `manipulation`, `moved`."""
+    """RUN, `site`, `quantity`, `manipulation`, `moved`: the sign of manipulated minus intact."""
     keys = [*RUN, "site", "quantity"]
     intact = rows.loc[rows["manipulation"] == INTACT, [*keys, "value"]]
     other = rows.loc[rows["manipulation"] != INTACT, [*keys, "manipulation", "value"]]
@@ -336,7 +345,7 @@ def _cubes(
 
 
 def _signs(changed: Array, intact: Array) -> tuple[Array, NDArray[np.bool_]]:
-    """Signs of manipulated minus intact, of all pairs of runs, and which cases are known.
+    """Signs of manipulated minus intact for all pairs of runs, and the mask of known cases.
 
     Both arguments are [..., runs, sites]; the results are [..., manipulated run, intact run, sites]
     (0 where one of the two is missing) and [..., runs, sites].

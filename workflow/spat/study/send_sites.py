@@ -25,21 +25,21 @@ ROWS: Final = 6
     "send_sites",
     title="SEND of each site, and over pre-training",
     caption="""
-SEND of each attention module. Left: at the checkpoint that is pruned, mean over seeds with standard
-deviations. Right: at the end of each epoch of pre-training; dashed lines mark the kept epochs,
-which the bars show.
+SEND of each attention module. Left: at the checkpoint that is pruned, as means over seeds with
+standard deviations. Right: at the end of each epoch of pre-training; dashed lines mark the epochs
+of the pruned checkpoints.
 Modules with a low score are removed first. Sites are named by stack and layer: e0 is the first
 encoder layer, e0r its routers, and d1× the cross-attention of the second decoder layer.
-Where panels join several cells, SEND is divided by its mean over the sites of a run at the kept
-checkpoint. Of more than six models the first six are shown.
+If panels join several cells, SEND is divided by its mean over the sites of a run at the kept
+checkpoint. If there are more than six models, the first six are shown.
 """,
 )
 def send_sites(frames: Frames) -> Figure:
     """SEND of each site at the kept checkpoint (left) and over pre-training (right).
 
-    A dashed line marks the epoch of the checkpoint, one for each that seeds (or cells) kept. Bars
-    and lines are means over seeds, whiskers standard deviations. Where panels join several cells,
-    SEND is divided by its mean over the sites of a run at the kept checkpoint.
+    Dashed lines mark the kept epochs of all seeds (or cells). Bars and lines are means over seeds,
+    whiskers standard deviations. If panels join several cells, SEND is divided by its mean over the
+    sites of a run at the kept checkpoint.
 
     Raises:
         Absent: if there are no scores.
@@ -87,16 +87,16 @@ def send_sites(frames: Frames) -> Figure:
     title="SEND of each site and head",
     caption="""
 SEND of each head, as a heat map of sites and heads: do sites differ, or the heads within a site?
-SEND is divided by its mean over all heads of the run, so that all panels have one scale. Heads have
-no order that seeds share, so the heads of a site are sorted by their SEND, and then averaged over
-runs. A column on the right has SEND of the whole site, divided by its mean over the sites of the
-run. Sites are named as in the figure *SEND of each site, and over pre-training*.
+SEND is divided by its mean over all heads of the run, so that all panels have one scale. The order
+of heads differs between seeds, so the heads of a site are sorted by SEND before they are averaged
+over runs. The column on the right shows SEND of the whole site, divided by its mean over the sites
+of the run. Sites are named as in the figure *SEND of each site, and over pre-training*.
 """,
 )
 def send_heads(frames: Frames) -> Figure:
     """SEND of the sorted heads of each site, and of the whole site, one panel a cell.
 
-    Horizons share a panel where there are many cells.
+    If there are many cells, horizons share a panel.
 
     Raises:
         Absent: if heads were not scored, every site has one head, or SEND is 0 everywhere.
@@ -106,7 +106,7 @@ def send_heads(frames: Frames) -> Figure:
     heads, whole = final[final["head"] != WHOLE_SITE], final[final["head"] == WHOLE_SITE]
     if heads["head"].max() < 1:
         raise Absent("No site with several heads was scored: there is nothing to compare.")
-    # Over one token all heads have a SEND of 0, of which there is no share.
+    # For a single token SEND is 0 at all heads, and cannot be divided by its mean.
     heads, whole = (by_mean(rows, rows).dropna(subset="value") for rows in (heads, whole))
     if heads.empty:
         raise Absent("SEND is 0 at all heads: each query attends to a single key.")

@@ -1,7 +1,7 @@
 """Is SEND low where attention is uniform?
 
-Spearman's rank correlation of SEND with the uniformity of the attention maps, over sites and over
-heads. SEND has another scale in every cell, so cells are never pooled; runs of a cell may be.
+Computes Spearman's rank correlation of SEND with the uniformity of the attention maps, over sites
+and over heads. The scale of SEND differs between cells, so only runs of the same cell are pooled.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from spat.study.statistics.cells import ALL_BATCHES, CELL, RUN, WHOLE_SITE, keye
 from spat.study.statistics.ranks import UNIFORMITY
 
 PLACES: Final = ("sites", "heads")
-# With fewer runs, the interval of the bootstrap is little more than their range.
+# With fewer runs, the bootstrap interval is hardly wider than the range of their values.
 MIN_RUNS: Final = 6
 # Name -> the columns of value, low and high.
 MEASURES: Final = {
@@ -45,7 +45,7 @@ _COLUMNS: Final = ("rho", "low", "high", "within", "within_low", "within_high", 
     caption="""
 Is SEND low where attention is uniform? Spearman's rank correlation between SEND and the uniformity
 of the attention maps (normalised entropy; 1 is uniform), over all sites and over all heads of a
-cell, with a bootstrap interval over runs. It is negative where SEND is low for uniform attention.
+cell, with a bootstrap interval over runs. It is negative if SEND is low for uniform attention.
 """,
     layout=Layout((*SHOWN, "places"), "measure", best=False, counted="runs", kept=("places",)),
     notes=(
@@ -96,14 +96,15 @@ Is SEND low where attention is uniform? Left: SEND against the uniformity of the
 Spearman's rank correlation, averaged over runs.
 Right: the mean attention maps of the sites with the lowest and the highest SEND, in multiples of a
 uniform weight, with one scale for all maps. The largest weight is given above each map.
-Of more than four models the first four are shown.
+If there are more than four models, the first four are shown.
 """,
 )
 def against_uniformity(frames: Frames) -> Figure:
     """SEND against the uniformity of the attention maps, and the maps of two sites.
 
-    One dot a head, one ring a site; rho is Spearman's, averaged over runs. Where there are many
-    cells, a panel joins those of a model and the maps are those of its first run.
+    There is one dot per head and one ring per site; rho is Spearman's rank correlation, averaged
+    over runs. If there are many cells, a panel joins the cells of a model, and the maps are from
+    its first run.
 
     Raises:
         Absent: if SEND or the uniformity of the maps was not recorded.
@@ -134,9 +135,9 @@ def against_uniformity(frames: Frames) -> Figure:
 
 
 def points(scores: pd.DataFrame, criterion: str | None = None) -> pd.DataFrame:
-    """The criterion and the uniformity of each place, over all batches at the kept epoch.
+    """Score and uniformity of each site and head, over all batches at the kept epoch.
 
-    The default is the reading of SEND that the frames have.
+    The default criterion is the reading of SEND that `scores` contains.
 
     Returns:
         RUN, `places` (`sites`, `heads`), `site`, `head`, `score`, `uniformity`.
@@ -145,7 +146,7 @@ def points(scores: pd.DataFrame, criterion: str | None = None) -> pd.DataFrame:
     keys = [*RUN, "epoch", "site", "head"]
     names = (criterion or methods.reading(scores), UNIFORMITY)
     scored, maps = (whole.loc[whole["criterion"] == name, [*keys, "value"]] for name in names)
-    # The uniformity is known at the kept epoch only, SEND at every epoch.
+    # The uniformity is recorded at the kept epoch only, SEND at every epoch.
     both = scored.rename(columns={"value": "score"}).merge(
         maps.rename(columns={"value": "uniformity"}), on=keys
     )
@@ -163,9 +164,9 @@ def correlations(
 ) -> pd.DataFrame:
     """Spearman's rho per cell, over sites and over heads, with bootstrap intervals over runs.
 
-    `rho` is that of all places of all runs together, `within` the mean over runs of the rho of each
-    run (missing for a run with a constant score). Each draw takes S - 1 of S runs, as in
-    `spat.study.statistics.bootstrap`. With fewer than `MIN_RUNS` runs there is no interval.
+    `rho` is computed from all places of all runs together; `within` is the mean over runs of the
+    rho of each run (missing for a run with a constant score). Each draw takes S - 1 of S runs, as
+    in `spat.study.statistics.bootstrap`. With fewer than `MIN_RUNS` runs there is no interval.
 
     Returns:
         CELL, `places`, `rho`, `low`, `high`, `within`, `within_low`, `within_high`, `runs`,
@@ -213,7 +214,7 @@ def _measures(x: Array, y: Array, draws: int, confidence: float, seed: int) -> d
 
 
 def _means(values: Array) -> Array:
-    """Means along the last axis of the values that are not NaN; NaN where there are none."""
+    """Means along the last axis, without NaN; NaN if all values are NaN."""
     known = np.isfinite(values)
     sums = np.where(known, values, 0.0).sum(axis=-1)
     with np.errstate(invalid="ignore"):
@@ -248,7 +249,7 @@ def _scatter(axis: Axes, rows: pd.DataFrame, title: str, name: str, *, relative:
 
 
 def _two_maps(axes: np.ndarray, maps: pd.DataFrame, send: pd.DataFrame) -> None:
-    """The mean attention map of the site with the lowest SEND, and of that with the highest."""
+    """Draw the mean attention maps of the sites with the lowest and the highest SEND."""
     run = maps[list(RUN)].drop_duplicates().head(1)
     shown = maps.merge(run, on=list(RUN))
     scored = send[send["head"] == WHOLE_SITE].merge(run, on=list(RUN))

@@ -1,8 +1,8 @@
 """How stable are the scores: from batch to batch, over pre-training, and across seeds?
 
-All of this comes from the scores of whole sites in single batches. A ranking from b batches is
-compared with two others: with the ranking from all batches, which contains those b and therefore
-agrees too well, and with the ranking from another b batches, which shares none with them.
+All measures use the scores of whole sites in single batches. A ranking from b batches is compared
+with the ranking from all batches, which contains the b batches, so that the agreement is biased
+upwards; and with the ranking from another b batches, which has no batch in common with it.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from spat.study.statistics.ranks import (
     vectors,
 )
 
-# A ranking of four sites with one swap of neighbours has tau 2/3: with a mean of 0.95, six rankings
-# of seven equal that from all batches.
+# For four sites, one swap of neighbours gives a tau of 2/3. At a mean of 0.95, about six of seven
+# rankings equal the ranking from all batches.
 THRESHOLD: Final = 0.95
 # Batches joined to a larger one, for the coefficient of variation.
 POOLS: Final = (1, 4)
-# Numbers of batches whose ranking is compared with that of all.
+# Numbers of batches whose ranking is compared with the ranking from all batches.
 COMPARED: Final = (1, 4)
 VARIATION: Final = {pool: f"CV, {pool} {'batches' if pool > 1 else 'batch'}" for pool in POOLS}
 AGAINST_ALL: Final = {b: f"tau-b, {b} {'batches' if b > 1 else 'batch'}" for b in COMPARED}
@@ -66,18 +66,19 @@ _CASE: Final = [*RUN, "criterion"]
     title="Stability of the scores of the sites",
     caption="""
 How stable is a ranking of the sites? Rank agreement (Kendall's tau-b) of the ranking from some
-batches with the ranking from all of them, averaged over runs. All batches contain the few, which
-makes the agreement look better than it is; another set of as many batches does not have this bias.
-The table also gives the variation of a site's score from batch to batch (coefficient of variation),
-the agreement of other epochs of pre-training with the kept one, and that between seeds.
+batches with the ranking from all batches, averaged over runs. Since these batches are part of all
+batches, this agreement is biased upwards; a comparison with another set of as many batches does not
+have this bias. The table also gives the variation of a site's score from batch to batch
+(coefficient of variation), the agreement of other epochs of pre-training with the kept epoch, and
+the agreement between seeds.
 """,
     layout=Layout(_BY, "measure", best=False, counted="runs"),
     notes=(
         "CV: coefficient of variation of a site's score from batch to batch; 4 batches joined are "
         "one batch that is four times as large.",
-        "Tau-b: rank agreement of the sites, of 1 or 4 batches with all, and of one half of the "
-        "batches with the other; of the other epochs with the kept one; between seeds.",
-        "Batches needed: from this number on, the mean tau-b with all, or with as many other "
+        "Tau-b: rank agreement of the sites, between 1 or 4 batches and all batches, between two "
+        "halves of the batches, between the other epochs and the kept epoch, and between seeds.",
+        "Batches needed: from this number on, the mean tau-b with all, or with as many other, "
         f"batches, is at least {THRESHOLD:g}.",
     ),
 )
@@ -85,10 +86,10 @@ def stability(frames: Frames) -> pd.DataFrame:
     """Stability of each criterion's site scores per model, averaged over its cells.
 
     Columns: model, variant, criterion, measure, mean, sd, n (runs), missing, unit. The number of
-    batches needed is the smallest from which on the mean rank agreement stays at `THRESHOLD` or
-    above, with all batches or with as many others; its mean is missing where even the largest
-    number does not reach it. Averages take seeds first, then horizons, datasets of a source,
-    sources; standard deviations are over runs.
+    batches needed is the smallest number from which on the mean rank agreement, with all batches or
+    with as many other batches, is at least `THRESHOLD`. Its mean is missing if even the largest
+    number does not reach the threshold. Averages take seeds first, then horizons, datasets of a
+    source, sources; standard deviations are over runs.
 
     Raises:
         Absent: if fewer than two batches or two sites were scored.
@@ -122,18 +123,18 @@ def stability(frames: Frames) -> pd.DataFrame:
     title="Rank agreement of the scores by the number of batches",
     caption="""
 How stable is a ranking of the sites? Rank agreement (Kendall's tau-b) of the ranking from some
-batches with the ranking from all of them, averaged over runs. All batches contain the few, which
-makes the agreement look better than it is. The dashed line compares SEND with another set of as
-many batches, which does not have this bias.
-The band reaches down to the 5 % quantile of SEND's rankings. The dotted line is 0.95, the agreement
-from which on the number of batches counts as enough.
+batches with the ranking from all batches, averaged over runs. Since these batches are part of all
+batches, this agreement is biased upwards. The dashed line compares SEND with another set of as many
+batches, which does not have this bias.
+The band reaches down to the 5 % quantile of SEND's rankings. The dotted line is 0.95: from this
+agreement on, the number of batches counts as sufficient.
 """,
 )
 def agreement_by_batches(frames: Frames) -> Figure:
-    """Kendall's tau-b of the ranking from b batches against the ranking from all.
+    """Kendall's tau-b of the ranking from b batches and the ranking from all batches.
 
-    Means over runs and subsets of batches. The band reaches down to the 5 % quantile over subsets
-    of SEND; dashed: SEND against as many other batches.
+    Lines are means over runs and subsets of batches. The band reaches down to the 5 % quantile of
+    SEND over subsets; the dashed line compares SEND with as many other batches.
 
     Raises:
         Absent: if fewer than two batches were scored.
@@ -179,12 +180,12 @@ def agreement_by_batches(frames: Frames) -> Figure:
 def variation(scores: pd.DataFrame, pools: Sequence[int] = (1,)) -> pd.DataFrame:
     """Coefficient of variation of each site's score over batches.
 
-    A pool of g joins g consecutive batches by their mean. For every criterion that is a mean over
-    windows, that is the score of a batch g times as large. Batches that do not fill a pool are left
-    out, and so are pool sizes with fewer than two pools.
+    A pool of size g is the mean over g consecutive batches. If a criterion is a mean over windows,
+    this equals the score of a batch that is g times as large. Batches that do not fill a pool are
+    left out, and so are pool sizes with fewer than two pools.
 
     Returns:
-        RUN, `criterion`, `site`, `pool`, `batches`, `mean`, `cv` (missing where the mean is 0).
+        RUN, `criterion`, `site`, `pool`, `batches`, `mean`, `cv` (missing if the mean is 0).
     """
     rows = batch_scores(scores)
     place = rows.groupby([*_CASE, "site"])["batch"].rank(method="first").astype("int64") - 1
@@ -208,9 +209,9 @@ def batch_agreement(scores: pd.DataFrame, subsets: int = 200, seed: int = 0) -> 
     """Tau-b of the ranking from b random batches, for every b from 1 to all B.
 
     Returns:
-        RUN, `criterion`, `batches` (b), `tau` (mean, against the ranking from all), `tau_low` (its
-        5 % quantile over subsets), `tau_disjoint` (mean, against another b batches; missing where
-        b > B / 2). Cases with fewer than two batches or sites are left out.
+        RUN, `criterion`, `batches` (b), `tau` (mean over subsets, with the ranking from all
+        batches), `tau_low` (5 % quantile over subsets), `tau_disjoint` (mean, with another b
+        batches; missing if b > B / 2). Runs with fewer than two batches or sites are left out.
     """
     whole = wide(batch_scores(scores), [*_CASE, "batch"], "site", "value")
     rows: list[dict[str, object]] = []
@@ -228,10 +229,10 @@ def recommended_batches(
     threshold: float = THRESHOLD,
     column: str = "tau",
 ) -> pd.DataFrame:
-    """The smallest b from which on the mean of `column` over runs stays at the threshold or above.
+    """The smallest b from which on the mean of `column` over runs is at least `threshold`.
 
-    Missing where even the largest b does not reach it. That can happen with `tau_disjoint`, but not
-    with `tau`, since all batches agree with themselves.
+    It is missing if even the largest b does not reach the threshold. This is possible for
+    `tau_disjoint`, but not for `tau`, which is 1 for all batches.
 
     Returns:
         `by`, `batches`, and `of`, the largest b that was tried.
@@ -253,13 +254,13 @@ def epoch_agreement(scores: pd.DataFrame) -> pd.DataFrame:
     """Tau-b of the scores after each epoch of pre-training, from the recorded trajectory.
 
     Returns:
-        RUN, `criterion`, `epoch`, `tau_kept` (against the scores at the kept checkpoint; missing
-        where there are none), `tau_last` and `tau_previous` (against the last and the previous
-        epoch; the latter missing for the first).
+        RUN, `criterion`, `epoch`, `tau_kept` (with the scores at the kept checkpoint; missing if
+        there are none), `tau_last` and `tau_previous` (with the last and the previous epoch;
+        `tau_previous` is missing for the first epoch).
     """
     rows = scores[(scores["head"] == WHOLE_SITE) & (scores["batch"] == ALL_BATCHES)]
     epochs = rows.groupby(_CASE)["epoch"].transform("nunique")
-    rows = rows[epochs > 1]  # the other criteria are known at the kept epoch only
+    rows = rows[epochs > 1]  # other criteria are recorded at the kept epoch only
     trajectory = vectors(rows, [*_CASE, "epoch"]).rename("values").reset_index()
     kept = vectors(site_scores(scores), _CASE).rename("kept").reset_index()
     trajectory = trajectory.merge(kept, on=_CASE, how="left")
@@ -292,7 +293,7 @@ def _of_batches(scores: pd.DataFrame, agreement: pd.DataFrame) -> list[pd.DataFr
 
 
 def _other_epochs(scores: pd.DataFrame) -> pd.DataFrame:
-    """Agreement of the other epochs with the kept one."""
+    """Agreement of the other epochs with the kept epoch."""
     kept = scores.loc[scores["batch"] != ALL_BATCHES, [*RUN, "epoch"]].drop_duplicates()
     rows = epoch_agreement(scores).merge(kept.assign(kept=True), how="left")
     return rows[rows["kept"].isna()]

@@ -1,7 +1,7 @@
 """Zero-shot transfer: how good is a run on another dataset, and does pruning help there?
 
-Nothing is trained on the target; its scaler is fitted on its own training rows. The first data
-order of fine-tuning is taken.
+Nothing is trained on the target; its scaler is fitted on its own training rows. Only the first data
+order of fine-tuning is used.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ Errors on the test split of a dataset that the model was never trained on. Nothi
 target; its scaler is fitted on its training rows.
 For comparison: naive forecasts on the target, models without attention that were trained on the
 same dataset, and the same model trained on the target.
-The last column asks whether pruning helps transfer in particular: it is SPAT's gain over the
-control on the target minus its gain at home, in percentage points.
+The last column shows whether pruning improves transfer more than it improves the error at home: it
+is SPAT's gain over the control on the target minus its gain at home (on the dataset of training),
+in percentage points.
 """,
     layout=Layout((*KEYS, "metric"), "method", unranked=(ON_TARGET,)),
     notes=(
@@ -58,11 +59,12 @@ control on the target minus its gain at home, in percentage points.
     ),
 )
 def zeroshot(frames: Frames) -> pd.DataFrame:
-    """Errors on the target's test split, and SPAT's gain there minus its gain at home.
+    """Errors on the target's test split, and SPAT's gain on the target minus its gain at home.
 
     Columns: dataset, target, model, variant, lookback, horizon, metric, method, mean, sd, n,
-    missing, unit. A gain is the control's MSE minus SPAT's, in percent of the control's. The two
-    gains of a run are subtracted before seeds are averaged (percentage points).
+    missing, unit. A gain is the MSE of the control minus the MSE of SPAT, in percent of the MSE of
+    the control. The two gains of a run are subtracted before seeds are averaged (percentage
+    points).
 
     Raises:
         Absent: if nothing was evaluated on another dataset.
@@ -96,17 +98,18 @@ def zeroshot(frames: Frames) -> pd.DataFrame:
     title="Zero-shot transfer: its cost, and the change that SPAT makes",
     caption="""
 Zero-shot transfer from a dataset (row) to the target (column). The first matrix of a model shows
-how much higher the error of the dense model is than that of the same model trained on the target.
-The second shows the change that SPAT makes against the control; its diagonal is the change at home.
-Blue is better, red worse, with one scale for all matrices of a kind.
+how much higher the error of the dense model is than the error of the same model trained on the
+target. The second matrix shows the change of the error by SPAT against the control; its diagonal is
+the change on the dataset of training. Blue is better, red is worse, with one scale for all matrices
+of a kind.
 """,
 )
 def transfer(frames: Frames) -> Figure:
     """Per model: the cost of transfer for the dense model, and SPAT's change, in percent.
 
     Left: MSE against the same model trained on the target. Right: SPAT (ratio chosen on
-    validation) against the control, the diagonal at home. Means over seeds and horizons. All
-    matrices of a kind have one scale.
+    validation) against the control; the diagonal is the dataset of training. Values are means over
+    seeds and horizons. All matrices of a kind have one scale.
 
     Raises:
         Absent: if nothing was evaluated on another dataset.
@@ -123,7 +126,7 @@ def transfer(frames: Frames) -> Figure:
     parts = style.panels(costs, ["model", "variant"])[:MODELS]
     away = costs[costs["dataset"] != costs["target"]]
     names = sorted({*away["dataset"], *away["target"]})
-    # Two matrices a row while the numbers fit into half a column.
+    # Two matrices per row, if the numbers fit into half the width.
     columns = 2 if len(names) <= NARROW else 1
     width, rows = style.WIDTH / columns - 0.75, 2 * len(parts) // columns
     figure = style.canvas(height=(width * 0.8 + 0.85) * rows)
@@ -132,7 +135,7 @@ def transfer(frames: Frames) -> Figure:
     kinds = {"cost of transfer (%)": costs, "SPAT vs control (%)": changes}
     for place, (kind, values) in enumerate(kinds.items()):
         tables = [_table(values.merge(model), names) for model in models]
-        # Twice the largest value: the darkest tones would hide the numbers in print.
+        # Twice the largest value, since the darkest tones would hide the numbers in print.
         limit = 2 * float(np.nanmax(np.abs(np.stack(tables)), initial=0.0)) or 1.0
         for axis, (title, _), table in zip(axes[place::2], parts, tables, strict=True):
             _matrix(axis, table, limit, f"{title}\n{kind}")
@@ -142,11 +145,11 @@ def transfer(frames: Frames) -> Figure:
 def zero_shot(
     results: pd.DataFrame, selections: pd.DataFrame, criterion: str = "send"
 ) -> pd.DataFrame:
-    """Test errors on the target of all that is compared, one row per run, target and method.
+    """Test errors of all methods on the target, one row per run, target and method.
 
-    Methods of the run itself: `dense`, `control`, the criterion (under its name, with `ratio` or
-    `rule`) and `none left`. For comparison: the naive forecasts on the target (of the target's own
-    run: its season, not that of the dataset trained on), the baselines trained by the same seed on
+    Methods of the run are `dense`, `control`, the criterion (under its name, with `ratio` or
+    `rule`) and `none left`. Methods for comparison are the naive forecasts on the target (from the
+    target's own run, with the season of the target), the baselines with the same seed trained on
     the same dataset, and `trained on target`: the dense model of the same shape and seed, trained
     on the target. Methods that were not run are absent.
 
@@ -162,14 +165,15 @@ def zero_shot(
 
 
 def gains(results: pd.DataFrame, selections: pd.DataFrame, criterion: str = "send") -> pd.DataFrame:
-    """The gain of pruning on the target, and how much of it is not gained at home.
+    """The gain of pruning on the target, and its excess over the gain on the dataset of training.
 
-    A gain is 1 - mse / reference, positive where pruning is better. `gain` is against the control,
-    which has all fine-tuning steps that a mask has, and `dense_gain` against the dense model.
+    A gain is 1 - mse / reference, positive if pruning is better. `gain` is relative to the control,
+    which has as many fine-tuning steps as a mask, and `dense_gain` is relative to the dense model.
 
     Returns:
         RUN, `target`, `method`, `ratio`, `rule`, `mask`, `mse`, `gain`, `dense_gain`, `home_gain`
-        (against the control on the run's own test split) and `excess`, gain - home_gain.
+        (relative to the control, on the test split of the run's own dataset) and `excess`, which is
+        gain - home_gain.
     """
     test = _methods(_tested(results), selections, criterion)
     rows = test[~test["method"].isin([DENSE, CONTROL])]
@@ -192,7 +196,7 @@ def _tested(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def _methods(test: pd.DataFrame, selections: pd.DataFrame, criterion: str) -> pd.DataFrame:
-    """The rows of attention models by method; a mask of several choices is listed under each."""
+    """The rows of attention models by method; a mask that several methods chose is repeated."""
     test = test[test["model"].isin(methods.models_of("attention", test))]
     full = test["mask"].map(keeps_all).astype(bool)
     tuned = test["phase"] == "finetuned"
@@ -229,10 +233,10 @@ def _references(cases: pd.DataFrame, dense: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def _named(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows under the names of the table, each mask once per name.
+    """Rows with the method names of the table, each mask once per name.
 
-    Ratios of SPAT that remove equally many sites become the smallest of them. Ratios that remove
-    nothing or everything are left out, since they have rows of their own, and so are all rules
+    Ratios of SPAT that remove the same number of sites become the smallest of them. Ratios that
+    remove nothing or everything are left out, since other methods name them, and so are all rules
     except validation.
     """
     spat = rows["method"] == "send"
@@ -244,7 +248,7 @@ def _named(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _spaced(name: str) -> str:
-    """The name of a naive model as words: `RepeatLast` -> `repeat last`."""
+    """The name of a naive model as separate words: `RepeatLast` -> `repeat last`."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
 
 
@@ -269,7 +273,7 @@ def _matrix(axis: Axes, table: pd.DataFrame, limit: float, title: str) -> None:
 
 
 def _costs(dense: pd.DataFrame) -> pd.DataFrame:
-    """Dense MSE on the target against that of the model trained there; seeds averaged first."""
+    """Dense MSE on the target, relative to the model trained there; seeds are averaged first."""
     keys = [*_SHAPE, "target"]
     home = dense[dense["target"] == dense["dataset"]].groupby(keys)["mse"].mean().rename("home")
     means = dense.groupby([*_SHAPE, "dataset", "target"])["mse"].mean().reset_index()

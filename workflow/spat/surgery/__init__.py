@@ -1,1 +1,1 @@
-"""How attention is removed: cut, verify, store, and choose what goes."""
+"""Removal of attention: choosing masks, cutting, verifying and saving."""

@@ -1,7 +1,7 @@
-"""Decisions: from scores to masks. Nothing is trained here, and no torch is needed.
+"""Decisions: from scores to masks. Nothing is trained here, and torch is not imported.
 
-A ratio a of N sites (or heads) removes floor(a N + 1/2) of them, those with the lowest scores, ties
-in forward order. The adaptive rules choose the number themselves.
+A ratio a of N sites (or heads) removes the floor(a N + 1/2) sites with the lowest scores, with ties
+in forward order. The adaptive rules choose the number of sites themselves.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from spat.blocks import Array, block_means
 RANDOM = "random"
 # The adaptive rules follow the criterion of the paper.
 RULED = "send"
-# Rules that choose among the fine-tuned masks of the nested path, so after those are trained.
+# Rules that choose among the fine-tuned masks of the nested path, after these are trained.
 PATH_RULES = ("one_se", "validation")
 SITE, HEAD = "site", "head"
-# In the place of a head: the whole site.
+# The number of a head that stands for the whole site.
 WHOLE = -1
 Place = tuple[int, int]
 # criterion, site, head (`WHOLE` for the whole site) -> score.
@@ -39,10 +39,11 @@ class Level(NamedTuple):
 
 @dataclass(frozen=True)
 class Decision:
-    """A row of the frame `selections`: who asks for a mask, and why.
+    """A row of the frame `selections`: a mask, and the criterion and ratio or rule that chose it.
 
-    `level` is `site` or `head`; `ratio` is NaN where a rule decides, `rule` empty where a ratio
-    does; `removed` counts sites or heads; `finetunings` the trained masks that were looked at.
+    `level` is `site` or `head`. `ratio` is NaN if a rule chose the mask, and `rule` is empty if a
+    ratio did. `removed` is the number of sites or heads, and `finetunings` the number of trained
+    masks that the decision used.
     """
 
     criterion: str
@@ -56,15 +57,15 @@ class Decision:
 
 
 def count(ratio: float, n: int) -> int:
-    """floor(ratio n + 1/2): how many of n are removed, halves rounded up.
+    """The number of n that are removed: floor(ratio n + 1/2), halves rounded up.
 
-    The ratio is read as a decimal number, so that 0.29 of 50 is 14.5 and not slightly less.
+    The ratio is used as a decimal number, so that 0.29 of 50 is 14.5 and not slightly less.
     """
     return math.floor(Fraction(str(ratio)) * n + Fraction(1, 2))
 
 
 def distinct_ratios(ratios: Iterable[float], n: int) -> tuple[float, ...]:
-    """The ratios in their order; of ratios that remove the same number of n, only the first."""
+    """The ratios in their order, without those that remove as many of n as an earlier ratio."""
     first: dict[int, float] = {}
     for ratio in ratios:
         first.setdefault(count(ratio, n), ratio)
@@ -72,21 +73,23 @@ def distinct_ratios(ratios: Iterable[float], n: int) -> tuple[float, ...]:
 
 
 def lowest(scores: Sequence[float] | Array, k: int) -> tuple[int, ...]:
-    """The indices of the k lowest scores, from the lowest up; ties in forward order.
+    """The indices of the k lowest scores in ascending order of score; ties in forward order.
 
     Raises:
-        ValueError: if a score is not a number, since it then has no rank.
+        ValueError: if a score is NaN, which has no rank.
     """
     values = np.asarray(scores, dtype=np.float64)
     if np.isnan(values).any():
-        raise ValueError(f"scores {values.tolist()}: NaN has no rank; the scored model diverged?")
+        raise ValueError(
+            f"scores {values.tolist()}: NaN has no rank; check whether the model diverged"
+        )
     return tuple(int(i) for i in np.argsort(values, kind="stable")[:k])
 
 
 def random_draws(n: int, k: int, wanted: int, seed: int) -> tuple[tuple[int, ...], ...]:
-    """Random choices of k out of n, all different: `wanted` of them, or all where there are fewer.
+    """Up to `wanted` different random choices of k out of n; fewer if fewer exist.
 
-    Each (n, k) has its own stream of random numbers, so that another ratio changes no draw.
+    Each (n, k) has its own stream of random numbers, so that draws do not depend on other ratios.
     """
     generator = np.random.default_rng((seed, n, k))
     draws: dict[tuple[int, ...], None] = {}
@@ -97,7 +100,7 @@ def random_draws(n: int, k: int, wanted: int, seed: int) -> tuple[tuple[int, ...
 
 
 def nested_path(scores: Sequence[float] | Array, heads: Sequence[int]) -> tuple[Mask, ...]:
-    """The N + 1 masks from full to empty that remove one site after the other, lowest first."""
+    """The N + 1 masks from full to empty that remove one site after another, lowest score first."""
     order = lowest(scores, len(heads))
     full = Mask.full(heads)
     return tuple(full.without_sites(order[:k]) for k in range(len(heads) + 1))
@@ -115,19 +118,19 @@ def requested(
     seed: int,
     bounded: Sequence[int] | None = None,
 ) -> list[Decision]:
-    """Every decision that is asked for.
+    """All decisions for the given criteria, ratios and rules.
 
-    `heads` is the number of heads per site. `rules` are adaptive rules for whole sites, `draws` the
-    random masks of each ratio, and `exhaustive` asks for all site masks. `bounded` are the sites
-    that `loss_drop_bound` found.
+    `heads` is the number of heads per site. `rules` are adaptive rules for whole sites, `draws` is
+    the number of random masks of each ratio, and `exhaustive` adds all site masks. `bounded` are
+    the sites that `loss_drop_bound` returned.
 
-    Decisions of the rule `path` are SEND's nested path, `draw` sites removed: the rules that look
-    at fine-tuned errors choose among them later. Decisions of the rule `exhaustive` are all site
-    masks. `gap` has no decision where it is undefined. The control is the caller's.
+    Decisions of the rule `path` are the nested path of SEND, with `draw` sites removed; the rules
+    that use fine-tuned errors choose among them later. Decisions of the rule `exhaustive` are all
+    site masks. `gap` gives no decision if it is undefined. The control is not included.
 
     Raises:
-        ValueError: if a criterion was not scored for each site (or head), or the rule
-            `loss_drop_bound` is asked for without `bounded`.
+        ValueError: if a criterion has no score for a site (or head), or `rules` contains
+            `loss_drop_bound` and `bounded` is None.
     """
     if not heads:
         return []
@@ -141,10 +144,10 @@ def requested(
 
 
 def gap(scores: Sequence[float] | Array) -> int | None:
-    """The k below the largest relative gap, max over k of s_(k+1) / s_(k) in the sorted scores.
+    """The k with the largest relative gap s_(k+1) / s_(k) in the sorted scores.
 
-    None if there is no such gap: fewer than two scores, all equal, or any not positive and
-    finite. The first of equal gaps decides.
+    None if there is no such gap: fewer than two scores, all scores equal, or a score that is not
+    positive and finite. Of equal gaps the first is taken.
     """
     values = np.sort(np.asarray(scores, dtype=np.float64))
     if len(values) < 2 or not (np.isfinite(values) & (values > 0)).all():
@@ -156,10 +159,11 @@ def gap(scores: Sequence[float] | Array) -> int | None:
 def loss_drop_bound(
     drops: Array, *, block: int, draws: int, confidence: float, seed: int
 ) -> tuple[int, ...]:
-    """The sites whose removal is allowed: the upper bound of their mean loss drop is at most 0.
+    """The sites that may be removed: those whose mean loss drop has an upper bound of at most 0.
 
-    `drops` [sites, windows] is the validation loss of each window without the site minus with it
-    (so paired). The bound is one-sided: the `confidence` quantile of the moving-block bootstrap.
+    `drops` [sites, windows] is the validation loss of each window without the site minus the loss
+    with it (paired). The bound is one-sided: the `confidence` quantile of the moving-block
+    bootstrap.
     """
     means = _bootstrap(drops, block, draws, seed)
     return tuple(int(i) for i in np.flatnonzero(np.quantile(means, confidence, axis=-1) <= 0))
@@ -169,9 +173,9 @@ def one_standard_error(errors: Sequence[Array], *, block: int, draws: int, seed:
     """The largest k whose mean error is at most one standard error above the best of the path.
 
     `errors` holds the per-window validation losses [windows] of the K + 1 masks of the path. The
-    standard error is that of the paired difference to the best mask (moving-block bootstrap): the
-    error of the level itself depends on how hard the months are, which is the same for all masks. A
-    mask with a loss that is not finite is never chosen.
+    standard error is that of the paired difference to the best mask (moving-block bootstrap). The
+    standard error of the loss itself would include the variation between windows, which all masks
+    share. A mask with a loss that is not finite is never chosen.
 
     Raises:
         ValueError: if no mask has finite losses.
@@ -188,15 +192,15 @@ def one_standard_error(errors: Sequence[Array], *, block: int, draws: int, seed:
 
 
 def validation_minimum(errors: Sequence[float] | Array) -> int:
-    """The k of the lowest mean validation error along the path; of equal ones the largest k.
+    """The k with the lowest mean validation error along the path; of equal errors the largest k.
 
     Raises:
-        ValueError: if none is finite.
+        ValueError: if no error is finite.
     """
     values = np.asarray(errors, dtype=np.float64)
     if not np.isfinite(values).any():
         raise ValueError(
-            f"validation errors {values.tolist()}: no mask of the path has a finite one"
+            f"validation errors {values.tolist()}: no mask of the path has a finite error"
         )
     return int(np.flatnonzero(values == values[np.isfinite(values)].min())[-1])
 
@@ -204,7 +208,7 @@ def validation_minimum(errors: Sequence[float] | Array) -> int:
 def _bootstrap(series: Array, block: int, draws: int, seed: int) -> Array:
     """Moving-block bootstrap of the mean: series [..., windows] -> [..., draws].
 
-    A series of less than two blocks is cut into halves instead; its spread is then too small.
+    A series shorter than two blocks is cut into halves instead; its spread is then underestimated.
     """
     values = np.asarray(series, dtype=np.float64)
     block = max(1, min(block, values.shape[-1] // 2))
@@ -240,7 +244,9 @@ def _by_rule(
         yield _ruled("gap", path[k])
     if "loss_drop_bound" in rules:
         if bounded is None:
-            raise ValueError("rule loss_drop_bound: give the sites that its bound allows to remove")
+            raise ValueError(
+                "rule loss_drop_bound: pass `bounded`, the sites that it allows to remove"
+            )
         yield _ruled("loss_drop_bound", Mask.full(heads).without_sites(bounded))
     if set(rules) & set(PATH_RULES):
         yield from (_ruled("path", mask, k) for k, mask in enumerate(path))
@@ -264,7 +270,7 @@ def _without(heads: Sequence[int], places: Iterable[Place]) -> Mask:
 def _values(scores: Scores, criterion: str, places: Sequence[Place], heads: Sequence[int]) -> Array:
     """The scores of a criterion at `places`.
 
-    The only head of a site has the score of the site, where it has none of its own.
+    If a site has a single head without a score, the score of the site is used.
     """
     values = []
     for site, head in places:
@@ -274,7 +280,7 @@ def _values(scores: Scores, criterion: str, places: Sequence[Place], heads: Sequ
         if math.isnan(value):
             where = f"site {site}" if head == WHOLE else f"site {site}, head {head}"
             raise ValueError(
-                f"criterion {criterion!r} has no score, or NaN, for {where}: score it, or remove "
-                f"it from pruning.{SITE if head == WHOLE else HEAD}.criteria"
+                f"criterion {criterion!r} has no score or NaN for {where}: score it, or remove it "
+                f"from pruning.{SITE if head == WHOLE else HEAD}.criteria"
             )
     return np.asarray(values, np.float64)

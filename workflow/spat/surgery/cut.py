@@ -1,7 +1,7 @@
-"""Cutting attention out of a network, and the masked dense network that the result equals.
+"""Removal of attention from a network, and the masked dense network that is equivalent to it.
 
-Removing a site leaves ``x -> norm(x)``; removing heads slices their weights. The pruned network
-equals the masked dense one to float tolerance.
+Removing a site leaves ``x -> norm(x)``; removing heads slices the weights. The pruned network
+equals the masked dense network to float tolerance.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ Hook = Callable[[nn.Module, Any, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Surgery:
-    """What an operation did, in numbers of parameters.
+    """The result of `prune`, as numbers of parameters.
 
-    `swept` were removed beyond the mask: no gradient could reach them any more, and their module
-    was not called. `dead` cannot be reached either, but stay, since their module is called.
+    `swept` parameters were removed in addition to the mask: no gradient reaches them, and their
+    module is not called. `dead` parameters are not reached by a gradient either, but remain, since
+    their module is called.
     """
 
     params_before: int
@@ -42,13 +43,13 @@ def heads_of(model: Network) -> tuple[int, ...]:
 
 
 def prune(model: Network, mask: Mask, example: Example) -> Surgery:
-    """Cut a dense model down to a mask, in place; the mask of all heads changes nothing.
+    """Prune a dense model to a mask, in place; the mask of all heads changes nothing.
 
-    New parameters replace the cut ones: make the optimiser afterwards. `example` calls the model on
-    any inputs, to find the parameters that are no longer used.
+    New parameters replace the sliced ones, so create the optimiser afterwards. `example` calls the
+    model on any inputs, to find the parameters that are no longer used.
 
     Raises:
-        ValueError: if the mask is of another model, or the model is not dense.
+        ValueError: if the mask belongs to another model, or the model is not dense.
     """
     _require_dense(model, mask)
     before = parameters(model)
@@ -67,13 +68,13 @@ def prune(model: Network, mask: Mask, example: Example) -> Surgery:
 
 @contextlib.contextmanager
 def masked(model: Network, mask: Mask) -> Iterator[Network]:
-    """The dense model with what the mask removes held at zero: the reference of `prune`.
+    """Context manager: the dense model with removed parts set to zero, the reference of `prune`.
 
-    A removed head adds nothing to its site's output projection; an emptied site contributes exactly
-    nothing, its output bias included. Weights stay as they are, and leaving the block undoes it.
+    The output of a removed head before the output projection is zero, and so is the output of a
+    removed site, with its bias. Weights are not changed.
 
     Raises:
-        ValueError: if the mask is of another model, or the model is not dense.
+        ValueError: if the mask belongs to another model, or the model is not dense.
     """
     _require_dense(model, mask)
     with contextlib.ExitStack() as hooks:
@@ -88,10 +89,10 @@ def masked(model: Network, mask: Mask) -> Iterator[Network]:
 
 
 def require_same(model: Network, mask: Mask) -> None:
-    """Refuse a mask of another model.
+    """Check that a mask has the sites and heads of the model.
 
     Raises:
-        ValueError: naming the mask, and the heads of both.
+        ValueError: if it has not; the message names the mask and the heads of both.
     """
     if mask.heads != heads_of(model):
         raise ValueError(
@@ -102,7 +103,7 @@ def require_same(model: Network, mask: Mask) -> None:
 def _require_dense(model: Network, mask: Mask) -> None:
     require_same(model, mask)
     for site in model.sites():
-        # A site of one head is only removed whole, so it is enough to check its module.
+        # A site with one head can only be removed as a whole, so it is enough to check its module.
         left = getattr(site.attention, "heads", 0) if site.heads > 1 else len(site.modules[:1])
         if left != site.heads:
             raise ValueError(

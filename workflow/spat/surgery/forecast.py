@@ -1,6 +1,6 @@
-"""Forecast a data frame in its own units with a saved forecaster, dense or pruned.
+"""Forecast a data frame in its units with a saved forecaster, dense or pruned.
 
-The folder of a forecaster holds the network (`storage.save`) and `forecaster.json`: the columns,
+The folder of a forecaster contains the network (`storage.save`) and `forecaster.json`: the columns,
 the step, mean and standard deviation of each column, and the hashes of the network's files.
 
 Symbols: T rows, C channels, L lookback, H horizon.
@@ -37,15 +37,15 @@ VERSION: Final = 1
 
 @dataclass(frozen=True, eq=False)
 class Forecast:
-    """A trained forecaster and all that it needs to forecast in original units.
+    """A trained forecaster with the scale of its data, for forecasts in original units.
 
     Attributes:
         model: The network, dense or pruned, in `eval()`.
-        mask: Which attention sites it keeps (`spat.attention.mask`).
-        columns: Names of its C channels, in order.
-        step: Distance of two rows, such as `1h`.
-        mean: Means that inputs are centred by, float64 [C].
-        std: Deviations that inputs are divided by, float64 [C].
+        mask: The attention sites that the network keeps (`spat.attention.mask`).
+        columns: Names of the C channels, in order.
+        step: Time between two rows, such as `1h`.
+        mean: Mean of each channel, which is subtracted from inputs, float64 [C].
+        std: Standard deviation of each channel, by which inputs are divided, float64 [C].
     """
 
     model: Forecaster
@@ -57,22 +57,22 @@ class Forecast:
 
     @property
     def lookback(self) -> int:
-        """How many rows a forecast is made from."""
+        """The number of input rows of a forecast."""
         return self.model.shape.lookback
 
     @property
     def horizon(self) -> int:
-        """How many rows are forecast."""
+        """The number of forecast rows."""
         return self.model.shape.horizon
 
     @classmethod
     def from_folder(cls, folder: str | Path, device: str | torch.device = "cpu") -> Forecast:
         """Load a forecaster.
 
-        `folder` is one that `save` or `python -m spat advise` wrote, or one in which the pipeline
-        keeps a network: `results/EXPERIMENT/DATASET/MODEL-VARIANT/lL-hH/seedS/pretrain` or
-        `.../prune/masks/MASK/order0`. For these, columns and scale are those of the prepared data
-        of the experiment (`results/EXPERIMENT/prepared`).
+        `folder` was written by `save` or `python -m spat advise`, or is a folder in which the
+        pipeline keeps a network: `results/EXPERIMENT/DATASET/MODEL-VARIANT/lL-hH/seedS/pretrain` or
+        `.../prune/masks/MASK/order0`. Networks of the pipeline take columns and scale from the
+        prepared data of the experiment (`results/EXPERIMENT/prepared`).
 
         Raises:
             FileNotFoundError: naming the file that is missing.
@@ -87,17 +87,17 @@ class Forecast:
         mask = Mask.parse(read_json(folder / storage.ARCHITECTURE)["mask"], heads_of(model))
         if len(values["columns"]) != model.shape.channels:
             raise ValueError(
-                f"{folder}: the network has {model.shape.channels} channels, but the data that it "
-                f"was trained on {len(values['columns'])}: the files do not belong together"
+                f"{folder}: the network has {model.shape.channels} channels, but its training data "
+                f"{len(values['columns'])}: the files do not belong together"
             )
         mean, std = (np.asarray(values[key], dtype=np.float64) for key in ("mean", "std"))
         return cls(model, mask, tuple(values["columns"]), values["step"], mean, std)
 
     def save(self, folder: str | Path) -> None:
-        """Write all that `from_folder` reads.
+        """Write the files that `from_folder` reads.
 
         Raises:
-            ValueError: if the model is not what the mask leaves.
+            ValueError: if the model does not have the sites and heads of the mask.
         """
         folder = Path(folder)
         (folder / FORECASTER).unlink(missing_ok=True)  # it belongs to the old weights
@@ -118,28 +118,27 @@ class Forecast:
         )
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """The `horizon` rows that follow a frame, in the units of the frame.
+        """Forecast the `horizon` rows that follow a frame, in the units of the frame.
 
-        The forecast is made from the last `lookback` rows. The index of the result continues that
-        of the frame; its columns are those that the model was trained on, in that order. Other
-        columns of the frame are not read.
+        The input is the last `lookback` rows. The index of the result continues the index of the
+        frame; its columns are those of the training data, in their order. Other columns of the
+        frame are ignored.
 
         Args:
             frame: at least `lookback` rows in order of time, one `step` apart, with a
-                DatetimeIndex. Where the training data had no time stamps, a range of whole numbers
-                does as well.
+                DatetimeIndex. If the training data had no time stamps, a range of integers is also
+                accepted.
 
         Raises:
-            DataError: naming the column, row or time stamp, if a column is missing or not made of
-                numbers, a value is missing, there are too few rows, or the rows are not one step
-                apart.
+            DataError: naming the column, row or time stamp, if a column is missing or not numeric,
+                a value is missing, there are too few rows, or the rows are not one step apart.
         """
         import pandas as pd
 
         labels = self._labels(frame)
         if len(frame) < self.lookback:
             raise DataError(
-                f"the frame has {len(frame)} rows, but a forecast is made from {self.lookback}: "
+                f"the frame has {len(frame)} rows, but a forecast needs {self.lookback}: "
                 f"give at least {self.lookback}"
             )
         last = frame.iloc[-self.lookback :]
@@ -147,7 +146,7 @@ class Forecast:
         numbers = last[labels]
         for label in labels:
             if not pd.api.types.is_numeric_dtype(numbers[label].dtype):
-                raise DataError(f"column {label!r} is not made of numbers: convert it")
+                raise DataError(f"column {label!r} is not numeric: convert it to numbers")
         values = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
         if len(bad := np.argwhere(~np.isfinite(values))):
             row, column = bad[0]
@@ -163,10 +162,10 @@ class Forecast:
     def forecast(
         self, values: NDArray[np.float64], times: NDArray[np.datetime64] | None = None
     ) -> NDArray[np.float64]:
-        """values [L, C] in original units -> the forecast [H, C] in original units.
+        """Forecast [H, C] from values [L, C], both in original units.
 
-        `times` [L + H] are the time stamps of input and forecast, which a model with time features
-        reads.
+        `times` [L + H] are the time stamps of input and forecast, which models with time features
+        need.
 
         Raises:
             ValueError: if `values` has another shape, or the model needs `times`.
@@ -174,10 +173,10 @@ class Forecast:
         shape = self.model.shape
         if values.shape != (shape.lookback, shape.channels):
             raise ValueError(
-                f"values have the shape {values.shape}, expected {(shape.lookback, shape.channels)}"
+                f"values have the shape {values.shape}; expected {(shape.lookback, shape.channels)}"
             )
         if self.model.settings.uses_marks and times is None:
-            raise ValueError("the model reads time features: give `times`")
+            raise ValueError("the model uses time features: pass `times`")
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
 
         def batch(rows: NDArray[Any]) -> Tensor:
@@ -192,7 +191,7 @@ class Forecast:
         return np.asarray(y.cpu().double().numpy() * self.std + self.mean)
 
     def _labels(self, frame: pd.DataFrame) -> list[Any]:
-        """The labels of the columns of the model; blanks count as in the training file."""
+        """The labels of the model's columns in the frame, with blanks as in the training file."""
         labels: dict[str, list[Any]] = {}
         for label in frame.columns:
             labels.setdefault(" ".join(str(label).split()), []).append(label)
@@ -230,7 +229,7 @@ class Forecast:
             if b - a != width:
                 raise DataError(
                     f"{b} comes after {a} in the last {self.lookback} rows, but the step of the "
-                    f"model is {width}: sort the rows by time, and insert those that are missing"
+                    f"model is {width}: sort the rows by time, and insert missing rows"
                 )
 
 
@@ -239,7 +238,9 @@ def _read(path: Path) -> dict[str, Any]:
     values = read_json(path)
     try:
         if values["version"] != VERSION:
-            raise ValueError(f"version {values['version']}, this package reads {VERSION}")
+            raise ValueError(
+                f"version {values['version']}, but this package reads version {VERSION}"
+            )
         for name, expected in values["files"].items():
             if sha256(path.parent / name) != expected:
                 raise ValueError(f"{name} has changed since it was written")
@@ -250,7 +251,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _of_a_run(folder: Path) -> dict[str, Any]:
-    """Columns, step and scale of a network that the pipeline keeps."""
+    """Columns, step and scale for a network in a folder of the pipeline."""
     path = folder.resolve()
     for parent in path.parents:
         name = path.relative_to(parent).parts[0]
@@ -260,7 +261,7 @@ def _of_a_run(folder: Path) -> dict[str, Any]:
             record = read_json(file.with_suffix(".json"))
             if "names" not in record:
                 raise ValueError(
-                    f"{file.with_suffix('.json')}: an earlier version wrote it, without the names "
+                    f"{file.with_suffix('.json')}: written by an earlier version, without names "
                     "of the columns: run `python -m spat prepare` for this dataset again"
                 )
             return {

@@ -1,4 +1,4 @@
-"""Remove attention from any model, verified or undone, and keep the result in a file."""
+"""Remove attention from any model, verify the result, and save it to a file."""
 
 from __future__ import annotations
 
@@ -50,16 +50,17 @@ KEY: Final = "spat_removal"
 VERSION: Final = 2
 
 _RESURRECTED: Final = (
-    "save_pretrained writes no note of removed modules, so that from_pretrained brings them back "
-    "with random weights: use spat.save, and spat.load on a freshly built model"
+    "save_pretrained does not record removed modules, so from_pretrained restores them with random "
+    "weights: use spat.save, and spat.load on a freshly built model"
 )
 
 
 class Removed(nn.Module):
-    """The place of a removed module: adds zero to the residual sum and computes nothing.
+    """Replacement of a removed module: returns zeros for the residual sum.
 
-    The zeros have the leading shape of the floating input number `like`, and are `width` wide.
-    In a `container` they stand at the place of the output, and the other values are None.
+    The zeros have the leading shape of the floating input with index `like`, and `width` as their
+    last size. If the output is a `container`, it holds the zeros in the place of the output, and
+    None for all other values.
     """
 
     def __init__(
@@ -71,15 +72,15 @@ class Removed(nn.Module):
     ):
         super().__init__()
         self.like, self.width, self.container = like, width, container
-        # What the owner reads of its attention, for example the number of heads.
+        # Attributes that the owner reads, for example the number of heads.
         for name, value in vars(instead_of).items() if instead_of is not None else ():
             if not name.startswith("_") and isinstance(value, bool | int | float | str):
                 self.__dict__.setdefault(name, value)
-        # nn.TransformerEncoderLayer then keeps off its fused path, which reads weights.
+        # With this, nn.TransformerEncoderLayer does not use its fused path, which reads weights.
         self.batch_first = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Zeros in the place of the output."""
+        """Return zeros instead of the output."""
         x = floating((args, kwargs))[self.like]
         zeros = x.new_zeros(()).expand(*x.shape[:-1], self.width)
         return zeros if self.container is None else self.container.build(zeros)
@@ -87,10 +88,10 @@ class Removed(nn.Module):
 
 @dataclass(frozen=True)
 class Removal:
-    """What `prune` did: the modules removed, the norms that became the identity, and sizes.
+    """The result of `prune`: the removed modules, the norms replaced by the identity, and sizes.
 
-    `dead` names the parameters that remain and are not used; `before` and `after` count
-    parameters.
+    `dead` names the parameters that remain but are not used; `before` and `after` are the numbers
+    of parameters.
     """
 
     removed: tuple[str, ...]
@@ -111,21 +112,21 @@ def prune(
     verify: bool = True,
     tolerance: float = 1e-5,
 ) -> nn.Module:
-    """Remove whole attention sites of any model; a copy, unless `inplace`.
+    """Remove whole attention sites from any model; returns a copy, unless `inplace`.
 
-    The result computes what the model does with the outputs of those sites at zero, which is
-    verified on `batch`; if that fails, a model that was changed in place is restored. Norms that
-    only the removed attention used become the identity. `spat_removal` of the result says what was
-    done. Single heads cannot be removed.
+    The result computes the same as the model with the outputs of these sites set to zero, which is
+    verified on `batch`; if this fails, a model that was changed in place is restored. Norms that
+    only the removed attention used are replaced by the identity. The attribute `spat_removal` of
+    the result is the `Removal`. Single heads cannot be removed.
 
     Args:
         model: any model.
-        sites: names, or sites of `find_sites`; or one of them.
-        loss: model, batch -> a scalar or the loss of each sample [B].
-        batch: anything that `loss` takes.
-        units: as in `find_sites`.
-        inplace: whether the model itself is changed.
-        verify: whether the result is compared with the model.
+        sites: names, or sites that `find_sites` returned; or one of them.
+        loss: function of model and batch that returns a scalar or the loss of each sample [B].
+        batch: any batch that `loss` accepts.
+        units: see `find_sites`.
+        inplace: whether to change the model itself.
+        verify: whether to compare the result with the model.
         tolerance: the largest difference, absolute and relative.
 
     Raises:
@@ -133,9 +134,9 @@ def prune(
         TypeError: if the model is not a module, or `sites` holds something else than sites.
         ValueError: if the loss is not finite.
         InlineAttention, NoResidual, TooCoarse, SharedModule: if a site cannot be removed.
-        SharedOutput: if the result computes something else; the model is as it was.
-        Stochastic: if the model itself gives different results each time.
-        NoSites, NotDifferentiable: as `find_sites`.
+        SharedOutput: if the verification fails; the model is not changed.
+        Stochastic: if the model gives different results at each call.
+        NoSites, NotDifferentiable: see `find_sites`.
     """
     model = model if inplace else copy.deepcopy(model)
     wanted = _names(sites)
@@ -150,8 +151,8 @@ def prune(
     reached = _reached(model, loss, batch)
     if verify and not was.equals(_Run.of(model, loss, batch), tolerance):
         raise Stochastic(
-            f"{type(model).__name__} gives different results each time: fix its own generators, "
-            "or give verify=False"
+            f"{type(model).__name__} gives different results at each call: fix the seeds of its "
+            "random generators, or pass verify=False"
         )
     with zeroed(model, {name: stub.container for name, stub in stubs.items()}):
         expected = _Run.of(model, loss, batch) if verify else None
@@ -178,9 +179,9 @@ def prune(
             ) from error
         if expected is not None and not got.equals(expected, tolerance):
             raise SharedOutput(
-                f"without {', '.join(wanted)} the model computes something else than with their "
-                f"outputs at zero (loss {got.loss:.6g}, not {expected.loss:.6g}): another module "
-                "uses what they compute; remove fewer sites"
+                f"without {', '.join(wanted)} the result differs from the model with their outputs "
+                f"set to zero (loss {got.loss:.6g}, not {expected.loss:.6g}): another module uses "
+                "what they compute; remove fewer sites"
             )
     except BaseException:
         for step in reversed(undo):
@@ -197,7 +198,7 @@ def prune(
 
 
 def save(model: nn.Module, path: str | Path) -> None:
-    """Write the weights of a model, and what was removed from it, as one safetensors file.
+    """Write the weights of a model and the names of removed modules to one safetensors file.
 
     Tensors that share memory are written once.
     """
@@ -225,12 +226,12 @@ def save(model: nn.Module, path: str | Path) -> None:
 
 
 def load(model: nn.Module, path: str | Path) -> nn.Module:
-    """Prune a freshly built dense model in place as a file of `save` says, and load its weights.
+    """Prune a freshly built dense model in place as recorded in a file of `save`; load its weights.
 
     Raises:
-        FileNotFoundError: if there is no file.
-        ValueError: naming the file, if it is damaged, not of `save`, or of another model. The
-            model may then be partly pruned: build it again.
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file, if it is damaged, was not written by `save`, or belongs to
+            another model. The model may then be partly pruned: build it again.
     """
     path = Path(path)
     if not path.is_file():
@@ -244,8 +245,8 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
         raise ValueError(f"{path}: not a file of spat.save ({error!r})") from None
     if values["version"] != VERSION or values["class"] != type(model).__name__:
         raise ValueError(
-            f"{path}: version {values['version']} of a {values['class']}; this reads version "
-            f"{VERSION}, and the model is a {type(model).__name__}"
+            f"{path}: version {values['version']} of a {values['class']}, but this package reads "
+            f"version {VERSION}, and the model is a {type(model).__name__}"
         )
     names = [name for name, _ in model.named_modules()]
     removal = values["removal"] or {}
@@ -268,7 +269,9 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
     missing = [name for name, value in own.items() if _place(value) not in given]
     wrong = [n for n, value in weights.items() if n not in own or own[n].shape != value.shape]
     if missing or wrong:
-        raise ValueError(f"{path}: of another model (first differences: {(missing + wrong)[:3]})")
+        raise ValueError(
+            f"{path}: belongs to another model (first differences: {(missing + wrong)[:3]})"
+        )
     model.load_state_dict(weights, strict=False)
     if removal:
         tuples: dict[str, Any] = {
@@ -283,8 +286,8 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
 class Comparison:
     """Costs of two models on the same inputs. Prints as a table.
 
-    `parameters` and `flops` count, `milliseconds` is the latency, `megabytes` the peak
-    memory of a forward pass; each for the dense and the pruned model.
+    Each attribute has the value of the dense and of the pruned model: `parameters` and `flops` are
+    counts, `milliseconds` the latency, and `megabytes` the peak memory of a forward pass.
     """
 
     parameters: tuple[int, int]
@@ -293,10 +296,10 @@ class Comparison:
     megabytes: tuple[float, float]
 
     def table(self) -> pd.DataFrame:
-        """One row a cost: dense, pruned, and the relative change.
+        """One row per cost: dense, pruned, and the relative change.
 
         Raises:
-            ImportError: without pandas.
+            ImportError: if pandas is not installed.
         """
         rows = [(name, *pair, _change(pair)) for name, pair in self._pairs()]
         return data_frame(rows, ["cost", "dense", "pruned", "change"])
@@ -319,7 +322,8 @@ def compare(dense: nn.Module, pruned: nn.Module, inputs: Any, *, repeats: int = 
     """Parameters, FLOPs, latency and peak memory of two models on the same inputs.
 
     `inputs` is a tensor, a tuple of arguments or a mapping of keyword arguments, on the device of
-    the models. Latencies are lower quartiles of passes in turn.
+    the models. The latency of a model is the lower quartile of `repeats` passes; the passes of the
+    two models alternate.
 
     Raises:
         ValueError: if `repeats` is below 1.
@@ -329,10 +333,10 @@ def compare(dense: nn.Module, pruned: nn.Module, inputs: Any, *, repeats: int = 
     models = {"dense": dense, "pruned": pruned}
     task, batch = cast(Any, _Calls()), inputs
     device = next((t.device for m in models.values() for t in m.parameters()), torch.device("cpu"))
-    with _without_fast_path():  # the fused encoder layer counts no FLOPs
+    with _without_fast_path():  # FLOPs of the fused encoder layer are not counted
         flops = [costs.flops(model, task, batch) for model in models.values()]
     times = costs.latency(models, task, batch, repeats, device)
-    # On the CPU what a fused layer holds is not seen, while that of its pruned copy is.
+    # On the CPU the memory within a fused layer is not measured, but that of its pruned copy is.
     with _without_fast_path() if device.type == "cpu" else contextlib.nullcontext():
         memory = [costs.peak_memory(model, task, batch, device) for model in models.values()]
     return Comparison(
@@ -354,7 +358,7 @@ def _without_fast_path() -> Iterator[None]:
 
 
 class _Calls:
-    """A model called with a batch that holds its arguments."""
+    """A task whose batch holds the arguments of the model."""
 
     def forward(self, model: nn.Module, batch: Any) -> Any:
         if isinstance(batch, Mapping):
@@ -364,14 +368,14 @@ class _Calls:
 
 @dataclass(frozen=True)
 class _Run:
-    """What a model computed: the loss, and the floating tensors of its outputs."""
+    """The result of a forward pass: the loss, and the floating tensors of the outputs."""
 
     loss: float
     outputs: list[Tensor]
 
     @classmethod
     def of(cls, model: nn.Module, loss: Loss, batch: Any, flipped: bool = False) -> _Run:
-        """One pass in `eval()`; `flipped` gives the model its samples in reverse order."""
+        """One pass in `eval()`; with `flipped`, the samples are in reverse order."""
         outputs: list[Tensor] = []
 
         def note(_module: nn.Module, _args: Any, output: Any) -> None:
@@ -388,7 +392,7 @@ class _Run:
         return cls(float(value), outputs)
 
     def equals(self, other: _Run, tolerance: float) -> bool:
-        """Whether the losses agree, and the outputs (the first ones, if one has more)."""
+        """Whether losses and outputs agree; if the numbers of outputs differ, the first ones."""
         close = math.isclose(self.loss, other.loss, rel_tol=tolerance, abs_tol=tolerance)
         if len(self.outputs) != len(other.outputs):
             a, b = self.outputs[:1], other.outputs[:1]
@@ -424,12 +428,12 @@ def _chosen(candidates: Sequence[Candidate], wanted: Sequence[str]) -> list[Cand
 
 
 def _stub(call: Call) -> Removed:
-    """What takes the place of the module of a call."""
+    """The replacement of the module of a call."""
     return Removed(*place(call), call.module)
 
 
 def _get(model: nn.Module, name: str) -> nn.Module | None:
-    """The module of this name, None if it was removed with a module around it."""
+    """The module of this name, or None if it was removed with a module that contains it."""
     try:
         return model.get_submodule(name)
     except AttributeError:
@@ -437,7 +441,7 @@ def _get(model: nn.Module, name: str) -> nn.Module | None:
 
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> Callable[[], None]:
-    """Put a module in every place that holds another one; returns a function that restores it."""
+    """Replace a module wherever it occurs; returns a function that restores it."""
     places = [
         (owner, name)
         for owner in model.modules()
@@ -456,7 +460,7 @@ def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> Callable[[], N
 
 
 def _plain_tensors(model: nn.Module) -> Callable[[], None]:
-    """Keep encoders from packing padded sequences, which the place of a module cannot take."""
+    """Prevent encoders from packing padded sequences, which a replacement cannot process."""
     changed = [m for m in model.modules() if getattr(m, "enable_nested_tensor", False) is True]
     changed += [m for m in model.modules() if getattr(m, "use_nested_tensor", False) is True]
     names = ("enable_nested_tensor", "use_nested_tensor")
@@ -495,7 +499,7 @@ def _reached(model: nn.Module, loss: Loss, batch: Any) -> set[str]:
 
 
 def _dead_norms(model: nn.Module, lost: set[str]) -> tuple[str, ...]:
-    """Modules without children whose parameters, all vectors, are out of use: norms and scales."""
+    """Modules without children whose parameters are vectors and no longer used: norms, scales."""
     names = []
     for name, module in model.named_modules():
         parameters = dict(module.named_parameters())
@@ -517,7 +521,7 @@ def _record(model: nn.Module, dead: tuple[str, ...], norms: tuple[str, ...]) -> 
 
 
 def _place(tensor: Tensor) -> Any:
-    """What tensors of the same memory have in common; tensors without memory are all different."""
+    """A key that is equal for tensors of the same memory; tensors without memory all differ."""
     if tensor.numel() == 0:
         return id(tensor)
     return tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
@@ -538,9 +542,9 @@ def _warn_at_save_pretrained(model: nn.Module) -> None:
 
 
 def _saving(_module: nn.Module, _prefix: str, _keep: bool) -> None:
-    """Warn where the weights of a pruned model are read by its `save_pretrained`.
+    """Warn if `save_pretrained` of a pruned model reads its weights.
 
-    A hook is copied and pickled with the model, and does not change its methods.
+    A hook is copied and pickled with the model, and leaves its methods unchanged.
     """
     frame = inspect.currentframe()
     while frame is not None and frame.f_code.co_name != "save_pretrained":
@@ -552,8 +556,8 @@ def _saving(_module: nn.Module, _prefix: str, _keep: bool) -> None:
 def _warn_of_caches(name: str, module: nn.Module) -> None:
     if any(getattr(part, "layer_idx", None) == 0 for part in module.modules()):
         warnings.warn(
-            f"{name!r} is the attention of layer 0, from which a cache of keys may read the number "
-            "of tokens that it holds: in cached decoding, give the positions yourself",
+            f"{name!r} is the attention of layer 0, from which a cache of keys may take its number "
+            "of tokens: in cached decoding, pass the positions explicitly",
             AttentionWarning,
             stacklevel=3,
         )
@@ -577,7 +581,7 @@ def _warn_of(
         warnings.warn(_RESURRECTED, AttentionWarning, stacklevel=3)
     try:
         now, turned = (_Run.of(model, loss, batch, flipped) for flipped in (False, True))
-    except Exception:  # a model that does not take its samples in another order
+    except Exception:  # a model that depends on the order of its samples
         return
     outputs = list(zip(now.outputs, turned.outputs, strict=False))
     varied = any(len(t) > 1 and not torch.equal(t, t.flip(0)) for t in was.outputs if t.ndim)

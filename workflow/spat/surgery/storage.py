@@ -1,4 +1,4 @@
-"""Files of a network, dense or pruned: what rebuilds it, and its weights."""
+"""Files of a network, dense or pruned: its architecture and its weights."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ ARCHITECTURE = "architecture.json"
 
 
 def architecture(model: Network, mask: Mask | None = None) -> dict[str, Any]:
-    """What `rebuild` needs, as plain JSON values; without a mask the model is the dense one.
+    """The description of a network for `rebuild`, as JSON values; without a mask it is dense.
 
     Raises:
-        ValueError: if the mask is of another model, or the model's class is not in the registry.
+        ValueError: if the mask belongs to another model, or the model's class is not registered.
     """
     mask = mask or Mask.full(heads_of(model))
     require_same(model, mask)
@@ -44,7 +44,7 @@ def rebuild(values: Mapping[str, Any]) -> Network:
 
     Raises:
         ValueError: naming the key that is missing or unknown, the model that is not registered, or
-            the mask that is of another model.
+            the mask that belongs to another model.
     """
     try:
         name, mask = values["model"], values["mask"]
@@ -52,7 +52,9 @@ def rebuild(values: Mapping[str, Any]) -> Network:
         task = task_named(registered(name).task)
         shape = task.shape(**values["shape"])
     except (KeyError, TypeError) as error:
-        raise ValueError(f"architecture of another version of this package: {error}") from None
+        raise ValueError(
+            f"the architecture was written by another version of this package: {error}"
+        ) from None
     model = build(name, settings, shape, seed=0)
     batch = task.example(shape)
     prune(model, Mask.parse(mask, heads_of(model)), lambda: task.forward(model, batch))
@@ -62,19 +64,20 @@ def rebuild(values: Mapping[str, Any]) -> Network:
 def save(model: Network, folder: Path, mask: Mask | None = None) -> None:
     """Write `architecture.json` and `model.safetensors`, each atomically, the weights last.
 
-    Without a mask the model is the dense one. Frozen weights (those of a language model) are not
-    written while they equal what `rebuild` restores; `architecture.json` then has their SHA-256.
+    Without a mask the model is dense. Frozen weights (of a language model) are not written if they
+    equal the weights that `rebuild` restores; `architecture.json` then has their SHA-256.
 
     Raises:
-        ValueError: as `architecture`, or if the model is not what the mask leaves.
+        ValueError: see `architecture`; also if the model does not have the sites and heads of the
+            mask.
     """
     values = architecture(model, mask)
     weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
     rebuilt = rebuild(values)
     if problem := _mismatch(weights, rebuilt):
         raise ValueError(
-            f"mask {values['mask']!r} does not leave this model ({problem}): give the mask that it "
-            "was pruned to"
+            f"mask {values['mask']!r} does not describe this model ({problem}): pass the mask that "
+            "it was pruned to"
         )
     if shared := model.frozen():
         restored = rebuilt.state_dict()
@@ -88,7 +91,7 @@ def save(model: Network, folder: Path, mask: Mask | None = None) -> None:
 
 
 def load(folder: Path, device: str | torch.device = "cpu") -> Network:
-    """The network that `save` wrote, pruned or dense, in `eval()`; its weights load strictly.
+    """Load a network that `save` wrote, pruned or dense, in `eval()`; weights must match exactly.
 
     Raises:
         FileNotFoundError: naming the file that is missing.
@@ -103,7 +106,7 @@ def load(folder: Path, device: str | torch.device = "cpu") -> Network:
     if values.get("base") != model.base:
         raise ValueError(
             f"{folder}: the network was saved with other weights of its language model (SHA-256 "
-            f"{values.get('base')}, here {model.base}): restore those"
+            f"{values.get('base')}, here {model.base}): restore these weights"
         )
     own = model.state_dict()
     weights = {name: own[name] for name in model.frozen()} | weights
@@ -116,14 +119,14 @@ def load(folder: Path, device: str | torch.device = "cpu") -> Network:
 def _mismatch(weights: Mapping[str, Tensor], model: nn.Module) -> str | None:
     """The first weight that is missing, unknown to the model, or of another shape.
 
-    `load_state_dict` alone is not strict enough: it passes over weights of a removed module.
+    `load_state_dict` is not strict enough: it ignores weights of a removed module.
     """
     saved = {name: tuple(value.shape) for name, value in weights.items()}
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     for name in sorted(saved.keys() | wanted.keys()):
         if saved.get(name) != wanted.get(name):
             shapes = (saved.get(name, "missing"), wanted.get(name, "none"))
-            return "{}: weights {}, network {}".format(name, *shapes)
+            return "{}: {} in the weights, {} in the network".format(name, *shapes)
     return None
 
 

@@ -1,4 +1,4 @@
-"""Find parameters that no gradient reaches; remove those whose module is not called."""
+"""Find parameters that no gradient reaches, and remove those whose module is not called."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from spat.attention.modes import evaluating
 from spat.attention.site import Site
 
-# Calls the model on inputs of any values, always the same, and returns its output.
+# Calls the model on fixed inputs of any values, and returns its output.
 Example = Callable[[], Tensor]
 
 
 def unreached(model: nn.Module, example: Example) -> tuple[dict[str, nn.Parameter], set[nn.Module]]:
     """The trainable parameters that no gradient of the output reaches, and the called modules.
 
-    From one forward and backward pass of `example` in `eval()`, which changes nothing.
+    Runs one forward and backward pass of `example` in `eval()`; the model is not changed.
     """
     called: set[nn.Module] = set()
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -35,10 +35,10 @@ def unreached(model: nn.Module, example: Example) -> tuple[dict[str, nn.Paramete
 
 
 def sweep(model: nn.Module, sites: Sequence[Site], example: Example) -> int:
-    """Remove the parameters that no gradient reaches, of modules that are not called.
+    """Remove the parameters that no gradient reaches and whose module is not called.
 
-    A site whose modules are not called is removed whole. Returns how many parameters stay that no
-    gradient reaches, because their module is called.
+    A site whose modules are not called is removed as a whole. Returns the number of remaining
+    parameters that no gradient reaches.
     """
     lost, called = unreached(model, example)
     for site in sites:

@@ -1,1 +1,1 @@
-"""What a model is for: how it is called, the loss of each case, and its errors."""
+"""Tasks: how a model is called, the loss of each case, and the errors."""

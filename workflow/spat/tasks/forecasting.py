@@ -15,15 +15,15 @@ from spat.models.settings import Shape
 from spat.tasks.task import Cases, Metric
 
 # Windows x channels x features of the widest layer in a batch of an evaluation. On a CPU larger
-# batches leave the cache (PatchTST of width 512 evaluates 1.6 times faster with 32 windows than
-# with 300). A GPU is filled with less than this even by narrow models, which count as `NARROW`
+# batches do not fit into the cache (PatchTST of width 512 evaluates 1.6 times faster with 32
+# windows than with 300). On a GPU this is enough even for narrow models, which count as `NARROW`
 # features wide.
 VALUES: Final = {"cpu": 2**19, "cuda": 2**22}
 NARROW: Final = 256
 
 
 class Batch(NamedTuple):
-    """Windows next to each other: the input, the steps that follow it, and their time features."""
+    """A batch of windows: the input, the steps that follow it, and their time features."""
 
     x: Tensor  # [B, L, C]
     y: Tensor  # [B, H, C]
@@ -32,7 +32,7 @@ class Batch(NamedTuple):
 
 
 class Forecasting:
-    """Errors are means over steps and channels of a window, in the standardised scale."""
+    """The task of forecasting: errors are means over steps and channels, in standardised scale."""
 
     name = "forecasting"
     metrics: tuple[Metric, ...] = (
@@ -69,8 +69,8 @@ class Forecasting:
     ) -> Batch:
         """Standard normal inputs and time features of a shape.
 
-        The future is a constant without memory of its own, so that measurements of memory do not
-        count it.
+        The future is an expanded constant without allocated memory, so that measurements of memory
+        do not count it.
         """
         generator = torch.Generator().manual_seed(0)
 
@@ -85,7 +85,7 @@ class Forecasting:
         return Batch(x, y, past, future)
 
     def batch_size(self, model: nn.Module, cases: Cases) -> int:
-        """How many windows an evaluation takes at a time (see `VALUES`)."""
+        """The number of windows in a batch of an evaluation (see `VALUES`)."""
         linear = (layer.out_features for layer in model.modules() if isinstance(layer, nn.Linear))
         width = max(NARROW, *linear, 0)
         channels = cases.batch(torch.zeros(1, dtype=torch.int64, device=cases.device)).x.shape[-1]

@@ -19,14 +19,14 @@ IMAGES: Final = {"cpu": 256, "cuda": 4096}
 
 
 class Batch(NamedTuple):
-    """Images and the number of the class of each."""
+    """A batch of images and the index of their class."""
 
     x: Tensor  # [B, C, H, W]
     y: Tensor  # int64 [B]
 
 
 class Imaging:
-    """Errors are means over images. A tie between two logits goes to the class of lower number."""
+    """The task of image classification. Of equal logits the class of lower index is predicted."""
 
     name = "imaging"
     metrics: tuple[Metric, ...] = (
@@ -48,7 +48,7 @@ class Imaging:
         return F.cross_entropy(output.float(), batch.y)
 
     def errors(self, output: Tensor, batch: Batch) -> Tensor:
-        """Cross entropy of each image, and 1 where its class is not the predicted one: [2, B]."""
+        """Cross entropy of each image, and 1 if the predicted class is wrong: float64 [2, B]."""
         wrong = (output.argmax(-1) != batch.y).double()
         return torch.stack([self.losses(output, batch), wrong])
 
@@ -59,12 +59,12 @@ class Imaging:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Batch:
-        """Standard normal pixels; the classes count up from 0 and start again after the last."""
+        """Standard normal pixels; the classes are 0, 1, ..., K - 1, 0, ..."""
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(size, shape.channels, shape.height, shape.width, generator=generator)
         y = torch.arange(size, device=device) % shape.classes
         return Batch(x.to(device=device, dtype=dtype), y)
 
     def batch_size(self, model: nn.Module, cases: Cases) -> int:
-        """As many images as `IMAGES` says for the device, whatever the model."""
+        """The number of images that `IMAGES` has for the device, for any model."""
         return IMAGES[cases.device.type]

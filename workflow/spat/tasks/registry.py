@@ -1,4 +1,4 @@
-"""The tasks, by name. The module of a task is imported when it is asked for."""
+"""The tasks, by name. The module of a task is imported at its first use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CLASSES: Final = {"forecasting": "Forecasting", "imaging": "Imaging", "text": "T
 
 
 def task_named(name: str) -> Task:
-    """The task that a row of the model registry names.
+    """The task of this name.
 
     Raises:
         KeyError: if there is no such task.

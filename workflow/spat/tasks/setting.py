@@ -1,4 +1,4 @@
-"""The setting of a run, as its task writes and reads it. Imports no torch."""
+"""The setting of a run, in the form of its task. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ _WINDOW: Final = re.compile(r"l([1-9][0-9]{0,8})-h([1-9][0-9]{0,8})")
 _SIZE: Final = re.compile(r"([1-9][0-9]{0,8})x([1-9][0-9]{0,8})")
 _CONTEXT: Final = re.compile(r"c([1-9][0-9]{0,8})")
 
-# The form of a setting of any task, without groups.
+# A regular expression for the settings of all tasks, without groups.
 WRITTEN: Final = "|".join(re.sub(r"[()]", "", form.pattern) for form in (_WINDOW, _SIZE, _CONTEXT))
 
 
-# Images in a block of a bootstrap. Images do not overlap, so that any number is valid; with single
-# images it would take minutes.
+# Images in a block of the bootstrap. Images do not overlap, so any number is valid; blocks of
+# single images would take minutes.
 IMAGES_IN_BLOCK: Final = 10
 
 
 class Window(NamedTuple):
-    """How many steps a forecaster reads, and how many it forecasts. Written as ``l96-h96``."""
+    """The numbers of input steps and of forecast steps of a forecaster, written as ``l96-h96``."""
 
     lookback: int
     horizon: int
@@ -38,7 +38,7 @@ class Window(NamedTuple):
 
 
 class Size(NamedTuple):
-    """The rows and columns of pixels that a classifier of images reads. Written as ``28x28``."""
+    """The height and width of images in pixels, written as ``28x28``."""
 
     height: int
     width: int
@@ -57,7 +57,7 @@ class Size(NamedTuple):
 
 
 class Context(NamedTuple):
-    """How many bytes of a text a language model reads. Written as ``c64``."""
+    """The number of bytes of the context of a language model, written as ``c64``."""
 
     bytes: int
 

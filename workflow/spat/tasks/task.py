@@ -13,20 +13,20 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-# What a task makes of some cases: tensors [B, ...] with the cases along the first axis.
+# A batch of cases: tensors [B, ...] with the cases along the first axis.
 Batch: TypeAlias = Any
 
 
 @dataclass(frozen=True)
 class Metric:
-    """An error of a case, lower is better. The error of a dataset is the mean over its cases."""
+    """An error of a case; lower is better. The error of a dataset is the mean over its cases."""
 
     name: str
     unit: str
 
 
 class Cases(Protocol):
-    """A dataset in memory, of which batches are gathered by index."""
+    """A dataset in memory, from which batches are gathered by index."""
 
     device: torch.device
 
@@ -34,7 +34,7 @@ class Cases(Protocol):
         """The number of cases."""
 
     def batch(self, index: Tensor) -> Batch:
-        """The cases numbered `index`, int64 [B], in that order."""
+        """The cases with the indices `index`, int64 [B], in this order."""
 
 
 class Splits(Protocol):
@@ -42,27 +42,27 @@ class Splits(Protocol):
 
     @property
     def train(self) -> Cases:
-        """What training reads."""
+        """The cases for training."""
 
     @property
     def validation(self) -> Cases:
-        """What chooses the epoch, the ratio and the learning rate."""
+        """The cases for choosing the epoch, the ratio and the learning rate."""
 
     @property
     def test(self) -> Cases:
-        """What is reported."""
+        """The cases for the reported errors."""
 
 
 class Task(Protocol):
-    """How a model is called on a batch, and how its output is judged.
+    """How a model is called on a batch, and how its losses and errors are computed.
 
-    `metrics` are the errors that `errors` returns, in its order. The first one is primary: the kept
-    epoch and the validated ratio are chosen by it.
+    `metrics` are the errors that `errors` returns, in this order. The first metric is primary: the
+    kept epoch and the validated ratio are chosen by it.
     """
 
     name: str
     metrics: tuple[Metric, ...]
-    # The class of the shapes of its models, a frozen dataclass of whole numbers.
+    # The class of the shapes of its models, a frozen dataclass of integers.
     shape: type[Any]
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -72,7 +72,7 @@ class Task(Protocol):
         """The loss of each case, float64 [B], with gradients. Scores differentiate it."""
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        """The mean of `losses` in one kernel of float32, a scalar. Training differentiates it."""
+        """The mean loss in float32, a scalar. Training differentiates it."""
 
     def errors(self, output: Tensor, batch: Batch) -> Tensor:
         """Each metric of each case, float64 [metrics, B]."""
@@ -86,15 +86,15 @@ class Task(Protocol):
     ) -> Batch:
         """A batch of `size` random cases of the model's shape, the same at each call.
 
-        The global random numbers stay as they were.
+        The state of the global random generator is not changed.
         """
 
     def batch_size(self, model: nn.Module, cases: Cases) -> int:
-        """How many cases an evaluation takes at a time; it affects speed only."""
+        """The number of cases in a batch of an evaluation; it affects only the speed."""
 
 
 def case_losses(task: Task) -> Callable[[nn.Module, Batch], Tensor]:
-    """The function that maps a model and a batch to the loss of each case, float64 [B]."""
+    """A function of model and batch that returns the loss of each case, float64 [B]."""
 
     def losses(model: nn.Module, batch: Batch) -> Tensor:
         return task.losses(task.forward(model, batch), batch)

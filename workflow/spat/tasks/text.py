@@ -20,14 +20,17 @@ BYTES: Final = {"cpu": 16384, "cuda": 262144}
 
 
 class Batch(NamedTuple):
-    """Sequences, and the byte that follows each byte of them."""
+    """A batch of sequences, and the next byte of each of their bytes."""
 
     x: Tensor  # int64 [B, T]
     y: Tensor  # int64 [B, T]
 
 
 class Text:
-    """Errors of a sequence are means over its bytes. A tie goes to the byte of lower value."""
+    """The task of language modelling: errors are means over the bytes of a sequence.
+
+    Of equal logits the byte of lower value is predicted.
+    """
 
     name = "text"
     metrics: tuple[Metric, ...] = (
@@ -50,7 +53,7 @@ class Text:
         return F.cross_entropy(output.float().flatten(0, 1), batch.y.flatten())
 
     def errors(self, output: Tensor, batch: Batch) -> Tensor:
-        """Of each sequence, the cross entropy and the share of wrong bytes: [2, B]."""
+        """The cross entropy and the share of wrong bytes of each sequence, float64 [2, B]."""
         wrong = (output.argmax(-1) != batch.y).double().mean(-1)
         return torch.stack([self.losses(output, batch), wrong])
 
@@ -61,13 +64,13 @@ class Text:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Batch:
-        """Random bytes. They are whole numbers: `dtype`, that of the weights, does not matter."""
+        """Random bytes, int64 for any `dtype`."""
         generator = torch.Generator().manual_seed(0)
         drawn = torch.randint(shape.vocabulary, (size, shape.context + 1), generator=generator)
         drawn = drawn.to(device)
         return Batch(drawn[:, :-1], drawn[:, 1:])
 
     def batch_size(self, model: nn.Module, cases: Cases) -> int:
-        """As many sequences as `BYTES` holds for the device."""
+        """The number of sequences that `BYTES` allows for the device."""
         context: int = model.shape.context  # type: ignore[union-attr,assignment]
         return max(1, BYTES[cases.device.type] // context)

@@ -1,1 +1,1 @@
-"""The training loop, its schedule and its checkpoints."""
+"""Training: the loop, the learning-rate schedules and the checkpoints."""

@@ -1,4 +1,4 @@
-"""The training loop: plain epochs, early stopping on validation, resumable at each of them."""
+"""The training loop: epochs, early stopping on validation, and resumption after each epoch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from spat.training.options import Device, Precision
 from spat.training.state import Progress, restore, save
 from spat.training.step import training_step
 
-# Seconds between two states of a run: on a card an epoch may take less than writing its state.
+# Seconds between two saved states: on a GPU an epoch may take less time than writing the state.
 SAVE_EVERY: Final = {"cpu": 0.0, "cuda": 20.0}
 
 
@@ -43,9 +43,9 @@ class Restart:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a model is trained: a `Recipe` and what the machine adds to it.
+    """Settings of training: those of a `Recipe`, and the device and precision.
 
-    `patience` None trains all epochs.
+    If `patience` is None, all epochs are trained.
     """
 
     learning_rate: float
@@ -69,7 +69,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Seeds:
-    """`order` is the seed of the batches, `dropout` of everything random inside the model."""
+    """Seeds of training: `order` for the batches, `dropout` for random numbers in the model."""
 
     order: int
     dropout: int
@@ -79,8 +79,8 @@ class Seeds:
 class Fit:
     """The result of training; the model itself holds the weights of the best epoch.
 
-    `status` is `ok`, or `diverged` when a loss stopped being finite. `recorded` is what
-    `after_epoch` returned, joined.
+    `status` is `ok`, or `diverged` if a loss was not finite. `recorded` contains the values that
+    `after_epoch` returned, of all epochs.
     """
 
     status: str
@@ -96,23 +96,28 @@ AfterEpoch = Callable[[int, Any], list[dict[str, Any]]]
 
 
 def choose_device(wanted: Device) -> torch.device:
-    """CUDA if it is wanted and available, else the CPU.
+    """CUDA if `wanted` allows it and it is available, else the CPU.
 
     Raises:
-        RuntimeError: if CUDA is asked for by name and is not available.
+        RuntimeError: if `wanted` is "cuda" and CUDA is not available.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("training.device is 'cuda', but torch sees no CUDA device; use 'auto'")
+        raise RuntimeError(
+            "training.device is 'cuda', but torch finds no CUDA device: use 'auto' or 'cpu'"
+        )
     name = "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
     return torch.device(name)
 
 
 def prepare_torch(precision: Precision) -> None:
-    """Reproducible arithmetic: one thread on the CPU, deterministic kernels, TF32 only if asked."""
+    """Set torch to reproducible arithmetic: one CPU thread, deterministic kernels, no TF32.
+
+    TF32 is used only if `precision` is "tf32".
+    """
     torch.set_num_threads(1)
     # Equals `use_deterministic_algorithms`, which would import the compiler and take over a second.
     torch.set_deterministic_debug_mode("warn")
-    # Determinism would also fill every fresh tensor with NaN, a tenth of a step of a small model.
+    # Deterministic mode would also fill new tensors with NaN, a tenth of a step of a small model.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     keep_freed_memory()
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
@@ -131,16 +136,17 @@ def fit(
     after_epoch: AfterEpoch | None = None,
     label: str = "",
 ) -> Fit:
-    """Train on `splits.train`, choose the epoch by `splits.validation`; the test split is not read.
-    With `state`, progress is saved to that file after an epoch (`SAVE_EVERY`), and training resumes
-    from it.
+    """Train on `splits.train` and choose the epoch by `splits.validation`.
 
-    Where the model draws from torch's global generator (`nn.Dropout`), that generator is seeded by
-    `seeds.dropout` and kept in the state too; the caller's random numbers do not change.
+    The test split is not read. With `state`, progress is saved to this file after epochs
+    (`SAVE_EVERY`), and training resumes from it.
+
+    If the model draws from torch's global generator (`nn.Dropout`), this generator is seeded with
+    `seeds.dropout` and is part of the saved state; the caller's random numbers do not change.
 
     Raises:
-        ValueError: if the model draws from the global generator, and is one of several workers
-            of this process (`spat.training.device.concurrency.Workers`), which share it.
+        ValueError: if the model draws from the global generator, and the process has several
+            workers (`spat.training.device.concurrency.Workers`), which share the generator.
     """
     device = splits.train.device
     first = splits.train.batch(torch.arange(min(2, len(splits.train)), device=device))
@@ -150,7 +156,7 @@ def fit(
         raise ValueError(
             f"{label or type(model).__name__}: the model draws random numbers from torch's global "
             "generator (as `nn.Dropout` does), which all workers of a process share, so the result "
-            "would depend on the others: train it with `--concurrency 1`, or build the model "
+            "would depend on other workers: train it with `--concurrency 1`, or build the model "
             "with `spat.training.device.kernels.Dropout`"
         )
     with torch.random.fork_rng(devices=cards(device)):
@@ -234,7 +240,7 @@ def _batches(
 
 
 class _Reporter:
-    """A bar in a terminal; in a log one line an epoch."""
+    """Reports progress: a bar in a terminal, or one line per epoch in a log."""
 
     def __init__(self, label: str, epochs: int, cases: int, metric: str) -> None:
         self._label, self._epochs, self._cases, self._metric = label, epochs, cases, metric

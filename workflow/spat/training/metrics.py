@@ -1,4 +1,4 @@
-"""Errors of a model over all cases of a split, whatever the batch size."""
+"""Errors of a model over all cases of a split, for any batch size."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class Errors:
 def evaluate(model: nn.Module, task: Task, cases: Cases, batch_size: int | None = None) -> Errors:
     """Errors of `model` on every case of `cases`, the last batch included.
 
-    Sums run in float64 and stay on the device until the end, so that nothing waits for a batch. The
-    mode (training or evaluation) of each module is what it was before. The batch size changes speed
-    and memory only; by default the task chooses it.
+    Sums are in float64 and stay on the device until the end, so that batches need no
+    synchronisation. The mode (training or evaluation) of each module is restored. The batch size
+    affects only speed and memory; by default the task chooses it.
 
     Raises:
         ValueError: if `batch_size` is not positive.

@@ -17,23 +17,23 @@ from spat.models.settings import Schedule
 class Adam(torch.optim.Adam):
     """torch's Adam without the wrappers that `torch.compile` needs around its methods.
 
-    The first call of a wrapped method imports the compiler: over a second of each job, although
-    nothing is compiled here. `inspect.unwrap` leaves a method alone that has no wrapper.
+    The first call of a wrapped method imports the compiler, which takes over a second of each job,
+    although nothing is compiled here. `inspect.unwrap` returns a method without wrapper unchanged.
     """
 
     add_param_group = inspect.unwrap(Optimizer.add_param_group)
     zero_grad = inspect.unwrap(Optimizer.zero_grad)
     state_dict = inspect.unwrap(Optimizer.state_dict)
     load_state_dict = inspect.unwrap(Optimizer.load_state_dict)
-    # The wrapper of this one also switches gradients off.
+    # The wrapper of this method also switches gradients off.
     step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
 
 
 def adam(model: nn.Module, learning_rate: float, weight_decay: float = 0.0) -> Adam:
-    """Adam; `weight_decay` adds that multiple of each weight to its gradient.
+    """Adam; `weight_decay` adds this multiple of each weight to its gradient.
 
-    On CUDA the learning rate is a tensor and the state lives on the device, so that a captured
-    step follows the schedule.
+    On CUDA the learning rate is a tensor and the state is on the device, so that a captured step
+    follows the schedule.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     on_cuda = parameters[0].is_cuda
@@ -41,7 +41,7 @@ def adam(model: nn.Module, learning_rate: float, weight_decay: float = 0.0) -> A
     return Adam(parameters, lr=rate, weight_decay=weight_decay, fused=True, capturable=on_cuda)
 
 
-# Schedules that multiply the rate by a factor in each epoch after some full ones.
+# Schedules by (epochs at the full rate, factor per further epoch).
 _DECAYS: Final = {
     "constant": (1.0, 1),
     # Time-Series-Library: after epoch e it sets rate x 0.5^(e - 1), hence the second full epoch.
@@ -49,15 +49,15 @@ _DECAYS: Final = {
     # Time-Series-Library, TimeMachine, Time-LLM; One-Fits-All calls it type1. After epoch e it sets
     # the full rate while e < 3, then rate x 0.9^(e - 3).
     "type3": (0.9, 4),
-    # What SparseTSF calls type3.
+    # SparseTSF calls it type3.
     "sparsetsf": (0.8, 4),
-    # What FITS calls type3: after epoch e it sets rate x 0.95^(e - 1).
+    # FITS calls it type3: after epoch e it sets rate x 0.95^(e - 1).
     "fits": (0.95, 2),
 }
 # One-Fits-All: CosineAnnealingLR with T_max 20 and eta_min 1e-8, stepped after each epoch.
 _COSINE_EPOCHS: Final = 20
 _COSINE_LEAST: Final = 1e-8
-# What TimeMachine calls 5: after epoch 25 it sets a tenth of the rate.
+# TimeMachine calls it 5: after epoch 25 it sets a tenth of the rate.
 _STEP_EPOCHS: Final = 25
 
 
@@ -73,7 +73,7 @@ def rate_at(epoch: int, learning_rate: float, schedule: Schedule = "type1") -> f
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every group (in place where it is a tensor)."""
+    """Set the learning rate of every group (in place if it is a tensor)."""
     for group in optimiser.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
@@ -84,8 +84,8 @@ def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
 class SharpnessAware:
     """The ascent of sharpness-aware minimisation (Foret et al. 2021, arXiv 2010.01412, eq. 2).
 
-    The gradient that is stepped along is the one at ``w + rho g / |g|``; SAMformer (Ilbert et al.
-    2024, arXiv 2402.10198) claims for attention what the paper claims for pruning.
+    The optimiser uses the gradient at ``w + rho g / |g|``. SAMformer (Ilbert et al. 2024, arXiv
+    2402.10198) reports for it, on attention, the kind of gain that SPAT reports for pruning.
     """
 
     def __init__(self, model: nn.Module, rho: float) -> None:
@@ -93,7 +93,7 @@ class SharpnessAware:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
 
     def backward(self, loss: Callable[[], Tensor]) -> Tensor:
-        """Leave the sharpness-aware gradient in `.grad`; return the loss at the weights."""
+        """Store the sharpness-aware gradient in `.grad` and return the loss at the weights."""
         value = loss()
         value.backward()  # type: ignore[no-untyped-call]
         moved = [p for p in self._parameters if p.grad is not None]

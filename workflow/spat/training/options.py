@@ -1,4 +1,4 @@
-"""The choices that a user has for the device and the precision of training."""
+"""The valid values of the device and the precision of training."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The state of a training run, replaced atomically at the end of an epoch.
 
-It holds all that the next epoch depends on (weights, optimiser, the generators of data order and
-dropout, the best weights so far, patience), so that a resumed run ends with weights bit-identical
-to those of an uninterrupted one.
+It contains everything that the next epoch depends on (weights, optimiser, the generators of data
+order and dropout, the best weights so far, patience), so that a resumed run ends with weights
+bit-identical to those of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from spat.files import replacing
 
 @dataclass
 class Progress:
-    """What has happened so far."""
+    """The progress of training."""
 
     epoch: int = 0
     best_epoch: int = 0
@@ -40,9 +40,9 @@ class Progress:
     def add(
         self, row: dict[str, float], model: nn.Module, train_loss: float, validation: float
     ) -> None:
-        """Count a finished epoch.
+        """Add a finished epoch.
 
-        `row` goes into the history, `model` holds the weights that the epoch left, and `validation`
+        `row` is appended to the history, `model` has the weights after the epoch, and `validation`
         is the primary error, by which the best epoch is chosen.
         """
         self.epoch += 1
@@ -64,10 +64,10 @@ def save(
     optimiser: torch.optim.Optimizer,
     generators: Mapping[str, torch.Generator],
 ) -> None:
-    """Replace the state file, with a checksum in front.
+    """Replace the state file; it starts with a checksum.
 
     Raises:
-        OSError: naming the file, when it cannot be written (a full disk); the old state survives.
+        OSError: naming the file, if it cannot be written (a full disk); the old state is kept.
     """
     state = {
         "device": next(model.parameters()).device.type,
@@ -95,11 +95,11 @@ def restore(
     optimiser: torch.optim.Optimizer,
     generators: Mapping[str, torch.Generator],
 ) -> Progress:
-    """Load a state into model, optimiser and generators; a fresh `Progress` if there is none.
+    """Load a state into model, optimiser and generators; a new `Progress` if there is no state.
 
-    If the state cannot be used (damaged, of another version, saved on another kind of device, whose
-    random numbers differ), stderr says why, all three are left as they were, and training starts
-    from the beginning.
+    If the state cannot be used (damaged, of another version, or saved on another kind of device,
+    whose random numbers differ), the reason is written to stderr, all three are left unchanged, and
+    training starts from the beginning.
     """
     try:
         content = path.read_bytes()
@@ -118,7 +118,7 @@ def restore(
         return Progress()
 
 
-# What damaged content, or content of another version, raises when it is loaded.
+# The errors when damaged content, or content of another version, is loaded.
 _UNUSABLE: Final = (
     *(ValueError, KeyError, TypeError, AttributeError, IndexError),
     *(RuntimeError, EOFError, pickle.UnpicklingError),
@@ -130,7 +130,7 @@ def _checksum(content: bytes | memoryview) -> bytes:
 
 
 def _opened(content: bytes, device: torch.device) -> dict[str, Any]:
-    """The state of a file's content.
+    """The state in the content of a file.
 
     Raises:
         ValueError: if the content is damaged, or was saved on another kind of device.

@@ -1,7 +1,7 @@
 """One training step: gather, forward, backward, optimiser.
 
-On the CPU it is the plain step. On CUDA the whole step is captured once in a graph and replayed,
-since a step of these small models is bound by kernel launches; there is no host synchronisation
+On the CPU the step runs eagerly. On CUDA the whole step is captured once in a graph and replayed,
+since kernel launches limit the speed of these small models; there is no host synchronisation
 between two replays. Each worker captures on its own stream, with its own random numbers, so that
 several models train at the same time (see `concurrency` and `streams` in `spat.training.device`).
 """
@@ -22,7 +22,7 @@ from spat.training.options import Precision
 
 Step = Callable[[Tensor], Tensor]
 
-# Steps run before the capture: the allocator and the optimiser's state settle.
+# Eager steps before the capture, in which the allocator and the optimiser allocate their memory.
 WARM_UP = 3
 
 
@@ -36,12 +36,12 @@ def training_step(
     precision: Precision = "float32",
     sam_rho: float | None = None,
 ) -> Iterator[Step]:
-    """The function that trains on one batch of case numbers [B].
+    """Context manager: a function that trains on one batch of case indices [B].
 
-    `dropout`, a generator of the cases' device, is then the source of all random numbers inside the
-    model. The function returns the sum over the batch of the losses of the cases, a
-    scalar on the device. On CUDA the whole context runs on a stream of its own, and the step is
-    captured, except for a model whose attribute `capturable` is False.
+    The function returns the sum of the losses of the cases in the batch, a scalar on the device.
+    `dropout`, a generator on the device of the cases, is the source of all random numbers in the
+    model. On CUDA the context has its own stream, and the step is captured, except if the attribute
+    `capturable` of the model is False.
     """
     draw_from(model, dropout)
     step = _eager(model, task, cases, optimiser, precision, sam_rho)
@@ -56,7 +56,7 @@ def training_step(
         try:
             yield captured
         finally:
-            optimiser.zero_grad(set_to_none=True)  # gradients lie in the memory of the graph
+            optimiser.zero_grad(set_to_none=True)  # gradients are in the memory of the graph
             captured.release()
 
 
@@ -94,14 +94,14 @@ def _eager(
 def _mixed(
     model: nn.Module, device: str
 ) -> Callable[[], contextlib.AbstractContextManager[object]]:
-    """What makes a forward pass compute in bfloat16: autocast on CUDA, `bf16.products` on the CPU.
+    """A context for forward passes in bfloat16: autocast on CUDA, `bf16.products` on the CPU.
 
     Raises:
         RuntimeError: on a processor without bfloat16.
     """
     if device != "cpu":
         return lambda: torch.autocast(device, dtype=torch.bfloat16)
-    # Imported only if asked for: it imports the layers of the models.
+    # Imported only if needed, since it imports the layers of the models.
     from spat.training.device import bf16
 
     bf16.require_support()
@@ -109,14 +109,14 @@ def _mixed(
 
 
 class CapturedStep:
-    """A step captured in a CUDA graph for the first batch size it meets.
+    """A step captured in a CUDA graph for the batch size of the first batch.
 
-    Batches of another size (the last one of an epoch) run the plain step. The first `WARM_UP`
-    batches do, too: they are real steps, so nothing is trained twice.
+    Batches of another size (the last one of an epoch) and the first `WARM_UP` batches run eagerly.
+    Warm-up batches are training steps like the others, so no batch is trained twice.
     """
 
     def __init__(self, step: Step, dropout: torch.Generator) -> None:
-        """Capture on the current stream, which no other thread may use."""
+        """The step is captured on the current stream, which no other thread may use."""
         self._step = step
         self._dropout = dropout
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -125,7 +125,7 @@ class CapturedStep:
         self._seen = 0
 
     def __call__(self, index: Tensor) -> Tensor:
-        """index [B] -> the batch's summed loss."""
+        """Case indices [B] -> the sum of their losses, a scalar."""
         if self._index is None:
             self._index = index.clone()
         if index.shape != self._index.shape or self._seen < WARM_UP:
@@ -139,21 +139,21 @@ class CapturedStep:
         return self._loss.clone()
 
     def release(self) -> None:
-        """Free the graph and its memory after it has run."""
+        """Free the graph and its memory after its last replay."""
         torch.cuda.current_stream().synchronize()
         with streams.between_captures():
             self._graph = self._index = self._loss = None
 
     def _captured(self, index: Tensor) -> torch.cuda.CUDAGraph:
-        """The step on `index`, recorded without running it."""
+        """Record the step on `index` without running it."""
         graph = torch.cuda.CUDAGraph()
-        # Each replay then draws new numbers, those that the plain step would have drawn.
+        # With this, each replay draws new numbers: the same as the eager step would draw.
         graph.register_generator_state(self._dropout)
         try:
             with streams.capturing(graph):
                 self._loss = self._step(index)
         except BaseException:
-            # Now, and not when the error is freed: by then the stream may have another graph.
+            # Not only when the error is freed: by then the stream may have another graph.
             with streams.between_captures():
                 graph.reset()
             raise

@@ -1,4 +1,4 @@
-"""How a page is declared: its name, title, caption, layout and notes, above the function.
+"""Declaration of a page: name, title, caption, layout and notes, above its function.
 
 Importing this module loads neither pandas nor matplotlib.
 """
@@ -22,10 +22,11 @@ class Absent(Exception):  # noqa: N818  (a result, not an error)
 class Layout:
     """How a tidy table becomes a page.
 
-    `rows` are the key columns. The values of `columns` become the columns of the page. If `best`
-    is set, the cells of a row that have no unit compete, except those in the columns `unranked`;
-    with `within`, rows with equal keys compete down each column instead. Keys with the same value
-    in all rows are moved to a note, except those in `kept`. `counted` names what `n` counts.
+    `rows` are the key columns. The values of the column `columns` become the columns of the page.
+    If `best` is set, the cells of a row that have no unit are compared and the best ones marked,
+    except in the columns `unranked`; with `within`, the cells of a column whose rows have equal
+    keys `within` are compared instead. Keys with the same value in all rows are moved to a note,
+    except those in `kept`. `counted` is the unit of `n`, for example seeds.
     """
 
     rows: tuple[str, ...]
@@ -47,11 +48,11 @@ class Note:
 
 @dataclass(frozen=True)
 class Page:
-    """A table or figure: the function that makes it from the frames, and what a reader must know.
+    """A table or figure: the function that makes it from the frames, and its texts.
 
     `function` takes `spat.study.pages.reader.Frames`. For a table it returns the tidy frame, which
     `layout` arranges and `notes` explain; for a figure it returns a matplotlib figure. It raises
-    `Absent` where the experiment has nothing to show. `caption` is reStructuredText for the report.
+    `Absent` if the experiment has no data for it. `caption` is reStructuredText for the report.
     """
 
     kind: Kind
@@ -111,12 +112,13 @@ def page(
     """Declare the decorated function as the page `name`. That of a table is computed `once`.
 
     Raises:
-        ValueError: if two pages of a kind have one name, or a table has no layout.
+        ValueError: if two pages of a kind have the same name, a table has no layout, or a figure
+            has one.
     """
     if (kind, name) in PAGES:
         raise ValueError(f"{kind} {name!r} is declared twice: give the second one another name")
     if (kind == "table") != (layout is not None):
-        raise ValueError(f"{kind} {name!r}: a table needs a layout, and a figure has none")
+        raise ValueError(f"{kind} {name!r}: a table needs `layout`, and a figure takes none")
 
     def declare(function: Function) -> Function:
         function = once(function) if kind == "table" else function

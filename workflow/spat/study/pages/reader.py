@@ -1,10 +1,10 @@
 """The frames of an experiment, as the study reads them.
 
-The files of `data/` are long (`spat.pipeline.frames`). The study works with wide frames: one column
-a metric, errors and costs of a network in one row, lookback and horizon in columns of their own,
-and the codes of `spat.study.statistics.cells` where a value does not apply. `mse` and `mae` are the
-primary and the second metric of every task (`spat.study.pages.words`). All reading goes through
-`Frames`, which makes the wide frames.
+The files of `data/` are in long format (`spat.pipeline.frames`). `Frames` reads them and converts
+them to wide format: one column per metric, errors and costs of a network in one row, lookback and
+horizon as separate columns, and the codes of `spat.study.statistics.cells` for values that do not
+apply. `mse` and `mae` are the primary and the second metric of every task
+(`spat.study.pages.words`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from spat.pipeline.config import StatisticsSection
 from spat.study.pages.words import OF_TASK, Words
 from spat.study.statistics.cells import ALL_BATCHES, WHOLE_SITE
 
-# A run is a row of these; what else is in `frames.RUN` follows from them.
+# The columns that identify a run; the other columns of `frames.RUN` follow from them.
 _RUN: Final = ("experiment", "dataset", "model", "variant", "setting", "seed")
 _NETWORK: Final = (*_RUN, "order", "mask", "phase")
 
@@ -31,7 +31,7 @@ _WIDE_RUN: Final = (
     *("lookback", "horizon", "seed"),
 )
 
-# What each wide frame has besides.
+# The further columns of each wide frame.
 WIDE: Final[dict[str, tuple[str, ...]]] = {
     "results": (
         *("order", "mask", "phase", "target", "split", "mse", "mae"),
@@ -58,10 +58,10 @@ Read = Callable[[str], pd.DataFrame]
 
 
 class Frames:
-    """The wide frames of an experiment. Each is made at its first use, and must not be changed.
+    """The wide frames of an experiment, each computed at its first use. Do not modify them.
 
-    Runs of a variant that is a control of another variant are in `controls`, and in no other frame.
-    `statistics` is the section of the configuration that says how intervals are computed.
+    Runs of a variant that is a control of another variant are in `controls` only.
+    `statistics` is the section of the configuration for the computation of intervals.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Frames:
         statistics: StatisticsSection | None = None,
         task: Callable[[], str] = lambda: "forecasting",
     ) -> None:
-        """`wide` returns the frame of a name of `WIDE`, and `task` the task of all runs."""
+        """`wide` returns a frame by its name in `WIDE`; `task` returns the task of all runs."""
         self._wide = wide
         self._task = task
         self.statistics = statistics or StatisticsSection.model_validate({})
@@ -82,10 +82,10 @@ class Frames:
         """The frames of a `data/` folder.
 
         Raises:
-            FileNotFoundError: at first use of a missing frame, naming the file and the command that
-                makes it.
-            ValueError: at first use of a damaged one, or one of other networks than those of
-                `networks`, naming the same.
+            FileNotFoundError: at the first use of a missing frame; the message names the file and
+                the command that makes it.
+            ValueError: at the first use of a frame that is damaged or has other networks than
+                `networks`, with the same information.
         """
 
         def read(name: str) -> pd.DataFrame:
@@ -130,17 +130,20 @@ class Frames:
 
     @classmethod
     def of(cls, **wide: pd.DataFrame) -> Frames:
-        """Wide frames in memory, else empty. Without `control_of` they have no controls."""
+        """Frames from wide data frames in memory; the frames that are not passed are empty.
 
-        def given(name: str) -> pd.DataFrame:
+        A frame without the column `control_of` has no controls.
+        """
+
+        def frame(name: str) -> pd.DataFrame:
             rows = wide.get(name, empty(name))
             return rows if "control_of" in rows else rows.assign(control_of=None)
 
-        return cls(given)
+        return cls(frame)
 
     @cached_property
     def words(self) -> Words:
-        """The words in which pages are written: those of the task."""
+        """The wording of pages for the task of the experiment."""
         return OF_TASK[self._task()]
 
     @cached_property
@@ -150,7 +153,7 @@ class Frames:
 
     @cached_property
     def controls(self) -> pd.DataFrame:
-        """The rows of `results` of controls, with `control_of`: the variant they belong to."""
+        """The results of controls, with `control_of`: the variant that a row is a control of."""
         return self._wide("results").dropna(subset="control_of")
 
     @cached_property
@@ -212,8 +215,8 @@ def widened(name: str, read: Read) -> pd.DataFrame:
         if len(precisions) > 1:
             raise frames.FrameError(
                 f"networks: experiment {networks['experiment'].iloc[0]!r} has networks trained in "
-                f"{' and '.join(precisions)}, and a comparison may hold one precision alone: give "
-                "each `training.precision` an experiment of its own"
+                f"{' and '.join(precisions)}, but only networks of one precision can be compared: "
+                "use a separate experiment for each `training.precision`"
             )
         costs = networks.drop(columns=["task", "source", "control_of"])
         rows = rows.merge(costs, on=list(_NETWORK), how="left", validate="m:1")
@@ -242,15 +245,15 @@ _RENAMED: Final = {
     "maps": {"query": "row", "key": "column"},
 }
 
-# Columns that were values of a long frame.
+# Columns that are values of `quantity` or `metric` in the long frames.
 _NUMBERS: Final = ("mse", "mae", "train_mse", "val_mse", "val_mae", "learning_rate", "seconds")
 
-# What a column holds in a wide frame where no single value applies.
+# The code of each column in a wide frame if no single value applies.
 _CODES: Final = {"head": WHOLE_SITE, "batch": ALL_BATCHES, "channel": -1}
 
 
 def _renamed(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """The rows with the metrics in `column` as the study calls them."""
+    """The rows with the metric names in `column` replaced by those of the study."""
     for task in rows["task"].unique():
         names = {own: name for own, name in OF_TASK[task].columns.items() if own != name}
         if names:

@@ -1,6 +1,7 @@
-"""All pages: their names, and how they are written.
+"""The names of all pages, and the functions that write them to files.
 
-Importing this module loads neither pandas nor matplotlib: the rules of the workflow need the names.
+Importing this module loads neither pandas nor matplotlib, since the workflow rules import it for
+the names.
 `python -m spat.study.pages.registry` writes the captions of the report to `workflow/report/`.
 """
 
@@ -136,11 +137,11 @@ def _declared(kind: Kind, names: tuple[str, ...]) -> dict[str, Page]:
 
 
 def rendered(name: str, frames: Frames) -> dict[str, str]:
-    """A table as text by file ending: those of `ENDINGS`, and `html`.
+    """A table as text, by file ending: the endings in `ENDINGS`, and `html`.
 
     Raises:
         KeyError: if there is no table of that name.
-        Absent: if the frames have nothing to show in it.
+        Absent: if the frames have no data for it.
     """
     from spat.study.pages import render
 
@@ -155,7 +156,7 @@ def rendered(name: str, frames: Frames) -> dict[str, str]:
 
 
 def plain(name: str, frames: Frames) -> str:
-    """A table for the terminal.
+    """A table as plain text for the terminal; if it has no data, the reason.
 
     Raises:
         KeyError: if there is no table of that name.
@@ -171,16 +172,16 @@ def plain(name: str, frames: Frames) -> str:
 
 
 def made(page: Page, frames: Frames) -> tuple[Page, pd.DataFrame]:
-    """A table, and its page, in the words of the task.
+    """A table and its page, in the terms of the task.
 
     Raises:
-        Absent: if the frames have nothing to show in it.
+        Absent: if the frames have no data for it.
     """
     return frames.words.page(page), frames.words.table(page.function(frames))
 
 
 def _notes(page: Page, frames: Frames) -> tuple[str | Note, ...]:
-    """The notes of a table. They name the reading of SEND if it is not the printed one."""
+    """The notes of a table, with the reading of SEND if it is not the printed formula."""
     from spat.study import methods
 
     reading = methods.reading(frames.selections)
@@ -191,13 +192,16 @@ def _notes(page: Page, frames: Frames) -> tuple[str | Note, ...]:
 
 
 def write_table(name: str, frames: Frames, folder: Path) -> tuple[Path, ...]:
-    """Write `<folder>/<name>.csv`, `.md` and `.tex`, and return the paths.
+    """Write `<folder>/<name>.csv`, `.md`, `.tex` and `<folder>/html/<name>.html`.
 
-    The page of Snakemake's report, `<folder>/html/<name>.html`, is one of them.
+    The HTML file is for Snakemake's report.
+
+    Returns:
+        The paths of the files.
 
     Raises:
         KeyError: if there is no table of that name.
-        Absent: if the frames have nothing to show in it.
+        Absent: if the frames have no data for it.
     """
     paths = []
     for ending, content in rendered(name, frames).items():
@@ -208,11 +212,11 @@ def write_table(name: str, frames: Frames, folder: Path) -> tuple[Path, ...]:
 
 
 def draw(name: str, frames: Frames) -> Figure:
-    """A figure.
+    """Draw a figure and return it.
 
     Raises:
         KeyError: if there is no figure of that name.
-        Absent: if the frames have nothing to show in it.
+        Absent: if the frames have no data for it.
     """
     from matplotlib.text import Text
 
@@ -233,7 +237,7 @@ def write_figure(name: str, frames: Frames, folder: Path) -> tuple[Path, ...]:
 
     Raises:
         KeyError: if there is no figure of that name.
-        Absent: if the frames have nothing to show in it.
+        Absent: if the frames have no data for it.
     """
     from spat.study.pages import style
 
@@ -241,10 +245,9 @@ def write_figure(name: str, frames: Frames, folder: Path) -> tuple[Path, ...]:
 
 
 def write_all(kind: Kind, frames: Frames, folder: Path) -> None:
-    """Write every table or figure that the frames allow to `folder`, and remove the other ones.
+    """Write every table or figure that the frames have data for to `folder`.
 
-    A page without data is not written, and files of a former run in its place are removed: of the
-    files in `folder`, those with an ending of this kind are the pages of these frames.
+    A page without data is not written, and files of the same kind from a former run are removed.
     """
     write = write_table if kind == "table" else write_figure
     written: set[Path] = set()
@@ -260,9 +263,9 @@ def write_all(kind: Kind, frames: Frames, folder: Path) -> None:
 
 
 def not_made(frames: Frames, folder: Path) -> str:
-    """The pages that have no file below `folder`, and why, as Markdown.
+    """The pages that have no file below `folder`, with the reason, as Markdown.
 
-    `folder` is that of the experiment, whose `tables/` and `figures/` are written.
+    `folder` is the folder of the experiment, after its `tables/` and `figures/` were written.
     """
     lines = []
     for kind, names in _NAMES.items():
@@ -281,7 +284,7 @@ def not_made(frames: Frames, folder: Path) -> str:
 
 
 def group(name: str) -> str:
-    """The group of a page in the report.
+    """The group of a page in the report (`GROUPS`).
 
     Raises:
         KeyError: if no group has a page of that name.
@@ -290,10 +293,10 @@ def group(name: str) -> str:
 
 
 def captions() -> Mapping[str, str]:
-    """The captions of the report by file, relative to `workflow/report/`: one file a kind.
+    """The captions of the report by file, relative to `workflow/report/`: one file per kind.
 
-    Snakemake takes one caption for all files of a folder; the file picks that of the page, in the
-    words of the task, which is a parameter of the rule.
+    Snakemake takes one caption file for all files of a folder. It is a template that selects the
+    caption of the page, in the terms of the task, which is a parameter of the rule.
     """
     return {
         "tables.rst": _picked(tables()),

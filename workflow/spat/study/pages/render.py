@@ -1,8 +1,8 @@
-"""Tidy tables as Markdown, LaTeX (booktabs) and plain text.
+"""Rendering of tidy tables as Markdown, LaTeX (booktabs), HTML and plain text.
 
 A tidy table has key columns, one column whose values become the columns of the page, and `mean`,
-`sd`, `n`, `missing`, `unit`. The best value of a comparison is bold and the second best underlined,
-both judged by the digits that are shown.
+`sd`, `n`, `missing`, `unit`. The best value of a comparison is bold and the second best underlined;
+values are compared by the digits that are shown.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ GAP: Final = "–"
 # The characters that a deviation and an interval start with.
 DEVIATION: Final = "±"
 INTERVAL: Final = "["
-# LaTeX: rows that fit on a page, and the number of columns from which deviations are printed below
-# their means.
+# LaTeX: the number of rows that fit on a page, and the number of columns from which deviations are
+# printed below the means.
 ROWS_PER_PAGE: Final = 48
 STACKED_FROM: Final = 5
 # Keys with more characters than this become numbered notes.
@@ -34,14 +34,14 @@ LONG: Final = 40
 COUNTS: Final = ("parameters", "FLOPs")
 CHANGES: Final = ("%", "pp", "tau")
 SUFFIXES: Final = {"%": "%", "pp": "pp", "ms": "ms", "MB": "MB"}
-# Changes that are smaller than this come from the order of a sum.
+# Smaller changes are rounding errors of a sum.
 ROUNDING: Final = 1e-9
 _PREFIXES: Final = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A value as text, with its deviation or interval, its unit, a remark, and its rank."""
+    """A value as text, with its deviation or interval, unit, remark and style."""
 
     value: str
     spread: str = ""
@@ -50,19 +50,19 @@ class Cell:
     style: Style = ""
 
     def line(self, marks: Mapping[Style, str]) -> str:
-        """Everything on one line, the value marked by its style: `**0.350** ± 0.002`."""
+        """The cell on one line, with the value marked by its style: `**0.350** ± 0.002`."""
         marked = marks[self.style] % self.value
         return " ".join(filter(None, (marked, self.spread, self.suffix, self.remark)))
 
     def escaped(self) -> Cell:
-        """The same for LaTeX."""
+        """The cell with its text escaped for LaTeX."""
         value, spread, suffix = escape(self.value), escape(self.spread), escape(self.suffix)
         return Cell(value, spread, suffix, escape(self.remark), self.style)
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table that is ready to be written: header, body (keys and cells of each row), and notes."""
+    """A table in its final layout: header, body (keys and cells of each row), and notes."""
 
     keys: list[str]
     columns: list[str]
@@ -71,7 +71,8 @@ class Sheet:
 
 
 def number(value: float, unit: str, *, signed: bool = True) -> str:
-    """Errors with three decimals, changes with two and a sign, costs with three digits."""
+    """A number as text: errors with three decimals, changes with two and a sign, costs with three
+    significant digits."""
     if unit in COUNTS:
         size, prefix = next(((s, p) for s, p in _PREFIXES if abs(value) >= s), (1.0, ""))
         return f"{value / size:.3g} {prefix}".rstrip().replace("-", "−")
@@ -83,7 +84,7 @@ def number(value: float, unit: str, *, signed: bool = True) -> str:
 
 
 def sheet(frame: pd.DataFrame, layout: Layout, notes: Sequence[str | Note] = ()) -> Sheet:
-    """Lay out a tidy table; notes that describe its values come before those given."""
+    """Lay out a tidy table; notes that describe its values come before `notes`."""
     constant = [k for k in layout.rows if k not in layout.kept and same(frame[k])]
     keys = [key for key in layout.rows if key not in constant]
     frame, references = _numbered(frame, keys)
@@ -115,7 +116,7 @@ def same(values: pd.Series) -> bool:
 
 
 def markdown(sheet: Sheet, heading: str) -> str:
-    """GitHub Markdown."""
+    """The table as GitHub Markdown."""
     marks: dict[Style, str] = {"best": "**%s**", "second": "<ins>%s</ins>", "": "%s"}
     head = [title(key) for key in sheet.keys] + sheet.columns
     rule = ["---"] * len(sheet.keys) + ["---:"] * len(sheet.columns)
@@ -125,7 +126,7 @@ def markdown(sheet: Sheet, heading: str) -> str:
 
 
 def text(sheet: Sheet, heading: str) -> str:
-    """Plain text for a terminal: the best as `*0.350*`, the second best as `_0.350_`."""
+    """The table as plain text: the best value as `*0.350*`, the second best as `_0.350_`."""
     from tabulate import tabulate
 
     marks: dict[Style, str] = {"best": "*%s*", "second": "_%s_", "": "%s"}
@@ -176,7 +177,7 @@ _HTML: Final = """<!DOCTYPE html>
 
 
 def html(sheet: Sheet, heading: str) -> str:
-    """A web page of its own, which needs no other file."""
+    """The table as a self-contained HTML page."""
     from jinja2 import Environment
 
     return (
@@ -194,7 +195,7 @@ def html(sheet: Sheet, heading: str) -> str:
 
 
 def latex(sheet: Sheet, heading: str, label: str) -> str:
-    """One or more `table*` environments; a document needs `\\usepackage{booktabs}` and no more."""
+    """The table as LaTeX: one or more `table*` environments, which need only `booktabs`."""
     stacked = len(sheet.columns) >= STACKED_FROM and any(c.spread for _, r in sheet.body for c in r)
     size = ROWS_PER_PAGE // 2 if stacked else ROWS_PER_PAGE
     parts = [sheet.body[i : i + size] for i in range(0, len(sheet.body), size)]
@@ -216,7 +217,7 @@ _SPECIAL: Final = {
 
 
 def escape(value: str) -> str:
-    """Plain text as LaTeX."""
+    """Plain text escaped for LaTeX."""
     return "".join(_SPECIAL.get(character, character) for character in value)
 
 
@@ -229,7 +230,7 @@ def _environment(
         fresh = next((i for i, (a, b) in enumerate(zip(keys, previous, strict=True)) if a != b), 0)
         if lines and fresh == 0 and len(sheet.keys) > 1:
             lines.append(r"\addlinespace")
-        # A key is left out where it and all keys before it equal those of the row above.
+        # A key is left blank if it and all keys before it equal those of the row above.
         shown = ["" if i < fresh else escape(key) for i, key in enumerate(keys)]
         lines += _latex_rows(shown, cells, stacked)
         previous = keys
@@ -246,7 +247,7 @@ def _environment(
 
 
 def _latex_rows(keys: list[str], cells: list[Cell], stacked: bool) -> list[str]:
-    """A row; if it is stacked, deviations follow in a second row of smaller print."""
+    """The LaTeX lines of a row; if `stacked`, deviations are in a second row of smaller print."""
     marks: dict[Style, str] = {"best": r"\textbf{%s}", "second": r"\underline{%s}", "": "%s"}
     plain = [cell.escaped() for cell in cells]
     if not (stacked and any(cell.spread for cell in plain)):
@@ -293,8 +294,8 @@ def _columns(values: pd.Series) -> list[str]:
 def _styles(cells: pd.DataFrame, layout: Layout) -> pd.Series:
     """Styles of the cells of each comparison, by the digits shown.
 
-    A single best value is `best` and the next one `second`. Several equal best values are `second`.
-    Where all values are equal, none has a style.
+    A unique best value is `best` and the next one `second`. Several equal best values are all
+    `second`. If all values are equal, none has a style.
     """
     styles = pd.Series("", index=cells.index)
     if not layout.best:
@@ -320,13 +321,13 @@ def _cell(row: pd.Series | None, usual: int) -> Cell:
         return Cell("diverged" if row is not None and row["missing"] else GAP)
     unit, spread, remark = row["unit"], "", ""
     ends = [row["mean"], *(row[k] for k in ("low", "high") if math.isfinite(row.get(k, math.nan)))]
-    # A network against itself, or chance against chance: 0, without a sign or an interval.
+    # A comparison of a method with itself is 0, without a sign or an interval.
     itself = unit in CHANGES and all(abs(end) < ROUNDING for end in ends)
     if itself and not row["sd"] > ROUNDING:
         spread = ""
     elif math.isfinite(row.get("low", math.nan)):
         spread = f"{INTERVAL}{number(row['low'], unit)}, {number(row['high'], unit)}]"
-    # Counts, and their changes, are equal for all seeds unless seeds chose different masks.
+    # Counts and their changes are equal for all seeds, unless seeds chose different masks.
     elif math.isfinite(row["sd"]) and (unit == "" or row["sd"] > ROUNDING):
         spread = f"{DEVIATION} {number(row['sd'], unit, signed=False)}"
     if row["missing"]:
@@ -359,7 +360,7 @@ def _notes(
 
 
 def _without_send(frame: pd.DataFrame) -> list[str]:
-    """A note on the models of a table whose sites do not offer SEND, if there are any."""
+    """A note on the models of a table whose sites have no SEND, if there are any."""
     models = frame["model"].unique() if "model" in frame else ()
     known = [MODELS[name] for name in models if name in MODELS]
     lacking = [m.name for m in known if m.role == "attention" and "send" not in offered(m.views)]
@@ -372,9 +373,9 @@ def _without_send(frame: pd.DataFrame) -> list[str]:
 
 
 def value(text: str) -> str:
-    """A number as text, in the form of `number`, so that texts can be sorted as numbers.
+    """The number in a text that `number` wrote, so that texts can be sorted as numbers.
 
-    What is no number stays as it is.
+    A text that is not a number is returned unchanged.
     """
     digits, _, prefix = text.replace("−", "-").partition(" ")
     size = {prefix: size for size, prefix in _PREFIXES}.get(prefix, 1.0)
@@ -385,7 +386,7 @@ def value(text: str) -> str:
 
 
 def title(key: str) -> str:
-    """The name of a column for a key."""
+    """The column heading of a key."""
     return key.replace("_", " ").capitalize() if key.islower() else key
 
 

@@ -1,9 +1,9 @@
 """The style of figures: sizes, colours, marks, panels, and reproducible files.
 
-Figures are drawn at the width of a column (3.4 in), so that 8 pt stay 8 pt in print. Colours are
+Figures have the width of a column (3.4 in), so that a font of 8 pt is printed at 8 pt. Colours are
 the colour-blind safe palette of Wong (Nature Methods 8, 441, 2011). Markers, line styles and
-hatches differ as well, so that figures stay readable in grey. `mark` has the fixed table of the
-marks of methods, models and criteria.
+hatches differ as well, so that figures are readable in grey. `mark` returns the fixed mark of a
+method, model or criterion.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ HATCHES: Final = ("", "////", "....", "xxxx", "\\\\\\\\", "oo", "++")
 
 @dataclass(frozen=True)
 class Mark:
-    """How one series is drawn; `label` is its name in a legend."""
+    """Colour, marker and line of one series; `label` is its name in a legend."""
 
     colour: str
     marker: str
@@ -94,15 +94,15 @@ class Mark:
     label: str = ""
 
 
-# Colours of models and criteria, besides those of Wong.
+# Colours of models and criteria that are not in the palette of Wong.
 _INDIGO, _WINE, _OLIVE, _BROWN, _PALE = "#332288", "#882255", "#999933", "#8C564B", "#AAAAAA"
 _BLUE, _RED, _GREEN, _PINK, _ORANGE, _SKY, _ = COLOURS
-# The darker, the more is removed.
+# Darker shades stand for larger shares removed.
 _SHADES: Final = ("#FDD0A2", "#FDAE6B", "#FD8D3C", "#D94801", "#7F2704")
 
-# The colour, marker and line of everything that figures compare: the methods, the models, the
-# criteria, and the kinds of variants that are controls. SEND and SPAT are red everywhere.
-# `tests/unit/test_figures.py` checks that each has a row and which rows must differ.
+# The colour, marker and line of all methods, models, criteria and kinds of controls. SEND and SPAT
+# are red in every figure. `tests/unit/test_figures.py` checks that none is missing and which marks
+# must differ.
 _ROWS: Final[dict[str, tuple[str, str, Any]]] = {
     "dense": (BLACK, "o", "-"),
     "control": (BLACK, "s", "--"),
@@ -112,7 +112,7 @@ _ROWS: Final[dict[str, tuple[str, str, Any]]] = {
     "narrow": (_BLUE, "P", "--"),
     "dropout": (_PINK, "p", "--"),
     "sam": (_SKY, "h", "--"),
-    # Models that are pruned or could be.
+    # Models with attention.
     "iTransformer": (_BLUE, "o", "-"),
     "PatchTST": (_PINK, "s", "--"),
     "Transformer": (_INDIGO, "^", "-."),
@@ -147,7 +147,7 @@ _ROWS: Final[dict[str, tuple[str, str, Any]]] = {
     # Naive forecasts.
     "RepeatLast": (_PALE, "<", "-"),
     "SeasonalNaive": (_PALE, ">", "--"),
-    # Criteria by what they look at. The first seven are those of figures with little room.
+    # Criteria, grouped by the quantity they use. Figures with little room show the first seven.
     "send": (_RED, "o", "-"),
     "random": (GREY, "s", "--"),
     "michel": (_BLUE, "^", "-."),
@@ -175,17 +175,17 @@ _ROWS: Final[dict[str, tuple[str, str, Any]]] = {
     "loss_drop_val": (BLACK, "^", "-."),
     "depth_first": (_ORANGE, "s", "--"),
 }
-# Names in legends that are not those of the configuration.
+# Names in legends that differ from the names in the configuration.
 _LABELS: Final = {"send": "SEND", "sam": "SAM", "narrow": "narrower"}
-# A kind of control that an experiment of one's own adds.
+# The mark of a kind of control that has no row above.
 _OTHER: Final = (_INDIGO, "8", "--")
 
 
 def mark(name: str) -> Mark:
     """The mark of a method, model, criterion or kind of control: the same in every figure.
 
-    SPAT at a fixed ratio (`SPAT 25 %`) has the mark of that share, and a control that was tuned
-    (`sam (tuned)`) that of its kind.
+    SPAT at a fixed ratio (`SPAT 25 %`) has the mark of that share, and a tuned control
+    (`sam (tuned)`) has the mark of its kind.
     """
     if name.startswith("SPAT ") and name.endswith(" %"):
         return share(float(name.split()[1]) / 100, name)
@@ -196,15 +196,15 @@ def mark(name: str) -> Mark:
 
 
 def share(removed: float, label: str) -> Mark:
-    """The mark of masks that remove this share: the darker, the more."""
+    """The mark of masks that remove this share; darker for larger shares."""
     shade = _SHADES[min(int(removed * len(_SHADES)), len(_SHADES) - 1)]
     return Mark(shade, "v<^>"[round(removed * 4) % 4], ":", "", label)
 
 
 def marks(names: Iterable[str]) -> dict[str, Mark]:
-    """A mark for each name, in their order; after seven, colours repeat with other markers.
+    """A mark for each name, in their order; after seven names, colours repeat with other markers.
 
-    For series that are neither methods, models nor criteria: their marks are those of `mark`.
+    For series that are not methods, models or criteria, which have the marks of `mark`.
     """
     distinct = list(dict.fromkeys(names))
     count = len(COLOURS)
@@ -230,7 +230,7 @@ def drawing() -> Iterator[None]:
 
 
 def canvas(width: float = WIDTH, height: float = 2.4) -> Figure:
-    """A figure that pyplot does not keep; constrained layout keeps everything inside."""
+    """A figure with constrained layout that is not registered with pyplot; sizes in inches."""
     figure = Figure(figsize=(width, min(height, TALLEST)), layout="constrained")
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)  # type: ignore[union-attr, call-arg]
@@ -240,10 +240,10 @@ def canvas(width: float = WIDTH, height: float = 2.4) -> Figure:
 def grid(
     count: int, *, height: float = 1.5, extra: float = 0.5, **share: Any
 ) -> tuple[Figure, list[Axes]]:
-    """`count` panels, two a row (one, if there is only one); `height` is that of a row, in inches.
+    """`count` panels, two per row (a single panel fills the row).
 
-    `extra` is the height of what all panels share: labels and legend. Other keywords are those of
-    `subplots`.
+    `height` is the height of a row in inches, and `extra` the height of labels and legend below all
+    panels. Other keywords are passed to `subplots`.
     """
     columns = min(count, 2)
     rows = -(-count // columns)
@@ -258,9 +258,9 @@ def grid(
 def split(frame: pd.DataFrame, limit: int = FACETS) -> tuple[list[str], bool]:
     """The columns by which a frame is split into panels, and whether each panel is one cell.
 
-    Each cell has a panel while there are at most `limit` of them. Otherwise horizons share a panel,
-    then datasets too, then the variants of a model. Models never share a panel: with more than
-    `limit` of them there are more panels than that, and the caller draws the first ones.
+    Each cell has a panel if there are at most `limit` cells. Otherwise horizons share a panel, then
+    also datasets, then also the variants of a model. Models never share a panel: if there are more
+    than `limit` models, there are more than `limit` panels, and the caller draws the first ones.
     """
     cell = ["dataset", "model", "variant", "lookback", "horizon"]
     for keys in (cell, cell[:3], cell[1:3]):
@@ -270,7 +270,7 @@ def split(frame: pd.DataFrame, limit: int = FACETS) -> tuple[list[str], bool]:
 
 
 def panels(frame: pd.DataFrame, keys: Sequence[str]) -> list[tuple[str, pd.DataFrame]]:
-    """(title, rows) of each panel; keys that all panels share are left out of the titles."""
+    """(title, rows) of each panel; titles leave out keys with the same value in all panels."""
     constant = {key for key in keys if len(frame[key].drop_duplicates()) == 1}
     varying = [key for key in keys if key not in constant] or list(keys[:2])
     groups = sorted(
@@ -298,7 +298,7 @@ def _title(values: dict[str, Any], keys: Sequence[str]) -> str:
 
 
 def label(axes: Sequence[Axes], x: str, y: str) -> None:
-    """Label the axes along the left and lower edge of panels made by `grid`."""
+    """Label the axes at the left and lower edges of panels made by `grid`."""
     columns = min(len(axes), 2)
     for i, axis in enumerate(axes):
         if i % columns == 0:
@@ -336,7 +336,7 @@ def save(figure: Figure, stem: Path) -> tuple[Path, ...]:
     """Write `<stem>.png`, `.pdf` and `.svg`; the same figure gives the same bytes."""
     paths = []
     with drawing():
-        # The layout is solved once; each format would solve it again.
+        # Solve the layout once instead of once per format.
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
         for ending in FORMATS:
@@ -353,6 +353,6 @@ def mean_and_sd(values: pd.Series) -> tuple[float, float]:
 
 
 def square(rows: pd.DataFrame, value: str = "value") -> NDArray[np.float64]:
-    """Rows with `row`, `column` and a value as a matrix."""
+    """Rows with `row`, `column` and `value` as a matrix [rows, columns]."""
     table = rows.pivot_table(index="row", columns="column", values=value)
     return table.to_numpy(dtype=np.float64)

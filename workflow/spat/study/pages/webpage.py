@@ -1,7 +1,7 @@
 """The results of an experiment as one web page, which needs no server and no network.
 
-Plotly draws the figures that answer to the pointer, and DataTables the tables that sort; the code
-of both is part of the page, which therefore has about five megabytes.
+Plotly draws the interactive figures, and DataTables the sortable tables. The page contains the code
+of both and has about five megabytes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _FIRST: Final = "main"
 
 @dataclass(frozen=True)
 class _Plot:
-    """A figure that shows its values under the pointer."""
+    """An interactive figure, which shows the values under the pointer."""
 
     name: str
     text: str
@@ -43,7 +43,7 @@ class _Plot:
 
 @dataclass(frozen=True)
 class _Cell:
-    """What a cell is sorted by, its text, and its style: best, second or none."""
+    """The sort key of a cell, its text, and its style: best, second or none."""
 
     order: str
     text: str
@@ -52,7 +52,7 @@ class _Cell:
 
 @dataclass(frozen=True)
 class _Table:
-    """The names of the columns, and the rows."""
+    """The column names and the rows of a table."""
 
     columns: list[str]
     rows: list[list[_Cell]]
@@ -60,7 +60,7 @@ class _Table:
 
 @dataclass(frozen=True)
 class _Part:
-    """A table, or a figure as a PNG in base 64."""
+    """A table, or a figure as a PNG in base64."""
 
     kind: str
     name: str
@@ -73,8 +73,8 @@ class _Part:
 def index(frames: Frames, experiment: str) -> str:
     """The page of an experiment as HTML.
 
-    It has a verdict in words, two plots that show their values under the pointer, every table and
-    figure that the frames allow, and what made the results.
+    It contains a verdict as text, two interactive figures, every table and figure that the frames
+    have data for, and the provenance of the results (commits, devices and precisions).
     """
     plots = [plot for plot in (_pareto(frames), _forest(frames)) if plot is not None]
     plots = [replace(plot, text=frames.words.text(plot.text)) for plot in plots]
@@ -99,12 +99,12 @@ def index(frames: Frames, experiment: str) -> str:
 
 
 def _bundle(name: str) -> str:
-    """A file of the build of DataTables that the package itables holds, in base 64."""
+    """A file of the DataTables build in the package itables, in base64."""
     return base64.b64encode((resources.files("itables") / "html" / name).read_bytes()).decode()
 
 
 def verdict(frames: Frames) -> list[str]:
-    """What the experiment says about pruning, in one sentence for each model and method."""
+    """The results of pruning as text: one sentence for each model and method."""
     try:
         changes = hypotheses.better(frames)
     except Absent as absent:
@@ -193,7 +193,8 @@ def _forest(frames: Frames) -> _Plot | None:
     title = frames.words.text("change of the test MSE (%)")
     figure.update_xaxes(title=title, range=[low - room, high + room])
     text = (
-        "Change against the better by validation of dense model and control, with 95 % intervals. "
+        "Change against the dense model or the control, whichever has the lower validation error, "
+        "with 95 % intervals. "
         "Left of the line the pruned network is better."
     )
     return _Plot("Forest", text, _html(figure, 140 + 34 * len(cells)))
@@ -212,7 +213,7 @@ def _html(figure: go.Figure, height: int) -> str:
 
 
 def _parts(name: str, frames: Frames) -> list[_Part]:
-    """The table and the figure of a name, as far as the frames allow them."""
+    """The table and the figure of a name, if the frames have data for them."""
     parts = []
     table, figure = registry.tables().get(name), registry.figures().get(name)
     if table is not None and (made := _table(table, frames)):
@@ -234,7 +235,7 @@ def _parts(name: str, frames: Frames) -> list[_Part]:
 
 
 def _table(page: Page, frames: Frames) -> tuple[_Table, str] | None:
-    """A table that sorts by its numbers, and its notes."""
+    """A sortable table and its notes."""
     try:
         page, frame = registry.made(page, frames)
     except Absent:
@@ -248,7 +249,7 @@ def _table(page: Page, frames: Frames) -> tuple[_Table, str] | None:
 
 
 def _cell(cell: render.Cell) -> _Cell:
-    """A cell of a page: the number that it is sorted by, its text, and whether it is the best."""
+    """A cell of a sortable table, from a cell of a sheet."""
     text = cell.line({"best": "%s", "second": "%s", "": "%s"})
     return _Cell(render.value(cell.value), text, cell.style)
 

@@ -1,9 +1,9 @@
-"""How the study calls what each task calls otherwise, and how its pages write it.
+"""The names of metrics and settings in each task, and the wording of pages.
 
-The study was written for forecasts. For every task its wide frames have the primary metric in a
-column `mse`, the second one in `mae`, and the setting in `lookback` and `horizon`. The pages of
-another task than forecasting are written in the words of that task: all their text passes through
-here. Neither pandas nor matplotlib is imported.
+The study is written for forecasting. For every task its wide frames have the primary metric in a
+column `mse`, the second metric in `mae`, and the setting in `lookback` and `horizon`. For another
+task, `Words` replaces the terms of forecasting in all text of the pages. Importing this module
+loads neither pandas nor matplotlib.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Words:
-    """The words of one task.
+    """The wording of the pages of one task.
 
     Attributes:
-        metrics: The names of its metrics in frames, the primary one first.
-        window: The lookback and horizon of a setting. The shortest block of a bootstrap is as long
-            as both together.
-        forecasts: Whether the task is that of the paper, so that its numbers can be compared.
-        hidden: Columns of the study that mean nothing for the task, and that no page shows.
-        replaced: Regular expressions and the words in their place, in the order of application.
+        metrics: The names of the task's metrics in frames, the primary metric first.
+        window: Function from a setting to its lookback and horizon. Their sum is the shortest block
+            length of the bootstrap.
+        forecasts: Whether the task is forecasting, the task of the paper, so that results can be
+            compared with the paper.
+        hidden: Columns that have no meaning for the task, and that no page shows.
+        replaced: (regular expression, replacement) pairs, in the order of application.
     """
 
     metrics: tuple[str, str]
@@ -42,20 +43,20 @@ class Words:
 
     @property
     def columns(self) -> Mapping[str, str]:
-        """The columns of the study by the names of the task."""
+        """Names of metrics in the task -> column names of the study."""
         columns: dict[str, str] = {}
         for own, name in zip(self.metrics, ("mse", "mae"), strict=True):
             columns |= {own: name, f"train_{own}": f"train_{name}", f"val_{own}": f"val_{name}"}
         return columns
 
     def text(self, text: str) -> str:
-        """A text of a page."""
+        """`text` with the terms of forecasting replaced."""
         for pattern, words in self.replaced:
             text = re.sub(pattern, words, text)
         return text
 
     def page(self, page: Page) -> Page:
-        """A page with its title, caption, notes and layout in the words of the task."""
+        """The page with title, caption, notes and layout in the terms of the task."""
         if not self.replaced:
             return page
         return replace(
@@ -67,7 +68,7 @@ class Words:
         )
 
     def table(self, table: pd.DataFrame) -> pd.DataFrame:
-        """A tidy table of a page, without hidden columns."""
+        """The tidy table in the terms of the task, without hidden columns."""
         if not self.replaced:
             return table
         table = table.drop(columns=[name for name in self.hidden if name in table])
@@ -80,7 +81,7 @@ class Words:
         return table
 
     def figure(self, figure: Figure) -> Figure:
-        """A figure, all its text replaced."""
+        """The figure with all its text in the terms of the task."""
         from matplotlib.text import Text
 
         if self.replaced:
@@ -105,9 +106,9 @@ class Words:
 
 
 def _classified(case: str, plural: str, block: int = 1) -> Words:
-    """The words of a task whose errors are the cross entropy and the error rate of cases.
+    """The wording for a task whose errors are the cross entropy and the error rate of cases.
 
-    Cases do not overlap, so that a block of the bootstrap may have any length.
+    Cases do not overlap, so the block length of the bootstrap is free.
     """
     return Words(
         ("cross_entropy", "error_rate"),
@@ -124,7 +125,7 @@ def _classified(case: str, plural: str, block: int = 1) -> Words:
             (r"seeds first, then horizons, ", "seeds first, then "),
             (r"\(dataset, model, horizon\)", "(dataset, model)"),
             (r"each\s+dataset\s+and\s+horizon", "each dataset"),
-            (r",\s+some\s+of\s+them\s+at\s+their\s+shortest\s+horizon", ", some of them"),
+            (r"\s+at\s+(their|its)\s+shortest\s+horizon", ""),
             (r"\bone\s+forecast\b", case),
         ),
     )

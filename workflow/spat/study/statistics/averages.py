@@ -1,8 +1,9 @@
 """Nested averages over runs, and their intervals over seeds.
 
-Runs are not equally independent: seeds of a cell share everything but chance, horizons share the
-data, and datasets of one source share its sensors. So averages take seeds first, then horizons,
-then the datasets of a source, then sources, whatever the number of seeds in each cell.
+Runs differ in how independent they are: seeds of a cell differ only in random numbers, horizons
+share the data, and datasets of one source share its sensors. So averages are taken over seeds
+first, then over horizons, then over the datasets of a source, then over sources, whatever the
+number of seeds in each cell.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from spat.study.statistics.tests import equal_variances
 # From the most independent to the least.
 LEVELS: Final = ("source", "dataset", "horizon", "seed")
 
-# Bartlett's p-value from which the variances of cells are pooled.
+# The variances of cells are pooled if the p-value of Bartlett's test is at least this.
 EQUAL: Final = 0.05
 
 _SUMMARY: Final = ("low", "high", "p", "runs", "cells")
@@ -30,9 +31,9 @@ _SUMMARY: Final = ("low", "high", "p", "runs", "cells")
 def weights(frame: pd.DataFrame, by: Sequence[str] = ()) -> pd.Series:
     """The weight of each row in the nested mean of its group; the weights of a group sum to 1.
 
-    Sources have equal weights, within a source its datasets, within a dataset its horizons, within
-    a horizon its seeds; rows of one run and group share the weight of that run. A level in `by` is
-    not averaged over.
+    Sources have equal weights; so have the datasets of a source, the horizons of a dataset, and the
+    seeds of a horizon. The rows of one run and group share the weight of the run. Levels in `by`
+    are not averaged over.
     """
     frame = frame.assign(everything=0)
     keys = ["everything", *by]
@@ -50,13 +51,14 @@ def average(
     by: Sequence[str] = (),
     upto: Literal["dataset", "source"] = "dataset",
 ) -> pd.DataFrame:
-    """Nested means of `values` per group of `by`: one row a source, or (`upto` source) one in all.
+    """Nested means of `values` per group of `by`.
 
-    The frame has the columns of a run. Every other column that distinguishes rows belongs in `by`.
+    There is one row per group and source, or, if `upto` is "source", one row per group. The frame
+    has the columns of a run. Every other column that distinguishes rows must be in `by`.
 
     Returns:
-        `by`, `source` unless it is averaged too, `values`, and `runs`, the number of runs with all
-        values. Rows with a missing value are left out of all means.
+        `by`, `source` (unless `upto` is "source"), `values`, and `runs`, the number of runs with
+        all values. Rows with a missing value are left out of all means.
     """
     rows = frame.dropna(subset=list(values)).assign(everything=0)
     keys = [*by] if upto == "source" else [*by, "source"]
@@ -73,11 +75,12 @@ def summarise(
 ) -> pd.DataFrame:
     """Nested mean of `value` per group of `by`, with a t interval over seeds.
 
-    Seeds vary within their cell. The variances of the cells are pooled, unless Bartlett's test
-    rejects at 5 % that they are equal: then each cell has its own, with the degrees of freedom of
-    Satterthwaite (1946). A cell with a single run takes the pooled variance. The interval is about
-    training again on the same data. For variation between data, put `source` in `by`. The interval
-    is missing where no cell has two seeds. Rows with a missing value are left out.
+    The variance is that of seeds within their cell. The variances of the cells are pooled, unless
+    Bartlett's test rejects at 5 % that they are equal: then each cell has its own variance, with
+    the degrees of freedom of Satterthwaite (1946). A cell with a single run takes the pooled
+    variance. The interval reflects repeated training on the same data. For variation between data,
+    put `source` in `by`. The interval is missing if no cell has two seeds. Rows with a missing
+    value are left out.
 
     Returns:
         `by`, `value`, `low`, `high`, `p` (two-sided, of a mean of 0), `runs`, `cells`.
@@ -107,10 +110,10 @@ def summarise(
 
 
 def _standard_error(runs: Array, weight: Array, squares: Array) -> tuple[float, float]:
-    """Of the weighted mean of cells: its standard error, and the degrees of freedom of that.
+    """Standard error of the weighted mean of cells, and its degrees of freedom.
 
-    A cell has its number of runs, the sum of their squared weights, and the sum of squares of their
-    deviations from its mean: three arrays, [cells] each.
+    Each cell has its number of runs, the sum of their squared weights, and the sum of squares of
+    their deviations from the mean of the cell: three arrays, [cells] each.
     """
     several = runs > 1
     freedom = runs[several] - 1.0
@@ -120,7 +123,7 @@ def _standard_error(runs: Array, weight: Array, squares: Array) -> tuple[float, 
     variances = squares[several] / freedom
     if equal_variances(variances, freedom) >= EQUAL:
         return float(np.sqrt(squares[several].sum() / total * weight.sum())), total
-    # The pooled variance, which single runs take, is a weighted sum of the same variances.
+    # The pooled variance, used for single runs, is a weighted sum of the variances of the cells.
     alone = float(weight[runs == 1].sum())
     parts = variances * (weight[several] + alone * freedom / total)
     return float(np.sqrt(parts.sum())), float(parts.sum() ** 2 / (parts**2 / freedom).sum())
@@ -138,8 +141,8 @@ def measure(
 ) -> pd.DataFrame:
     """`summarise` as rows of a tidy table: `by`, mean, low, high, n (runs), p, measure, unit.
 
-    Means and intervals are multiplied by `scale`; `bounds` limits the interval of a quantity that
-    cannot leave them. Empty (without columns) where no row has a value.
+    Means and intervals are multiplied by `scale`; intervals are clipped to `bounds`. The result is
+    empty (without columns) if no row has a value.
     """
     if rows[value].isna().all():
         return pd.DataFrame()

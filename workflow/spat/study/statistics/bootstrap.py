@@ -1,12 +1,12 @@
 """Intervals from per-window losses: a paired moving-block bootstrap, crossed with seeds.
 
 Neighbouring test windows share most of their steps, so the naive standard error of a mean loss is
-several times too small. Blocks of consecutive windows, at least lookback + horizon long, keep that
+several times too small. Blocks of at least lookback + horizon consecutive windows preserve this
 dependence (`spat.blocks`). All seeds are tested on the same windows, so seeds and blocks are
 drawn independently of each other and crossed (Owen 2007), which is conservative. Each draw takes
-S - 1 of S seeds; with S of them, the variance of few seeds would be too small. With the twelve
-blocks of an ETT test split at horizon 96, a 95 % interval covers about 90 %; with fewer blocks it
-covers less.
+S - 1 of S seeds; draws of S seeds would underestimate the variance if there are few seeds. With the
+twelve blocks of an ETT test split at horizon 96, the coverage of a 95 % interval is about 90 %;
+with fewer blocks it is lower.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Change:
 
     `change` is mean(treatment) / mean(reference) - 1 over all seeds and windows; `se`, `low`,
     `high` and the two-sided `p` (null hypothesis: no change) come from `draws` [D], the bootstrap
-    distribution. All of these are missing (NaN, no draws) where the series holds fewer than
-    `MIN_BLOCKS` blocks or a loss is not finite. `blocks` is the number of blocks in the series.
+    distribution. All of these are missing (NaN, no draws) if the series has fewer than `MIN_BLOCKS`
+    blocks or a loss is not finite. `blocks` is the number of blocks in the series.
     """
 
     change: float
@@ -59,24 +59,24 @@ class Equivalence:
 
 
 def block_length(lookback: int, horizon: int) -> int:
-    """Windows further apart than this share neither input nor target."""
+    """Block length in windows: windows further apart share neither input nor target."""
     return lookback + horizon
 
 
 def resample(losses: ArrayLike, block: int, draws: int = 2000, seed: int = 0) -> Array:
-    """Bootstrap means of arms that share seeds and windows: losses [A, S, N] -> means [A, D].
+    """Bootstrap means of A treatments that share seeds and windows.
 
-    Blocks and seeds of a draw are the same for all arms (paired) and, for equal shapes and `seed`,
-    for all calls.
+    `losses` is [A, S, N], the result [A, D]. The blocks and seeds of a draw are the same for all
+    treatments (paired) and, for equal shapes and `seed`, for all calls.
 
     Raises:
-        ValueError: if the series holds fewer than `MIN_BLOCKS` blocks.
+        ValueError: if the series has fewer than `MIN_BLOCKS` blocks.
     """
     x = np.asarray(losses, dtype=np.float64)
     _, seeds, windows = x.shape
     if windows < MIN_BLOCKS * block:
         raise ValueError(
-            f"{windows} windows hold fewer than {MIN_BLOCKS} blocks of {block} windows: "
+            f"{windows} windows are fewer than {MIN_BLOCKS} blocks of {block} windows: "
             "an interval needs a longer test split or a shorter horizon"
         )
     rng = np.random.default_rng(seed)
@@ -95,12 +95,13 @@ def relative_change(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Change:
-    """Paired change of losses [S, N] (one row a seed, in the same order in both).
+    """Paired relative change of the mean loss, with a bootstrap interval.
 
-    With a single seed, the interval reflects variation across test windows only.
+    `reference` and `treatment` are losses [S, N], one row per seed in the same order. With a single
+    seed, the interval reflects variation across test windows only.
 
     Raises:
-        ValueError: if the two differ in shape.
+        ValueError: if the shapes differ.
     """
     treated = np.atleast_2d(np.asarray(treatment, dtype=np.float64))
     base = np.atleast_2d(np.asarray(reference, dtype=np.float64))
@@ -129,7 +130,7 @@ def relative_change(
 
 
 def equivalence(change: Change, margin: float = 0.01, alpha: float = 0.05) -> Equivalence:
-    """TOST on the bootstrap distribution; `margin` is a share of the loss of the reference.
+    """TOST on the bootstrap distribution; `margin` is a fraction of the loss of the reference.
 
     A change without an interval is neither `equivalent` nor `no_worse`.
     """

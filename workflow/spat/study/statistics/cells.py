@@ -1,7 +1,7 @@
 """Runs, cells and masks: the keys of the frames that the study reads.
 
-A *cell* is a run without its seed. The *source* of a run is what its data come from: ETTh1 and
-ETTm1 are the same sensors at two sampling rates, and so one source.
+A *cell* is the set of runs that differ only in their seed. The *source* of a run is the origin of
+its data: ETTh1 and ETTm1 are the same sensors at two sampling rates, and thus one source.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ RUN: Final = (
 )  # fmt: skip
 CELL: Final = tuple(column for column in RUN if column != "seed")
 
-# What a column holds where no single value applies.
+# The values of columns if no single value applies.
 WHOLE_SITE: Final = -1  # `head`: the site with all its heads
 ALL_BATCHES: Final = -1  # `batch`: the score over all batches
 ALL_ORDERS: Final = -1  # `order`: the mean over data orders
@@ -29,7 +29,7 @@ ANY_REMOVED: Final = -1  # `removed`: all numbers of removed sites together
 
 @cache
 def parsed(mask: str) -> Mask:
-    """The mask of a name. A site that is kept whole counts as one head.
+    """The mask with this name; a site that is kept whole counts as one head.
 
     Raises:
         ValueError: if `mask` is not the name of a mask.
@@ -53,7 +53,7 @@ def is_site_mask(mask: str) -> bool:
 
 
 def keeps_all(mask: str) -> bool:
-    """Whether nothing is removed: the dense model, the control, and models without sites."""
+    """Whether nothing is removed. True for the dense model, the control, models without sites."""
     return parsed(mask).is_full
 
 
@@ -84,7 +84,7 @@ def having(rows: pd.DataFrame, wanted: Callable[[str], bool]) -> pd.DataFrame:
 
 
 def in_domain(results: pd.DataFrame, split: str = "test", phase: str = "finetuned") -> pd.DataFrame:
-    """The rows of `results` on the run's own dataset, for one split and phase."""
+    """The rows of `results` that are tested on the run's dataset, for one split and phase."""
     own = results["target"] == results["dataset"]
     return results[own & (results["split"] == split) & (results["phase"] == phase)]
 

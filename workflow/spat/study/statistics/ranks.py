@@ -19,18 +19,18 @@ from numpy.typing import ArrayLike, NDArray
 from spat.blocks import Array
 from spat.study.statistics.cells import ALL_BATCHES, RUN, WHOLE_SITE, keyed
 
-# A statistic that is recorded with the scores, but is not a criterion.
+# Statistics that are recorded with the scores but are not criteria.
 UNIFORMITY: Final = "uniformity"
 
-# All permutations up to this many sites (720), a random sample of as many beyond.
+# Up to this number of sites all permutations are used (720); above it, as many random ones.
 EXACT_SITES: Final = 6
 
 
 def tau_b(a: ArrayLike, b: ArrayLike) -> Array:
     """Kendall's tau-b along the last axis: [..., N] and [..., N] -> [...], broadcast.
 
-    A constant vector ranks nothing and gets 0. (scipy gives NaN, which an average over runs would
-    leave out, as if the criterion had not failed.)
+    The result is 0 if a vector is constant. (scipy returns NaN, which a mean over runs would leave
+    out, although the criterion failed to rank.)
     """
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     first, second = _pairs(x.shape[-1])
@@ -76,9 +76,9 @@ def batch_scores(scores: pd.DataFrame) -> pd.DataFrame:
 def site_scores(scores: pd.DataFrame) -> pd.DataFrame:
     """The score that pruning ranks by: RUN, `criterion`, `site`, `value`.
 
-    It is the value over all batches at the kept epoch, the one whose single batches were recorded.
-    Runs that were not scored are left out. So are criteria with a missing score: they cannot be
-    ranked.
+    It is the score over all batches at the kept epoch, which is the epoch with scores of single
+    batches. Runs without scores are left out, and so are criteria with a missing score, which
+    cannot be ranked.
     """
     whole = scores[(scores["head"] == WHOLE_SITE) & (scores["criterion"] != UNIFORMITY)]
     kept = whole.loc[whole["batch"] != ALL_BATCHES, [*RUN, "epoch"]].drop_duplicates()
@@ -110,7 +110,7 @@ def merged_criteria(scores: pd.DataFrame) -> dict[str, str]:
     """Criteria that order the sites of every run identically, merged: name -> joined label.
 
     Ties are broken in forward order, as in pruning. A label joins its criteria by ` = ` in
-    alphabetical order. A criterion that equals no other keeps its name.
+    alphabetical order. Other criteria keep their name.
     """
     orders = vectors(site_scores(scores), ["criterion", *RUN]).map(
         lambda value: tuple(np.argsort(value, kind="stable").tolist())
@@ -123,6 +123,6 @@ def merged_criteria(scores: pd.DataFrame) -> dict[str, str]:
 
 
 def relabelled(frame: pd.DataFrame, labels: Mapping[str, str] | None) -> pd.DataFrame:
-    """The frame with merged criteria under their label."""
+    """The frame with the names of merged criteria replaced by their label."""
     names = dict(labels or {})
     return frame.assign(criterion=frame["criterion"].map(lambda name: names.get(name, name)))

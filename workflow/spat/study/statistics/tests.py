@@ -2,7 +2,7 @@
 
 Runs of one dataset, horizons of one dataset, and ETTh1 and ETTm1 (the same sensors) are not
 independent. So values are averaged to one per source (`spat.study.statistics.averages`) before they
-are tested. Where there are too few sources, a test gives a note instead of a p-value.
+are tested. If there are too few sources, a test returns a note instead of a p-value.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ MIN_SOURCES: Final = 6
 
 
 class StatisticsError(ValueError):
-    """A test that would mislead with these arguments; the message says what to declare."""
+    """The arguments do not allow a valid test; the message names the remedy."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A test over `n` independent sources. If it was not made, `p` is None and `note` says why."""
+    """A test over `n` independent sources.
+
+    If it was not made, `p` is None and `note` gives the reason.
+    """
 
     statistic: float | None
     p: float | None
@@ -43,7 +46,7 @@ class MixedEffect:
     """change ~ 1 with a random effect of the source.
 
     `mean` with its interval, the standard deviations between and within sources, and the two-sided
-    `p` of mean = 0. `note` holds the warnings of the fit; the numbers are NaN where it failed.
+    `p` of mean = 0. `note` holds the warnings of the fit; the numbers are NaN if the fit failed.
     """
 
     mean: float
@@ -60,9 +63,9 @@ class MixedEffect:
 class Ranking:
     """Friedman's test and Nemenyi's critical difference over `test.n` independent cases.
 
-    `ranks` are the mean ranks (1: the lowest value). Methods closer than `critical_difference` do
-    not differ significantly. `pairwise` holds Nemenyi's p-values. Both are None where there are too
-    few cases.
+    `ranks` are the mean ranks (1: the lowest value). Methods whose ranks differ by less than
+    `critical_difference` do not differ significantly. `pairwise` holds Nemenyi's p-values. Both are
+    None if there are too few cases.
     """
 
     test: Outcome
@@ -92,9 +95,9 @@ def wilcoxon(changes: ArrayLike) -> Outcome:
 def signed_rank_equivalence(changes: ArrayLike, margin: float) -> tuple[Outcome, Outcome]:
     """Two one-sided signed-rank tests (TOST) of changes, one for each independent source.
 
-    The p-value of the first outcome is that of "at least `margin` worse" (higher), that of the
-    second of "at least `margin` better". Where both are small the change is within the margin. The
-    tests are made only for at least `MIN_SOURCES` sources.
+    The null hypothesis of the first outcome is "at least `margin` worse" (higher), that of the
+    second "at least `margin` better". If both p-values are small, the change is within the margin.
+    The tests are made only for at least `MIN_SOURCES` sources.
 
     Raises:
         StatisticsError: if a change is not finite, or the margin is not positive.
@@ -142,7 +145,7 @@ def t_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, floa
 def equal_variances(variances: ArrayLike, freedom: ArrayLike) -> float:
     """P-value of Bartlett's test that sample variances of these degrees of freedom are equal.
 
-    It is 1 for fewer than two variances or where all are 0, and 0 where only some are 0.
+    It is 1 if there are fewer than two variances or all are 0, and 0 if only some are 0.
     """
     values, df = np.asarray(variances, dtype=np.float64), np.asarray(freedom, dtype=np.float64)
     if values.size < 2 or not values.any():
@@ -158,12 +161,13 @@ def equal_variances(variances: ArrayLike, freedom: ArrayLike) -> float:
 
 @dataclass(frozen=True)
 class Winner:
-    """What is left of the best method of many when it is judged on other sources.
+    """The mean of the best method on the sources that selected it and on other sources.
 
-    For every way to split the sources in two halves (with an odd number, the smaller half chooses)
-    the method with the highest mean is chosen on one half and judged on the other. `chosen` and
-    `held_out` are its means on the two, over all splits; `wins` counts how often each method is
-    chosen. `p` (one-sided) is that of `held_out` when the signs of whole sources are flipped.
+    For every way to split the sources in two halves (if their number is odd, the smaller half
+    selects), the method with the highest mean on one half is evaluated on the other half. `chosen`
+    and `held_out` are its means on the two halves, averaged over all splits; `wins` counts how
+    often each method is selected. `p` is the one-sided p-value of `held_out` from a test that flips
+    the signs of whole sources.
     """
 
     chosen: float
@@ -176,8 +180,8 @@ class Winner:
 def winner(table: pd.DataFrame) -> Winner:
     """The winner's curse in a table of gains (high is best): rows are sources, columns methods.
 
-    The test flips the signs of sources in all ways (as if no method were better than chance), and
-    is made for at least `MIN_SOURCES` sources.
+    The test flips the signs of sources in all combinations (null hypothesis: no method is better
+    than chance). It is made only for at least `MIN_SOURCES` sources.
 
     Raises:
         StatisticsError: for fewer than two sources, or if a gain is missing.
@@ -185,7 +189,7 @@ def winner(table: pd.DataFrame) -> Winner:
     gains = _finite(table.to_numpy())
     n = len(gains)
     if n < 2:
-        raise StatisticsError(f"{n} source(s): choosing on one half needs at least two")
+        raise StatisticsError(f"{n} source(s): a split in two halves needs at least two")
     halves = np.array(list(itertools.combinations(range(n), n // 2)))
     inside = np.zeros((len(halves), n))
     np.put_along_axis(inside, halves, 1.0, axis=1)
@@ -210,12 +214,12 @@ def winner(table: pd.DataFrame) -> Winner:
 
 
 def holm(p: Mapping[str, float | None], family: Sequence[str]) -> dict[str, float | None]:
-    """P-values adjusted by Holm's method over the family of tests that was declared beforehand.
+    """P-values adjusted by Holm's method over a family of tests that was declared beforehand.
 
-    A test of the family that could not be made (None) still counts, and its result is None.
+    A test of the family that could not be made (None) counts as a member; its result is None.
 
     Raises:
-        StatisticsError: if the tests are not those of the family.
+        StatisticsError: if the names of `p` are not those of `family`.
     """
     from statsmodels.stats.multitest import multipletests
 
@@ -238,8 +242,8 @@ def mixed_model(
 ) -> MixedEffect:
     """Mean of `value` over cells with a random effect of `group` (REML), as a sensitivity check.
 
-    With few sources the normal interval is too narrow: it complements the values per source and
-    does not replace them.
+    With few sources the normal interval is too narrow, so read it together with the values per
+    source.
     """
     from statsmodels.regression.mixed_linear_model import MixedLM
 
@@ -247,7 +251,10 @@ def mixed_model(
     sources = int(rows[group].nunique())
     nan = float("nan")
     if sources < 2 or len(rows) <= sources:
-        note = f"{len(rows)} cells of {sources} {group}s: two are needed, one of them with several"
+        note = (
+            f"{len(rows)} cells of {sources} {group}s: at least two {group}s are needed, and one "
+            "of them with several cells"
+        )
         return MixedEffect(nan, nan, nan, nan, nan, nan, sources, note)
     y = rows[value].to_numpy(dtype=np.float64)
     scale = float(y.std()) or 1.0  # The optimiser's tolerance is absolute.
@@ -269,7 +276,7 @@ def ranking(table: pd.DataFrame, alpha: float = 0.05) -> Ranking:
     """Friedman's test of methods (columns) over independent cases (rows); low values are best.
 
     Cases with a missing value are left out. The test and Nemenyi's critical difference (Demsar
-    2006, equation for CD) are given only for at least `MIN_SOURCES` cases and three methods.
+    2006, equation for CD) are computed only for at least `MIN_SOURCES` cases and three methods.
     """
     complete = table.dropna()
     cases, methods = complete.shape
@@ -289,7 +296,7 @@ def ranking(table: pd.DataFrame, alpha: float = 0.05) -> Ranking:
 
 
 def detectable(sd: float, n: int, power: float = 0.8, alpha: float = 0.05) -> float:
-    """The smallest mean difference that a paired t-test of `n` pairs finds with this power.
+    """The smallest mean difference that a paired t-test of `n` pairs detects with this power.
 
     `sd` is the standard deviation of the paired differences; the result has its unit.
 

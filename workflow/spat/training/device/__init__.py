@@ -1,1 +1,1 @@
-"""The device: kernels, streams, concurrency, costs."""
+"""Code for devices: kernels, streams, concurrency, and measurements of cost."""

@@ -1,8 +1,8 @@
-"""Training in mixed precision on the CPU: matrix products in bfloat16, all else in float32.
+"""Training in mixed precision on the CPU: matrix products in bfloat16, the rest in float32.
 
-Linear layers and attention multiply in bfloat16 and accumulate in float32. Weights stay in float32,
-as do norms, softmax, the loss and the optimiser. The other modules see float32 tensors, and so does
-whoever evaluates or scores the model: only the forward pass inside `products` is changed.
+Linear layers and attention multiply in bfloat16 and accumulate in float32. Weights, norms, softmax,
+the loss and the optimiser use float32. The inputs and outputs of the other modules are float32
+tensors. Only the forward pass within `products` is changed; evaluation and scores use float32.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ Cast = Callable[[Tensor], Tensor]
 
 
 def supported() -> bool:
-    """Whether this processor multiplies bfloat16 itself: it has AVX512_BF16 or AMX."""
+    """Whether the processor has instructions for bfloat16 products (AVX512_BF16 or AMX)."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def require_support() -> None:
-    """Refuse a processor that would compute bfloat16 in software.
+    """Check that the processor has instructions for bfloat16.
 
     Raises:
-        RuntimeError: where there is neither AVX512_BF16 nor AMX.
+        RuntimeError: if it has neither AVX512_BF16 nor AMX.
     """
     if not supported():
         raise RuntimeError(
@@ -43,10 +43,10 @@ def require_support() -> None:
 
 @contextlib.contextmanager
 def products(model: nn.Module) -> Iterator[None]:
-    """Inside, linear layers and attention of `model` multiply in bfloat16.
+    """Context manager in which linear layers and attention of `model` multiply in bfloat16.
 
-    Each weight is cast once, and its gradient is in float32. Modules of types other than the
-    linear maps, feed-forward layers and plain attention of this library run as they are.
+    Each weight is cast once, and its gradient is in float32. Only the linear maps, feed-forward
+    layers and plain attention of this library are changed; other modules use float32.
     """
     weights: dict[Tensor, Tensor] = {}
 
@@ -67,7 +67,7 @@ def products(model: nn.Module) -> Iterator[None]:
 
 
 def _forwards(model: nn.Module, cast: Cast) -> Iterator[tuple[nn.Module, Callable[..., Tensor]]]:
-    """The modules that compute otherwise in bfloat16, each with its forward pass."""
+    """The modules that have another forward pass in bfloat16, with this forward pass."""
     inside = set()
     for module in model.modules():
         if type(module) is MultiHeadAttention and type(module.core) is AttentionCore:
@@ -92,7 +92,7 @@ def _linear(module: Linear, cast: Cast, narrow: bool) -> Callable[[Tensor], Tens
 
 
 def _feed_forward(module: FeedForward, cast: Cast) -> Callable[[Tensor], Tensor]:
-    """As `FeedForward.forward`; what lies between its two maps stays in bfloat16."""
+    """`FeedForward.forward` with the values between its two maps in bfloat16."""
 
     def forward(x: Tensor) -> Tensor:
         hidden = F.gelu(_product(module.up, cast, x, narrow=True))
@@ -103,7 +103,7 @@ def _feed_forward(module: FeedForward, cast: Cast) -> Callable[[Tensor], Tensor]
 
 
 def _attention(module: AttentionCore) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """As `AttentionCore.forward`, with the softmax in float32 and O in bfloat16."""
+    """`AttentionCore.forward` with the softmax in float32 and O in bfloat16."""
 
     def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = q.bfloat16(), k.bfloat16(), v.bfloat16()
@@ -124,14 +124,14 @@ def _attention(module: AttentionCore) -> Callable[[Tensor, Tensor, Tensor], Tens
 
 
 def _product(module: Linear, cast: Cast, x: Tensor, narrow: bool) -> Tensor:
-    # As contiguous rows: of another layout the product would be one for each window.
+    # Contiguous rows, since other layouts need a separate product for each window.
     rows = x.to(torch.bfloat16, memory_format=torch.contiguous_format)
     y = F.linear(rows, cast(module.weight), None if module.bias is None else cast(module.bias))
     return y if narrow else y.float()
 
 
 class _Scaled(torch.autograd.Function):
-    """x * kept * scale in bfloat16, with `scale` a number that is not rounded to bfloat16."""
+    """x * kept * scale in bfloat16; `scale` is not rounded to bfloat16."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, kept: Tensor, scale: float) -> Tensor:

@@ -1,9 +1,9 @@
-"""Run work concurrently: in processes on the cores of a CPU, in threads on a GPU.
+"""Concurrent work: in processes on the cores of a CPU, in threads on a GPU.
 
-A worker is a thread with a CUDA stream of its own. One small model leaves most of a large card
-idle, and processes take turns on it; the captured steps of several threads run at the same time.
-Each piece of work draws its random numbers from its own generators, so that its results do not
-depend on other work.
+A worker is a thread with its own CUDA stream. One small model leaves most of a large GPU idle, and
+processes use it in turns; captured steps of several threads run at the same time. Each piece of
+work draws its random numbers from its own generators, so that its results do not depend on other
+work.
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ from spat.training.device import streams
 
 T = TypeVar("T")
 Work = Callable[[], None]
-# Does all pieces of work; when all have ended, raises the error of the first that failed.
+# Runs all pieces of work; when all have ended, raises the error of the first one that failed.
 Execute = Callable[[Sequence[Work]], None]
 
 
 def in_turn(works: Sequence[Work]) -> None:
-    """Do one piece after the other, up to the first that fails."""
+    """Run one piece of work after another, up to the first one that fails."""
     for work in works:
         work()
 
 
 def executor(device: torch.device, workers: int) -> Execute:
-    """`workers` pieces of work at a time: threads on a card, single-thread processes on a CPU."""
+    """Run `workers` pieces of work at a time: in threads on a GPU, in processes on a CPU."""
     if workers < 2:
         return in_turn
     return Workers(device, workers).map if device.type == "cuda" else Processes(workers).map
 
 
 class Processes:
-    """Processes that end with their parent; their work must be picklable."""
+    """Worker processes that end with their parent process; work must be picklable."""
 
     def __init__(self, count: int) -> None:
         self.count = count
 
     def map(self, works: Sequence[Work]) -> None:
-        """Do all of them."""
+        """Run all pieces of work."""
         context = multiprocessing.get_context("spawn")
         count = max(1, min(self.count, len(works)))
         with ProcessPoolExecutor(count, context, initializer=_follow_parent) as pool:
             try:
-                # The workers start with the first piece of work, and inherit what is blocked.
+                # The workers start with the first piece of work, and inherit the blocked signals.
                 before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
                 try:
                     results = [pool.submit(work) for work in works]
@@ -72,12 +72,13 @@ class Processes:
 
 
 def _follow_parent() -> None:
-    """End a worker at once if its parent was killed, so that it never writes with its successor.
+    """End a worker at once if its parent was killed, so that it does not write at the same time as
+    the worker of a later job.
 
-    Ctrl-C reaches the workers too; only the parent reports it, and ends them.
+    Ctrl-C also reaches the workers; only the parent reports it and ends them.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A lock among processes would be reported as leaked when the worker is killed.
+    # A multiprocessing lock would be reported as leaked if the worker is killed.
     tqdm.set_lock(threading.RLock())
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -89,7 +90,7 @@ def _follow_parent() -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
-# Seconds for which a full card counts as full, so that waiting threads do not all ask.
+# Seconds for which a full GPU counts as full, so that not all waiting threads query it.
 LOOK_AGAIN: Final = 1.0
 
 
@@ -97,19 +98,19 @@ _here = threading.local()
 
 
 def is_one_of_several() -> bool:
-    """Whether this thread is one of several workers, which share the process's globals."""
+    """Whether this thread is one of several workers, which share the globals of the process."""
     return getattr(_here, "workers", 1) > 1
 
 
 class _Worker:
-    """A thread and its stream; cuBLAS keeps a workspace for each such pair."""
+    """A thread and its stream; cuBLAS keeps a workspace for each pair of thread and stream."""
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
         self._stream = stream
         self._thread = ThreadPoolExecutor(1)
 
     def do(self, work: Callable[[], T]) -> T:
-        """Do a piece of work in the thread, and wait for it."""
+        """Run a piece of work in the thread, and wait for it."""
 
         def here() -> T:
             with torch.cuda.stream(self._stream):
@@ -119,35 +120,37 @@ class _Worker:
 
 
 class Workers:
-    """Does up to `count` pieces of work at a time on one device, fewer when its memory is full.
+    """Runs up to `count` pieces of work at a time on one device, fewer if its memory is full.
 
-    A piece of work that runs out of memory is repeated: at once if unused memory can be freed, and
-    otherwise when the other workers leave room. Training resumes from its last saved epoch.
+    A piece of work that runs out of memory is repeated: at once if unused memory can be freed,
+    otherwise when other workers have freed memory. Training resumes from its last saved epoch.
     """
 
     def __init__(self, device: torch.device, count: int) -> None:
-        """At most `count` workers.
+        """Create at most `count` workers.
 
         Raises:
-            ValueError: if there is none, or on CUDA more than the device has streams.
+            ValueError: if `count` is below 1, or on CUDA above the number of streams.
         """
         if count < 1:
             raise ValueError(f"{count} workers: give at least one")
         if device.type == "cuda" and count > streams.MOST:
-            raise ValueError(f"{count} workers: {device} has {streams.MOST} streams, one for each")
+            raise ValueError(
+                f"{count} workers: {device} has {streams.MOST} streams, and each worker needs one"
+            )
         self.device = device
         self.count = count
         self._running = 0
-        self._most = 1  # that ever ran at the same time
+        self._most = 1  # the largest number that ran at the same time
         self._turn = threading.Condition()
         self._free: list[_Worker] | None = None
         self._full_until = 0.0
 
     def run(self, work: Callable[[], T]) -> T:
-        """Do a piece of work as soon as a worker is free.
+        """Run a piece of work as soon as a worker is free.
 
         Raises:
-            RuntimeError: if it does not fit on the device even when nothing else runs.
+            RuntimeError: if its memory exceeds the device even if nothing else runs.
         """
         again = False
         while True:
@@ -171,11 +174,11 @@ class Workers:
             self._give_back()
 
     def map(self, works: Sequence[Work]) -> None:
-        """Do all of them, each by a thread of its own."""
+        """Run all pieces of work, each in its own thread."""
         self.threads([lambda work=work: self.run(work) for work in works])  # type: ignore[misc]
 
     def threads(self, works: Sequence[Callable[[], T]]) -> list[T]:
-        """What each of them returns, done by as many threads as there are workers."""
+        """Run all pieces of work in as many threads as there are workers; return their results."""
         with ThreadPoolExecutor(max(1, min(self.count, len(works)))) as pool:
             try:
                 return _results([pool.submit(work) for work in works])
@@ -195,12 +198,12 @@ class Workers:
         return self._running < self.count and self._room()
 
     def _room(self) -> bool:
-        """Whether as much memory is free as a worker took on average at the peak."""
+        """Whether the free memory is at least the average peak memory of a worker."""
         if self.device.type != "cuda":
             return True
         if time.monotonic() < self._full_until:
             return False
-        # Reserved memory counts, since the memory of a captured step is not shared.
+        # Reserved memory is counted, since the memory of a captured step is not shared.
         worker = torch.cuda.max_memory_reserved(self.device) / self._most
         if torch.cuda.mem_get_info(self.device)[0] >= worker:
             return True
@@ -211,25 +214,25 @@ class Workers:
         return False
 
     def _give_back(self) -> None:
-        """Free the memory that the allocator keeps and nothing uses."""
+        """Free the unused memory that the allocator keeps."""
         gc.collect()  # reference cycles of failed work keep its tensors alive
         if self.device.type == "cuda":
             with streams.between_captures():
                 torch.cuda.empty_cache()
 
     def _narrow(self, problem: str) -> None:
-        """Use fewer workers, after work ran out of memory twice."""
+        """Reduce the number of workers, after work ran out of memory twice."""
         with self._turn:
             others = self._running - 1
             if not others:
                 raise RuntimeError(
-                    f"{self.device}: too little memory for one run alone ({problem}); take a "
-                    "device with more, or set `training.device: cpu`"
+                    f"{self.device}: too little memory for a single run ({problem}): use a device "
+                    "with more memory, or set `training.device: cpu`"
                 )
             self.count = min(self.count, others)
         print(
             f"{self.device} is full: from now on {self.count} at a time instead of {others + 1}; "
-            f"what did not fit is done again ({problem.splitlines()[0]})",
+            f"work that did not fit is repeated ({problem.splitlines()[0]})",
             file=sys.stderr,
             flush=True,
         )

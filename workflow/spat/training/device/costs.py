@@ -1,7 +1,7 @@
-"""What a network costs: parameters, FLOPs, latency and peak memory.
+"""Costs of a network: parameters, FLOPs, latency and peak memory.
 
-Every measurement is a forward pass in `eval()` of a batch, by default of random cases
-(`Task.example`). The mode and the gradients of the model stay as they were.
+Every measurement is a forward pass of a batch in `eval()`, by default of random cases
+(`Task.example`). The mode and the gradients of the model are not changed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from spat.tasks.task import Batch, Task
 
 # The first passes select kernels and fill caches.
 WARM_UP: Final = 3
-# Of a latency: on a free machine the interquartile range of passes is a few percent.
+# The relative spread of a latency up to which it is accepted: an idle machine has a few percent.
 WIDE: Final = 0.1
 ATTEMPTS: Final = 4
 MEGABYTE = 1e6
@@ -42,7 +42,7 @@ def parameters(model: nn.Module) -> int:
 def flops(model: nn.Module, task: Task, batch: Batch) -> int:
     """FLOPs of a batch: two per multiply-add of matrix products and convolutions.
 
-    They are counted by operator while the batch passes.
+    They are counted by operator during the forward pass.
     """
     counter = _Flops()
     with evaluating(model), torch.no_grad(), counter:
@@ -54,8 +54,8 @@ class Timing(NamedTuple):
     """The duration of a forward pass in milliseconds.
 
     Attributes:
-        milliseconds: The lower quartile of the passes: other processes can only slow them down.
-        spread: Their interquartile range.
+        milliseconds: The lower quartile over passes, since other processes only slow passes down.
+        spread: The interquartile range over passes.
     """
 
     milliseconds: float
@@ -63,7 +63,7 @@ class Timing(NamedTuple):
 
     @property
     def is_wide(self) -> bool:
-        """Whether the spread shows that the machine was not free."""
+        """Whether the spread shows that the machine was not idle."""
         return self.spread > WIDE * self.milliseconds
 
 
@@ -74,12 +74,12 @@ def latency(
     repeats: int,
     device: str | torch.device,
 ) -> dict[str, Timing]:
-    """How long a forward pass of a batch takes on `device`, per model.
+    """The duration of a forward pass of a batch on `device`, for each model.
 
-    All models are moved to `device` and take turns, in an order that shifts by one each round, so
-    that a drift of the machine's speed affects all of them. Each pass is timed to its end.
-    `repeats` rounds are measured, and measured again, at most `ATTEMPTS` times, while the spread of
-    a model is wide; the attempt with the smallest sum of relative spreads counts, for all models.
+    All models are moved to `device` and run alternately, in an order that shifts by one each round,
+    so that a drift of the machine's speed affects all models. Each pass is timed to its end.
+    `repeats` rounds are measured. If the spread of a model is wide, they are measured again, at
+    most `ATTEMPTS` times; the result is the attempt with the smallest sum of relative spreads.
     """
     device = torch.device(device)
     best: dict[str, Timing] = {}
@@ -122,13 +122,13 @@ def _unrest(timings: Mapping[str, Timing]) -> float:
 
 
 def peak_memory(model: nn.Module, task: Task, batch: Batch, device: str | torch.device) -> float:
-    """Megabytes (10^6 bytes) that one forward pass holds at its peak, without gradients.
+    """Peak memory of one forward pass without gradients, in megabytes (10^6 bytes).
 
-    Counted are the model's weights and buffers, and the inputs and activations that live at the
+    It includes the model's weights and buffers, and the inputs and activations that exist at the
     same time. On CUDA it is the peak of the allocator, with its rounding and the scratch memory of
-    kernels, after a first pass in which libraries allocate what they keep. On the CPU it is the sum
-    of the tensor storages that are alive after each operator; scratch memory within an operator is
-    not seen. The model is moved to `device`.
+    kernels, after a first pass in which libraries allocate their permanent memory. On the CPU it is
+    the largest sum of the tensor storages that are alive after an operator; scratch memory within
+    an operator is not included. The model is moved to `device`.
     """
     device = torch.device(device)
     model.to(device)
@@ -140,8 +140,8 @@ def peak_memory(model: nn.Module, task: Task, batch: Batch, device: str | torch.
 def _plain(mode: type[Mode]) -> type[Mode]:
     """The mode without the wrapper that torch puts around `__torch_dispatch__` for `torch.compile`.
 
-    The wrapper imports the compiler, over a second of each job. So would torch's own
-    `FlopCounterMode`, and operators on tensors without storage (`meta`).
+    The wrapper imports the compiler, which takes over a second of each job; so do torch's
+    `FlopCounterMode` and operators on tensors without storage (`meta`).
     """
     mode.__torch_dispatch__ = inspect.unwrap(mode.__torch_dispatch__)  # type: ignore[method-assign]
     return mode
@@ -149,7 +149,7 @@ def _plain(mode: type[Mode]) -> type[Mode]:
 
 @_plain
 class _Flops(TorchDispatchMode):
-    """Adds up what each operator costs by the formulas of torch's `FlopCounterMode`."""
+    """Sums the FLOPs of all operators by the formulas of torch's `FlopCounterMode`."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -166,7 +166,7 @@ class _Flops(TorchDispatchMode):
         return output
 
 
-# Fused attention whose products torch's formulas leave out; shapes come in place of tensors.
+# Fused attention, whose products torch's formulas leave out; arguments are shapes, not tensors.
 @register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu)
 def _attention_flops(q: Sequence[int], k: Sequence[int], *_: Any, **__: Any) -> int:
     return 4 * math.prod(q) * k[-2]  # q k^T and A v
@@ -181,13 +181,13 @@ def _fast_path_flops(query: Sequence[int], key: Sequence[int], *_: Any, **__: An
 
 @_plain
 class _LiveStorages(TorchDispatchMode):
-    """Adds up the storages alive after each operator, those of `begun_with` included."""
+    """Sums the storages alive after each operator, including those of `initial`."""
 
-    def __init__(self, begun_with: Any) -> None:
+    def __init__(self, initial: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
         self.peak: int = 0
-        self._note(begun_with)
+        self._note(initial)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -197,7 +197,7 @@ class _LiveStorages(TorchDispatchMode):
         return output
 
     def _note(self, tree: Any) -> None:
-        # torch's weak reference shows when its storage was freed.
+        # torch's weak reference shows whether its storage was freed.
         self._alive = {
             key: (reference, size)
             for key, (reference, size) in self._alive.items()
@@ -228,7 +228,7 @@ def _cuda_peak(model: nn.Module, task: Task, batch: Batch) -> int:
     torch.cuda.reset_peak_memory_stats()
     task.forward(model, batch)
     torch.cuda.synchronize()
-    # The difference leaves out what other models have on the card.
+    # The difference leaves out the memory of other models on the GPU.
     return int(torch.cuda.max_memory_allocated() - before) + sum(held.values())
 
 

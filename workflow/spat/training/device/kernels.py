@@ -1,8 +1,8 @@
-"""Linear maps, dropout and attention: faster on the CPU, and random numbers that can be resumed.
+"""Linear maps, dropout and attention that are faster on the CPU and draw resumable random numbers.
 
-Measured with torch 2.13 on one core: on a Zen 5 matrix products through oneDNN run at 240 GFLOP/s
-where torch's default, MKL, keeps to 256-bit vectors and reaches 107; on an Ice Lake MKL is the
-faster, a step of PatchTST by a sixth. Dropout costs 0.9 ns an element instead of 4.7 (Zen 5).
+Measured with torch 2.13 on one core: on a Zen 5, matrix products through oneDNN run at 240 GFLOP/s,
+while torch's default, MKL, uses only 256-bit vectors and reaches 107. On an Ice Lake MKL is faster:
+a step of PatchTST takes a sixth less time. Dropout costs 0.9 ns per element instead of 4.7 (Zen 5).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-# From so many elements on, memory is saved on the CPU: the dropout of a tensor keeps a byte of each
-# element for the backward pass, and the attention weights of a window [H, Q, K] are computed again
-# in it, about `PART` of them at a time, which then fit the cache. The draws are the same, and the
-# numbers too, up to the rounding of products.
+# From this number of elements on, memory is saved on the CPU: dropout keeps one byte per element
+# for the backward pass, and the attention weights of a window [H, Q, K] are recomputed in the
+# backward pass, about `PART` elements at a time, which fit into the cache. The draws are the same,
+# and the results are equal up to the rounding of products.
 LARGE = 2**19
 PART = 2**20
 
@@ -36,8 +36,9 @@ GLOBAL_GENERATOR = threading.Lock()
 def keep_freed_memory() -> None:
     """Let glibc keep up to 2 GiB of freed memory for the next tensors of this process.
 
-    By default it returns large blocks at once, and each step of training faults the same pages in
-    again: up to a quarter of the time of a small PatchTST. Nothing happens under another C library.
+    By default glibc returns large blocks to the system at once, and each training step causes page
+    faults for the same memory: up to a quarter of the time of a small PatchTST. With another C
+    library this function does nothing.
     """
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
     with contextlib.suppress(OSError, AttributeError):
@@ -58,15 +59,15 @@ class Linear(nn.Linear):
 
 
 class Stochastic(nn.Module):
-    """A module that draws random numbers in training: from `generator`, or from torch's own."""
+    """A module that draws random numbers in training, from `generator` or torch's generator."""
 
     generator: torch.Generator | None = None
 
 
 def draw_from(model: nn.Module, generator: torch.Generator) -> None:
-    """Let `model` take all its random numbers from `generator` (of its device).
+    """Let `model` draw all its random numbers from `generator` (on its device).
 
-    Then they do not depend on other users of random numbers, in this thread or in others.
+    The random numbers then do not depend on other code that draws, in this or other threads.
     """
     for module in model.modules():
         if isinstance(module, Stochastic):
@@ -77,8 +78,9 @@ def draws_globally(model: nn.Module, forward: Callable[[], object], device: torc
     """Whether a forward pass in training draws from torch's global generator.
 
     `forward` calls the model on a batch. Modules of torch (`nn.Dropout`) and functions such as
-    `F.dropout` draw from it; modules of this library draw from their own generator. Weights,
-    buffers, modes and generators are left as they were, except those that `draw_from` sets.
+    `F.dropout` draw from the global generator; modules of this library draw from their own
+    generator. Weights, buffers, modes and generators are restored, except the generators that
+    `draw_from` sets.
     """
     draw_from(model, torch.Generator(device))
     modes = [(module, module.training) for module in model.modules()]
@@ -97,28 +99,28 @@ def draws_globally(model: nn.Module, forward: Callable[[], object], device: torc
 
 
 def cards(device: torch.device) -> list[int]:
-    """The devices whose generators `torch.random.fork_rng` keeps in addition to that of the CPU."""
+    """The devices whose generators `torch.random.fork_rng` must save, in addition to the CPU."""
     if device.type != "cuda":
         return []
     return [torch.cuda.current_device() if device.index is None else device.index]
 
 
 def global_generator(device: torch.device) -> torch.Generator:
-    """The generator that torch's own random modules draw from on a device."""
+    """The global generator of torch for a device."""
     if device.type == "cuda":
         return torch.cuda.default_generators[cards(device)[0]]
     return torch.default_generator
 
 
 class Dropout(Stochastic):
-    """Zeroes elements with probability `p` in training and scales the others to keep the mean."""
+    """Zeroes elements with probability `p` in training and scales the others by 1 / (1 - p)."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape, unchanged."""
+        """x of any shape -> the same shape."""
         return dropout(x, self.p, self.generator) if self.training else x
 
     def extra_repr(self) -> str:
@@ -127,11 +129,11 @@ class Dropout(Stochastic):
 
 
 def dropout(x: Tensor, p: float, generator: torch.Generator | None = None) -> Tensor:
-    """Dropout of `x`, drawn from `generator` (of its device), or from torch's own.
+    """Dropout of `x`, drawn from `generator` (on the device of x) or from torch's generator.
 
-    On the CPU one 64-bit draw decides on four elements: each keeps its place if its 16 bits, as a
-    number, exceed the threshold. So p is rounded to 1/65536, and the scale is that of the rounded
-    p.
+    On the CPU one 64-bit draw decides on four elements: an element is kept if its 16 bits, as a
+    number, exceed a threshold. So p is rounded to a multiple of 1/65536, and the scale is computed
+    from the rounded p.
     """
     dropped = round(p * 2**16)
     if not dropped:
@@ -147,14 +149,14 @@ def dropout(x: Tensor, p: float, generator: torch.Generator | None = None) -> Te
 
 
 def _drawn(count: int, dropped: int, generator: torch.Generator | None) -> Tensor:
-    """Which of `count` elements stay, as 0 and 1: int16 [count]."""
+    """0 for dropped and 1 for kept elements, int16 [count]."""
     draws = torch.empty(-(-count // 4), dtype=torch.int64)
     draws.random_(-(2**63), None, generator=generator)
     return draws.view(torch.int16)[:count].ge_(dropped - 2**15)
 
 
 def _kept(shape: Sequence[int], dropped: int, generator: torch.Generator | None) -> Tensor:
-    """Like `_drawn`, but int8 and of the given shape, drawn in parts to save memory.
+    """Like `_drawn`, but int8 with the shape `shape`, drawn in parts to save memory.
 
     The size of a part is a multiple of 4, so that the draws are those of `_drawn` for all at once.
     """
@@ -174,10 +176,10 @@ def attend(
 ) -> Tensor:
     """O = dropout(softmax(q k^T / sqrt(d))) v.
 
-    q [..., Q, d], k and v [..., K, d] -> [..., Q, d]. Torch's fused kernel, except with dropout
-    (which it can only draw from torch's own generator) and where rows of keys are shorter than a
-    vector register of the CPU. With dropout on the CPU and `LARGE` weights a window, no weights are
-    kept for the backward pass.
+    q [..., Q, d], k and v [..., K, d] -> [..., Q, d]. It uses torch's fused kernel, except with
+    dropout (which that kernel can only draw from torch's generator) and if rows of keys are shorter
+    than a vector register of the CPU. With dropout on the CPU and at least `LARGE` weights per
+    window, no weights are kept for the backward pass.
     """
     short = q.device.type == "cpu" and k.shape[-2] < 16
     if not (p or short):
@@ -188,7 +190,7 @@ def attend(
     scores = _logits(q * q.shape[-1] ** -0.5, k, causal)
     if not short:
         return dropout(scores.softmax(-1), p, generator) @ v
-    # Short rows would be computed element by element (12 ns each, instead of 0.7); here
+    # The fused kernel computes short rows element by element (12 ns each, instead of 0.7); here
     # neighbouring rows share the registers.
     weights = dropout(scores.movedim(-1, 0).contiguous().softmax(0), p, generator)
     return weights.movedim(0, -1) @ v
@@ -202,9 +204,9 @@ def _logits(q: Tensor, k: Tensor, causal: bool) -> Tensor:
 
 
 class _Attention(torch.autograd.Function):
-    """`attend` with dropout; the backward pass computes the attention weights again.
+    """`attend` with dropout; the backward pass recomputes the attention weights.
 
-    It keeps q, k, v, and one byte for each weight: whether dropout left it.
+    It keeps q, k, v, and one byte per weight: whether dropout kept it.
     """
 
     @staticmethod
@@ -253,13 +255,13 @@ def _parts(weights: Tensor) -> Iterator[tuple[int, slice]]:
 
 
 def _like(x: Tensor, rows: int) -> Tensor:
-    """A new tensor [B, H, rows, D] for x [B, H, *, D], with the heads of a row side by side."""
+    """A new tensor [B, H, rows, D] for x [B, H, *, D]; the heads of a row are adjacent."""
     windows, heads, _, width = x.shape
     return x.new_empty(windows, rows, heads, width).transpose(1, 2)
 
 
 class _Kept(torch.autograd.Function):
-    """x * kept * scale, with a byte an element kept for the backward pass."""
+    """x * kept * scale, with one byte per element kept for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, kept: Tensor, scale: float) -> Tensor:
@@ -280,7 +282,7 @@ def _factor(kept: Tensor, x: Tensor, scale: float) -> Tensor:
 
 
 class _Masked(torch.autograd.Function):
-    """x * mask * scale in one pass, with a mask of one byte an element."""
+    """x * mask * scale in one pass, with a mask of one byte per element."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, mask: Tensor, scale: float) -> Tensor:
@@ -296,7 +298,7 @@ class _Masked(torch.autograd.Function):
 
 
 class _Product(torch.autograd.Function):
-    """x W^T + b through oneDNN, with gradients through it too."""
+    """x W^T + b and its gradients, computed by oneDNN."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -321,18 +323,18 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _weight_gradient(rows: Tensor, x_rows: Tensor) -> Tensor:
-    # The patches of a single series share memory, which oneDNN refuses in a second operand.
+    # The patches of a single series share memory, which oneDNN does not accept as 2nd operand.
     (shorter, size), (longer, _) = sorted(zip(x_rows.stride(), x_rows.shape, strict=True))
     if 0 < longer < shorter * size:
         x_rows = x_rows.clone(memory_format=torch.contiguous_format)
-    # oneDNN copies a transposed first operand, so the narrow one comes first.
+    # oneDNN copies a transposed first operand, so the narrow operand comes first.
     if rows.shape[1] > 2 * x_rows.shape[1]:
         return _product(x_rows.t(), rows.t()).t()
     return _product(rows.t(), x_rows.t())
 
 
 def _mkl_holds_back() -> bool:
-    """Whether MKL leaves half of the vector registers unused, as on processors by AMD."""
+    """Whether MKL uses only half of the vector registers, as on processors by AMD."""
     try:
         intel = "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

@@ -1,9 +1,9 @@
-"""CUDA streams that one owner uses, and the capture of graphs on them.
+"""CUDA streams with a single owner, and the capture of graphs on them.
 
-torch hands out 32 streams in turn, then the first one again. Two users of one stream would record
-each other's work while one of them captures, and graphs captured on one stream share the workspace
-of cuBLAS, so that their replays must not run at the same time. So training runs on a stream that no
-other thread uses: that of its worker, or that of the process.
+torch returns 32 different streams and then the first one again. If two threads used one stream, a
+capture would record the work of both; and graphs captured on one stream share the workspace of
+cuBLAS, so that their replays must not overlap. So training runs on a stream that no other thread
+uses: the stream of its worker, or that of the process.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def distinct(device: torch.device, count: int) -> list[torch.cuda.Stream]:
 
 @contextlib.contextmanager
 def on_own(device: torch.device) -> Iterator[None]:
-    """Work on the stream of this thread's worker, or, outside of workers, on that of the process.
+    """Context manager: use the stream of this thread's worker, or that of the process without one.
 
     The default stream cannot be captured.
     """
@@ -56,10 +56,11 @@ def _process_wide(device: torch.device) -> torch.cuda.Stream:
 
 @contextlib.contextmanager
 def capturing(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
-    """Record in `graph` what this thread does on its stream; other threads continue on theirs.
+    """Context manager: capture the work of this thread's stream in `graph`.
 
-    CUDA takes one capture at a time. `torch.cuda.graph` would wait for the work of all streams and
-    empty the cache of all workers each time; here that happens where memory is short.
+    Other threads continue on their streams. CUDA allows one capture at a time. `torch.cuda.graph`
+    would wait for all streams and empty the cache of all workers at each capture; here the cache is
+    emptied only if memory is short.
     """
     with _CAPTURING:
         free, total = torch.cuda.mem_get_info()
@@ -74,10 +75,10 @@ def capturing(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
 
 @contextlib.contextmanager
 def between_captures() -> Iterator[None]:
-    """A time without captures.
+    """Context manager during which no capture runs.
 
-    Only then may the allocator give memory back, and a graph be destroyed: both change what the
-    beginning of a capture reads, and torch locks neither.
+    Memory of the allocator may be freed, and a graph destroyed, only in this context: both change
+    data that a capture reads at its start, and torch does not lock them.
     """
     with _CAPTURING:
         yield
