@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from jinja2 import Template
 
 from spat.study.pages import registry
-from spat.study.pages.page import PAGES, Layout, page
+from spat.study.pages.page import PAGES, Absent, Layout, once, page
+from spat.study.pages.reader import Frames
 from spat.study.pages.words import OF_TASK
 
 CAPTIONS = Path(__file__).parents[2] / "workflow" / "report"
@@ -84,3 +86,28 @@ def test_tables_have_a_layout_and_figures_have_none() -> None:
         page("table", "new", title="t", caption="c")
     with pytest.raises(ValueError, match="needs `layout`"):
         page("figure", "new", title="t", caption="c", layout=Layout(("a",), "b"))
+
+
+def test_what_pages_share_is_computed_once_and_changed_by_none() -> None:
+    calls: list[object] = []
+
+    @once
+    def shared(frames: Frames, scale: float = 1.0) -> tuple[pd.DataFrame, dict[str, str]]:
+        calls.append((frames, scale))
+        if scale < 0:
+            raise Absent("The scale is below zero.")
+        return pd.DataFrame({"value": [scale, 2 * scale]}), {"a": "b"}
+
+    frames, others = Frames.of(), Frames.of()
+    table, names = shared(frames)
+    table.loc[0, "value"] = 9.0
+    table["more"] = 1
+    names["c"] = "d"
+    again, known = shared(frames)
+    assert again.to_dict("list") == {"value": [1.0, 2.0]} and known == {"a": "b"}
+    assert shared(frames, scale=3.0)[0]["value"].tolist() == [3.0, 6.0]
+    shared(others)
+    for _ in range(2):
+        with pytest.raises(Absent, match="below zero"):
+            shared(frames, -1.0)
+    assert calls == [(frames, 1.0), (frames, 3.0), (others, 1.0), (frames, -1.0)]
