@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -315,3 +316,13 @@ def test_add_says_what_it_could_not_guess(
     assert f"{path}: {message}" in capsys.readouterr().err
     assert main(["add", str(tmp_path / "nowhere.csv")]) == 1
     assert "nowhere.csv: no such file" in capsys.readouterr().err
+
+
+def test_a_file_of_very_many_channels_is_examined_in_seconds(tmp_path: Path) -> None:
+    path = tmp_path / "wide.csv"
+    names = [f"c{i}" for i in range(20_000)]
+    rows = [f"2020-01-01 0{hour}:00:00," + ",".join("1" * len(names)) for hour in range(3)]
+    path.write_text("\n".join([",".join(["date", *names]), *rows]), encoding="utf-8")
+    begun = process_time()
+    assert f"3 rows x {len(names)} channels" in add(path)
+    assert process_time() - begun < 30  # minutes, if each pair of columns may be a date

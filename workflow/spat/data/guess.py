@@ -165,6 +165,9 @@ def _date(path: Path, header: Sequence[str], rows: list[list[str]]) -> tuple[tup
     places = [*((i,) for i in range(len(header))), *((i, i + 1) for i in range(len(header) - 1))]
     candidates: list[tuple[int, tuple[int, ...], str]] = []
     for place in places:
+        # Year, month and day have six digits at least: files of many channels are examined fast.
+        if sum(char.isdigit() for row in rows[:1] for i in place for char in row[i]) < 6:
+            continue
         texts = [" ".join(row[i] for i in place) for row in rows]
         for form in (*stamps.FORMATS, *_OTHER_FORMATS):
             if (times := _times(texts, form)) is not None and len(set(times)) > 1:

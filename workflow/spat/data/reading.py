@@ -9,6 +9,7 @@ import csv
 import io
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -112,9 +113,8 @@ def parse(dataset: Dataset, path: Path) -> Series:
 def _table(path: Path, content: bytes, dataset: Dataset) -> Series:
     table = dataset.table
     columns, body, lines = header(path, content, table.separator, table.encodings)
-    for name in columns:
-        if name and columns.count(name) > 1:
-            raise DataError(f"{path}: two columns are named {shown(name)}: rename one of them")
+    if twice := [name for name, count in Counter(columns).items() if name and count > 1]:
+        raise DataError(f"{path}: two columns are named {shown(twice[0])}: rename one of them")
     for name in (*table.date, *table.drop):
         if name not in columns:
             key = "date" if name in table.date else "drop"
