@@ -250,7 +250,7 @@ def test_a_server_killed_in_the_middle_of_a_run_is_rebuilt(
         running.kill()
     assert running.returncode == 0, shown[-4000:]  # a dead server fails no job
     logs = "".join(path.read_text() for path in (config.folder / "logs").rglob("*.log"))
-    assert "the results are complete without it" in logs
+    assert "the results do not need it" in logs
 
     service.start()
     project.python("-m", "spat", "track", "--config", "config.yaml", "tiny.yaml")

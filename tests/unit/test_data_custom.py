@@ -106,7 +106,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "comma twice": ({"decimal": ","}, "data.custom.mine: separator and decimal are both ','"),
     "encoding": ({"encoding": "utf-99"}, "data.custom.mine.encoding: 'utf-99' is not the name"),
     "not a text": ({"encoding": "base64"}, "data.custom.mine.encoding: 'base64' is not the name"),
-    "date format": ({"date": ["date", "OT"]}, "data.custom.mine: date_format: say how the columns"),
+    "date format": ({"date": ["date", "OT"]}, "data.custom.mine: date_format: give the format of"),
     "fractions of seconds": ({"date_format": "%Y-%m-%d %H:%M:%S.%f"}, "does not say how a time is"),
     "not a format": ({"date_format": "YYYY-MM-DD"}, "data.custom.mine.date_format: 'YYYY-MM-DD' d"),
     "no year": ({"date_format": "%d.%m. %H:%M"}, "take %Y (or %y) and what follows from %m, %d"),

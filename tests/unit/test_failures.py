@@ -251,8 +251,8 @@ def test_on_a_cluster_the_job_that_failed_is_named_and_no_other(tmp_path: Path) 
         "    spat score: DamagedError: model.safetensors is damaged.",
         "    Run the same command again",
         f"prune: b  ({tmp_path / 'prune-b.log'})",
-        "    ended without a message: it was killed, or its time or memory was up",
+        "    ended without a message: it was killed, or exceeded its time or memory",
         "c",
-        "    never started: the log of the cluster, which Snakemake names above, says why",
+        "    never started: the log of the cluster, which Snakemake names above, has the reason",
     ]
     assert "No job left a log" in failed_jobs(jobs, since=now + 1)

@@ -241,7 +241,7 @@ COMPARISON: tuple[Claim, ...] = (
             (of_sources(H1) == 0).sum(),
         ),
     ),
-    ("shown not to be {:.0f} % worse (p {}), and not shown to be better (p {})", lambda: (
+    ("show that it is not {:.0f} % worse (p {}), but not that it is better (p {})", lambda: (
         100 * frames(C).statistics.margin, p_of(H1, hypotheses.WORSE, digits=3),
         p_of(H1, hypotheses.P),
     )),
@@ -257,7 +257,7 @@ COMPARISON: tuple[Claim, ...] = (
     ("On {} of {} sources the pruned network is within {} % of the best", lambda: (
         len(close()), sources(), unsigned(close().abs().max()),
     )),
-    ("On Exchange (MSE {}) it is worse than the last value repeated ({})", lambda: (
+    ("On Exchange its MSE ({}) is higher than that of repeating the last value ({})", lambda: (
         error(C, "Exchange", methods.CHOSEN), on_exchange("RepeatLast"),
     )),
     ("with {} attention modules of width {} at lookback {} and horizon {} (ILI: lookback {}, "
@@ -290,14 +290,14 @@ COMPARISON: tuple[Claim, ...] = (
         signed(row(C, "by_source", method=methods.CHOSEN, measure="mean of sources")["mean"]),
     )),
     ("it is {} % [{}, {}] against the reference", lambda: mean_of(H1, cells=hypotheses.SEVERAL)),
-    ("equals chance within {:.0f} % (both one-sided tests p {})", lambda: (
+    ("is equivalent to chance within {:.0f} % (both one-sided tests p {})", lambda: (
         100 * frames(C).statistics.margin,
         *{p_of(H2, name, digits=3) for name in (hypotheses.WORSE, hypotheses.BETTER)},
     )),
     ("The difference is largest on {}, {} %", lambda: (
         of_sources(H2).idxmax(), signed(of_sources(H2).max()),
     )),
-    ("In MAE Holm's method leaves p {}", lambda: (p_of(H2, hypotheses.ADJUSTED, "MAE"),)),
+    ("In MAE, p is {} after Holm's", lambda: (p_of(H2, hypotheses.ADJUSTED, "MAE"),)),
     ("correction over {} criteria", lambda: (len(gain_p(C, "MSE")),)),
     ("the reverse of SEND, gains {} % (p {:.3f} over seeds)", lambda: (
         signed(gain_p(C, "MAE")["send_reverse"]), gain_p(C, "p, MAE (Holm)")["send_reverse"],
@@ -338,7 +338,7 @@ COMPARISON: tuple[Claim, ...] = (
         map(unsigned, reversed(control_on_ili()))
     )),
     ("{} masks took {:.1f} core-hours", lambda: (len(tuned(C)), hours())),
-    ("takes {} fine-tunings a run, comparing none with all takes {}", lambda: (
+    ("takes {} fine-tunings per run, comparing none with all takes {}", lambda: (
         *set(selected("validation")["finetunings"]), 2,
     )),
     ("{} independent sources, not {}", lambda: (sources(), sources() + 1)),
@@ -556,7 +556,7 @@ ABLATION: tuple[Claim, ...] = (
     )),
     ("at horizon {}, iTransformer is better", lambda: (96,)),
     ("On {} sources this does not hold", lambda: (sources(),)),
-    ("Removing half by SEND changes {} % on ETTh1 and {} % on ETTh2", lambda: tuple(
+    ("by SEND changes the MSE by {} % on ETTh1 and {} % on ETTh2", lambda: tuple(
         signed(change(name, "SPAT 50 %")["mean"], 1) for name in ("ETTh1", "ETTh2")
     )),
     ("{:.0f} % fewer parameters and {:.0f} % fewer FLOPs", lambda: tuple(
@@ -569,8 +569,8 @@ ABLATION: tuple[Claim, ...] = (
     ("(MSE {} on ETTh1, {} on ETTh2)", lambda: tuple(
         error(A, name, NONE_LEFT) for name in ("ETTh1", "ETTh2")
     )),
-    ("with {:,} parameters, has a published MSE of {} and {}; ours are NLinear {} and {}, "
-     "SAMformer {} and {}, and PatchTST {} and {}", lambda: (
+    ("with {:,} parameters, has a published MSE of {} and {}. The errors measured here are NLinear "
+     "{} and {}, SAMformer {} and {}, and PatchTST {} and {}", lambda: (
         rlinear(), *(cited("RLinear", d) for d in ("ETTh1", "ETTh2")),
         *(error(C, d, m) for m in ("NLinear", "SAMformer") for d in ("ETTh1", "ETTh2")),
         *(error(A, d, DENSE, "PatchTST") for d in ("ETTh1", "ETTh2")),
@@ -609,7 +609,7 @@ ABLATION: tuple[Claim, ...] = (
         )),
         *interval(gain("send_unit")), gain("send_unit", "p, MSE (Holm)")["mean"],
     )),
-    ("On ETTh2 at horizon {} SEND is at {} % [{}, {}]: p {:.2f} over criteria and cells", lambda: (
+    ("On ETTh2 at horizon {} the gain of SEND is {} % [{}, {}]; with p {:.2f} over", lambda: (
         96,
         *interval(gain_in_cell(
             "send = send_float32", "gain over chance", dataset="ETTh2", horizon=96
@@ -624,38 +624,39 @@ ABLATION: tuple[Claim, ...] = (
         "Three", *(signed(gain(name)["mean"]) for name in BEST),
         *(gain(name, "p, MSE (Holm)")["mean"] for name in BEST),
     )),
-    ("is {:.0f} to {:.0f} % of these averages; without it they are {}, {} and {} % (p {:.3f}, "
+    ("contributes {:.0f} to {:.0f} % of these averages; without it they are {}, {} and {} % (p "
+     "{:.3f}, "
      "{:.3f},"
      " {:.3f})", lambda: (
         share_of_ettm1()[0], share_of_ettm1()[-1],
         *(signed(gain(name, gains.SEVERAL)["mean"]) for name in BEST),
         *(gain(name, f"p, {gains.SEVERAL} (Holm)")["mean"] for name in BEST),
     )),
-    ("In MAE none survives (p {:.3f}, {:.3f}, {:.3f})", lambda: tuple(
+    ("In MAE none is significant (p {:.3f}, {:.3f}, {:.3f})", lambda: tuple(
         gain(name, "p, MAE (Holm)")["mean"] for name in BEST
     )),
-    ("On ETTh1 at horizon {} `taylor`, `fisher`, `michel` and `loss_drop` beat chance too (p "
+    ("On ETTh1 at horizon {} `taylor`, `fisher`, `michel` and `loss_drop` beat chance, too (p "
      "{:.3f} "
      "to {:.3f}", lambda: (96, others_on_etth1()[0], others_on_etth1()[-1])),
-    ("Of {} sources one chooses, one tests: {} % becomes {} %", lambda: (
+    ("on one of the {} sources, its gain is {} % there and {} % on the other", lambda: (
         "two", *(
             signed(row(A, "winner", **ITR, criterion=gains.ANY, measure=name)["mean"])
             for name in (gains.CHOSEN, gains.HELD_OUT)
         ),
     )),
-    ("None of the {} beats another order of the {} positions (p {:.2f} to {:.2f}; {} orders "
-     "allow {:.2f} at best)", lambda: (
+    ("None of the {} beats another order of the {} positions (p {:.2f} to {:.2f}; with {} orders "
+     "p is at least {:.2f})", lambda: (
         "three", "four", positions()[0], positions()[-1], 24, 1 / 24,
     )),
     ("tau-b {} [{}, {}]", lambda: interval(agreement())),
-    ("; {} sites, each against itself intact", lambda: (len(same_sites()),)),
+    ("{} sites were compared with themselves", lambda: (len(same_sites()),)),
     ("in {} and {} (`send_window`: {} and {}), `loss_drop` in {} and {}", lambda: (
         *both("send", "uniform"), *both("send_window", "uniform"), *both("loss_drop", "uniform"),
     )),
     ("SEND rises in all {} and agrees in {} and {}, `loss_drop` in {} and {}", lambda: (
         rises("identity"), *both("send", "identity"), *both("loss_drop", "identity"),
     )),
-    ("*fixed pattern*: {} and {} against {} and {}", lambda: (
+    ("*fixed pattern*: SEND agrees in {} and {}, `loss_drop` in {} and {}", lambda: (
         *both("send", "pattern"), *both("loss_drop", "pattern"),
     )),
     ("`send_window` agrees in {} of {} for each, `send_unit` in {}, {} and {}", lambda: (
@@ -669,13 +670,13 @@ ABLATION: tuple[Claim, ...] = (
         for method in ("narrow", "sam (tuned)", "dropout (tuned)", NONE_LEFT)
         for dataset in ("ETTh1", "ETTh2")
     ))),
-    ("F over seeds {:.0f} to {:.0f} on ETTh1 and {:.1f} (not significant) to {:.1f} on ETTh2 at "
+    ("F over seeds is {:.0f} to {:.0f} on ETTh1 and {:.1f} (not significant) to {:.1f} on ETTh2 at "
      "horizon {}", lambda: (*ratios("ETTh1")[::2], *ratios("ETTh2")[::2], 96)),
     ("{} halves of the batches order the sites with a tau-b of {}, {} seeds with {}", lambda: (
         "two", stable("tau-b, half and half"), "two", stable("tau-b, seeds"),
     )),
     ("the best in {} % of the fine-tunings of iTransformer without attention and in {} % of those "
-     "of the control: `comparison` has {}", lambda: (
+     "of the control. Therefore `comparison` has {}", lambda: (
         last_is_best(A, keeps_none), last_is_best(A, keeps_all),
         {10: "ten"}[int(tuned(C)["epochs"].unique().item())],
     )),
@@ -1127,7 +1128,7 @@ VISION: tuple[Claim, ...] = (
         lambda: (*over_seeds(V, 1), 3, *over_seeds(V, 3)),
     ),
     (
-        "a ViT with {} sites, SEND removes the last one first in {} of {} seeds, and goes on by "
+        "a ViT with {} sites, SEND removes the last one first in {} of {} seeds, and continues by "
         "depth in {} of them",
         lambda: (
             len(orders_of_four()[0]),
@@ -1496,7 +1497,7 @@ def test_a_number_without_a_claim_is_found() -> None:
 
 README: tuple[Claim, ...] = (
     (
-        "the first change would be {} % and not {} % (intervals",
+        "the first change would be {} % and not {} %",
         lambda: tuple(
             signed(row("default", table, dataset="ETTh1", **ITR, method=methods.CHOSEN)["mean"])
             for table in ("changes", "better")

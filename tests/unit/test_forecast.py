@@ -163,7 +163,7 @@ def test_the_folders_of_the_pipeline_are_read(tmp_path: Path) -> None:
 
 
 def test_arrays_of_another_shape_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"\(23, 3\), expected \(24, 3\)"):
+    with pytest.raises(ValueError, match=r"\(23, 3\); expected \(24, 3\)"):
         forecaster().forecast(np.zeros((23, 3)))
     with pytest.raises(ValueError, match="pass `times`"):
         forecaster(shape=Shape(24, 12, 3, 4), time_features=True).forecast(np.zeros((24, 3)))

@@ -54,7 +54,7 @@ def test_the_notice_names_what_is_missing_and_how_to_draw_what_runs_instead(
 ) -> None:
     arguments, notice = preflight(config)
     assert arguments == OFFLINE
-    assert f"ETTh1.csv can be had neither from a copy ({config.data.cache}, {mirror})" in notice
+    assert f"ETTh1.csv can neither be copied ({config.data.cache}, {mirror})" in notice
     assert "raw.githubusercontent.com unreachable" in notice
     assert "ETTh2.csv" not in notice
     assert "Not usable" not in notice
@@ -79,5 +79,5 @@ def test_a_file_without_an_address_is_not_had_from_the_network(
     monkeypatch.setitem(DATASETS, "ETTh1", replace(DATASETS["ETTh1"], urls=()))
     arguments, notice = preflight(config)
     assert arguments == OFFLINE
-    assert "ETTh1.csv can be had neither" in notice
+    assert "ETTh1.csv can neither be copied" in notice
     assert "no address is known" in notice

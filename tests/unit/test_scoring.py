@@ -163,7 +163,7 @@ def test_send_train_is_the_mean_over_epochs() -> None:
     frame = aggregate(scored("Transformer", 32))
     scores = by_place(frame)
     np.testing.assert_allclose(scores["send_train"], 2 * scores["send"])
-    with pytest.raises(ValueError, match="holds no `send`"):
+    with pytest.raises(ValueError, match="has no `send`"):
         send_train(trajectory("Transformer").assign(criterion="michel"))
 
 

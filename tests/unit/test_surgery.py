@@ -240,7 +240,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     storage.save(model, tmp_path)
     values = storage.architecture(model)
     for change, message in (
-        ({"mask": "1.0.1"}, r"layers\.1\.attention.*network none"),
+        ({"mask": "1.0.1"}, r"layers\.1\.attention.*none in the network"),
         ({"model": "Nonsense"}, "Nonsense"),
         ({"shape": {"lookback": 96}}, "horizon"),
         ({"mask": "1.1"}, "2 sites, the model 3"),

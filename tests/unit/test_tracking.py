@@ -764,7 +764,7 @@ SECRETS = (
 
 @pytest.mark.parametrize("uri", SECRETS)
 def test_a_password_in_the_configuration_is_refused_unseen(uri: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="write \\$NAME in its place") as error:
+    with pytest.raises(ConfigError, match="write \\$NAME instead") as error:
         make_config(tmp_path, uri=uri)
     assert "secret" not in str(error.value)
     assert "sec/ret" not in str(error.value)
@@ -855,7 +855,7 @@ def test_a_server_that_drips_costs_at_most_the_stated_time(
         assert time.perf_counter() - started < 20
         assert server.calls
     (warning,) = [record.getMessage() for record in caplog.records]
-    assert "the server did not take 1 runs within 2 seconds" in warning
+    assert "the server did not accept 1 runs within 2 seconds" in warning
     assert "python -m spat track --config FILE" in warning
 
 

@@ -1,1 +1,1 @@
-"""The benchmark pipeline: configuration, runs, stages, tracking."""
+"""The benchmark pipeline: configuration, runs, stages and tracking."""

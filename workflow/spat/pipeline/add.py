@@ -1,4 +1,4 @@
-"""add(FILE): the block of a configuration that describes a file of your own."""
+"""add(FILE): the configuration block for a data file."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _HEAD = """\
 
 
 def add(path: Path) -> str:
-    """The YAML block of `data.custom` for a file, under comments that describe its content.
+    """The YAML block of `data.custom` for a file, with comments that describe its content.
 
     Separator, decimal point, encoding, the columns of the date, the step and the longest gap are
-    guessed, and the whole file is read with them.
+    guessed, and the whole file is read with these options.
 
     Raises:
         DataError: if the file is not a table of time stamps and numbers.
@@ -56,21 +56,21 @@ def described(path: Path) -> tuple[str, dict[str, Any], Guess]:
     """The dataset name of a file, its section of `data.custom`, and the guessed options.
 
     Raises:
-        DataError: as `add`.
+        DataError: see `add`.
     """
     guessed = guess(_name(path), path)
     return guessed.dataset.name, _keys(guessed.dataset), guessed
 
 
 def _name(path: Path) -> str:
-    # A name of folders and commands; the registry's own are taken.
+    # The name is used in folders and commands, and must differ from names in the registry.
     stem = re.sub(r"(\.(csv|txt|tsv|gz|xz))+$", "", path.name, flags=re.IGNORECASE)
     name = re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_-")[:60] or "mine"
     return f"{name}_own" if name in DATASETS else name
 
 
 def _keys(row: Dataset) -> dict[str, Any]:
-    # Only what differs from the defaults of the section.
+    # Only keys that differ from the defaults of the section.
     table, gaps = row.table, row.gaps
     values: dict[str, Any] = {
         "file": row.file,

@@ -1,9 +1,9 @@
-"""advise(FILE): train on a file of your own, with and without attention, and compare.
+"""advise(FILE): train on a data file, with and without attention, and compare.
 
 A Transformer and a linear model are trained on the file. The Transformer is fine-tuned with none,
-some and all of its attention modules removed. The stages are those of the pipeline, in an
-experiment below the folder of the advice, so that a second call resumes where the first one
-stopped. `spat.study.advice` makes the text, the table and the picture of the result.
+some and all of its attention modules removed. The stages of the pipeline run in an experiment below
+the output folder, so that a second call resumes after an interruption. `spat.study.advice` creates
+the text, the table and the figure of the result.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ from spat.training.optimisation import adam
 from spat.training.step import training_step
 
 LINEAR: Final = "RLinear"
-# Each model chooses its learning rate on validation: the published ones are for other data. A rate
-# is a run of its own, so that the rates can be tried at the same time.
+# The learning rate of each model is chosen on validation, since published rates are for other data.
+# Each rate is a separate run, so that the rates can be tried at the same time.
 RATES: Final = (1e-4, 5e-4)
 LINEAR_RATES: Final = (1e-3, 5e-3, 2e-2)
 FINETUNING: Final = 5  # epochs of each mask; without attention three are not always enough
 EXPERIMENT: Final = "work"
-# Steps that are timed before the first job, and rounds of forward passes of the latency.
+# The number of steps that are timed before the first job, and the rounds of latency measurements.
 TIMED: Final = 6
 ROUNDS: Final = 30
 
@@ -70,27 +70,28 @@ def advise(
     finetune_epochs: int = FINETUNING,
     workers: int | None = None,
 ) -> Advice:
-    """Train forecasters on a file, with and without attention, and say whether attention can go.
+    """Train forecasters on a file, with and without attention, and advise on removing attention.
 
-    Progress and the time left go to stderr. Finished work and the state of training stay in
-    `out/work`: after an interruption the same call resumes.
+    Progress and the remaining time are written to stderr. Finished work and the state of training
+    are in `out/work`, so that the same call resumes after an interruption.
 
     Args:
-        file: delimited text with a header, time stamps and one column for each channel. How it is
-            read is guessed (`spat.data.guess`). The first 70 % of the rows are for training, the
-            last 20 % for the test.
-        horizon: rows to forecast.
-        lookback: rows that a forecast is made from.
-        out: folder of the result; by default `advice/NAME` by the file's name.
-        model: the Transformer, one of the registry whose attention the criterion `send` can rank.
-        epochs: the most epochs of pre-training of the Transformer; by default the registry's.
+        file: delimited text with a header, time stamps and one column per channel. Its format is
+            guessed (`spat.data.guess`). The first 70 % of the rows are for training, the last 20 %
+            for the test.
+        horizon: the number of rows to forecast.
+        lookback: the number of input rows of a forecast.
+        out: folder of the result; by default `advice/NAME`, by the name of the file.
+        model: a Transformer of the registry whose attention the criterion `send` can rank.
+        epochs: the maximum number of epochs of pre-training of the Transformer; by default that of
+            the registry.
         finetune_epochs: epochs of fine-tuning, the same for all masks and the control.
-        workers: networks trained at the same time; by default one for each core.
+        workers: the number of networks trained at the same time; by default one per core.
 
     Raises:
         DataError: naming the file, if it cannot be read.
-        ConfigError: if the file is too short for `lookback` and `horizon`, with the rows needed, or
-            an argument is not valid.
+        ConfigError: if the file is too short for `lookback` and `horizon` (the message has the
+            number of rows needed), or an argument is not valid.
     """
     counts = {
         "horizon": horizon,
@@ -110,8 +111,8 @@ def advise(
     _require_rows(path, row, lookback, horizon)
     if row.channels < 2 and model == "iTransformer":
         raise ConfigError(
-            f"{path}: has one channel, and the attention of iTransformer is between channels: take "
-            "the model PatchTST, whose attention is between times"
+            f"{path} has one channel, but the attention of iTransformer is between channels: use "
+            "the model PatchTST, whose attention is between time steps"
         )
     plan = [planned.run for planned in checked_plan(config)]
     _say(
@@ -120,8 +121,8 @@ def advise(
     )
     if row.gaps.rule != "refuse":
         _say(
-            f"values are missing (longest gap: {row.gaps.limit} steps); each is filled with the "
-            "value before it"
+            f"values are missing (longest gap: {row.gaps.limit} steps); they are filled with the "
+            "value before them"
         )
     workers = workers or os.cpu_count() or 1
     run, linear = _train(config, plan, workers)
@@ -151,7 +152,7 @@ def _config(
     ]
     if model not in usable:
         raise ConfigError(f"model {model!r} is not one of {', '.join(usable)}")
-    # The linear model costs very little, so it is always trained to the end.
+    # The linear model is cheap, so it is always trained with all epochs.
     shortened = {} if epochs is None else {"epochs": epochs}
 
     def variants(base: str, rates: Sequence[float], changes: Mapping[str, int]) -> dict[str, Any]:
@@ -179,10 +180,11 @@ def _config(
 
 
 def _require_rows(path: Path, row: Dataset, lookback: int, horizon: int) -> None:
-    """Refuse a file without a window in some split.
+    """Check that each split has at least one window.
 
     Raises:
-        ConfigError: with the rows of each split, those it needs, and those that the file needs.
+        ConfigError: if not; the message has the number of rows of each split, the number that the
+            split needs, and the number that the file needs.
     """
     needed = {"train": lookback + horizon, "validation": horizon, "test": horizon}
 
@@ -194,7 +196,7 @@ def _require_rows(path: Path, row: Dataset, lookback: int, horizon: int) -> None
         return all(lengths(rows)[key] >= needed[key] for key in needed)
 
     if not fits(row.rows):
-        # Shares are rounded, so a file may be long enough while a slightly longer one is not.
+        # Shares are rounded, so a file may be long enough although a slightly longer one is not.
         most = 12 * (lookback + horizon)
         least = 1 + next(rows for rows in range(most, 0, -1) if not fits(rows))
         has = lengths(row.rows)
@@ -229,8 +231,8 @@ def _train(config: Config, plan: Sequence[Run], workers: int) -> tuple[Run, Run]
     dense = Finished(runs.folder(config, run, "pretrain")).metrics
     if not scorable(dense):
         raise ConfigError(
-            f"{run.model} diverged with each of the learning rates {RATES}: look for outliers in "
-            "the file"
+            f"{run.model} diverged with each of the learning rates {RATES}: check the file for "
+            "outliers"
         )
     epoch = dense["wall_s"] / max(1, dense["epochs"])
     _say(
@@ -252,7 +254,7 @@ def _validation(config: Config, run: Run) -> float:
 
 
 def _timed(config: Config, run: Run) -> tuple[int, float]:
-    """How many attention modules the network has, and how long an epoch of it takes (seconds)."""
+    """The number of attention modules of the network, and the seconds of an epoch."""
     _, splits = common.open_data(config, run.dataset, run)
     setup = runs.setup_of(config, run)
     network = build(run.model, setup.settings, common.shape_of(config, run))
@@ -269,7 +271,7 @@ def _timed(config: Config, run: Run) -> tuple[int, float]:
             begun = time.perf_counter()
             step(index).item()
             times.append(time.perf_counter() - begun)
-    # The first step chooses kernels.
+    # The first step selects kernels.
     return len(network.sites()), sum(times[1:]) / TIMED * len(splits.train) / size
 
 

@@ -1,12 +1,12 @@
-"""Keep finished results with the digest of all that they depend on.
+"""Keep finished results with the digest of everything that they depend on.
 
 Snakemake deletes a rule's declared outputs before it runs the rule again, and reruns a rule
-whenever one before it ran. Results that took long are therefore kept in folders that no rule
-declares, and a rerun computes only what is missing or stale.
+whenever an earlier rule ran. Results that take long are therefore kept in folders that no rule
+declares, and a rerun computes only missing or stale results.
 
-Each finished folder has a record, `metrics.json`, that is written last. It holds the SHA-256 of the
-folder's files and a checksum of itself. Both are checked when a file is read, and so is that the
-record holds what its place asks for (`spat.pipeline.records.fault`).
+Each finished folder has a record, `metrics.json`, which is written last. It contains the SHA-256 of
+the folder's files and a checksum of itself. Both are checked when a file is read, and the content
+of the record is checked against its path (`spat.pipeline.records.fault`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 RESULT = "metrics.json"
 MANIFEST = "manifest.json"
 STAMP = "digest"
-# Of the files that jobs keep. A folder of such a name is in the place of a file.
+# The suffixes of files that jobs keep. A folder with such a suffix is an error.
 SUFFIXES: Final = frozenset(
     {".json", ".csv", ".parquet", ".npy", ".npz", ".safetensors", ".png", ".pt"}
 )
@@ -46,10 +46,10 @@ class DamagedError(ValueError):
 
 
 class Finished:
-    """The files of a finished job, or of a part of one: checked whenever they are read.
+    """The files of a finished job, or of a part of it; files are checked whenever they are read.
 
-    `marker` is the file that tells Snakemake that the job is done (by default the folder's
-    `metrics.json`). If a file is damaged the marker is removed, so that the same command makes the
+    `marker` is the file by which Snakemake knows that the job is done (by default `metrics.json` of
+    the folder). If a file is damaged the marker is removed, so that the same command creates the
     file again.
     """
 
@@ -63,12 +63,12 @@ class Finished:
 
         Raises:
             FileNotFoundError: naming the record, if it is missing.
-            DamagedError: naming the record, if it is not what was written.
+            DamagedError: naming the record, if it was changed since it was written.
         """
         return self.record(RESULT)
 
     def record(self, name: str) -> dict[str, Any]:
-        """A record of the folder; raises as `metrics`."""
+        """A record of the folder; raises the errors of `metrics`."""
         try:
             return _record(self.folder / name)
         except FileNotFoundError:
@@ -78,7 +78,7 @@ class Finished:
             raise self.damaged(str(error), name) from None
 
     def path(self, name: str) -> Path:
-        """The path of a file whose hash is the recorded one.
+        """The path of a file, after a check of its hash.
 
         Raises:
             FileNotFoundError: naming the record, if it is missing.
@@ -90,12 +90,12 @@ class Finished:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The size in bytes of the record and of each file that it lists. Raises as `metrics`."""
+        """Sizes in bytes of the record and of the files that it lists; raises like `metrics`."""
         names = (RESULT, *self.metrics["files"])
         return {name: (self.folder / name).stat().st_size for name in names}
 
     def table(self, name: str, **options: Any) -> pd.DataFrame:
-        """A table (`.csv` or `.parquet`); `options` go to pandas. Raises as `path`."""
+        """Read a table (`.csv` or `.parquet`) with pandas and `options`; raises like `path`."""
         import pandas as pd
 
         path = self.path(name)
@@ -106,7 +106,7 @@ class Finished:
             return frame
 
     def array(self, name: str) -> np.ndarray[Any, Any]:
-        """An array (`.npy`). Raises as `path`."""
+        """Read an array (`.npy`); raises the errors of `path`."""
         import numpy as np
 
         path = self.path(name)
@@ -116,7 +116,7 @@ class Finished:
             return array
 
     def arrays(self, name: str, keys: Iterable[str] = ()) -> dict[str, np.ndarray[Any, Any]]:
-        """Named arrays (`.npz`), those of `keys` among them. Raises as `path`."""
+        """Read named arrays (`.npz`), which must include `keys`; raises the errors of `path`."""
         import numpy as np
 
         path = self.path(name)
@@ -140,17 +140,17 @@ class Finished:
             raise self.damaged(f"{path}: cannot be read ({error})") from None
 
     def damaged(self, problem: str, record: str = RESULT) -> DamagedError:
-        """The error to raise for a problem of a record, whose marker is removed."""
+        """Remove the marker and return the error to raise for a problem of a record."""
         remove(self._marker)
         remedy = _remedy(self.folder / record)
         return DamagedError(f"{problem}. {self._marker} was removed. {remedy}")
 
 
 class Kept(Finished):
-    """A folder of finished work under a digest."""
+    """A folder of finished work with a digest."""
 
     def __init__(self, folder: Path, digest: str) -> None:
-        """Open the folder; content with another digest is removed."""
+        """Open the folder; if its content has another digest, the content is removed."""
         super().__init__(folder)
         self.digest = digest
         stamp = folder / STAMP
@@ -159,7 +159,7 @@ class Kept(Finished):
 
     @property
     def done(self) -> bool:
-        """Whether all files are there and their hashes right; damaged work is removed."""
+        """Whether all files exist and have their recorded hashes; damaged work is removed."""
         try:
             checked(self.folder / RESULT)
             return True
@@ -174,11 +174,11 @@ class Kept(Finished):
 
     @property
     def state(self) -> Path:
-        """Where training keeps the state it resumes from."""
+        """The path of the training state."""
         return self.folder / "state.pt"
 
     def finish(self, metrics: Mapping[str, Any]) -> None:
-        """Write `metrics.json`, with the hashes of the folder's files, and drop the state."""
+        """Write `metrics.json` with the hashes of the folder's files, and delete the state."""
         files = (path.name for path in self.folder.iterdir() if path.is_file())
         kept = sorted(n for n in files if n not in (STAMP, RESULT) and not _is_state(n))
         write_record(
@@ -189,7 +189,7 @@ class Kept(Finished):
         self.state.unlink(missing_ok=True)
 
     def publish(self, folder: Path, names: Sequence[str]) -> None:
-        """Give the finished files their declared names, as links where the file system allows."""
+        """Link the finished files to their declared names, or copy them if links are impossible."""
         for name in names:
             with replacing(folder / name) as temporary:
                 try:
@@ -205,7 +205,7 @@ class Kept(Finished):
 def write_record(
     folder: Path, values: Mapping[str, Any], files: Iterable[str] = (), name: str = RESULT
 ) -> None:
-    """Write a record: `values`, the hashes of `files` of the folder, and a checksum of both."""
+    """Write a record: `values`, the hashes of `files` in the folder, and a checksum of both."""
     hashes = {file: _sha256(folder / file) for file in files}
     # As JSON returns it, so that the checksum is the same when the file is read.
     body = json.loads(json.dumps(finite({**values, "files": hashes})))
@@ -230,7 +230,7 @@ def save_array(path: Path, array: np.ndarray[Any, Any]) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link (and not what it points to), or a folder with its content."""
+    """Remove a file, a link (but not its target), or a folder with its content."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -238,19 +238,19 @@ def remove(path: Path) -> None:
 
 
 def make_way(folder: Path) -> None:
-    """Remove what is no file (a folder, a pipe, a broken link) and has the name of a kept file."""
+    """Remove folders, pipes and broken links that have the name of a kept file."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.suffix in SUFFIXES and not path.is_file():
-            print(f"{path}: removed, it is not a file", file=sys.stderr, flush=True)
+            print(f"{path}: removed, since it is not a file", file=sys.stderr, flush=True)
             remove(path)
 
 
 def checked(path: Path) -> dict[str, Any]:
-    """A record that fits its place and whose files are as they were written.
+    """Read a record, after checks of its content and of the hashes of its files.
 
     Raises:
         FileNotFoundError: naming the record, if it is missing.
-        DamagedError: naming the record or the file that is not what was written.
+        DamagedError: naming the record or file that was changed since it was written.
     """
     record = _record(path)
     for name in record["files"]:
@@ -278,7 +278,7 @@ def _record(path: Path) -> dict[str, Any]:
 
 
 def _other_digest(path: Path, body: Mapping[str, Any]) -> str | None:
-    """Why a record does not belong to the kept work of its folder, by the digest of that work."""
+    """The problem if a record has another digest than the kept work of its folder, or None."""
     folder = path.parent
     for stamp in (folder / STAMP, folder / "kept" / STAMP):
         if path.name == RESULT and stamp.is_file():
@@ -297,18 +297,18 @@ def _remedy(record: Path) -> str:
     command = records.command(record)
     by_hand = f". By hand, first run `{command}`" if command else ""
     return (
-        "With Snakemake, `grid` or `advise`, run the same command again: it makes what is missing "
-        f"or damaged and keeps the rest{by_hand}"
+        "With Snakemake, `grid` or `advise`, run the same command again: it computes missing or "
+        f"damaged files and keeps the rest{by_hand}"
     )
 
 
 def _is_state(name: str) -> bool:
-    """Whether a file holds the state of training: earlier versions listed it, then removed it."""
+    """Whether a file is a training state, which earlier versions listed and then removed."""
     return Path(name).suffix == ".pt"
 
 
 def _problem(folder: Path, name: str, hashes: Mapping[str, str]) -> str | None:
-    """What is wrong with a file, by the hashes of its folder's record."""
+    """The problem of a file, by the hashes in its folder's record, or None."""
     path = folder / name
     if name not in hashes:
         return f"{path}: not a file of this folder ({folder / RESULT} does not list it)"
@@ -324,9 +324,9 @@ def _sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def stage_lock(config: Config, run: Run, stage: str) -> Iterator[None]:
-    """One process at a time in this stage of this run; a second one waits for the first.
+    """Context manager: one process at a time in this stage of this run; others wait.
 
-    The job of a killed Snakemake continues to run; the next job then finds its finished work.
+    The job of a killed Snakemake continues to run; the next job waits and finds the finished work.
     """
     path = config.folder / run.path / ".locks" / stage.replace("/", "-")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -337,7 +337,7 @@ def stage_lock(config: Config, run: Run, stage: str) -> Iterator[None]:
         lock.acquire(timeout=1)
     except Timeout:
         print(
-            f"{run.path}: another process is at {stage}; waiting for it (lock {path})",
+            f"{run.path}: another process runs {stage}; waiting for it (lock {path})",
             file=sys.stderr,
             flush=True,
         )

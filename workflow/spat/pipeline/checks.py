@@ -1,4 +1,4 @@
-"""Checks of an experiment before its first job, the same for Snakemake and for `grid`."""
+"""Checks of an experiment before its first job, for Snakemake and for `grid`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from spat.pipeline.runs import Planned
 
 
 def checked_plan(config: Config) -> tuple[Planned, ...]:
-    """The runs of the grid, as `runs.plan`, after checks of what later stages need.
+    """The runs of the grid (`runs.plan`), after checks for later stages.
 
     Raises:
-        ConfigError: as `runs.plan` and `runs.studied`, if a run does not fit the dataset that it is
-            transferred to, or as `require_folders` and, where MLflow is used, `require_variables`.
+        ConfigError: see `runs.plan`, `runs.studied`, `require_folders` and, if MLflow is used,
+            `require_variables`; also if a run does not fit the dataset that it is transferred to.
     """
     plan = runs.plan(config)
     runs.studied(config)

@@ -1,4 +1,4 @@
-"""``python -m spat``: one subcommand a stage, so that every job of the pipeline runs by hand."""
+"""``python -m spat``: one subcommand per stage, so that each job can be run by hand."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ if TYPE_CHECKING:
 
 Command = Callable[["Config", argparse.Namespace], int | None]
 
-# Full collections are ten times rarer than by default: imports make 400,000 objects that stay, and
-# checking them again and again took a fifth of the time of imports.
+# Full garbage collections are ten times rarer than by default: imports create 400,000 permanent
+# objects, and checking them repeatedly took a fifth of the time of imports.
 GARBAGE = (700, 10, 100)
 
 DEBUG = "show the traceback of a failure"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a subcommand; a failure is one message on stderr and exit status 1 (130 on Ctrl-C).
+    """Run a subcommand.
 
-    With `--debug` the exception is raised.
+    A failure writes one message to stderr and returns 1 (130 on Ctrl-C). With `--debug` the
+    exception is raised.
     """
     gc.set_threshold(*GARBAGE)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a locale that is not UTF-8 lacks some characters
+            stream.reconfigure(errors="replace")  # a locale without UTF-8 lacks some characters
     parser = _parser()
     options = parser.parse_args(arguments)
     for name, value in vars(options).items():
@@ -66,7 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.command in (_schema, _models, _add_file, _advise):  # they need no configuration
+    if options.command in (
+        _schema,
+        _models,
+        _add_file,
+        _advise,
+    ):  # these commands need no configuration
         return options.command(options) or 0
     from spat.pipeline import resources
     from spat.pipeline.config import load_files
@@ -116,13 +122,13 @@ def _several(config: Config, paths: Sequence[str]) -> list[Planned]:
 
 
 def _in_turn(options: argparse.Namespace, jobs: Mapping[str, Callable[[], None]]) -> None:
-    """Do the jobs of several runs in one process; one that fails does not stop the others.
+    """Do the jobs of several runs in one process; a failed job does not stop the others.
 
-    With `--logs` each has a log of its own, as if it were alone.
+    With `--logs` each job has its own log, as if it ran alone.
 
     Raises:
-        RuntimeError: naming the jobs that failed, after the others; if there is only one job, its
-            own error is raised.
+        RuntimeError: naming the failed jobs, after all jobs; if there is only one job, its error is
+            raised.
     """
     from spat.pipeline.failures import explain
 
@@ -140,14 +146,14 @@ def _in_turn(options: argparse.Namespace, jobs: Mapping[str, Callable[[], None]]
     if failed:
         reasons = "\n".join(f"{name}: {explain(error)}" for name, error in failed.items())
         raise RuntimeError(
-            f"{len(failed)} of {len(jobs)} failed. The others are kept: the same command does only "
-            f"what failed\n{reasons}"
+            f"{len(failed)} of {len(jobs)} failed. The others are kept: the same command repeats "
+            f"only the failed ones\n{reasons}"
         ) from next(iter(failed.values()))
 
 
 @contextlib.contextmanager
 def _log(options: argparse.Namespace, name: str) -> Iterator[None]:
-    """What is printed inside goes to `<logs>/<name>.log`, after the command for this job alone."""
+    """Context manager: redirect output to `<logs>/<name>.log`, which starts with the command."""
     from spat.pipeline.failures import explain
 
     path = options.logs / f"{name}.log"
@@ -365,7 +371,7 @@ def _advise(options: argparse.Namespace) -> None:
 
 
 def _track(config: Config, stage: str, run: Run) -> None:
-    """Log to MLflow after the work; a failure of MLflow does not fail the work."""
+    """Log to MLflow after the work; an error of MLflow does not fail the job."""
     if config.tracking.enabled:
         from spat.pipeline import tracking
 
@@ -373,12 +379,12 @@ def _track(config: Config, stage: str, run: Run) -> None:
 
 
 STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
-    "download": (_download, "fetch the verified files of a dataset", ("dataset", "file")),
+    "download": (_download, "download the verified files of a dataset", ("dataset", "file")),
     "prepare": (_prepare, "parse, check, split and standardise a dataset", ("dataset",)),
     "pretrain": (_pretrain, "train the dense baseline of each run", ("each", "logs")),
     "score": (_score, "score the attention of a run by every criterion", ("run",)),
-    "select": (_select, "turn scores into masks", ("run",)),
-    "prune": (_prune, "cut and fine-tune every distinct mask of a run", ("run", "workers")),
+    "select": (_select, "choose masks by the scores", ("run",)),
+    "prune": (_prune, "prune and fine-tune every distinct mask of a run", ("run", "workers")),
     "robustness": (_robustness, "manipulate one site of a run at a time", ("run",)),
     "decide": (_decide, "choose among the trained masks by validation", ("run",)),
     "measure": (_measure, "time the pruned networks of a run", ("run",)),
@@ -388,7 +394,7 @@ STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
         ("each", "targets", "logs"),
     ),
     "main": (_main, "write the main table, main.md, once all networks are trained", ()),
-    "collect": (_collect, "gather the files of all runs in tidy frames", ("finished",)),
+    "collect": (_collect, "collect the files of all runs into tidy frames", ("finished",)),
     "tables": (_tables, "write the tables from the frames", ()),
     "figures": (_figures, "draw the figures from the frames", ()),
     "page": (_page, "write the results as one web page, index.html", ("folder",)),
@@ -397,7 +403,7 @@ STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
     "preflight": (_preflight, "print the arguments that make the default run possible", ()),
     "grid": (
         _grid,
-        "take runs through all stages in one process",
+        "run all stages of several runs in one process",
         ("runs", "minutes", "concurrency"),
     ),
     "track": (_rebuild, "rebuild the tracking store from the files", ()),
@@ -434,7 +440,7 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("--lookback", type=int, help="default: the dataset's own")
     models.add_argument("--debug", action="store_true", help=DEBUG)
     models.set_defaults(command=_models)
-    text = "print the block of the configuration for a file of your own"
+    text = "print the configuration block for a data file"
     add = stages.add_parser("add", help=text, description=text)
     add.set_defaults(command=_add_file)
     add.add_argument("--debug", action="store_true", help=DEBUG)
@@ -444,18 +450,22 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_advise(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    text = "train on a file of your own and say whether attention can go"
+    text = "train on a data file and advise whether attention can be removed"
     advise = stages.add_parser("advise", help=text, description=text)
     advise.set_defaults(command=_advise)
     advise.add_argument("--debug", action="store_true", help=DEBUG)
     advise.add_argument("file", type=Path, help="delimited text with a header and time stamps")
-    advise.add_argument("--horizon", type=int, required=True, help="rows to forecast")
-    advise.add_argument("--lookback", type=int, help="rows that a forecast is made from (96)")
+    advise.add_argument("--horizon", type=int, required=True, help="number of rows to forecast")
+    advise.add_argument("--lookback", type=int, help="number of input rows of a forecast (96)")
     advise.add_argument("--out", type=Path, metavar="FOLDER", help="default: advice/NAME")
     advise.add_argument("--model", help="the Transformer (iTransformer)")
-    advise.add_argument("--epochs", type=int, help="at most, of pre-training")
-    advise.add_argument("--finetune-epochs", type=int, help="of each pruned network (5)")
-    advise.add_argument("--workers", type=int, help="networks trained at once (one for each core)")
+    advise.add_argument("--epochs", type=int, help="maximum number of epochs of pre-training")
+    advise.add_argument(
+        "--finetune-epochs", type=int, help="epochs of fine-tuning of each network (5)"
+    )
+    advise.add_argument(
+        "--workers", type=int, help="networks trained at the same time (one per core)"
+    )
 
 
 def _add(stage: argparse.ArgumentParser, option: str) -> None:
@@ -465,22 +475,24 @@ def _add(stage: argparse.ArgumentParser, option: str) -> None:
         text = "runs, one after the other"
         stage.add_argument("--run", required=True, nargs="+", help=text)
     elif option == "logs":
-        text = "write what each run prints to FOLDER/RUN.log"
+        text = "write the output of each run to FOLDER/RUN.log"
         stage.add_argument("--logs", type=Path, metavar="FOLDER", help=text)
     elif option == "targets":
         stage.add_argument("--target", help="one dataset (default: all targets of the run)")
     elif option == "runs":
         stage.add_argument("--runs", default="*", help="pattern of run paths (default: all)")
     elif option == "finished":
-        text = "leave out runs that lack a job instead of failing"
+        text = "leave out incomplete runs instead of failing"
         stage.add_argument("--finished", action="store_true", help=text)
     elif option == "file":
         stage.add_argument("--file", help="one file of the dataset (default: all)")
     elif option == "folder":
-        text = "the folder of `data/` (default: that of the experiment)"
+        text = "the folder that contains `data/` (default: the experiment's)"
         stage.add_argument("--folder", type=Path, help=text)
     elif option == "minutes":
-        stage.add_argument("--minutes", type=float, default=1e9, help="start no run after this")
+        stage.add_argument(
+            "--minutes", type=float, default=1e9, help="start no run after this time"
+        )
     elif option == "concurrency":
         text = "runs and masks trained at the same time (default: 1, or 16 on CUDA)"
         stage.add_argument("--concurrency", type=int, metavar="N", help=text)

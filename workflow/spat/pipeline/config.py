@@ -1,7 +1,7 @@
-"""The configuration: one frozen model a section, unknown keys refused, a description per field.
+"""The configuration: one frozen pydantic model per section, with a description of each field.
 
-`load` validates the mapping that Snakemake (or a YAML file) gives; the JSON schema that editors use
-(`python -m spat schema`) is generated from the same models.
+Unknown keys are errors. `load` validates the mapping from Snakemake or a YAML file; the JSON schema
+for editors (`python -m spat schema`) is generated from the same models.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from spat.pipeline import yaml_reader
 from spat.training.options import Device, Precision
 
 Rule = Literal["gap", "one_se", "loss_drop_bound", "validation"]
-# The bounds are far above useful values, and below values that fail after hours.
+# The bounds are far above useful values, and below values that would fail after hours.
 Count = Annotated[int, Field(ge=1, le=10**6)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Ratio = Annotated[float, Field(gt=0.0, le=1.0)]
 
-# Values of a generated series: 4 GB.
+# The largest number of values of a generated series: 4 GB.
 MOST_GENERATED = 5 * 10**8
 
 # Names become folders and arguments of shell commands.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
-# Names in `results` that are not an experiment's: the committed results and MLflow's files.
+# Names in `results` that cannot name an experiment: the committed results and MLflow's files.
 RESERVED_EXPERIMENTS = (
     *("reference", "mlartifacts", "mlflow.lock", "mlflow.db"),
     *("mlflow.db-journal", "mlflow.db-shm", "mlflow.db-wal"),
 )
-# In bytes: of a name in a path, and of a path whose files still have room for their names.
+# The longest name in a path, and the longest path to which names of files can be added, in bytes.
 LONGEST_NAME, LONGEST_PATH = 255, 3500
 COMMITTED = Path(__file__).parents[3] / "results" / "reference"
 
@@ -56,8 +56,8 @@ COMMITTED = Path(__file__).parents[3] / "results" / "reference"
 def _name(text: str) -> str:
     if not NAME.fullmatch(text):
         raise ValueError(
-            f"{text!r} is not a name: take at most 64 letters (a to z), digits, '_', '-', '.' "
-            "and '+', beginning with a letter or digit"
+            f"{text!r} is not a name: use at most 64 letters (a to z), digits, '_', '-', '.' "
+            "and '+', starting with a letter or digit"
         )
     return text
 
@@ -66,9 +66,10 @@ def _path(text: Any) -> Any:
     """A path with `~` and environment variables replaced.
 
     Raises:
-        ValueError: on what neither Snakemake nor a command line can take: a brace (Snakemake's
-            wildcards), a question mark (the query of MLflow's address), a control character, a
-            leading dash, a variable that is not set or empty, a name that is too long.
+        ValueError: if the path cannot be used by Snakemake or on a command line: it has a brace
+            (Snakemake's wildcards), a question mark (the query of MLflow's address), a control
+            character, a leading dash, a variable that is not set or empty, or a name that is too
+            long.
     """
     if not isinstance(text, str):
         return text
@@ -80,8 +81,8 @@ def _path(text: Any) -> Any:
         raise ValueError(f"{text!r}: the environment variable ${name} {_UNSET}")
     if not text.strip() or text.startswith("-") or re.search(r"[{}?\x00-\x1f\x7f]", path):
         raise ValueError(
-            f"{text!r} is not a usable path: it is empty, begins with '-', or holds a brace, a "
-            "question mark or a control character; take another folder"
+            f"{text!r} is not a usable path: it is empty, starts with '-', or contains a brace, a "
+            "question mark or a control character: use another folder"
         )
     longest = max(len(os.fsencode(part)) for part in Path(path).parts or ("",))
     if longest > LONGEST_NAME or len(os.fsencode(Path(path).absolute())) > LONGEST_PATH:
@@ -111,7 +112,7 @@ Folder = Annotated[Path, BeforeValidator(_path)]
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be run; the message names file, key, value and the valid ones."""
+    """A configuration that cannot be run; the message names file, key, value and valid values."""
 
 
 class Section(BaseModel):
@@ -166,17 +167,17 @@ class GridBlock(Section):
     horizons: Annotated[tuple[Count, ...], Field(min_length=1)] | None = Field(
         None, description="Forecast steps; the dataset's standard horizons when absent."
     )
-    seeds: tuple[Seed, ...] = Field(
-        (0,), min_length=1, description="Each seed is a run of its own."
-    )
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1, description="Each seed is a separate run.")
     orders: Count = Field(1, description="Data orders in which each mask is fine-tuned.")
     prune: bool = Field(True, description="False stops after pre-training (dense errors only).")
 
 
 class VariantSection(Section):
-    """A variant of your own: a registry variant with some settings changed."""
+    """A new variant: a variant of the registry with changed settings."""
 
-    base: Literal["published", "deep"] = Field("deep", description="The variant it starts from.")
+    base: Literal["published", "deep"] = Field(
+        "deep", description="The variant whose settings are changed."
+    )
     model: dict[str, int | float | str | bool] = Field(
         default_factory=dict, description="Hyper-parameters to change: d_model, e_layers, dropout."
     )
@@ -188,8 +189,8 @@ class VariantSection(Section):
         1.0,
         gt=0.0,
         le=1.0,
-        description="Share of the training windows in an epoch, drawn anew for each epoch: for a "
-        "model that is too slow for all of them.",
+        description="Share of the training windows in an epoch, drawn anew for each epoch; for "
+        "models that are too slow for all windows.",
     )
     epochs: Count | None = Field(
         None, description="Epochs of pre-training at most; those of `training` when absent."
@@ -230,13 +231,13 @@ class SyntheticSection(Section):
 
 
 class CustomSection(Section):
-    """A dataset of your own: a text file with a header, then a row a time step.
+    """A custom dataset: a text file with a header and one row per time step.
 
     `python -m spat add FILE` prints the block for a file.
     """
 
     file: Folder = Field(description="Path of the file; it may be compressed by gzip or xz.")
-    step: str = Field(description="Distance of two rows: a number and s, min, h, D or W.")
+    step: str = Field(description="Time between two rows: a number and s, min, h, D or W.")
     split: tuple[float, float, float] = Field(
         (0.7, 0.1, 0.2),
         description="Training, validation and test: shares of the rows, or numbers of rows.",
@@ -244,28 +245,31 @@ class CustomSection(Section):
     season: Count | None = Field(
         None, description="Steps of the main season; a day, a week (daily) or a year (weekly)."
     )
-    lookback: Count = Field(96, description="Input steps, where the grid gives none.")
+    lookback: Count = Field(96, description="Input steps, if the grid sets none.")
     horizons: tuple[Count, ...] = Field(
-        (96, 192, 336), min_length=1, description="Forecast steps, where the grid gives none."
+        (96, 192, 336), min_length=1, description="Forecast steps, if the grid sets none."
     )
     source: Name | None = Field(
-        None, description="Datasets of one source are not independent cases; its own when absent."
+        None,
+        description="Datasets of one source are not independent; a separate source when absent.",
     )
     gaps: GapRule = Field(
         "refuse",
-        description="Missing values: an error, the value before, or a line within a split.",
+        description="Missing values: an error, the previous value, or linear within a split.",
     )
     gap_limit: Count | None = Field(
         None, description="Longest gap that is filled, in steps; a season when absent."
     )
     date: tuple[str, ...] = Field(
-        ("date",), description="Columns of the time stamp; none for data without time stamps."
+        ("date",), description="Columns of the time stamp; empty for data without time stamps."
     )
-    date_format: str = Field("", description="Such as `%d/%m/%Y %H:%M`; a usual one when absent.")
+    date_format: str = Field(
+        "", description="For example `%d/%m/%Y %H:%M`; common formats when absent."
+    )
     drop: tuple[str, ...] = Field((), description="Columns that are left out.")
     mean: bool = Field(False, description="Average the rows over each step.")
     separator: Annotated[str, Field(min_length=1, max_length=1)] = Field(
-        ",", description="What separates cells."
+        ",", description="The separator of cells."
     )
     decimal: Literal[".", ","] = Field(".", description="The decimal point.")
     encoding: str = Field("utf-8", description="Encoding of the text, such as latin-1 or utf-16.")
@@ -322,7 +326,7 @@ class CustomSection(Section):
     @classmethod
     def _encoding_is_known(cls, encoding: str) -> str:
         try:
-            "".encode(encoding)  # some encodings are not encodings of text
+            "".encode(encoding)  # some Python encodings do not encode text
             return codecs.lookup(encoding).name
         except LookupError:
             raise ValueError(f"{encoding!r} is not the name of an encoding") from None
@@ -332,12 +336,12 @@ class CustomSection(Section):
         if self.separator == self.decimal:
             raise ValueError(f"separator and decimal are both {self.decimal!r}")
         if not self.date and (self.mean or self.date_format):
-            raise ValueError("date: without time stamps there is no `mean` and no `date_format`")
+            raise ValueError("date: without time stamps, `mean` and `date_format` cannot be set")
         if both := sorted({*self.date} & {*self.drop}):
             raise ValueError(f"drop: {both[0]!r} is also a column of `date`: name it in one")
         if len(self.date) > 1 and not self.date_format:
             raise ValueError(
-                "date_format: say how the columns of `date`, joined by a blank, are written, as in "
+                "date_format: give the format of the columns of `date`, joined by a blank, such as "
                 "'%d/%m/%Y %H:%M:%S'"
             )
         return self
@@ -352,7 +356,7 @@ class DataSection(Section):
     )
     synthetic: SyntheticSection = SyntheticSection()
     custom: dict[Name, CustomSection] = Field(
-        default_factory=dict, description="Datasets of your own, by name."
+        default_factory=dict, description="Custom datasets, by name."
     )
 
 
@@ -364,14 +368,18 @@ class TrainingSection(Section):
         "float32",
         description="TF32 and bf16 only if asked for; bf16 on a CPU needs AVX512_BF16 or AMX.",
     )
-    epochs: Count | None = Field(None, description="At most; the model registry's when absent.")
-    patience: Count | None = Field(None, description="Epochs without a better validation MSE.")
+    epochs: Count | None = Field(
+        None, description="Maximum number of epochs; that of the model registry when absent."
+    )
+    patience: Count | None = Field(
+        None, description="Epochs without a better validation MSE after which training stops."
+    )
 
 
 class ScoringSection(Section):
     """The one pass from which every criterion is computed."""
 
-    batches: Count = Field(16, description="Training batches scored.")
+    batches: Count = Field(16, description="Number of training batches that are scored.")
     batch_size: Count = Field(32, description="Windows per scored batch.")
 
 
@@ -399,7 +407,7 @@ class LevelSection(Section):
     def _shares_or_rules(cls, ratios: Any) -> Any:
         if not isinstance(ratios, list | tuple):
             return ratios
-        # `snakemake --config` hands over numbers inside of a list as text.
+        # `snakemake --config` passes numbers in a list as text.
         numbers = [_number(ratio) for ratio in ratios]
         for ratio in numbers:
             if not _is_share(ratio) and str(ratio).removeprefix("auto:") not in get_args(Rule):
@@ -414,7 +422,7 @@ class LevelSection(Section):
 
     @property
     def rules(self) -> tuple[str, ...]:
-        """The adaptive rules asked for, without `auto:`."""
+        """The adaptive rules among the ratios, without `auto:`."""
         return tuple(r.removeprefix("auto:") for r in self.ratios if isinstance(r, str))
 
 
@@ -426,24 +434,29 @@ class PruningSection(Section):
     )
     head: LevelSection = LevelSection()
     draws: Count = Field(10, description="Random masks per ratio for the criterion `random`.")
-    exhaustive: bool = Field(False, description="Train every site mask: the oracle needs them.")
+    exhaustive: bool = Field(
+        False, description="Train every site mask, which the comparison with the oracle needs."
+    )
     scratch: bool = Field(
-        False, description="Also train `send`'s site masks and the empty one from scratch."
+        False, description="Also train the site masks of `send` and the empty mask from scratch."
     )
 
 
 class FinetuneSection(Section):
-    """Fine-tuning of every mask, the dense one (the control) included."""
+    """Fine-tuning of every mask, including the full mask (the control)."""
 
-    epochs: Count = Field(3, description="The same for every mask; the best of 1..epochs is kept.")
-    lr_scale: float = Field(1.0, gt=0.0, description="Times the learning rate of pre-training.")
+    epochs: Count = Field(
+        3, description="Number of epochs, the same for every mask; the best of 1..epochs is kept."
+    )
+    lr_scale: float = Field(1.0, gt=0.0, description="Factor on the learning rate of pre-training.")
 
 
 class RobustnessSection(Section):
-    """One attention site at a time is manipulated in trained models, to test the criteria."""
+    """Manipulation of single attention sites in trained models, to test the criteria."""
 
     runs: tuple[str, ...] = Field(
-        (), description="Patterns of run paths (`*` is anything) that are studied; none if empty."
+        (),
+        description="Patterns of the paths of runs (`*` matches anything) to study; none if empty.",
     )
     manipulations: tuple[str, ...] = Field(
         (
@@ -455,7 +468,7 @@ class RobustnessSection(Section):
         description="`uniform`, `identity`, `pattern` (attention), `gate:FACTOR`, `noise:SIZE`.",
     )
     finetune: bool = Field(
-        False, description="Fine-tune each manipulated network too; needs `pruning.exhaustive`."
+        False, description="Also fine-tune each manipulated network; needs `pruning.exhaustive`."
     )
 
     @field_validator("manipulations")
@@ -480,7 +493,7 @@ class TransferSection(Section):
 
 
 class MeasureSection(Section):
-    """Latency and memory, alone on the machine."""
+    """Measurement of latency and memory, without other jobs on the machine."""
 
     batch_sizes: tuple[Annotated[int, Field(ge=1, le=2**16)], ...] = Field(
         (1, 128), min_length=1, description="Windows per forward pass."
@@ -489,14 +502,14 @@ class MeasureSection(Section):
 
 
 class TrackingSection(Section):
-    """MLflow: a view of the files, which can be rebuilt from them."""
+    """Tracking in MLflow, which can be rebuilt from the files at any time."""
 
-    enabled: bool = Field(True, description="False writes files only.")
+    enabled: bool = Field(True, description="If false, only files are written.")
     uri: str | None = Field(
         None,
-        description="Tracking server; SQLite under `results` if absent. `$NAME` in it is an "
-        "environment variable, as a password or token must be (or set MLFLOW_TRACKING_USERNAME and "
-        "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN).",
+        description="Address of a tracking server; SQLite in `results` if absent. `$NAME` is an "
+        "environment variable; passwords and tokens must be given this way (or in "
+        "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN).",
     )
 
     @field_validator("uri")
@@ -504,8 +517,8 @@ class TrackingSection(Section):
     def _no_password(cls, uri: str | None) -> str | None:
         if any(not re.fullmatch(r"\$(\w+|\{\w+\})", secret) for secret in _secrets(uri or "")):
             raise ValueError(
-                "the address holds a password or token, which would be written to files: put it "
-                "into an environment variable and write $NAME in its place"
+                "the address contains a password or token, which would be written to files: put it "
+                "into an environment variable and write $NAME instead"
             )
         return uri
 
@@ -514,8 +527,8 @@ class TrackingSection(Section):
     def _is_address(cls, uri: str | None) -> str | None:
         if uri is not None and not uri.startswith("$") and not STORE.match(uri):
             raise ValueError(
-                f"{without_secrets(uri)!r} is not the address of an MLflow store: it begins with "
-                "http://, https://, sqlite:///, postgresql://, mysql:// or mssql://"
+                f"{without_secrets(uri)!r} is not the address of an MLflow store: it must start "
+                "with http://, https://, sqlite:///, postgresql://, mysql:// or mssql://"
             )
         return uri
 
@@ -525,13 +538,15 @@ class StatisticsSection(Section):
 
     bootstrap: Annotated[int, Field(ge=100, le=10**6)] = Field(2000, description="Bootstrap draws.")
     confidence: float = Field(0.95, gt=0.0, lt=1.0, description="Level of the intervals.")
-    margin: float = Field(0.01, gt=0.0, description="Equivalence margin, as a share of the MSE.")
+    margin: float = Field(0.01, gt=0.0, description="Equivalence margin, as a fraction of the MSE.")
 
 
 class Config(Section):
     """One experiment of the pipeline."""
 
-    experiment: Name = Field(description="Name; its files are in `results/<experiment>`.")
+    experiment: Name = Field(
+        description="Name of the experiment; its files are in `results/<experiment>`."
+    )
     results: Folder = Field(Path("results"), description="Folder of all experiments.")
     grid: tuple[GridBlock, ...] = Field(min_length=1)
     variants: dict[Name, VariantSection] = Field(default_factory=dict)
@@ -550,7 +565,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Config:
-        # Imported late, since the registries import neighbours of this module.
+        # Imported here, since the registries import modules of this package.
         from spat.models.registry import MODELS
         from spat.scoring.names import CRITERIA, HEAD_CRITERIA, offered
 
@@ -592,14 +607,14 @@ class Config(Section):
         for model in dict.fromkeys(name for block in pruned for name in block.models):
             if MODELS[model].role == "attention":
                 # Criteria that a model does not offer are left out for it; it is an error if none
-                # is left.
+                # remains.
                 asked = self.pruning.site.criteria
                 possible = offered(MODELS[model].views)
                 if asked and not set(asked) & set(possible):
                     raise ValueError(
                         f"pruning.site.criteria: {', '.join(asked)} cannot rank the sites of "
-                        f"{model}, which do not show what is needed; add one that works with it: "
-                        f"{', '.join(possible)}"
+                        f"{model}, which do not offer the view needed: add one that works with "
+                        f"it: {', '.join(possible)}"
                     )
         if self.pruning.head.rules:
             raise ValueError("pruning.head.ratios: adaptive rules work on whole sites only")
@@ -609,13 +624,13 @@ class Config(Section):
             )
         if self.robustness.finetune and not self.pruning.exhaustive:
             raise ValueError(
-                "robustness.finetune: compares with the fine-tuned masks that leave one site out: "
-                "set pruning.exhaustive: true"
+                "robustness.finetune: needs the fine-tuned masks that leave one site out: set "
+                "pruning.exhaustive: true"
             )
         if self.experiment.lower() in RESERVED_EXPERIMENTS or _is_committed(self.folder):
             raise ValueError(
-                f"experiment: the files of {self.experiment!r} would lie in {self.folder}, which "
-                "holds other files of the project: take another name or another folder `results`"
+                f"experiment: the files of {self.experiment!r} would be in {self.folder}, which "
+                "contains other files of the project: use another name or another folder `results`"
             )
         for name in self.variants:
             if name in ("published", "deep"):
@@ -631,15 +646,15 @@ class Config(Section):
 
     @property
     def folder(self) -> Path:
-        """Where this experiment's files lie."""
+        """The folder of the experiment's files."""
         return self.results / self.experiment
 
 
 def load(values: Mapping[str, Any], source: str = "config") -> Config:
-    """Validate a mapping; `source` names the file(s) it came from in the error.
+    """Validate a mapping; `source` is the name of its files in error messages.
 
     Raises:
-        ConfigError: with one line per offending key, naming the value and what is valid.
+        ConfigError: with one line per invalid key, which names the value and valid values.
     """
     try:
         return Config.model_validate(dict(values))
@@ -651,7 +666,7 @@ def read_file(path: Path) -> dict[str, Any]:
     """The keys and values of a YAML file, unchanged.
 
     Raises:
-        ConfigError: naming the file, as `yaml_reader.read`, or if it is not a mapping.
+        ConfigError: naming the file, if `yaml_reader.read` fails or the content is not a mapping.
     """
     try:
         values = yaml_reader.read(path)
@@ -663,7 +678,7 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def load_files(*paths: Path) -> Config:
-    """Validate YAML files, each merged over the one before it (lists are replaced, not joined)."""
+    """Validate YAML files, each merged over the previous one (lists are replaced, not joined)."""
     merged: dict[str, Any] = {}
     for path in paths:
         values = read_file(path)
@@ -671,7 +686,7 @@ def load_files(*paths: Path) -> Config:
     return load(merged, " + ".join(map(str, paths)))
 
 
-# What MLflow takes, with the driver of a database.
+# The schemes that MLflow accepts, with an optional driver for a database.
 STORE = re.compile(r"https?://|(sqlite|postgresql|mysql|mssql)(\+\w+)?://")
 _SECRET_KEYS = (
     r"(?i:[\w-]*(?:pass(?:word|wd)?|pwd|token|secret|key|auth|sig(?:nature)?|credentials?))"
@@ -679,14 +694,14 @@ _SECRET_KEYS = (
 
 
 def _secrets(uri: str) -> list[str]:
-    """The parts of an address that nobody but its user may read."""
+    """The secret parts of an address: user name, password or token."""
     scheme, separator, rest = uri.partition("://")
     scheme, rest = (scheme, rest) if separator else ("", uri)
     secrets = re.findall(rf"[?&#;]{_SECRET_KEYS}=([^&#;]*)", rest)
     user, at, _ = rest.rpartition("@")
     if at and scheme not in ("sqlite", "file"):
         name, colon, password = user.partition(":")
-        # A user without a password, of a web server, is a token.
+        # The user of a web address without a password is a token.
         secrets += [password] if colon else [name] if scheme in ("http", "https") else []
     return [secret for secret in secrets if secret]
 
@@ -708,7 +723,7 @@ def _is_committed(folder: Path) -> bool:
 
 
 def _is_canonical(number: str) -> bool:
-    # Each number has one name, since names become folders: not `1.0`, `.5` or `1e0`.
+    # Each number has a single form, since names become folders: not `1.0`, `.5` or `1e0`.
     return re.fullmatch(r"(0|[1-9]\d*)(\.\d*[1-9])?", number) is not None
 
 
@@ -720,7 +735,7 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-# The user has written YAML, so the error speaks of YAML and not of Python.
+# The user wrote YAML, so the terms of pydantic are replaced by those of YAML.
 _IN_YAML = {
     "^Input ": "",
     "[Tt]uple": "list",
@@ -737,7 +752,7 @@ def _explain(error: ValidationError, source: str) -> str:
             problem["type"] == "too_short"
             and len(problem["input"]) > problem["ctx"]["actual_length"]
         ):
-            continue  # each entry that exists has its own line
+            continue  # existing entries have their own lines
         key = ".".join(str(part) for part in problem["loc"] if part != "[key]")
         message = problem["msg"]
         for pattern, words in _IN_YAML.items():
@@ -749,9 +764,9 @@ def _explain(error: ValidationError, source: str) -> str:
             valid = _valid_keys(problem["loc"])
             meant = _meant(str(problem["loc"][-1]), valid)
             message = f"unknown key; valid here: {', '.join(valid)}{meant}"
-        elif problem["type"] == "value_error":  # from our own validators, which name the value
+        elif problem["type"] == "value_error":  # from validators, which name the value
             message, value = str(problem["ctx"]["error"]), ""
-        # An error about several sections names the key in its message.
+        # The message of an error about several sections names the key.
         lines.append("  " + ": ".join(filter(None, (key, message))) + value)
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""The datasets of an experiment: those of the registry, and those of its configuration."""
+"""The datasets of an experiment, from the registry and from its configuration."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def row_of(config: Config, name: str) -> Dataset | Images | Text:
     """The row of a dataset of any task.
 
     Raises:
-        ConfigError: as `find`.
+        ConfigError: see `find`.
     """
     return WITHOUT_TIME[name] if name in WITHOUT_TIME else find(config, name)
 
@@ -35,9 +35,8 @@ def row_of(config: Config, name: str) -> Dataset | Images | Text:
 def find(config: Config, name: str) -> Dataset:
     """The row of a series.
 
-    Generated data have the rows and channels that the configuration asks for. The file of a dataset
-    of `data.custom` is read, once in a process for each version, to measure its hash, rows and
-    channels.
+    Generated data have the rows and channels of the configuration. The file of a dataset in
+    `data.custom` is read, once per process and version, to determine its hash, rows and channels.
 
     Raises:
         ConfigError: naming the key, if there is no such series or its file cannot be read.
@@ -63,7 +62,7 @@ def names(config: Config) -> tuple[str, ...]:
 
 
 def published(config: Config, name: str) -> tuple[Dataset | File, ...]:
-    """The files that `download` brings; none for generated data and files of the user."""
+    """The files that `download` fetches; none for generated data and files of the user."""
     if name in WITHOUT_TIME:
         return WITHOUT_TIME[name].files
     return (DATASETS[name],) if name in DATASETS and DATASETS[name].file else ()
@@ -110,7 +109,7 @@ def _row(name: str, section: CustomSection) -> Dataset:
 
 @lru_cache
 def _measured(row: Dataset, size: int, modified: int) -> Dataset:
-    # A new version of a file differs in size or in the time of the last change.
+    # A new version of a file differs in size or in the time of its last modification.
     from spat.data.reading import measured
 
     return measured(row, Path(row.file))

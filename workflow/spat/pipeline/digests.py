@@ -1,7 +1,7 @@
-"""What a stage depends on: the modules that compute it, and the settings that it reads.
+"""The dependencies of a stage: the modules that compute it, and the settings that it reads.
 
-The modules become inputs of the stage's rule and the settings a digest among its parameters, so
-that a change reruns only what depends on it. `spat.pipeline.cache` uses the same two as keys.
+The modules are inputs of the stage's rule, and a digest of the settings is one of its parameters,
+so that a change reruns only stages that depend on it. `spat.pipeline.cache` uses both as keys.
 Comments and docstrings do not count as code.
 """
 
@@ -25,8 +25,9 @@ from spat.scoring.names import CRITERIA
 _PACKAGE: Final = Path(__file__).parents[1]
 _EMPTY: Final = ast.dump(ast.Module([], []))
 
-# Modules that compute no results. Their content enters the digests as resolved rows of `settings`,
-# or only determines how files are named, written and kept. They and their imports do not count.
+# Modules that compute no results and are not part of the code digest, nor are their imports. Their
+# content enters the digests as resolved `settings`, or only determines how files are named, written
+# and kept.
 EXCLUDED: Final = frozenset(
     {
         "spat",
@@ -43,7 +44,7 @@ EXCLUDED: Final = frozenset(
         "spat.pipeline.resources",
         "spat.pipeline.expected",
         "spat.training.device.streams",
-        "spat.training.device.bf16",  # enters the settings of those that train with it
+        "spat.training.device.bf16",  # part of the settings of runs that train with it
         "spat.pipeline.digests",
         "spat.files",
         "spat.data.registry",
@@ -56,10 +57,10 @@ EXCLUDED: Final = frozenset(
     }
 )
 
-# Where the code of a stage begins, if not in a module of its own: `stages/report.py` only loops.
+# The entry module of a stage without its own module: `stages/report.py` only loops over pages.
 _ENTRIES: Final = dict.fromkeys(("tables", "figures"), "spat.study.pages.registry")
 
-# The stages that run a network, and so depend on the implementation of its model.
+# The stages that run a network and depend on the implementation of its model.
 _WITH_NETWORKS: Final = frozenset(
     {"pretrain", "score", "prune", "robustness", "measure", "transfer"}
 )
@@ -70,7 +71,7 @@ def sources(stage: str, model: str | None = None) -> list[str]:
 
     They are the stage's module with its direct and indirect imports (at the top of a module or
     inside a function), and the modules that are imported by name: the implementation of `model`
-    and, where criteria are computed, those of the criteria.
+    and, if the stage computes criteria, their implementations.
     """
     return list(_paths(stage, model, Path.cwd()))
 
@@ -83,13 +84,13 @@ def code_digest(stage: str, model: str | None = None) -> str:
 def settings(
     config: Config, stage: str, run: Run | None = None, dataset: str | None = None
 ) -> dict[str, Any]:
-    """The resolved settings that a stage reads, of a run or (`download`, `prepare`) of a dataset.
+    """The resolved settings that a stage reads, for a run or (`download`, `prepare`) a dataset.
 
-    `finetune` is the part of `prune` that a single mask depends on; how many data orders there are
-    stands in the plan (`spat.pipeline.runs.Planned`) and makes no mask stale.
+    `finetune` is the part of `prune` that a single mask depends on. The number of data orders is in
+    the plan (`spat.pipeline.runs.Planned`) and makes no mask stale.
 
     Raises:
-        ValueError: on a stage without settings, naming those that have some.
+        ValueError: if the stage has no settings; the message names the stages that have.
     """
     if stage == "collect":
         return {
@@ -114,9 +115,9 @@ def settings_digest(
 
 
 def write_resolved(config: Config) -> Path:
-    """The resolved configuration in a file named by its content, written if it is not there.
+    """Write the resolved configuration to a file named by its content, unless the file exists.
 
-    Invocations with different settings use different files, and a job can be repeated by hand with
+    Invocations with different settings use different files, so a job can be repeated by hand with
     the same settings.
     """
     text = dump(config)
@@ -255,7 +256,7 @@ def _paths(stage: str, model: str | None, folder: Path) -> tuple[str, ...]:
 
 @cache
 def _modules(stage: str, model: str | None) -> tuple[str, ...]:
-    """The modules that compute a stage, sorted; empty packages (a docstring alone) are left out."""
+    """The modules that compute a stage, sorted, without packages that have only a docstring."""
     modules: set[str] = set()
     waiting = [_ENTRIES.get(stage, f"spat.pipeline.stages.{stage}"), *_by_name(stage, model)]
     while waiting:
@@ -267,7 +268,7 @@ def _modules(stage: str, model: str | None) -> tuple[str, ...]:
 
 
 def _by_name(stage: str, model: str | None) -> Iterator[str]:
-    """Implementations that are named in registries and imported by name."""
+    """The implementations that registries name and that are imported by name."""
     if model is not None and stage in _WITH_NETWORKS:
         yield MODELS[model].module
         yield f"spat.tasks.{MODELS[model].task}"
@@ -276,9 +277,9 @@ def _by_name(stage: str, model: str | None) -> Iterator[str]:
 
 @cache
 def _read(module: str) -> tuple[bool, tuple[str, ...]]:
-    """Whether a module has code beside a docstring, and the modules of this package it imports.
+    """Whether a module has code besides a docstring, and the modules of this package it imports.
 
-    Imports anywhere in its code count, but not those for types only.
+    Imports for type checking are left out.
     """
     tree, names = _tree(module), set[str]()
     for node in _executed(tree):

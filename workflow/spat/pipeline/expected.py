@@ -1,9 +1,9 @@
-"""How long the jobs of an experiment are expected to take, before the first of them has run.
+"""The expected duration of the jobs of an experiment, before any of them has run.
 
-Progress is weighed by these seconds, since one fine-tuning of forty masks takes longer than all
-short jobs together. The seconds are those of one core that does nothing else, and they are right
-within a factor of about two. The display corrects them by the time that finished jobs have taken.
-Neither torch nor pandas is imported.
+Progress is weighted by these seconds, since one job that fine-tunes forty masks takes longer than
+all short jobs together. The seconds are for one idle core, with an error of up to a factor of about
+two. The display corrects them by the durations of finished jobs. This module imports neither torch
+nor pandas.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from spat.pipeline.config import Config, LevelSection
 from spat.pipeline.resources import is_light
 from spat.pipeline.runs import Planned, Run
 
-# Seconds to start an interpreter with torch and pandas, to evaluate, and to track what was done.
+# Seconds to start an interpreter with torch and pandas, to evaluate, and to track the results.
 START: Final = 3.0
-# Of the stages that import neither.
+# Seconds for stages that import neither.
 START_LIGHT: Final = 0.5
 LIGHT: Final = {"download", "prepare", "select", "decide"}
 # Seconds of an epoch of ETTh1 at the published setting, lookback and horizon 96, on one core: the
@@ -36,23 +36,23 @@ EPOCH: Final = {
     "Mamba": 55.0,
     "TSMixer": 2.5,
     "TiDE": 20.0,
-    # Of Fashion-MNIST, at the setting `deep`: the experiment `vision`.
+    # Seconds of an epoch of Fashion-MNIST in the variant `deep`: the experiment `vision`.
     "ViT": 16.0,
 }
-# Of the others.
+# Seconds of an epoch of other models.
 EPOCH_OF_ROLE: Final = {"attention": 400.0, "baseline": 0.3, "naive": 0.0}
-WINDOWS: Final = 8449  # of ETTh1, for training
-# Work per token that grows with the width and not its square, in products of the width.
+WINDOWS: Final = 8449  # training windows of ETTh1
+# Work per token that grows linearly with the width, in products of the width.
 PER_WIDTH: Final = 128
-# With patience training rarely takes all of its epochs.
+# With early stopping, training rarely takes all epochs.
 SHARE_OF_EPOCHS: Final = 0.7
-# A network without some of its sites, against the whole one.
+# Time of a network without some of its sites, relative to the dense network.
 SHARE_OF_PRUNED: Final = 0.7
 COLLECT_PER_RUN: Final = 0.1
-# Seconds to evaluate and track one more network in a process that has started.
+# Seconds to evaluate and track one more network in a running process.
 ANOTHER: Final = 0.5
-# A linear or naive run that trains no longer than this shares its jobs with others like it, and a
-# job takes so many runs, or seconds of training.
+# Linear and naive runs that train for at most this number of seconds share jobs; a job has at most
+# this number of runs and of seconds of training.
 SHORT: Final = 30.0
 PACK_RUNS: Final = 40
 PACK_SECONDS: Final = 120.0
@@ -62,7 +62,7 @@ MEASURE_PER_BATCH_SIZE: Final = 0.1
 
 
 def seconds(config: Config, plan: Mapping[str, Planned], rule: str, of: Mapping[str, str]) -> float:
-    """Seconds of one core that a job takes, from its rule and its wildcards `of`."""
+    """Expected seconds of a job on one core, from its rule and its wildcards `of`."""
     if rule == "all":
         return 0.0
     if rule in LIGHT:
@@ -80,15 +80,15 @@ def seconds(config: Config, plan: Mapping[str, Planned], rule: str, of: Mapping[
 def wall(
     config: Config, plan: Mapping[str, Planned], rule: str, of: Mapping[str, str], threads: int
 ) -> float:
-    """Seconds from the start to the end of a job: only `prune` computes on all of its threads."""
+    """Expected duration of a job in seconds; only `prune` uses all of its threads."""
     return seconds(config, plan, rule, of) / (threads if rule == "prune" else 1)
 
 
 def packs(config: Config, plan: Mapping[str, Planned]) -> tuple[tuple[str, ...], ...]:
-    """The short runs, as those that one job takes: their paths, in the order of the grid.
+    """Packs of short runs that share a job, as paths of runs in the order of the grid.
 
-    Starting a process takes longer than a linear or naive model takes to train. A run in no pack
-    has jobs of its own. The packs follow from the configuration alone.
+    Starting a process takes longer than training a linear or naive model. A run that is in no pack
+    has its own jobs. The packs depend only on the configuration.
     """
     packs: list[tuple[str, ...]] = []
     begun: list[str] = []
@@ -108,7 +108,7 @@ def packs(config: Config, plan: Mapping[str, Planned]) -> tuple[tuple[str, ...],
 def pack_seconds(
     config: Config, plan: Mapping[str, Planned], stage: str, pack: Sequence[str]
 ) -> float:
-    """Seconds of a job that takes the runs of a pack through `pretrain` or `transfer`."""
+    """Expected seconds of a job with the runs of a pack, for `pretrain` or `transfer`."""
     chosen = [plan[path] for path in pack]
     if stage == "transfer":
         return START + ANOTHER * sum(len(runs.targets(config, p.run)) for p in chosen)
@@ -140,7 +140,7 @@ def _of_run(config: Config, planned: Planned, rule: str) -> float:
 
 
 def epoch_seconds(config: Config, run: Run) -> float:
-    """Seconds of one core for an epoch of training of the run's dense model."""
+    """Expected seconds of a training epoch of the run's dense model on one core."""
     known, work = tasks.of(run).epoch(config, run)
     setup = runs.setup_of(config, run)
     seconds = EPOCH.get(run.model, EPOCH_OF_ROLE[MODELS[run.model].role])
@@ -148,7 +148,7 @@ def epoch_seconds(config: Config, run: Run) -> float:
 
 
 def _size(settings: Settings) -> float:
-    """Work of a token in all layers: products of the attention and the feed-forward network."""
+    """Work per token in all layers: products of the attention and the feed-forward network."""
     width = getattr(settings, "d_model", 0)
     inner = getattr(settings, "d_ff", 0)
     products = 4 * width**2 + 2 * width * inner + PER_WIDTH * (width + inner)
@@ -160,7 +160,7 @@ def _layers(settings: Settings) -> int:
 
 
 def sites(config: Config, run: Run) -> int:
-    """Attention modules of the run's model: one a layer, two in a decoder's."""
+    """The number of attention modules of the run's model: one per layer, two in decoder layers."""
     settings = runs.setup_of(config, run).settings
     return max(1, _layers(settings) + int(getattr(settings, "d_layers", 0)))
 
@@ -168,7 +168,7 @@ def sites(config: Config, run: Run) -> int:
 def networks_of_job(
     config: Config, plan: Mapping[str, Planned], rule: str, of: Mapping[str, str]
 ) -> int:
-    """Networks that a job trains, at most; 1 for a job that trains one network or none."""
+    """The maximum number of networks that a job trains; 1 if it trains one or none."""
     if rule != "prune" or of["run"] not in plan:
         return 1
     planned = plan[of["run"]]
@@ -176,7 +176,7 @@ def networks_of_job(
 
 
 def networks(config: Config, planned: Planned) -> int:
-    """Networks that are fine-tuned, at most: decisions that agree share one."""
+    """The maximum number of fine-tuned networks; equal decisions share a network."""
     section, count = config.pruning, sites(config, planned.run)
     every: int = 2**count
     wanted = _decisions(section.site, section.draws)
@@ -185,7 +185,7 @@ def networks(config: Config, planned: Planned) -> int:
 
 
 def scratch(config: Config, planned: Planned) -> int:
-    """Networks that are trained from random weights."""
+    """The number of networks that are trained from random weights."""
     if not config.pruning.scratch:
         return 0
     every: int = 2 ** sites(config, planned.run)

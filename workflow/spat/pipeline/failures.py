@@ -1,4 +1,4 @@
-"""What a command says when it fails: one message with the file and the remedy."""
+"""The message of a command that fails, with the file and the remedy."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Final
 
 from spat.files import is_disk_full
 
-# What is missing where only the library was installed.
+# The message if only the library is installed.
 PIPELINE_PACKAGES: Final = (
-    "the pipeline needs packages that the library does not: run `pip install '.[pipeline]'` in the "
+    "the pipeline needs more packages than the library: run `pip install '.[pipeline]'` in the "
     "folder of the project"
 )
 INTERRUPTED: Final = (
@@ -25,16 +25,16 @@ INTERRUPTED: Final = (
 )
 
 _PACKAGE: Final = Path(__file__).parents[1]
-# How the command line begins the message of a failure.
+# The start of the message of a failed command.
 _ENDED: Final = re.compile(r"spat \w+: ")
-# How torch and CUDA put it; Python has MemoryError.
+# The messages of torch and CUDA; Python raises MemoryError.
 _NO_MEMORY: Final = re.compile(r"can't allocate memory|not enough memory|out of memory", re.I)
-# Errors that are raised with a message for the user, here and in the libraries.
+# Errors whose message is written for the user, in this package and in libraries.
 _EXPLAINED: Final = (OSError, ValueError, RuntimeError)
 
 
 def explain(error: BaseException) -> str:
-    """One message for an error that ended a command: what, which file, and what to do."""
+    """One message for an error that ended a command: the problem, the file, and the remedy."""
     text = _text(error)
     if isinstance(error, ModuleNotFoundError) and not (error.name or "spat").startswith("spat"):
         return f"{error.name} is not installed: {PIPELINE_PACKAGES}"
@@ -46,7 +46,7 @@ def explain(error: BaseException) -> str:
     if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
         return (
             f"{text}. There is too little memory: run fewer jobs at a time (--cores, --workers, "
-            "--concurrency), or take smaller settings (batch_size, measure.batch_sizes), and run "
+            "--concurrency), or use smaller settings (batch_size, measure.batch_sizes), and run "
             "the same command again"
         )
     if isinstance(error, IsADirectoryError):
@@ -59,7 +59,7 @@ def explain(error: BaseException) -> str:
     if isinstance(error, BrokenProcessPool):
         return (
             f"{text}. A worker process was killed, most often because memory ran out: run the same "
-            "command with fewer --workers; what was trained is kept"
+            "command with fewer --workers; trained networks are kept"
         )
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{text}. Give yourself access to it, or choose another folder"
@@ -76,25 +76,27 @@ def explain(error: BaseException) -> str:
 
 
 def failed_jobs(jobs: Iterable[tuple[str, str, Path]], since: float) -> str:
-    """The messages of the jobs that failed, each with its log.
+    """The messages of the failed jobs, each with its log.
 
-    `jobs` are those that did not finish, as (what it belongs to, name, log). The jobs of a run are
-    one job of a cluster, which Snakemake reports as a whole: those before the one that failed have
-    a log without a message, and those after it have none, or one from before `since` (seconds since
-    1970). Where no job of a run left a message, it was killed during the last that has a log.
+    `jobs` are the jobs that did not finish, as (group, name, log). On a cluster the jobs of a run
+    are one group, which Snakemake reports as a whole: jobs before the failed one have a log without
+    a message, and jobs after it have no log, or one from before `since` (seconds since 1970). If no
+    job of a group has a message, the group was killed during the last job with a log.
     """
     by_owner: dict[str, list[tuple[float, str, Path, str]]] = {}
     for owner, name, log in jobs:
         if log.is_file() and (changed := log.stat()).st_mtime >= since:
-            # A job writes its command first: the log of one that never started is empty.
+            # A job writes its command first, so the log of a job that never started is empty.
             started = changed.st_mtime if changed.st_size else 0.0
             by_owner.setdefault(owner, []).append((started, name, log, _message(log)))
     lines: list[str] = []
     for owner, logs in by_owner.items():
         failed = [entry for entry in logs if entry[3]] or [max(logs)]
         for started, name, log, message in failed:
-            ended = "ended without a message: it was killed, or its time or memory was up"
-            never = "never started: the log of the cluster, which Snakemake names above, says why"
+            ended = "ended without a message: it was killed, or exceeded its time or memory"
+            never = (
+                "never started: the log of the cluster, which Snakemake names above, has the reason"
+            )
             shown = f"{name}  ({log})" if started else owner
             lines += [shown, f"    {message or (ended if started else never)}"]
     if not lines:
@@ -110,7 +112,7 @@ def _message(log: Path) -> str:
 
 
 def _text(error: BaseException) -> str:
-    # Only one line for each line of a message that has several on purpose.
+    # Each line of a message becomes one line, without repeated blanks.
     text = str(error) if isinstance(error, _EXPLAINED) else " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 

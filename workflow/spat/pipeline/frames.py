@@ -1,7 +1,7 @@
-"""The tidy frames of an experiment: their columns, and the checks that aggregation makes.
+"""The tidy frames of an experiment: their columns, and the checks of aggregation.
 
-Tables and figures read these frames and nothing else. A value that does not apply is missing: the
-`head` of a score of a whole site, the `batch` of a score over all batches.
+Tables and figures read only these frames. A value that does not apply is missing, for example the
+`head` of the score of a whole site, and the `batch` of a score over all batches.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import pandas as pd
 
 from spat.pipeline.records import METRICS, text_form, unknown_text
 
-# What identifies a run, in front of each frame. `source` is where the data come from: datasets of
-# one source are not independent cases. `control_of` is the variant that a variant is a control of,
-# missing for all others. `setting` is written by the task: l96-h96 is a lookback and a horizon.
+# The columns that identify a run, the first ones of each frame. `source` is the origin of the data:
+# datasets of one source are not independent. `control_of` is the variant that this variant is a
+# control of; it is missing for other variants. `setting` has the form of the task: l96-h96 is a
+# lookback and a horizon.
 RUN: Final = (
     "experiment",
     "task",
@@ -31,12 +32,12 @@ RUN: Final = (
 
 _KEYS: Final = {name: "int64" if name == "seed" else "str" for name in RUN}
 
-# Column -> dtype. Which columns may hold missing values is in `MAY_BE_MISSING`.
+# Column -> dtype. `MAY_BE_MISSING` lists the columns that may have missing values.
 COLUMNS: Final[dict[str, dict[str, str]]] = {
     # One row per error of a network on a split. `phase`: dense (pre-trained), pruned (not tuned),
-    # finetuned (the mask of all sites kept is the control), scratch (trained from random weights).
-    # `target` is the dataset evaluated on: the run's own, or another one for zero-shot transfer.
-    # The value is missing where training diverged.
+    # finetuned (with all sites kept it is the control), scratch (trained from random weights).
+    # `target` is the evaluated dataset: that of the run, or another one for zero-shot transfer.
+    # The value is missing if training diverged.
     "measurements": {
         **_KEYS,
         "order": "int64",
@@ -48,7 +49,7 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "value": "float64",
     },
     # One row per network: its costs, and how it was trained. Latency (with its spread) and memory
-    # are missing where they were not measured. `share`: of the training windows in an epoch.
+    # are missing if they were not measured. `share` is the share of training windows per epoch.
     "networks": {
         **_KEYS,
         "order": "int64",
@@ -70,7 +71,7 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "digest": "str",
     },
     # One row per decision. `ratio` is missing for adaptive rules, `rule` is empty for fixed ratios.
-    # `finetunings` counts the fine-tuned masks a rule had to look at.
+    # `finetunings` is the number of fine-tuned masks that a rule used.
     "selections": {
         **_KEYS,
         "criterion": "str",
@@ -84,7 +85,8 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
     },
     # One row per score. `site` is the index in forward order and `name` its name; `head` is missing
     # for the whole site. `batch` is missing for the score over all batches (at every epoch of
-    # pre-training for `send`, at the kept epoch for all), else it counts from 0, at the kept epoch.
+    # pre-training for `send`, at the kept epoch for all criteria); otherwise it is the number of
+    # the batch, from 0, at the kept epoch.
     # The criterion `uniformity` is the normalised row entropy of the attention maps.
     "scores": {
         **_KEYS,
@@ -118,10 +120,10 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "losses": "object",
     },
     # One row per measurement of a network with one manipulated site; the manipulation `intact` is
-    # the network as it was trained. `quantity` is a criterion (its score of that site), the primary
-    # metric, or `leave_one_out` (that metric without the site minus with it). `phase`: untuned, or
+    # the unchanged network. `quantity` is a criterion (its score of that site), the primary metric,
+    # or `leave_one_out` (that metric without the site minus with it). `phase`: untuned, or
     # finetuned with the manipulation in place. `site` is missing for the intact network. A value is
-    # missing where training diverged.
+    # missing if training diverged.
     "robustness": {
         **_KEYS,
         "site": "int64",
@@ -132,8 +134,8 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "split": "str",
         "value": "float64",
     },
-    # One row per weight of a mean attention map. `network` is `dense` or a mask (its fine-tuned
-    # network). `head` is missing for the mean over heads.
+    # One row per weight of a mean attention map. `network` is `dense`, or a mask for its fine-tuned
+    # network. `head` is missing for the mean over heads.
     "maps": {
         **_KEYS,
         "network": "str",
@@ -143,9 +145,9 @@ COLUMNS: Final[dict[str, dict[str, str]]] = {
         "key": "int64",
         "value": "float64",
     },
-    # One row per step of a forecast. `name` is `input`, `truth`, `dense` (the dense network's
-    # forecast) or a mask (its fine-tuned one). `channel` is missing for the last channel. The value
-    # is standardised.
+    # One row per step of a forecast. `name` is `input`, `truth`, `dense` (the forecast of the dense
+    # network) or a mask (the forecast of its fine-tuned network). `channel` is missing for the last
+    # channel. The value is standardised.
     "forecasts": {
         **_KEYS,
         "name": "str",
@@ -168,7 +170,7 @@ UNIQUE: Final[dict[str, tuple[str, ...]]] = {
     "forecasts": (*RUN, "name", "window", "step", "channel"),
 }
 
-# Besides `control_of`, which may be missing in all.
+# In addition to `control_of`, which may be missing in all frames.
 MAY_BE_MISSING: Final[dict[str, tuple[str, ...]]] = {
     "measurements": ("value",),
     "networks": ("latency_ms", "latency_spread_ms", "memory_mb"),
@@ -190,7 +192,7 @@ _PHASES: Final = {"pretrain": "dense", "finetune": "finetuned", "scratch": "scra
 
 
 class FrameError(ValueError):
-    """A frame with missing columns, gaps or duplicates; the message shows the first offenders."""
+    """A frame with missing columns, gaps or duplicates; the message shows the first of them."""
 
 
 def empty(name: str) -> pd.DataFrame:
@@ -202,9 +204,9 @@ def checked(name: str, frame: pd.DataFrame, *, source: str = "") -> pd.DataFrame
     """The frame with its columns in order and typed.
 
     Raises:
-        FrameError: on missing or unknown columns, duplicate keys, values that a column cannot have,
-            or values missing where the schema wants them; naming `source` and the first offending
-            rows.
+        FrameError: if columns are missing or unknown, keys are duplicated, values are invalid for
+            their column, or required values are missing; the message names `source` and the first
+            invalid rows.
     """
     import pandera.pandas as pa
 

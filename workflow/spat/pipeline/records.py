@@ -1,4 +1,4 @@
-"""What each job records: code, settings, versions, device and time; and what each record holds."""
+"""The records of jobs (code, settings, versions, device and time), and checks of their content."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def now() -> str:
 def header(
     config: Config, stage: str, run: Run | None = None, device: str = "cpu"
 ) -> dict[str, Any]:
-    """The part of `metrics.json` that is the same for every job."""
+    """The part of `metrics.json` that all jobs have."""
     return {
         "stage": stage,
         "experiment": config.experiment,
@@ -76,7 +76,7 @@ def header(
 def commit() -> str:
     """The git commit of the code, `-dirty` if tracked files differ.
 
-    It is `unknown` outside git, and where the repository around this file does not track it.
+    It is `unknown` outside git, and if the repository that contains this file does not track it.
     """
     here = Path(__file__)
     git = ["git", "-C", str(here.parent)]
@@ -94,7 +94,7 @@ def commit() -> str:
 
 @cache
 def versions() -> dict[str, str]:
-    """Python's version and those of the packages that affect the results."""
+    """The versions of Python and of the packages that affect the results."""
     versions = {"python": platform.python_version()}
     for package in RECORDED_PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -102,13 +102,13 @@ def versions() -> dict[str, str]:
     return versions
 
 
-# What each kept record holds. `fault` is the one place that says whether a record fits, and every
-# reader asks it (`spat.pipeline.cache`). Keys that only some versions wrote have a default, since
-# nothing depends on them. Unknown keys do no harm.
+# The content of each kept record. Every reader (`spat.pipeline.cache`) checks records by `fault`.
+# Keys that only some versions wrote have a default, since nothing depends on them. Unknown keys are
+# allowed.
 
 
 def _form(pattern: str, what: str) -> AfterValidator:
-    """Text must have this form; `what` says in words which."""
+    """A validator of the form of a text; `what` describes the form."""
 
     def check(text: str) -> str:
         if re.fullmatch(pattern, text) is None:
@@ -148,10 +148,10 @@ _BatchSize = Annotated[str, _form(r"[1-9][0-9]*", "a batch size")]
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _Amount = Annotated[float, Field(ge=0)]
 _Phase = Literal["dense", "pruned", "finetuned", "scratch"]
-# By the name of the metric. What is not finite was written as null.
+# By the name of the metric. Values that are not finite were written as null.
 _Means = dict[str, _Amount | None]
 
-# Of each task (`spat.tasks.registry`, which imports torch). The first is primary.
+# The metrics of each task (as in `spat.tasks.registry`, which imports torch), the primary first.
 METRICS: Final = {
     "forecasting": ("mse", "mae"),
     "imaging": ("cross_entropy", "error_rate"),
@@ -164,7 +164,7 @@ class _Part(BaseModel):
 
 
 class _Record(_Part):
-    """What `header` writes, the digest of what the record depends on, and its files."""
+    """The values of `header`, the digest of the dependencies, and the files."""
 
     files_of_stage: ClassVar[tuple[str, ...]] = ()
     stage: str
@@ -190,7 +190,7 @@ class _Record(_Part):
         return self
 
     def require_metrics(self, errors: Mapping[str, _Means], *, finite: bool) -> None:
-        """All metrics of the task for each of the splits; none missing, if they must be finite."""
+        """Require all metrics of the task for each split, and finite values if `finite`."""
         wanted = METRICS.get(MODELS[self.model].task, ()) if self.model in MODELS else ()
         for split, means in errors.items():
             for metric in wanted or means:
@@ -208,7 +208,7 @@ class _Splits(_Part):
 
 
 class _Fitted(_Record):
-    """A network that was trained, and what it costs."""
+    """A trained network and its costs."""
 
     status: Literal["ok", "diverged"]
     mask: _Mask
@@ -232,7 +232,7 @@ class _Tried(_Part):
     status: Literal["ok", "diverged"]
 
 
-# A setting of a network or a recipe; of which type each is, `Settings` and `Recipe` say.
+# A setting of a network or a recipe; `Settings` and `Recipe` define the types.
 _Value = bool | Annotated[int, Field(ge=0)] | _Amount | _Text | None
 
 
@@ -251,7 +251,7 @@ class _Pretrain(_Fitted):
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> _Pretrain:
-        from spat.attention.mask import Mask  # what the stages without masks do not depend on
+        from spat.attention.mask import Mask  # values that stages without masks do not depend on
 
         if len(self.sites) != len(self.heads):
             raise ValueError(f"`sites` has {len(self.sites)} entries, `heads` {len(self.heads)}")
@@ -265,7 +265,7 @@ class _Pretrain(_Fitted):
 
 
 def _require_type(key: str, values: Mapping[str, Any], kind: type[Any]) -> None:
-    """All fields of a dataclass, each of its type."""
+    """Require all fields of a dataclass with their types."""
     try:
         TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
@@ -453,7 +453,7 @@ class _PreparedSeries(_Prepared):
 
 @dataclass(frozen=True)
 class _Place:
-    """What a record at a path holds, what identifies it, and the command that makes it."""
+    """The kind of record at a path, its identifying keys, and the command that writes it."""
 
     kind: type[_Part]
     keys: Mapping[str, Any]
@@ -461,11 +461,11 @@ class _Place:
 
 
 def fault(path: Path, values: Mapping[str, Any]) -> str | None:
-    """What is wrong with the content of a record: the file, the key, its value and what is valid.
+    """The problem in the content of a record (file, key, value and valid values), or None.
 
-    Which keys it must have, of which types and ranges, and to which run, network or target it must
-    belong, follows from its path below the experiment. None if it fits, or if no job keeps a record
-    at such a path.
+    The path below the experiment determines the required keys, their types and ranges, and the run,
+    network or target that the record must belong to. None is returned if there is no problem, or if
+    no job keeps a record at such a path.
     """
     if (place := _place(path)) is None:
         return None
@@ -488,7 +488,7 @@ def fault(path: Path, values: Mapping[str, Any]) -> str | None:
     return None
 
 
-# The columns of kept tables, of whole numbers (i), numbers (f) or text (t); others do no harm.
+# The columns of kept tables: integers (i), numbers (f) or text (t). Other columns are allowed.
 _SCORES: Final = {"epoch": "i", "site": "i", "name": "t", "head": "i", "criterion": "t"}
 _TABLES: Final[dict[str, dict[str, str]]] = {
     "history.csv": {"epoch": "i", "learning_rate": "f", "seconds": "f"},  # and of each metric
@@ -526,7 +526,7 @@ _QUANTITIES: Final = {
     ),
 }
 _KINDS: Final = {"i": "whole numbers", "f": "numbers", "t": "text"}
-# Dimensions of kept arrays: losses of windows, and of windows without each site.
+# The number of dimensions of kept arrays: losses of windows, and of windows without each site.
 _ARRAYS: Final = {
     **dict.fromkeys(("losses.npy", "validation_losses.npy", "untuned_losses.npy"), 1),
     "loss_drops.npy": 2,
@@ -535,7 +535,7 @@ _FORECASTS: Final = {"window": 1, "input": 2, "truth": 2, "forecast": 2}
 
 
 def table_fault(path: Path, table: pd.DataFrame) -> str | None:
-    """What is wrong with the columns of a kept table: the file, the column and what is valid."""
+    """The problem in the columns of a kept table (file, column and valid values), or None."""
     import pandas as pd
 
     wanted = dict(_TABLES.get(path.name, {}))
@@ -549,7 +549,7 @@ def table_fault(path: Path, table: pd.DataFrame) -> str | None:
             return f"{path}: has no column {column!r} (written by another version)"
         types = pd.api.types
         is_number = types.is_numeric_dtype(table[column]) and not types.is_bool_dtype(table[column])
-        # A column without values has any type.
+        # A column without values may have any type.
         right = (
             table[column].isna().all()
             or {
@@ -584,7 +584,7 @@ def unknown_text(column: str, values: pd.Series, form: str) -> str | None:
 
 
 def array_fault(path: Path, arrays: Mapping[str, NDArray[Any]]) -> str | None:
-    """What is wrong with kept arrays, by their names (`""` for the one of a `.npy`)."""
+    """The problem in kept arrays, by their names (`""` for the array of a `.npy`), or None."""
     dimensions = {"": _ARRAYS[path.name]} if path.name in _ARRAYS else {}
     if path.name == "forecasts.npz" and _task(path) == "forecasting":
         dimensions = _FORECASTS
@@ -601,7 +601,7 @@ def array_fault(path: Path, arrays: Mapping[str, NDArray[Any]]) -> str | None:
 
 
 def command(path: Path) -> str | None:
-    """The command that makes the record of a path, or the file beside it; None if none does."""
+    """The command that writes the record (or the file next to it) at a path, or None."""
     place = _place(path)
     return place.command if place else None
 
@@ -660,7 +660,7 @@ _SIMPLE: Final[dict[str, type[_Part]]] = {
 def _of_run(
     stage: str, inner: Sequence[str], name: str
 ) -> tuple[type[_Part], dict[str, Any], str] | None:
-    """The kind of a record below the folder of a run, its own keys, and options of its command."""
+    """The kind of a record below the folder of a run, its keys, and the options of its command."""
     match stage, tuple(inner), name:
         case ("pretrain", ("kept",), "metrics.json"):
             return _Pretrain, {}, ""

@@ -1,4 +1,4 @@
-"""What a job needs from the machine: threads, memory, and whether it uses a GPU."""
+"""The resources of a job: threads, memory and GPUs."""
 
 from __future__ import annotations
 
@@ -8,41 +8,41 @@ from pathlib import Path
 from spat.models.registry import MODELS
 from spat.training.options import Device
 
-# An interpreter with torch and pandas, and the activations of a narrow series.
+# MB for an interpreter with torch and pandas, and the activations of a narrow series.
 BASE_MB = 1500
-# An allowance: what the widest model (the published PatchTST, width 512, two layers) keeps for the
-# backward pass of 16 windows, about 25 activations of 12 patches a layer.
+# An upper estimate: the memory that the widest model (the published PatchTST, width 512, two
+# layers) keeps for the backward pass of 16 windows, about 25 activations of 12 patches per layer.
 MB_PER_CHANNEL = 20
-# The linear and naive models keep little but the data.
+# Linear and naive models need little memory besides the data.
 MB_PER_CHANNEL_LIGHT = 2
 # Models without attention that train for minutes.
 HEAVY = frozenset({"TSMixer", "TiDE"})
 
-# Each card that the NVIDIA driver sees has a folder here; asking torch would take seconds.
+# The NVIDIA driver has a folder here for each GPU; importing torch would take seconds.
 CARDS = Path("/proc/driver/nvidia/gpus")
 
 
-# What CUDA reads when it starts: matrix products that are deterministic, and as many queues in
-# hardware as torch has streams (by default 8, and streams that share one wait for each other).
+# Environment variables that CUDA reads at its start: deterministic matrix products, and as many
+# hardware queues as torch has streams (by default 8; streams of one queue wait for each other).
 CUDA_ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "CUDA_DEVICE_MAX_CONNECTIONS": "32"}
 
 
 def prepare_cuda() -> None:
-    """Set the environment that CUDA needs, unless the user has; nothing is imported or started."""
+    """Set environment variables for CUDA that the user has not set; imports and starts nothing."""
     for name, value in CUDA_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
 
 def is_light(model: str) -> bool:
-    """Whether a model is linear or naive: it trains in seconds on one core."""
+    """Whether a model is linear or naive, so that it trains in seconds on one core."""
     return MODELS[model].role != "attention" and model not in HEAVY
 
 
 def gpus(device: Device, model: str, *, on_cluster: bool = False, cards: Path = CARDS) -> int:
-    """1 if a job will compute on a GPU, else 0 (and then the job does not wait for one).
+    """The number of GPUs of a job, 0 or 1; a job with 0 does not wait for a GPU.
 
-    With the device `auto`, jobs of a cluster get a GPU unless their model is linear or naive. On a
-    single machine they get one if the machine has one.
+    With the device `auto`, jobs on a cluster get a GPU unless their model is linear or naive. On a
+    single machine they get a GPU if the machine has one.
     """
     if device == "auto":
         if on_cluster:
@@ -52,7 +52,7 @@ def gpus(device: Device, model: str, *, on_cluster: bool = False, cards: Path = 
 
 
 def group(model: str) -> str:
-    """The group of Snakemake that the jobs of a run belong to: one job of a cluster.
+    """The Snakemake group of the jobs of a run; a group is one job on a cluster.
 
     A profile puts several runs of the group `light` into one job (`group-components`).
     """
@@ -60,14 +60,14 @@ def group(model: str) -> str:
 
 
 def prune_threads(cores: int | None, runs: int) -> int:
-    """Threads of a `prune` job, one a mask: the cores that the runs themselves do not fill.
+    """Threads of a `prune` job, one per mask: the cores that are not needed for other runs.
 
-    `cores` is None where Snakemake was given none (a dry run, a cluster).
+    `cores` is None if Snakemake has no number of cores (a dry run, a cluster).
     """
     return max(1, (cores or 1) // max(1, runs))
 
 
 def memory_mb(channels: int, model: str | None = None) -> int:
-    """Memory that a cluster should grant a job on data of so many channels, in MB."""
+    """Memory in MB that a job needs on data with this number of channels, for a cluster."""
     light = model is not None and is_light(model)
     return BASE_MB + (MB_PER_CHANNEL_LIGHT if light else MB_PER_CHANNEL) * channels

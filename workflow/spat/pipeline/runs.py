@@ -18,7 +18,7 @@ from spat.tasks.setting import WRITTEN
 if TYPE_CHECKING:
     from spat.models.registry import Setup
 
-# A name has no slash and no dot in front, so that a path stays inside the experiment's folder.
+# A name has no slash and no leading dot, so that a path stays inside the experiment's folder.
 _NUMBER = r"(0|[1-9][0-9]{0,18})"
 _PATH = re.compile(rf"({NAME.pattern})/([A-Za-z0-9]+)-({NAME.pattern})/({WRITTEN})/seed{_NUMBER}")
 # BASE+KIND: a variant that is a control of the variant BASE.
@@ -29,7 +29,7 @@ _CONTROL = re.compile(r"([^+]+)\+.+")
 class Run:
     """One (dataset, model, variant, setting, seed).
 
-    The task writes the setting: ``l96-h96`` for forecasts, ``28x28`` for images.
+    The setting has the form of the task: ``l96-h96`` for forecasts, ``28x28`` for images.
     """
 
     dataset: str
@@ -40,7 +40,7 @@ class Run:
 
     @property
     def path(self) -> str:
-        """Folder below the experiment, and the run's name on the command line."""
+        """The folder below the experiment, which is also the run's name on the command line."""
         return f"{self.dataset}/{self.model}-{self.variant}/{self.setting}/seed{self.seed}"
 
     @classmethod
@@ -61,7 +61,7 @@ class Run:
 
     @property
     def keys(self) -> dict[str, str | int]:
-        """What identifies the run within an experiment."""
+        """The values that identify the run within an experiment."""
         return asdict(self)
 
     def seed_for(self, *purpose: str | int) -> int:
@@ -71,7 +71,7 @@ class Run:
 
 
 def _undashed(model: str, variant: str) -> tuple[str, str]:
-    """The two names again, where that of the model has a dash: S, Mamba-deep -> S-Mamba, deep."""
+    """Model and variant if the model's name has a dash: S, Mamba-deep -> S-Mamba, deep."""
     folder = f"{model}-{variant}"
     for name in sorted(MODELS, key=len, reverse=True):
         left = folder.removeprefix(f"{name}-")
@@ -111,11 +111,11 @@ class Planned:
 
 
 def plan(config: Config) -> tuple[Planned, ...]:
-    """All runs of the grid, in its order, each once.
+    """All runs of the grid, each once, in the order of the grid.
 
     Raises:
-        ConfigError: if two blocks ask different things of one run, a dataset is too short for one,
-            or the settings of a model do not fit it.
+        ConfigError: if two blocks have different options for one run, a dataset is too short for a
+            run, or a model cannot be built with its settings.
     """
     plans: dict[Run, Planned] = {}
     for index, block in enumerate(config.grid):
@@ -126,14 +126,14 @@ def plan(config: Config) -> tuple[Planned, ...]:
             planned = Planned(run, block.orders, block.prune and has_sites)
             if plans.setdefault(run, planned) != planned:
                 raise ConfigError(
-                    f"grid.{index}: {run.path} also stands in an earlier block, with other "
-                    "`orders` or `prune`; let the blocks not overlap"
+                    f"grid.{index}: {run.path} is also in an earlier block, with other `orders` or "
+                    "`prune`: change the blocks so that they do not overlap"
                 )
     return tuple(plans.values())
 
 
 def does_not_fit(config: Config, run: Run) -> str | None:
-    """Why the run cannot be trained: its dataset is too short, or its model cannot be built."""
+    """The reason why the run cannot be trained (a short dataset, invalid settings), or None."""
     task = tasks.of(run)
     if problem := task.too_short(config, run):
         return problem
@@ -165,12 +165,12 @@ def folder(config: Config, run: Run, stage: str = "") -> Path:
 
 
 def prepared_file(config: Config, name: str) -> Path:
-    """Where `prepare` leaves a dataset."""
+    """The file that `prepare` writes for a dataset."""
     return config.folder / "prepared" / f"{name}.npz"
 
 
 def setup_of(config: Config, run: Run) -> Setup:
-    """The run's settings and recipe: the registry's row with the changes of variant and training.
+    """The run's settings and recipe: the registry's row with changes by variant and `training`.
 
     Raises:
         ConfigError: naming the variant, if it changes a setting that the model does not have.
@@ -192,7 +192,7 @@ def setup_of(config: Config, run: Run) -> Setup:
 
 
 def learning_rates(config: Config, run: Run) -> tuple[float, ...]:
-    """The learning rates that pre-training tries; it keeps the one that validates best."""
+    """The learning rates that pre-training tries; it keeps the one with the best validation."""
     section = config.variants.get(run.variant)
     tried = section.learning_rates if section else ()
     return tried or (setup_of(config, run).recipe.learning_rate,)

@@ -1,4 +1,4 @@
-"""The frame of scores: its rows, and the one value of each site or head. No torch here."""
+"""The frame of scores: its rows, and the final score of each site or head, without torch."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def aggregate(scores: pd.DataFrame) -> pd.DataFrame:
-    """One value per (site, head, criterion): that over all scored windows.
+    """The score over all windows, one per site, head and criterion.
 
-    It is the mean over windows, with the finish of the criterion (an absolute value, a variance),
-    so it does not depend on how the windows were cut into batches.
+    It is the mean over windows, with the last step of the criterion (an absolute value, a
+    variance), so it does not depend on the batches.
 
     Raises:
         ValueError: if a score has no value over all windows, or more than one.
@@ -69,7 +69,9 @@ def aggregate(scores: pd.DataFrame) -> pd.DataFrame:
     known = pd.MultiIndex.from_frame(chosen[keys])
     lost = scores[~pd.MultiIndex.from_frame(scores[keys]).isin(known)]
     if len(lost):
-        raise ValueError(f"scores: only values of single batches for {_first(lost)}: score again")
+        raise ValueError(
+            f"scores: only values of single batches for {_first(lost)}: run `score` again"
+        )
     return chosen[["site", "name", "head", "criterion", "value"]].reset_index(drop=True)
 
 
@@ -91,7 +93,7 @@ def by_place(scores: pd.DataFrame) -> dict[tuple[str, int, int], float]:
 def send_train(trajectory: pd.DataFrame) -> pd.DataFrame:
     """The mean of SEND over the epochs of pre-training, as rows of criterion `send_train`.
 
-    Source: SPAT (arXiv 2505.08768) scores while it trains. `trajectory` has the columns epoch,
+    Source: SPAT (arXiv 2505.08768) scores during training. `trajectory` has the columns epoch,
     site, name, head, criterion and value.
 
     Raises:
@@ -99,7 +101,7 @@ def send_train(trajectory: pd.DataFrame) -> pd.DataFrame:
     """
     send = trajectory[trajectory["criterion"] == "send"]
     if send.empty:
-        raise ValueError("send_train: the record of pre-training holds no `send`")
+        raise ValueError("send_train: the record of pre-training has no `send`")
     mean = pd.DataFrame(send.groupby(["site", "name", "head"], as_index=False)["value"].mean())
     return mean.assign(batch=ALL, criterion="send_train")[list(COLUMNS)]
 

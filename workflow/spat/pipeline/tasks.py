@@ -1,8 +1,8 @@
-"""What the pipeline must know about the runs of each task. Imports no torch.
+"""The properties of the runs of each task. This module does not import torch.
 
-The task of a run is that of its model. It says which settings a block of the grid has, which shape
-the model gets, and what the prepared data depend on. The part that needs torch, the data
-themselves, is in the module of `spat.pipeline.stages` that has the name of the task.
+The task of a run is the task of its model. It determines the settings of a block of the grid, the
+shape of the model, and the dependencies of the prepared data. The data themselves, which need
+torch, are in the module of `spat.pipeline.stages` with the name of the task.
 """
 
 from __future__ import annotations
@@ -27,36 +27,37 @@ class Runs(Protocol):
     """The runs of one task."""
 
     def settings(self, config: Config, block: GridBlock, dataset: str) -> list[str]:
-        """The settings that a block of the grid asks for on one of its datasets.
+        """The settings of a block of the grid for one of its datasets.
 
         Raises:
             ConfigError: if the block has a key that this task does not have.
         """
 
     def setup(self, config: Config, run: Run, variant: str, changes: Mapping[str, Any]) -> Setup:
-        """The row of the model registry, for a variant of the registry, with changes.
+        """The row of the model registry for a variant of the registry, with changes.
 
         Raises:
-            ValueError: as `spat.models.registry.setup`.
+            ValueError: see `spat.models.registry.setup`.
         """
 
     def shape(self, config: Config, run: Run, *, time_features: bool) -> Any:
-        """The shape of the run's model, which reads time features or does not."""
+        """The shape of the run's model, with or without time features."""
 
     def too_short(self, config: Config, run: Run) -> str | None:
-        """Why a split of the run's dataset holds no case of its setting; None if each has some."""
+        """The reason why a split of the run's dataset has no case of its setting, or None."""
 
     def block(self, run: Run) -> int:
-        """How many cases in a row are a block of the bootstrap, at least those that overlap."""
+        """The block length of the bootstrap in cases, at least the number of overlapping cases."""
 
     def epoch(self, config: Config, run: Run) -> tuple[Setup, float]:
-        """The setup whose time per epoch `spat.pipeline.expected` knows, and the run's cases.
+        """A setup with a known time per epoch (`spat.pipeline.expected`), and a factor.
 
-        The number is the work of an epoch over all training cases, as a multiple of that setup's.
+        The factor is the work of an epoch of the run over all training cases, as a multiple of that
+        of the setup.
         """
 
     def data(self, config: Config, dataset: str) -> dict[str, Any]:
-        """What the prepared data depend on, as plain values."""
+        """The dependencies of the prepared data, as plain values."""
 
 
 def of(run: Run) -> Runs:
@@ -65,11 +66,11 @@ def of(run: Run) -> Runs:
 
 
 class _Forecasting:
-    # The epoch that is known: ETTh1 at lookback and horizon 96.
+    # The known time per epoch is for ETTh1 at lookback and horizon 96.
     CHANNELS: Final = 7
     STEPS: Final = 192
     WINDOWS: Final = 8449
-    # These attend to steps of time. The others have a token, or several, for each channel.
+    # These models attend to time steps. Others have one or several tokens per channel.
     OVER_TIME: Final = frozenset(
         {"Transformer", "Nonstationary", "Informer", "Autoformer", "FEDformer"}
     )
@@ -95,7 +96,7 @@ class _Forecasting:
             splits = borders(row, row.rows)
         except DataError as error:
             return str(error)
-        # Windows of validation and test may begin before their split.
+        # Windows of validation and test may start before their split.
         needed = {"train": sum(window), "validation": window.horizon, "test": window.horizon}
         for name, steps in needed.items():
             start, stop = getattr(splits, name)
@@ -104,7 +105,7 @@ class _Forecasting:
                 file = f" ({custom.file})" if custom else ""
                 return (
                     f"{row.name}{file} has {stop - start} rows for {name}, fewer than the {steps} "
-                    "of a window; take a shorter horizon or lookback, or more rows"
+                    "of a window: use a shorter horizon or lookback, or more rows"
                 )
         return None
 
@@ -136,7 +137,7 @@ class _Forecasting:
             "gaps": asdict(row.gaps),
             "table": asdict(row.table),
             "generated": config.data.synthetic.model_dump(mode="json") if generated else {},
-            # A file of the user is identified by its hash alone.
+            # A file of the user is identified by its hash only.
             **({"sha256": row.sha256} if dataset in config.data.custom else {}),
         }
 
@@ -160,7 +161,7 @@ class _Imaging:
     def too_short(self, config: Config, run: Run) -> str | None:
         row = IMAGES[run.dataset]
         own = str(Size(row.height, row.width))
-        return None if run.setting == own else f"the images of {row.name} are of {own} pixels"
+        return None if run.setting == own else f"the images of {row.name} have {own} pixels"
 
     def block(self, run: Run) -> int:
         return IMAGES_IN_BLOCK
@@ -193,7 +194,7 @@ class _Text:
             if stop - start < needed:
                 return (
                     f"{row.name} has {stop - start} bytes for {name}, fewer than the {needed} of a "
-                    "sequence and the byte after it; take a shorter lookback"
+                    "sequence and the byte after it: use a shorter lookback"
                 )
         return None
 

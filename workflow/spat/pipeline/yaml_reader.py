@@ -1,4 +1,4 @@
-"""Read a YAML file as plain values, with stricter rules than those of YAML."""
+"""Read a YAML file as plain values, with stricter rules than YAML."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import yaml
 
-# Values in a file once aliases are followed; the largest experiment has a few hundred.
+# The largest number of values in a file with aliases expanded; experiments have a few hundred.
 MOST_VALUES: Final = 100_000
 
 
@@ -16,10 +16,10 @@ def read(path: Path) -> Any:
     """The content of a YAML file.
 
     Raises:
-        ValueError: naming the file, and the line where there is one, if the file cannot be read, is
-            not YAML in UTF-8, holds a key twice in one mapping or a number in another form than
-            decimal digits, or has aliases that refer to themselves or expand to more than
-            `MOST_VALUES` values.
+        ValueError: naming the file (and the line, if possible), if the file cannot be read, is not
+            YAML in UTF-8, has a duplicate key in a mapping or a number in another form than decimal
+            digits, or has aliases that refer to themselves or expand to more than `MOST_VALUES`
+            values.
     """
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "a pipe or a device"
@@ -47,16 +47,16 @@ class _Loader(yaml.SafeLoader):
 
 
 def _check(node: yaml.Node, sizes: dict[int, int]) -> int:
-    """How many values a node holds, those that an alias repeats included."""
+    """The number of values in a node, including values repeated by aliases."""
     if (known := sizes.get(id(node))) is not None:
         if not known:
             raise ValueError(f"{_place(node)}: the alias refers to the value that contains it")
         return known
-    sizes[id(node)] = 0  # until it is known: the node contains itself if it is met again
+    sizes[id(node)] = 0  # in progress: if this node occurs again below, it contains itself
     parts: list[yaml.Node] = []
     if isinstance(node, yaml.ScalarNode) and (number := _misread(node)) is not None:
         raise ValueError(
-            f"{_place(node)}: YAML takes {node.value!r} for the number {number}: write the number "
+            f"{_place(node)}: YAML reads {node.value!r} as the number {number}: write the number "
             "in plain digits, or quote a text"
         )
     if isinstance(node, yaml.SequenceNode):
@@ -68,20 +68,20 @@ def _check(node: yaml.Node, sizes: dict[int, int]) -> int:
                 earlier = first.setdefault((key.tag, key.value), key)
                 if earlier is not key:
                     raise ValueError(
-                        f"{_place(key)}: the key {key.value!r} is there twice (first in "
+                        f"{_place(key)}: the key {key.value!r} is a duplicate (first in "
                         f"{_place(earlier)}): keep one"
                     )
             parts += [key, value]
     size = 1 + sum(_check(part, sizes) for part in parts)
     if size > MOST_VALUES:
         raise ValueError(
-            f"{_place(node)}: more than {MOST_VALUES} values (aliases included): write fewer"
+            f"{_place(node)}: more than {MOST_VALUES} values (including aliases): use fewer"
         )
     sizes[id(node)] = size
     return size
 
 
-# Decimal numbers as everybody reads them. YAML 1.1 knows others: 010 is 8, 1:30 is 90, 1_0 is 10.
+# Plain decimal numbers. YAML 1.1 has other forms: 010 is 8, 1:30 is 90, 1_0 is 10.
 _PLAIN: Final = re.compile(
     r"[-+]?(0|[1-9]\d*|(0|[1-9]\d*)?\.\d+([eE][-+]\d+)?|(0|[1-9]\d*)\.(\d*([eE][-+]\d+)?))"
     r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"

@@ -1,1 +1,1 @@
-"""One module a stage of the pipeline, each with a function that a rule or a script can call."""
+"""The stages of the pipeline: one module per stage, with a function that runs it."""

@@ -1,4 +1,4 @@
-"""collect: the files of all runs become tidy frames. Manifests are followed, never a glob."""
+"""collect: read the files of all runs, as listed in manifests, into tidy frames."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from spat.pipeline.runs import Planned, Run
 from spat.pipeline.stages import select
 from spat.pipeline.stages.trained import Job, finetuned, trained
 
-# The pictures show attention maps of at most this many queries and keys.
+# Figures show attention maps of at most this number of queries and keys.
 LARGEST_MAP = 96
 
 # Columns of `networks`: from the `metrics.json` of `measure`, by mask and batch size.
@@ -43,18 +43,18 @@ RECORDED = (
 def collect(
     config: Config, *, finished: bool = False, trained: bool = False, folder: Path | None = None
 ) -> None:
-    """Write `data/<frame>.parquet` and, but for the per-window losses, `.csv`.
+    """Write `data/<frame>.parquet` and, except for the per-window losses, `data/<frame>.csv`.
 
-    `folder` is another folder than the experiment's `data/`.
+    `folder` replaces the experiment's folder `data/`.
 
-    With `finished`, runs that lack a job are left out (and named on stderr) instead of an error, so
-    that a long experiment can be examined before it ends. With `trained`, no latency and no other
-    dataset is needed: `measurements`, `networks` and `selections` hold what training and `decide`
-    left, and the other frames are empty.
+    With `finished`, incomplete runs are left out (and named on stderr) instead of an error, so that
+    a long experiment can be examined before it ends. With `trained`, latencies and transfer are not
+    needed: `measurements`, `networks` and `selections` have the results of training and `decide`,
+    and the other frames are empty.
 
     Raises:
-        spat.pipeline.frames.FrameError: on duplicates, gaps, or an empty result.
-        FileNotFoundError: naming the file of a run that is missing.
+        spat.pipeline.frames.FrameError: if there are duplicates, gaps, or no rows.
+        FileNotFoundError: naming the missing file of a run.
     """
     planned, studied = runs.plan(config), runs.studied(config)
     if finished:
@@ -73,7 +73,9 @@ def collect(
     else:
         gathered |= _details(config, planned, studied)
     if gathered["measurements"].empty:
-        raise frames.FrameError(f"{config.folder}: there is no result to collect")
+        raise frames.FrameError(
+            f"{config.folder}: no finished run to collect: run the pipeline first"
+        )
     for name, frame in gathered.items():
         frames.agreeing(name, frame, gathered["networks"])
     make_way(place := folder or config.folder / "data")
@@ -89,7 +91,7 @@ def collect(
 def _details(
     config: Config, planned: Sequence[Planned], studied: Sequence[Run]
 ) -> dict[str, pd.DataFrame]:
-    """The frames that no table of errors needs."""
+    """The frames besides `measurements`, `networks` and `selections`."""
     return {
         "scores": _join("scores", (f for p in planned for f in _scores(config, p))),
         "history": _join("history", (f for p in planned for f in _history(config, p))),
@@ -129,7 +131,7 @@ def _files(config: Config, run: Run, stage: str) -> Finished:
 
 
 def _masks(config: Config, planned: Planned) -> list[tuple[Job, Finished]]:
-    """Each trained mask with its files: those of all masks that `select` chose are there."""
+    """Each trained mask with its files, after a check that all masks of `select` were trained."""
     if not planned.prune:
         return []
     networks = trained(config, planned.run)
@@ -145,7 +147,7 @@ def _masks(config: Config, planned: Planned) -> list[tuple[Job, Finished]]:
 
 
 def _networks(config: Config, planned: Planned, *, measured: bool) -> Iterator[dict[str, Any]]:
-    """The costs of each network; those of a pruned one are the same before fine-tuning.
+    """The costs of each network; fine-tuning does not change those of a pruned network.
 
     Latency and memory are missing unless they were measured.
     """
@@ -185,7 +187,7 @@ def _measured(config: Config, run: Run, networks: Sequence[tuple[Job, Finished]]
 
 
 def _measurements(config: Config, planned: Planned, *, own: bool) -> Iterator[dict[str, Any]]:
-    """The errors of each network on its own dataset and, unless `own`, where it is transferred."""
+    """The errors of each network on its own dataset and, unless `own`, on transfer targets."""
     run = planned.run
     base = {**runs.columns(config, run), "order": 0, "target": run.dataset}
     dense = _files(config, run, "pretrain").metrics
@@ -246,7 +248,7 @@ def _selections(config: Config, planned: Planned) -> pd.DataFrame:
         return frames.empty("selections")
     parts = [select.read(config, planned.run, stage) for stage in ("select", "decide")]
     filled = [part for part in parts if not part.empty]
-    if not filled:  # the run left no weights
+    if not filled:  # pre-training saved no weights
         return frames.empty("selections")
     frame = pd.concat(filled, ignore_index=True)
     return frame.assign(**runs.columns(config, planned.run))
@@ -258,7 +260,7 @@ def _scores(config: Config, planned: Planned) -> Iterator[pd.DataFrame]:
     if planned.prune:
         scored = _files(config, planned.run, "score").table("scores.parquet")
         yield _missing(scored).assign(**keys)
-        # For the kept epoch, `score` has all criteria from the same batches.
+        # For the kept epoch, `score` has all criteria on the same batches.
         trajectory = trajectory[~trajectory["epoch"].isin(scored["epoch"])]
     yield _missing(trajectory.assign(batch=scores_frame.ALL)).assign(**keys)
 
@@ -353,7 +355,7 @@ def _maps(config: Config, planned: Planned) -> Iterator[pd.DataFrame]:
     files = _files(config, run, "score")
     scores = files.table("scores.parquet")
     names = scores.loc[scores["criterion"].eq("send"), "name"].unique()
-    if not len(names):  # the run left no weights, or its sites have no attention maps
+    if not len(names):  # pre-training saved no weights, or the sites have no attention maps
         return
     maps = {("dense", name): weights for name, weights in files.arrays("maps.npz", names).items()}
     control = _files(config, run, "pretrain").metrics["mask"]

@@ -1,4 +1,4 @@
-"""Helpers of several stages: the data of a run, its settings, batches and dense model."""
+"""Functions that several stages use: the data of a run, its settings, batches and dense model."""
 
 from __future__ import annotations
 
@@ -27,38 +27,39 @@ from spat.training.loop import Settings, choose_device, prepare_torch
 
 
 class Data(Protocol):
-    """The data of the runs of one task: `spat.pipeline.stages.forecasting`, and others like it."""
+    """The interface to the data of a task, such as `spat.pipeline.stages.forecasting`."""
 
     def opened(
         self, config: Config, dataset: str, run: Run, device: torch.device
     ) -> tuple[str, Splits]:
-        """The hash of a prepared dataset, and its cases on a device, in the run's setting."""
+        """The hash of a prepared dataset, and its cases on a device for the run's setting."""
 
     def examples(self, model: Network, task: Task, cases: Any) -> dict[str, np.ndarray[Any, Any]]:
-        """What pictures show of a few cases of the test split, as named arrays."""
+        """Named arrays of a few cases of the test split, for figures."""
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A run as a job sees it: its data on the device, and its part of the configuration as values.
+    """A run opened by a job: its data on the device, and its settings as plain values.
 
-    A job opens it once. What the job calls takes values from here, and not the configuration.
+    A job opens its run once. Functions that the job calls take values from here instead of the
+    configuration.
     """
 
     run: Run
     task: Task
     splits: Splits
     data_sha256: str
-    shape: Any  # of the model, as its task says
+    shape: Any  # the shape of the model
     setup: Setup
-    training: Settings  # of pre-training
+    training: Settings  # settings of pre-training
     finetuning: Settings
     batches: list[torch.Tensor]  # the training cases that are scored
-    header: Callable[[], dict[str, Any]]  # the part of a record that is the same for every job
+    header: Callable[[], dict[str, Any]]  # the part of a record that all jobs have
 
     @property
     def device(self) -> torch.device:
-        """Where the data are, and where the run is computed."""
+        """The device of the data and of the computation."""
         return self.splits.train.device
 
     def untrained(self) -> Network:
@@ -68,10 +69,10 @@ class Opened:
 
 
 def opened(config: Config, run: Run, stage: str) -> Opened:
-    """Read what a stage needs of a run.
+    """Open a run for a stage.
 
     Raises:
-        FileNotFoundError: after the stage `pretrain`, if pre-training has not chosen one of the
+        FileNotFoundError: in stages after `pretrain`, if pre-training has not yet chosen among the
             learning rates of the run.
     """
     sha256, splits = open_data(config, run.dataset, run)
@@ -94,9 +95,9 @@ def opened(config: Config, run: Run, stage: str) -> Opened:
 
 
 def open_data(config: Config, dataset: str, run: Run) -> tuple[str, Splits]:
-    """The hash of a prepared dataset, and its cases on the training device, in the run's setting.
+    """The hash of a prepared dataset, and its cases on the training device for the run's setting.
 
-    `dataset` is that of the run, or one that the run is transferred to.
+    `dataset` is the dataset of the run, or one that the run is transferred to.
     """
     prepare_torch(config.training.precision)
     device = choose_device(config.training.device)
@@ -112,7 +113,7 @@ def data_of(run: Run) -> Data:
 
 
 def task_of(run: Run) -> Task:
-    """What the run's model is for."""
+    """The task of the run's model."""
     return task_named(MODELS[run.model].task)
 
 
@@ -123,9 +124,10 @@ def shape_of(config: Config, run: Run) -> Any:
 
 
 def settings_of(config: Config, run: Run, learning_rate: float | None = None) -> Settings:
-    """How the run's dense model is pre-trained.
+    """The settings of pre-training of the run's dense model.
 
-    Where a variant tries several learning rates and none is given, the one that pre-training chose.
+    If the variant tries several learning rates and `learning_rate` is None, the rate is the one
+    that pre-training chose.
     """
     recipe = runs.setup_of(config, run).recipe
     if learning_rate is None and len(runs.learning_rates(config, run)) > 1:
@@ -137,12 +139,12 @@ def settings_of(config: Config, run: Run, learning_rate: float | None = None) ->
 
 
 def finetuning_of(config: Config, run: Run) -> Settings:
-    """How the run's pruned models are fine-tuned."""
+    """The settings of fine-tuning of the run's pruned models."""
     return _restarted(settings_of(config, run), config.finetune)
 
 
 def _restarted(training: Settings, section: FinetuneSection) -> Settings:
-    """The optimiser of pre-training, its schedule restarted, and no early stopping."""
+    """The settings of pre-training with the schedule restarted and without early stopping."""
     return replace(
         training,
         learning_rate=training.learning_rate * section.lr_scale,
@@ -152,7 +154,7 @@ def _restarted(training: Settings, section: FinetuneSection) -> Settings:
 
 
 def scoring_batches(config: Config, run: Run, cases: Cases) -> list[torch.Tensor]:
-    """The batches that are scored: drawn once per run from its own seed, without replacement."""
+    """The batches that are scored, drawn without replacement with a seed of the run."""
     wanted = config.scoring.batches * config.scoring.batch_size
     generator = torch.Generator().manual_seed(run.seed_for("scoring"))
     drawn = torch.randperm(len(cases), generator=generator)[:wanted].to(cases.device)
@@ -160,12 +162,12 @@ def scoring_batches(config: Config, run: Run, cases: Cases) -> list[torch.Tensor
 
 
 def device_name(device: torch.device) -> str:
-    """`cpu`, or the name of the card."""
+    """`cpu`, or the name of the GPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def full_mask(heads: tuple[int, ...]) -> str:
-    """The name of the mask that keeps everything: the control's."""
+    """The name of the mask that keeps everything (the control)."""
     return Mask.full(heads).name
 
 
@@ -187,7 +189,7 @@ def network(trained: Finished, device: str | torch.device) -> Network:
 
 
 def stage_folder(config: Config, run: Run, stage: str) -> Path:
-    """`results/<experiment>/<run>/<stage>`, made if need be."""
+    """The folder `results/<experiment>/<run>/<stage>`, created if it does not exist."""
     folder = runs.folder(config, run, stage)
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -1,4 +1,4 @@
-"""decide(run): adaptive rules choose among the trained masks by their validation losses."""
+"""decide(run): choose among the trained masks by adaptive rules and validation losses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from spat.surgery import choose
 
 
 def decide(config: Config, run: Run) -> None:
-    """Write `selections.csv` with one row per such rule, all along SEND's nested path."""
+    """Write `selections.csv`: one mask of SEND's nested path per adaptive rule."""
     folder = runs.folder(config, run, "decide")
     trained = Finished(runs.folder(config, run, "pretrain")).metrics
     decisions = select.read(config, run, "select")
@@ -47,7 +47,7 @@ def decide(config: Config, run: Run) -> None:
 def _chosen(
     run: Run, losses: Sequence[NDArray[np.float64]], rules: Collection[str], draws: int
 ) -> dict[str, int]:
-    """How many sites each rule removes, from the validation losses along the path."""
+    """The number of sites that each rule removes, from the validation losses along the path."""
     chosen = {}
     if "one_se" in rules:
         chosen["one_se"] = choose.one_standard_error(

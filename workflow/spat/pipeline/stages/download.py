@@ -1,4 +1,4 @@
-"""download(dataset): the verified files in the cache."""
+"""download(dataset): fetch the verified files of a dataset into the cache."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from spat.pipeline.config import Config
 def download(config: Config, dataset: str, file: str | None = None) -> list[Path]:
     """Fetch the files of a dataset from the cache, the mirrors or their official URLs.
 
-    `file` is the name of one of them, if the others are not wanted.
+    If `file` is given, only the file of this name is fetched.
 
     Raises:
         spat.data.download.DownloadError: if no source has a file.

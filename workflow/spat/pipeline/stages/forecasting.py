@@ -1,4 +1,4 @@
-"""The data of forecasting runs: how a prepared series is opened, and what pictures show of it."""
+"""The data of forecasting runs: prepared series, and example forecasts for figures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from spat.pipeline.runs import Run
 from spat.tasks.setting import Window
 from spat.tasks.task import Task
 
-# Test windows whose forecasts are kept for the pictures.
+# The number of test windows whose forecasts are kept for figures.
 EXAMPLE_WINDOWS = 3
 
 
@@ -29,7 +29,7 @@ def opened(config: Config, dataset: str, run: Run, device: torch.device) -> tupl
 
 @torch.inference_mode()
 def examples(model: Network, task: Task, windows: Windows) -> dict[str, np.ndarray[Any, Any]]:
-    """A few test windows, evenly spaced: the last channel's input, truth, forecast [W, steps]."""
+    """Input, truth and forecast [W, steps] of the last channel in evenly spaced test windows."""
     index = torch.linspace(0, len(windows) - 1, EXAMPLE_WINDOWS, device=windows.device).long()
     batch = windows.batch(index)
     forecast = task.forward(model.eval(), batch)

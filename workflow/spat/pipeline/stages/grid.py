@@ -1,4 +1,4 @@
-"""grid: a slice of an experiment in one process, without Snakemake; the files are the same."""
+"""grid: run a part of an experiment in one process, without Snakemake, with the same files."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from spat.pipeline.failures import explain
 from spat.pipeline.runs import Planned, Run
 from spat.training.device.concurrency import Workers
 
-# On CUDA as many of the small runs as fill a large card.
+# On CUDA, the number of small runs that use a large GPU fully.
 CONCURRENCY = {"cpu": 1, "cuda": 16}
 
 
 def grid(config: Config, pattern: str, minutes: float, count: int | None = None) -> int:
-    """Take the runs whose path matches `pattern` through all stages until the time is spent.
+    """Run all stages of the runs whose path matches `pattern`, until `minutes` have passed.
 
     `count` runs and their masks are computed concurrently, each in a thread; by default one on the
-    CPU, and on CUDA as many as fill a large card. Work that is finished is kept, so that a second
-    call resumes. When the time is spent no further run is started, and started runs are finished.
-    Returns the number of complete runs.
+    CPU, and on CUDA as many as a large GPU can run. Finished work is kept, so that a second call
+    resumes. After `minutes` no further run is started, and started runs are finished. Returns the
+    number of complete runs.
 
     Raises:
-        ConfigError: as `checked_plan`, before anything is computed.
+        ConfigError: see `checked_plan`; before anything is computed.
         ValueError: if no run matches, or `minutes` or `count` is not positive.
-        RuntimeError: naming the runs that failed, after all others have ended.
+        RuntimeError: naming the failed runs, after all others have ended.
     """
     from spat.training.loop import choose_device
 
@@ -40,7 +40,7 @@ def grid(config: Config, pattern: str, minutes: float, count: int | None = None)
     end = time.monotonic() + 60 * minutes
     chosen = [p for p in checked_plan(config) if fnmatch.fnmatch(p.run.path, pattern)]
     if not chosen:
-        raise ValueError(f"no run of {config.experiment!r} matches {pattern!r}")
+        raise ValueError(f"--runs {pattern!r} matches no run of {config.experiment!r}")
     device = choose_device(config.training.device)
     workers = Workers(device, CONCURRENCY[device.type] if count is None else count)
     for dataset in dict.fromkeys(name for p in chosen for name in _datasets(config, p.run)):
@@ -64,9 +64,9 @@ def grid(config: Config, pattern: str, minutes: float, count: int | None = None)
 def _attempt(
     config: Config, planned: Planned, workers: Workers, end: float, in_turn: bool
 ) -> bool | Exception:
-    """Whether the run was started, or why it failed; other runs continue.
+    """Whether the run was started, or the error by which it failed; other runs continue.
 
-    Where runs go `in_turn` this one is timed at once.
+    If runs are executed `in_turn`, latencies are measured at once.
     """
     if time.monotonic() >= end:
         return False
@@ -76,7 +76,7 @@ def _attempt(
             _measure(config, planned)
     except Exception as error:
         print(f"{planned.run.path}: {explain(error)}", file=sys.stderr, flush=True)
-        traceback.clear_frames(error.__traceback__)  # they keep the model and its data alive
+        traceback.clear_frames(error.__traceback__)  # tracebacks keep the model and its data alive
         return error
     print(f"{planned.run.path}: complete", file=sys.stderr, flush=True)
     return True

@@ -1,4 +1,4 @@
-"""The data of imaging runs: how prepared images are opened."""
+"""The data of imaging runs: prepared images."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ def opened(config: Config, dataset: str, run: Run, device: torch.device) -> tupl
 
 
 def examples(model: Network, task: Task, cases: ImageCases) -> dict[str, np.ndarray[Any, Any]]:
-    """Nothing: no picture shows single images."""
+    """No arrays, since no figure shows single images."""
     return {}

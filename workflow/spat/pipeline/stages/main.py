@@ -1,4 +1,4 @@
-"""main: the main table, as soon as all networks are trained."""
+"""main: write the main table as soon as all networks are trained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from spat.study.pages.registry import plain, rendered
 def main(config: Config) -> str:
     """Write the main table to `main.md`, and return it as plain text.
 
-    It has neither latencies nor other datasets, so that nothing of these is measured first.
+    It needs neither latencies nor transfer, so these need not be measured first.
 
     Raises:
         FileNotFoundError: naming the file of a run that is missing.

@@ -1,4 +1,4 @@
-"""measure(run): latency, peak memory and attention maps of the pruned networks."""
+"""measure(run): measure latency, peak memory and attention maps of the pruned networks."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def measure(config: Config, run: Run) -> None:
     """Time all masks of the run in alternation in one process; write `metrics.json`, `maps.npz`.
 
     `latency_ms` holds lower quartiles and `latency_spread_ms` interquartile ranges, by mask and
-    batch size. `uncertain` lists the batch sizes at which the spread of a mask stayed wide, since
-    something else ran on the machine; a line on stderr says so.
+    batch size. `uncertain` lists the batch sizes at which the spread of a mask remained wide, since
+    other work ran on the machine; a warning is written to stderr.
 
     `maps.npz` holds the mean attention [heads, Q, K] of the control and of SEND's masks, by
-    `MASK SITE`, over the training cases that `score` shows of the dense model.
+    `MASK SITE`, over the training cases that `score` uses for the maps of the dense model.
     """
     with stage_lock(config, run, "measure"):
         started = time.perf_counter()
@@ -50,7 +50,7 @@ def measure(config: Config, run: Run) -> None:
         spread: dict[str, dict[str, float]] = {mask: {} for mask in models}
         uncertain: list[int] = []
         memory: dict[str, dict[str, float]] = {mask: {} for mask in models}
-        # A run whose baseline diverged at once has no masks.
+        # A run whose dense model diverged in the first epoch has no masks.
         shapes = [model.shape for model in models.values()][:1]
         for batch_size, shape in product(config.measure.batch_sizes, shapes):
             batch = task.example(shape, batch_size, device)
@@ -64,8 +64,8 @@ def measure(config: Config, run: Run) -> None:
                 widest = max(timing.spread / timing.milliseconds for timing in timed.values())
                 print(
                     f"{run.path}: latencies at batch size {batch_size} are uncertain: passes of a "
-                    f"network differ by {widest:.0%}, so something else ran on the machine. Delete "
-                    f"{folder / RESULT} and run the same command again when the machine is free",
+                    f"network differ by {widest:.0%}, so other work ran on the machine. Delete "
+                    f"{folder / RESULT} and run the same command again when the machine is idle",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -109,7 +109,7 @@ def _maps(config: Config, run: Run, models: Mapping[str, Network]) -> dict[str, 
 
 
 def is_measured(config: Config, run: Run) -> bool:
-    """Whether all networks were measured in their present state and by these settings."""
+    """Whether all networks were measured in their current state and with these settings."""
     try:
         metrics = Finished(runs.folder(config, run, "measure")).metrics
     except (FileNotFoundError, DamagedError):
@@ -123,7 +123,7 @@ def is_measured(config: Config, run: Run) -> bool:
 
 
 def _timed(networks: Iterable[tuple[Job, Finished]]) -> dict[str, Finished]:
-    """The files of each mask that is timed: replicates and networks from scratch are as fast."""
+    """The files of each mask to time; replicates and networks from scratch have the same speed."""
     return {
         job.mask: files for job, files in networks if job.order == 0 and job.phase == "finetuned"
     }

@@ -1,4 +1,4 @@
-"""preflight: is there data for the default run, or a network to fetch it from?"""
+"""preflight: check that the data of the default run exist or can be downloaded."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from spat.pipeline.config import Config
 
 NOTICE = """\
 {line}
-NOTICE: {missing} can be had neither from a copy ({folders}) nor from the
-network ({hosts}). Running the experiment `offline` instead:
+NOTICE: {missing} can neither be copied ({folders}) nor downloaded
+({hosts}). Running the experiment `offline` instead:
 GENERATED DATA, results in results/offline/. For the real benchmark put copies
-of the files into one of those folders, or connect, and run again.{wrong}
-Its figures and its report are made again with the same arguments:
+of the files into one of these folders, or connect, and run again.{wrong}
+To draw its figures and build its report again, use the same arguments:
   make figures ARGS="{arguments}"
   make report ARGS="{arguments}"
 {line}"""
 
 
 def preflight(config: Config, timeout: float = 5.0) -> tuple[str, str]:
-    """(extra arguments for snakemake, notice for the user); both empty when the data can be had."""
+    """(extra arguments for snakemake, notice for the user); both empty if there are data."""
     needed = {name for block in config.grid for name in block.datasets}
     needed |= {target for _, target in config.transfer.pairs}
     missing = [

@@ -1,4 +1,4 @@
-"""prepare(dataset): parsed, checked and split, in one file."""
+"""prepare(dataset): parse, check and split a dataset, and write it to one file."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from spat.pipeline import datasets, digests, records, runs
 from spat.pipeline.cache import DamagedError, checked, make_way, remove, write_record
 from spat.pipeline.config import Config
 
-# `synthetic2` is a second station of the same kind: the next seed.
+# `synthetic2` is a second series of the same kind, with the next seed.
 SEED_OFFSET = {"synthetic": 0, "synthetic2": 1}
 
 
 def prepare(config: Config, dataset: str) -> Path:
     """Write `results/<experiment>/prepared/<dataset>.npz`, and a record in JSON next to it.
 
-    The record holds what the file depends on (`digest`), and the hash of the raw data. Of a series
-    it also holds the rows and the step, the number and names of the channels, and what was done
-    about gaps (`spat.data.gaps.Filled`); of images, how many there are; of a text, its bytes.
+    The record contains a digest of the dependencies of the file (`digest`), and the hash of the raw
+    data. For a series it also has the number of rows, the step, the number and names of the
+    channels, and the filled gaps (`spat.data.gaps.Filled`); for images, their number; for a text,
+    its number of bytes.
 
     Raises:
         spat.data.download.DownloadError: if a file of images is not in the cache or a mirror.
-        DataError: if the raw file is not the one that the registry describes, or not one that can
-            be used.
+        DataError: if the raw file differs from the description in the registry, or cannot be used.
     """
     row = datasets.row_of(config, dataset)
     output, record = runs.prepared_file(config, dataset), _record(config, dataset)
@@ -51,7 +51,7 @@ def prepare(config: Config, dataset: str) -> Path:
 
 
 def is_prepared(config: Config, dataset: str) -> bool:
-    """Whether the file exists and the data and settings that it was made from are unchanged."""
+    """Whether the file exists and its raw data and settings are unchanged."""
     try:
         kept = checked(_record(config, dataset))
     except (FileNotFoundError, DamagedError):
@@ -97,7 +97,7 @@ def _text(config: Config, dataset: str) -> dict[str, Any]:
     }
 
 
-# How the data of each task are prepared; the functions return what the record says of them.
+# The functions that prepare the data of each task; they return values for the record.
 _OF_TASK = {"forecasting": _series, "imaging": _images, "text": _text}
 
 

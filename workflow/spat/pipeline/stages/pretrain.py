@@ -1,4 +1,4 @@
-"""pretrain(run): the dense baseline, its errors, and SEND at the end of every epoch."""
+"""pretrain(run): train and evaluate the dense model, and record SEND after every epoch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TRAJECTORY = ("epoch", "site", "name", "head", "criterion", "value")
 
 
 def pretrain(config: Config, run: Run) -> None:
-    """Train the dense model, or take it from the kept work of an earlier job."""
+    """Train the dense model, or use the kept result of an earlier job."""
     with stage_lock(config, run, "pretrain"):
         folder = common.stage_folder(config, run, "pretrain")
         opened = common.opened(config, run, "pretrain")
@@ -64,7 +64,7 @@ def pretrain(config: Config, run: Run) -> None:
 
 @dataclass(frozen=True)
 class Trained:
-    """A dense model, trained with one learning rate."""
+    """A dense model that was trained with one learning rate."""
 
     learning_rate: float
     model: Network
@@ -77,7 +77,7 @@ class Trained:
 
 
 def _train(opened: Opened, rate: float, state: Path) -> Trained:
-    """Train with one learning rate, from the state that `state` has if there is one."""
+    """Train with one learning rate; resumes from the file `state` if it exists."""
     run, task, splits = opened.run, opened.task, opened.splits
     model = opened.untrained()
     if not any(True for _ in model.parameters()):
@@ -115,7 +115,7 @@ def _train(opened: Opened, rate: float, state: Path) -> Trained:
 
 
 def _write(opened: Opened, tried: Sequence[Trained], kept: Kept) -> None:
-    """Write what is kept of the learning rate with the best validation error."""
+    """Write the results of the learning rate with the best validation error."""
     best = min(tried, key=lambda trained: (trained.fitted.status != "ok", trained.validation))
     model, fitted = best.model, best.fitted
     task, splits = opened.task, opened.splits
@@ -163,7 +163,7 @@ def _write(opened: Opened, tried: Sequence[Trained], kept: Kept) -> None:
 
 
 def _history(task: Task) -> list[str]:
-    """The columns of the history, also of a model that was not trained."""
+    """The columns of the history, also for a model that is not trained."""
     names = [metric.name for metric in task.metrics]
     errors = [f"train_{names[0]}", *(f"val_{name}" for name in names)]
     return ["epoch", *errors, "learning_rate", "seconds"]

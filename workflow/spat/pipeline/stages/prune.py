@@ -1,4 +1,4 @@
-"""prune(run): cut and fine-tune each distinct mask once."""
+"""prune(run): prune and fine-tune each distinct mask once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from spat.training.metrics import Errors, evaluate
 def prune(config: Config, run: Run, orders: int = 1, execute: Execute = in_turn) -> None:
     """Train every mask that `select` chose and list them in `manifest.json`.
 
-    `execute` says how many at a time and where; the numbers do not depend on it.
+    `execute` runs the jobs, in turn or concurrently; the results do not depend on it.
     """
     with stage_lock(config, run, "prune"):
         folder = common.stage_folder(config, run, "prune")
@@ -63,11 +63,11 @@ def required(decisions: pd.DataFrame, orders: int, *, scratch: bool) -> list[Job
     """The distinct networks behind the decisions of `select`, the control first.
 
     Masks of whole sites are fine-tuned with `orders` data orders. With `scratch`, SEND's masks and
-    the control are trained from random weights too.
+    the control are also trained from random weights.
     """
     masks = decisions["mask"].drop_duplicates()
     jobs = [Job(mask, 0, "finetuned") for mask in masks]
-    # Replicates measure the noise in the difference between masks; site masks are enough for it.
+    # Replicates measure the noise of differences between masks, for which site masks are enough.
     sites = decisions.loc[decisions["level"] == "site", "mask"].drop_duplicates()
     jobs += [Job(mask, order, "finetuned") for order in range(1, orders) for mask in sites]
     if scratch:
@@ -78,7 +78,7 @@ def required(decisions: pd.DataFrame, orders: int, *, scratch: bool) -> list[Job
 
 
 def train_mask(config: Config, run: Run, job: Job) -> None:
-    """Cut, evaluate untuned, fine-tune, evaluate; kept under a digest of all that it depends on."""
+    """Prune, evaluate, fine-tune and evaluate a mask; the result is kept with a digest."""
     source = Finished(runs.folder(config, run, "pretrain"))
     # The name is checked before a folder of that name is opened or removed.
     dense_metrics = source.metrics

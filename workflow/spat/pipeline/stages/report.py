@@ -1,4 +1,4 @@
-"""tables, figures, page, summary: render the frames in `data/`."""
+"""tables, figures, page, summary: write the pages of the frames in `data/`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from spat.pipeline.runs import Run
 
 
 def tables(config: Config) -> None:
-    """Write every table that the frames allow in CSV, Markdown and LaTeX."""
+    """Write every table that the frames have data for, in CSV, Markdown and LaTeX."""
     from spat.study.pages.reader import Frames
     from spat.study.pages.registry import write_all
 
@@ -24,9 +24,9 @@ def tables(config: Config) -> None:
 
 
 def figures(config: Config) -> None:
-    """Write every figure that the frames allow in PNG, PDF and SVG.
+    """Write every figure that the frames have data for, in PNG, PDF and SVG.
 
-    Then list in `not_made.md` which tables and figures are not there, and why.
+    `not_made.md` then lists the tables and figures that were not written, with the reasons.
     """
     from spat.study.pages.reader import Frames
     from spat.study.pages.registry import not_made, write_all
@@ -39,7 +39,7 @@ def figures(config: Config) -> None:
 def page(config: Config, folder: Path | None = None) -> Path:
     """Write `index.html`, the results as one web page, from the frames in `data/`.
 
-    `folder` has the frames; by default it is that of the experiment.
+    `folder` contains the frames; by default it is the folder of the experiment.
 
     Raises:
         FileNotFoundError: naming the missing frame.
@@ -55,7 +55,7 @@ def page(config: Config, folder: Path | None = None) -> Path:
 
 
 def loss_curves(config: Config, run: Run) -> Path | None:
-    """Draw the loss curves of pre-training next to its files, for the tracking of the run.
+    """Draw the loss curves of pre-training next to its files, for tracking.
 
     Returns None if nothing was trained.
     """
@@ -78,13 +78,13 @@ def loss_curves(config: Config, run: Run) -> Path | None:
 
 
 def table_so_far(config: Config) -> str:
-    """The main table of the runs that are whole, as plain text; no file of the results changes."""
+    """The main table of the complete runs, as plain text; no file of the results is changed."""
     from spat.pipeline.stages.collect import collect
     from spat.study.pages.reader import Frames
     from spat.study.pages.registry import plain
 
     with TemporaryDirectory() as folder:
-        with redirect_stderr(StringIO()):  # it would name each run that is not whole
+        with redirect_stderr(StringIO()):  # it would name each incomplete run
             collect(config, finished=True, folder=Path(folder))
         return plain("main", Frames.load(Path(folder), config.statistics)).rstrip()
 

@@ -1,8 +1,9 @@
 """robustness(run): manipulate one site at a time, then score, measure and fine-tune the network.
 
-The network without the site is the same whatever was done to the site. So the measured worth of a
-manipulated site is the loss of that one network minus the loss of the manipulated one, and after
-fine-tuning the loss of the mask that `prune` trained minus that of the fine-tuned manipulated one.
+The network without the site does not depend on the manipulation. So the measured worth of a
+manipulated site is the loss of that network minus the loss of the manipulated network. After
+fine-tuning, it is the loss of the mask that `prune` trained minus the loss of the fine-tuned
+manipulated network.
 """
 
 from __future__ import annotations
@@ -44,36 +45,36 @@ SPLITS: Final = ("validation", "test")
 
 @dataclass(frozen=True)
 class Case:
-    """A network: what was done to which site. The intact one belongs to no site (-1)."""
+    """A network with a manipulation of a site; the intact network has no site (-1)."""
 
     manipulation: str
     site: int = -1
 
     @property
     def folder(self) -> str:
-        """Below `robustness/kept/`."""
+        """The folder below `robustness/kept/`."""
         name = self.manipulation.replace(":", "")
         return name if self.site < 0 else f"site{self.site}/{name}"
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What every case of a run starts from."""
+    """The data, settings and dense model that all cases of a run share."""
 
     opened: Opened
     folder: Path
     trained: Finished
-    masks: Callable[[str], Finished]  # the files of a fine-tuned mask, by its name
+    masks: Callable[[str], Finished]  # the files of the fine-tuned masks, by name
     criteria: tuple[str, ...]
     depends: Mapping[str, Any]  # the settings that each part of the kept work depends on
 
     def model(self) -> Network:
-        """The dense model as it was trained."""
+        """The trained dense model."""
         return common.network(self.trained, self.opened.device)
 
     @property
     def scorable(self) -> bool:
-        """Whether pre-training left weights to manipulate."""
+        """Whether pre-training saved weights."""
         return select.scorable(self.trained.metrics)
 
     def keep(self, part: str, case: Case) -> Kept:
@@ -89,15 +90,15 @@ class Bench:
         return Kept(self.folder / "kept" / case.folder / part, digest)
 
     def seed(self, case: Case) -> int:
-        """The seed of patterns and noise: the same for all manipulations of a site."""
+        """The seed of patterns and noise, the same for all manipulations of a site."""
         return self.opened.run.seed_for("robustness", case.site)
 
 
 def robustness(config: Config, run: Run) -> None:
-    """Write `robustness.parquet` and `metrics.json`; whatever was finished before is kept.
+    """Write `robustness.parquet` and `metrics.json`; earlier finished work is used.
 
     Raises:
-        FileNotFoundError: naming the fine-tuned mask that is missing, if fine-tuning is asked for.
+        FileNotFoundError: naming the missing fine-tuned mask, if `robustness.finetune` is set.
     """
     with stage_lock(config, run, "robustness"):
         started = time.perf_counter()
@@ -142,11 +143,10 @@ def robustness(config: Config, run: Run) -> None:
 
 
 def measure(bench: Bench, model: Network, case: Case) -> dict[str, Any]:
-    """Errors of each split, and scores of the site (of all sites if intact, of none if removed).
+    """Errors of each split (the primary metric), and scores of the site.
 
-    An error is the primary metric.
-
-    `model` is the dense model, which is restored afterwards.
+    Scores are of all sites for the intact network, and none for a removed site. `model` is the
+    dense model, which is restored afterwards.
     """
     kept = bench.keep("scores", case)
     if not kept.done:
@@ -160,7 +160,7 @@ def measure(bench: Bench, model: Network, case: Case) -> dict[str, Any]:
 def finetune(bench: Bench, case: Case) -> dict[str, Any]:
     """Fine-tune a manipulated network as `prune` fine-tunes the control.
 
-    Batches and seeds are the same: a gate of 1 becomes the control, bit for bit.
+    Batches and seeds are the same, so a gate of 1 is bit-identical to the control.
     """
     kept = bench.keep("finetune", case)
     if not kept.done:
@@ -193,10 +193,11 @@ def finetune(bench: Bench, case: Case) -> dict[str, Any]:
 
 
 def computed(criteria: Sequence[str], model: str) -> tuple[str, ...]:
-    """The site criteria whose score follows from the manipulated network itself.
+    """The site criteria whose score can be computed from the manipulated network.
 
-    Not `random`, and not `send_train`, whose record of pre-training no manipulation changes;
-    `loss_drop_val` is the measured change on the validation split and needs no second pass.
+    `random` and `send_train` (a record of pre-training) are left out, since they do not depend on
+    the manipulation; `loss_drop_val` is the measured change on the validation split and needs no
+    second pass.
     """
     asked = dict.fromkeys(("send", *criteria))
     possible = offered(MODELS[model].views)
@@ -232,7 +233,7 @@ def _errors(bench: Bench, model: Network) -> dict[str, float]:
 
 
 def _scored(bench: Bench, model: Network, case: Case) -> dict[str, dict[str, float]]:
-    """Scores over all windows by site and criterion: of the site of the case, or of all sites."""
+    """Scores over all windows by site and criterion, for the site of the case or all sites."""
     names, opened = bench.criteria, bench.opened
     scored = scores.score(
         model,
@@ -253,7 +254,7 @@ def _scored(bench: Bench, model: Network, case: Case) -> dict[str, dict[str, flo
 
 
 def _finetuned(bench: Bench, model: Network, case: Case) -> dict[str, Any]:
-    """The fine-tuned network of a case: the control and the masks without a site are `prune`'s."""
+    """The fine-tuned network of a case; the control and masks without a site are from `prune`."""
     if case.manipulation not in (INTACT, REMOVED):
         return finetune(bench, case)
     full = Mask.full(cut.heads_of(model))
@@ -271,7 +272,7 @@ def _rows(
     *,
     with_drop: bool,
 ) -> Iterator[tuple[Any, ...]]:
-    """All that is known of a site, intact and manipulated: the `COLUMNS` of each row."""
+    """The rows (`COLUMNS`) of a site, intact and manipulated."""
     for phase, networks in measured.items():
         without = networks[Case(REMOVED, site)]["errors"]
         for case, metrics in networks.items():
@@ -290,5 +291,5 @@ def _rows(
 
 
 def _number(value: float | None) -> float:
-    # JSON has no NaN: a value that is not finite was written as null.
+    # JSON has no NaN, so values that are not finite were written as null.
     return float("nan") if value is None else value

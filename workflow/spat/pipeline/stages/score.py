@@ -1,4 +1,4 @@
-"""score(run): compute all requested criteria in one pass over the kept checkpoint."""
+"""score(run): compute all requested criteria of the kept checkpoint in one pass."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COLUMNS = ("epoch", "batch", "site", "name", "head", "criterion", "value")
 
 
 def computed(section: PruningSection, model: str) -> tuple[str, ...]:
-    """The criteria of both levels, and `send`, which the figures show, where the model has it."""
+    """The criteria of both levels, and `send` for the figures, if the model offers them."""
     asked = ("send", *section.site.criteria, *section.head.criteria)
     possible = offered(MODELS[model].views)
     return tuple(
@@ -45,9 +45,9 @@ def not_offered(section: PruningSection, model: str) -> list[str]:
 
 
 def score(config: Config, run: Run) -> None:
-    """Write `scores.parquet`, `maps.npz` and, where it is needed, `loss_drops.npy`.
+    """Write `scores.parquet`, `maps.npz` and, if needed, `loss_drops.npy`.
 
-    If pre-training saved no weights, there are neither scores nor maps.
+    If pre-training saved no weights, scores and maps are empty.
     """
     with stage_lock(config, run, "score"):
         started = time.perf_counter()
@@ -83,7 +83,7 @@ def score(config: Config, run: Run) -> None:
 
 
 def _needs_drops(section: LevelSection) -> bool:
-    """Whether a criterion or a rule asks for the losses of validation windows without each site."""
+    """Whether a criterion or rule needs the losses of validation windows without each site."""
     return "loss_drop_val" in section.criteria or "loss_drop_bound" in section.rules
 
 
@@ -92,8 +92,8 @@ def _scored(
 ) -> tuple[pd.DataFrame, dict[str, NDArray[Any]]]:
     """The scores, and the attention maps by site.
 
-    Per-window validation losses without each site minus with it [sites, windows], in the order of
-    the windows, are written to `drops_file` if it is given.
+    If `drops_file` is given, the per-window validation losses without each site minus with it are
+    written to it, [sites, windows] in the order of the windows.
     """
     splits, batches, batch_size = opened.splits, opened.batches, opened.training.batch_size
     model = common.network(source, opened.device)

@@ -1,4 +1,4 @@
-"""select(run): choose masks by scores. It imports no torch and trains nothing."""
+"""select(run): choose masks by scores, without training and without importing torch."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ SELECTIONS = "selections.csv"
 
 
 def scorable(trained: Mapping[str, Any]) -> bool:
-    """Whether pre-training saved weights; if it diverged in its first epoch it saved none."""
+    """Whether pre-training saved weights, which it does unless it diverged in the first epoch."""
     return bool(trained["status"] == "ok" or trained["best_epoch"] > 0)
 
 
 def select(config: Config, run: Run) -> None:
-    """Write `selections.csv`: the control, and each decision that needs no fine-tuned mask.
+    """Write `selections.csv`: the control, and all decisions that need no fine-tuned masks.
 
     If pre-training saved no weights, nothing is selected.
     """
@@ -81,11 +81,11 @@ def requested(
     bounded: Sequence[int] | None = None,
     possible: Collection[str] = tuple(CRITERIA),
 ) -> pd.DataFrame:
-    """What a section of the configuration asks for: see `choose.requested`.
+    """The decisions for a section of the configuration: see `choose.requested`.
 
-    `scores` has one row per (site, head, criterion) with its value, head -1 for the whole site.
-    `possible` are the criteria that the sites offer: the others are left out, and the adaptive
-    rules with the criterion that they follow.
+    `scores` has one row per (site, head, criterion) with its value, and head -1 for the whole site.
+    `possible` are the criteria that the sites offer; other criteria are left out, and so are
+    adaptive rules that follow them.
     """
     return table(
         choose.requested(
@@ -103,13 +103,13 @@ def requested(
 
 
 def ruled(criterion: str, mask: Mask, rule: str = "", finetunings: int = 0) -> Decision:
-    """A decision at site level that no fixed ratio made."""
+    """A decision for whole sites that was not made by a fixed ratio."""
     removed = len(mask.sites_removed)
     return Decision(criterion, 0, "site", math.nan, rule, removed, mask.name, finetunings)
 
 
 def table(decisions: Iterable[Decision]) -> pd.DataFrame:
-    """One row a decision, with all columns even where there is none."""
+    """One row per decision; all columns exist even without decisions."""
     frame = pd.DataFrame(list(decisions), columns=[field.name for field in fields(Decision)])
     return frame.astype({"ratio": "float64", "draw": "int64", "removed": "int64"})
 
@@ -121,10 +121,10 @@ def write(path: Path, decisions: pd.DataFrame) -> None:
 
 
 def read(config: Config, run: Run, stage: str) -> pd.DataFrame:
-    """The decisions that `select` or `decide` wrote.
+    """Read the decisions that `select` or `decide` wrote.
 
     Raises:
-        DamagedError: naming the file, if it is damaged or has a mask that is not of this run.
+        DamagedError: naming the file, if it is damaged or has a mask that does not fit the run.
     """
     folder = runs.folder(config, run, stage)
     frame = Finished(folder).table(SELECTIONS, dtype={"mask": str, "rule": str})

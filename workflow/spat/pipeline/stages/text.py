@@ -1,4 +1,4 @@
-"""The data of runs of language models: how a prepared text is opened."""
+"""The data of runs of language models: prepared texts."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ def opened(config: Config, dataset: str, run: Run, device: torch.device) -> tupl
 
 
 def examples(model: Network, task: Task, cases: TextCases) -> dict[str, np.ndarray[Any, Any]]:
-    """Nothing: no picture shows single sequences."""
+    """No arrays, since no figure shows single sequences."""
     return {}

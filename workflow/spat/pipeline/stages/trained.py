@@ -1,4 +1,4 @@
-"""The networks that a run trained, by its manifest, and their files. Imports no torch."""
+"""The trained networks of a run, from its manifest, and their files. Does not import torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Job:
 
     mask: str
     order: int
-    phase: str  # one of PHASES
+    phase: str  # a value of PHASES
 
     @classmethod
     def parse(cls, entry: Mapping[str, Any], heads: Sequence[int]) -> Job:
@@ -42,7 +42,7 @@ class Job:
 
     @property
     def folder(self) -> str:
-        """Below `prune/`."""
+        """The folder below `prune/`."""
         kind = "order" if self.phase == "finetuned" else "scratch"
         return f"masks/{self.mask}/{kind}{self.order}"
 
@@ -52,7 +52,7 @@ def trained(config: Config, run: Run) -> list[tuple[Job, Finished]]:
 
     Raises:
         FileNotFoundError: naming the manifest, if it is missing.
-        DamagedError: naming the manifest, if it is damaged or lists a network that is not of this
+        DamagedError: naming the manifest, if it is damaged or lists a network that does not fit the
             run.
     """
     folder = runs.folder(config, run, "prune")
@@ -66,11 +66,11 @@ def trained(config: Config, run: Run) -> list[tuple[Job, Finished]]:
 
 
 def forget_incomplete(config: Config, run: Run) -> str | None:
-    """Remove the manifest and a frame if a file of a network is incomplete; say which file.
+    """Remove the manifest and a frame if a file of a network is incomplete; return a message.
 
     Snakemake does not know these files. Without the manifest it runs `prune` again, which trains
-    only the incomplete networks. Hashes are checked when a file is read, not here, where
-    thousands of runs are planned.
+    only the incomplete networks. Hashes are checked when a file is read, not here, since thousands
+    of runs may be planned.
     """
     manifest = runs.folder(config, run, "prune") / MANIFEST
     try:
@@ -81,7 +81,7 @@ def forget_incomplete(config: Config, run: Run) -> str | None:
                 path = files.folder / Path(name).name
                 if not path.is_file() or path.stat().st_size != size:
                     manifest.unlink()
-                    # A missing file is made again only for a job that has to run.
+                    # A missing file is created again only if a job has to run.
                     (config.folder / "data" / "measurements.parquet").unlink(missing_ok=True)
                     return f"{path}: missing or cut short; its network is trained again"
     except FileNotFoundError:  # not finished: Snakemake runs the job anyway

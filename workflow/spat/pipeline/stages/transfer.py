@@ -1,6 +1,6 @@
-"""transfer(run, target): zero-shot errors on another dataset's test split; nothing is trained.
+"""transfer(run, target): compute zero-shot errors on the test split of another dataset.
 
-The scaler is the target's own (mean and deviation of its training rows).
+Nothing is trained. The scaler is that of the target (mean and deviation of its training rows).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from spat.training.metrics import evaluate
 
 
 def transfer(config: Config, planned: Planned, target: str) -> None:
-    """Evaluate the dense model and, where the run is pruned, the control and SEND's masks."""
+    """Evaluate the dense model and, if the run is pruned, the control and SEND's masks."""
     run = planned.run
     stage = f"transfer/{target}"
     with stage_lock(config, run, stage):

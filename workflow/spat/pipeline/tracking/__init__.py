@@ -1,9 +1,9 @@
-"""MLflow: a view of the files that jobs write, which can be rebuilt from them at any time.
+"""Tracking in MLflow: runs that are logged from the files of jobs, and can be rebuilt from them.
 
-A pipeline experiment is an MLflow experiment. Each run of the grid is a parent, with a child for
-pre-training, scoring, each trained mask, manipulated sites, the measurement and each transfer
-target; a report run holds the tables and figures of the whole. `log` shows one job after its files
-are written and `rebuild` shows all of them, by the same code.
+A pipeline experiment is an MLflow experiment. Each run of the grid is a parent run, with child runs
+for pre-training, scoring, each trained mask, manipulated sites, the measurement and each transfer
+target; a report run has the tables and figures of the experiment. `log` logs one job after its
+files are written, and `rebuild` logs all jobs, with the same code.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 REBUILD = "python -m spat track --config FILE"
 
 # Without this variable at import, MLflow sends telemetry. Errors of MLflow are raised and reported
-# in one line. A dead server costs a job two attempts of four seconds. Values set by the user are
-# kept.
+# in one line. If a server is down, a job waits for two attempts of four seconds. Variables that the
+# user has set are not changed.
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",
@@ -41,8 +41,8 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }
 
-# The longest time that a job waits for a server, however slowly it answers: this, and a second for
-# each run that the job shows there.
+# The longest time that a job waits for a slow server: this, and one second for each run that the
+# job logs.
 SERVER_TIMEOUT_S = 60
 SERVER_TIMEOUT_PER_RUN_S = 1
 
@@ -52,15 +52,15 @@ T = TypeVar("T")
 
 
 class TrackingError(RuntimeError):
-    """An MLflow store that cannot be written; the message names it and how to rebuild it."""
+    """An MLflow store cannot be written; the message names it and the command to rebuild it."""
 
 
 def log(config: Config, run: Run, stage: str) -> None:
-    """Show what a job wrote; a job that ran before has its MLflow runs replaced.
+    """Log the files of a job to MLflow; MLflow runs of an earlier execution are replaced.
 
     `stage` is the job's folder below the run's: `pretrain`, `score`, `prune`, `robustness`,
-    `measure` or `transfer/<target>`. If the store fails, there is a warning and this job is not
-    shown.
+    `measure` or `transfer/<target>`. If the store fails, a warning is written and the job is not
+    logged.
     """
     if not config.tracking.enabled:
         return
@@ -70,27 +70,30 @@ def log(config: Config, run: Run, stage: str) -> None:
         added = entries.amended(config, run, stage)
         count = len(shown) + len(added)
         _limited(config, count, lambda: _show(_open(config), config, run, stage, shown, added))
-    except Exception as error:  # the results are written: no failure of the view may fail the job
+    except (
+        Exception
+    ) as error:  # the results are written, so an error of tracking must not fail the job
         _logger.warning("%s", _explain(config, error))
 
 
 def log_report(config: Config) -> None:
-    """Show the experiment's tables and figures on its report run, replacing the one before."""
+    """Log the experiment's tables and figures as its report run, replacing the previous one."""
     if not config.tracking.enabled:
         return
     try:
         _import()
         report = entries.report(config)
         _limited(config, len(report.artifacts), lambda: _show_report(_open(config), config, report))
-    except Exception as error:  # as in `log`
+    except Exception as error:  # see `log`
         _logger.warning("%s", _explain(config, error))
 
 
 def rebuild(config: Config) -> int:
-    """Show all jobs that have files and remove the others; returns the number of runs.
+    """Log all jobs that have files and remove other runs; returns the number of MLflow runs.
 
-    Also works with `tracking.enabled: false`: jobs then do not use MLflow, and it is filled at the
-    end. On a shared server two people need two experiment names, as each shows its own files only.
+    It also works with `tracking.enabled: false`, to fill MLflow after jobs that did not use it. On
+    a shared server each person needs a separate experiment name, since runs without local files are
+    removed.
 
     Raises:
         TrackingError: if the store cannot be opened or written.
@@ -107,24 +110,24 @@ def rebuild(config: Config) -> int:
         _limited(config, len(report.artifacts), lambda: _show_report(store, config, report))
         return store.written
     except Exception as error:
-        # The error of MLflow can hold the address with the password in it.
+        # The error of MLflow may contain the address with the password.
         cause = None if variables(config.tracking.uri or "") else error
         raise TrackingError(_explain(config, error)) from cause
 
 
 def place(config: Config) -> str:
-    """The address of the store, or the path of its file, as a person may see it."""
+    """The address of the store or the path of its file, without secrets."""
     return without_secrets(config.tracking.uri or str(config.results / "mlflow.db"))
 
 
 def _rebuild(store: Store, config: Config, run: Run, stage: str) -> None:
     shown = entries.children(config, run, stage)
-    # The runs of the other jobs are complete at once: their files are all there.
+    # The runs of other jobs are complete at once, since all their files exist.
     _limited(config, len(shown), lambda: _show(store, config, run, stage, shown, {}))
 
 
 def _import() -> None:
-    """Import MLflow, which takes seconds that are not the server's."""
+    """Import MLflow before time limits for the server start; it takes seconds."""
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     import spat.pipeline.tracking.store  # noqa: F401
@@ -137,10 +140,10 @@ def _open(config: Config) -> Store:
 
 
 def _limited(config: Config, count: int, call: Callable[[], T]) -> T:
-    """The result of a call that shows `count` runs, if the server takes them in time.
+    """The result of a call that logs `count` runs, within a time limit.
 
-    The timeouts of MLflow hold for each piece of an answer, so that a server which sends one piece
-    after the other would never reach them.
+    The timeouts of MLflow apply to each part of an answer, so a server that slowly sends parts
+    would never reach them.
 
     Raises:
         TimeoutError: after `SERVER_TIMEOUT_S` and `SERVER_TIMEOUT_PER_RUN_S` for each run.
@@ -157,13 +160,15 @@ def _limited(config: Config, count: int, call: Callable[[], T]) -> T:
             errors.append(error)
 
     limit = SERVER_TIMEOUT_S + count * SERVER_TIMEOUT_PER_RUN_S
-    thread = Thread(target=work, daemon=True)  # the process ends without it
+    thread = Thread(target=work, daemon=True)  # the process does not wait for it at its end
     thread.start()
     thread.join(limit)
     if errors:
         raise errors[0]
     if not results:
-        raise TimeoutError(f"the server did not take {count or 'all'} runs within {limit} seconds")
+        raise TimeoutError(
+            f"the server did not accept {count or 'all'} runs within {limit} seconds"
+        )
     return results[0]
 
 
@@ -175,7 +180,7 @@ def _show(
     shown: list[entries.Entry],
     added: Mapping[str, Sequence[entries.Point]],
 ) -> None:
-    # A job and the orphan of a killed Snakemake would each write the run that the other replaces.
+    # Otherwise a job and the remaining job of a killed Snakemake would replace each other's runs.
     with stage_lock(config, run, "tracking"):
         parent = store.parent(entries.parent(config, run))
         store.replace({"run": run.path, "stage": stage}, shown, parent)
@@ -186,12 +191,12 @@ def _show(
 def _show_report(store: Store, config: Config, report: entries.Entry) -> None:
     path = config.folder / ".locks" / "report"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path):  # two processes of one experiment would leave two reports
+    with FileLock(path):  # otherwise two processes of one experiment would write two reports
         store.replace({"job": entries.REPORT}, [report])
 
 
 def _explain(config: Config, error: Exception) -> str:
-    if isinstance(error, DamagedError):  # a fault of the files, not of the store
+    if isinstance(error, DamagedError):  # a problem of the files, not of the store
         return str(error)
     reason = " ".join(_masked(config, str(error)).split())[:300]
     address = without_secrets(entries.store_uri(config))
@@ -203,21 +208,21 @@ def _explain(config: Config, error: Exception) -> str:
             else f"move {path} away and run `{REBUILD}`, which writes it again from the results"
         )
         return (
-            f"MLflow at {address}: the store was written by another "
-            f"version of MLflow; the results are complete without it: {remedy}"
+            f"MLflow at {address}: the store was written by another version of MLflow; the results "
+            f"do not need it: {remedy}"
         )
     return (
         f"MLflow at {address}: {type(error).__name__}: {reason}; "
-        f"the results are complete without it, and `{REBUILD}` rebuilds it from them"
+        f"the results do not need it, and `{REBUILD}` rebuilds it from them"
     )
 
 
-# What MLflow and its migrations report for a schema of another version.
+# The messages of MLflow and its migrations for a schema of another version.
 _OTHER_VERSION = re.compile(r"out-of-date database schema|Can't locate revision", re.IGNORECASE)
 
 
 def _masked(config: Config, text: str) -> str:
-    """The text without secrets of the address, whether or not a part of an address has them."""
+    """The text without the secrets of the address, wherever they occur."""
     for name in variables(config.tracking.uri or ""):
         value = os.environ.get(name, "")
         for secret in filter(None, (value, unquote(value))):

@@ -1,4 +1,4 @@
-"""What MLflow shows of each job, read from the job's files; no MLflow here."""
+"""The entries for MLflow, read from the files of jobs. This module does not import MLflow."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Entry:
-    """One MLflow run to be.
+    """The content of one MLflow run.
 
-    `job` is unique among live runs: the folder of the files below the experiment's. `dataset` is
-    its name and SHA-256; `artifacts` maps files to the artifact folder they go to, `texts` artifact
-    paths to contents; `start` and `end` are in milliseconds since 1970.
+    `job` is unique among active runs: the folder of the files below the experiment's folder.
+    `dataset` is its name and SHA-256; `artifacts` maps files to their artifact folders, `texts`
+    artifact paths to contents; `start` and `end` are in milliseconds since 1970.
     """
 
     job: str
@@ -70,9 +70,9 @@ def store_uri(config: Config) -> str:
 
 
 def finished(config: Config, run: Run) -> Iterator[str]:
-    """The stages of a run, as `children` takes them, whose files are there.
+    """The stages of a run (as for `children`) whose files exist.
 
-    Empty without pre-training, since all others are its children (it may be running again).
+    It is empty without the files of pre-training, which all other stages depend on.
     """
     if not (runs.folder(config, run, "pretrain") / "metrics.json").exists():
         return
@@ -84,16 +84,16 @@ def finished(config: Config, run: Run) -> Iterator[str]:
 
 
 def parent(config: Config, run: Run) -> Entry:
-    """The entry of the run as a whole: its settings, dense results, and what SPAT changes.
+    """The entry of the whole run: its settings, dense results, and the changes by SPAT.
 
-    The changes are those of the mask that validation chose, once that is known.
+    The changes are those of the mask that validation chose, if it is known.
 
     Raises:
         FileNotFoundError: if the run was not pre-trained.
     """
     (dense,) = children(config, run, "pretrain")
     final = [p for p in dense.points if p.key.split("/")[0] in ("validation", "test", "resources")]
-    # If pre-training ran again, there is a new parent.
+    # If pre-training runs again, there is a new parent.
     digest = records.digest(Finished(runs.folder(config, run, "pretrain")).metrics)
     tags = {**dense.tags, "job": run.path, "stage": "run", "digest": digest}
     errors = Finished(runs.folder(config, run, "pretrain")).metrics["errors"]
@@ -126,14 +126,14 @@ def children(config: Config, run: Run, stage: str) -> list[Entry]:
         "transfer": _transfer,
     }
     if (kind := stage.split("/")[0]) not in readers:
-        raise ValueError(f"stage {stage!r} has no MLflow view; those with one: {list(readers)}")
+        raise ValueError(f"stage {stage!r} has no MLflow runs: expected one of {list(readers)}")
     return [readers[kind](config, run, Finished(folder))]
 
 
 def amended(config: Config, run: Run, stage: str) -> dict[str, list[Point]]:
-    """What a job adds to runs that were shown before, by their `job`.
+    """The metrics that a job adds to runs that were logged before, by their `job`.
 
-    After `measure` latencies are known; the mask that validation chooses is decided in between.
+    After `measure`, latencies and the mask that validation chose are known.
     """
     kind = stage.split("/")[0]
     if kind not in ("measure", "transfer") or "prune" not in finished(config, run):
@@ -145,7 +145,7 @@ def amended(config: Config, run: Run, stage: str) -> dict[str, list[Point]]:
 
 
 def report(config: Config) -> Entry:
-    """The entry of the experiment as a whole: its configuration, tables and figures."""
+    """The entry of the whole experiment: its configuration, tables and figures."""
     about = records.header(config, REPORT)
     kinds = {"tables": (".md", ".csv", ".tex"), "figures": (".png",)}
     artifacts = {
@@ -165,7 +165,7 @@ def report(config: Config) -> Entry:
 
 
 def _main_numbers(config: Config) -> dict[str, float]:
-    """The primary error of each method and the change of SPAT by the control, in the main table."""
+    """The primary error of each method and the changes by SPAT, from the main table."""
     path = config.folder / "tables" / "main.csv"
     if not path.exists():
         return {}
@@ -187,7 +187,7 @@ def _main_numbers(config: Config) -> dict[str, float]:
 
 
 def _metric_name(text: str) -> str:
-    """The text with what MLflow does not take in the name of a metric left out."""
+    """The text without characters that MLflow does not allow in the name of a metric."""
     return " ".join(re.sub(r"[^\w\-. :/]", "", text).split())
 
 
@@ -225,7 +225,7 @@ def _mask(
     decided: Mapping[str, dict[str, str]],
     changes: Mapping[str, float | None],
 ) -> Entry:
-    """A trained network, named by what asked for it, with its changes against the control."""
+    """A trained network, named by the decision for it, with its changes against the control."""
     metrics = files.metrics
     keys = {key: metrics[key] for key in ("mask", "order", "phase")}
     tags = decided.get(keys["mask"], {})
@@ -245,16 +245,16 @@ def _mask(
 
 
 def _primary(errors: Mapping[str, Any]) -> str:
-    """The name of the primary metric, which stands first in the errors of each split."""
+    """The name of the primary metric, the first one in the errors of each split."""
     return str(next(iter(errors["test"])))
 
 
 def _changes(
     config: Config, run: Run, trained: Sequence[tuple[Job, Finished]]
 ) -> dict[str, dict[str, float | None]]:
-    """By mask, the latency of the largest batch and the changes against the control in percent.
+    """The latency of the largest batch and the changes against the control in percent, by mask.
 
-    Of the first data order, fine-tuned; empty without a control.
+    They are for fine-tuned networks of the first data order; empty without a control.
     """
     networks = {
         job.mask: files.metrics
@@ -288,7 +288,7 @@ def _changes(
 
 
 def _of_chosen(config: Config, run: Run) -> dict[str, float | None]:
-    """The changes of the mask that validation chose for SPAT; empty if it is not known yet."""
+    """The changes of the mask that validation chose for SPAT; empty before it is known."""
     from spat.pipeline.stages import select
 
     if not (runs.folder(config, run, "decide") / "metrics.json").exists():
@@ -308,9 +308,9 @@ def _percent(value: float | None, reference: float | None) -> float | None:
 
 
 def _decided(config: Config, run: Run) -> dict[str, dict[str, str]]:
-    """What asked for each mask, as tags; where several did, SPAT and then the first in the file.
+    """The decision for each mask, as tags; of several decisions SPAT's, else the first one.
 
-    What `decide` chooses among the trained networks is not known yet when they are shown.
+    The decisions of `decide` are not known when the trained networks are logged.
     """
     from spat.pipeline.stages import select
 
@@ -394,7 +394,7 @@ def _transfer(config: Config, run: Run, files: Finished) -> Entry:
         for point in _points(
             {f"{name}/{row['phase']}/{end}": value for name, value in row["errors"].items()},
             entry.end,
-            row["order"],  # the data orders of one mask share a metric, one step each
+            row["order"],  # the data orders of a mask are steps of one metric
         )
     ]
     return replace(
@@ -408,10 +408,10 @@ def _transfer(config: Config, run: Run, files: Finished) -> Entry:
 
 
 def _end(mask: str, named: Mapping[str, dict[str, str]]) -> str | None:
-    """The name of a mask whose values are metrics: an end of the range of masks, or one of SPAT.
+    """The name of a mask whose values are logged as metrics, or None.
 
-    They can be compared over models. A metric for every mask would give the runs table hundreds of
-    columns; all are in a table.
+    These are the full mask, the empty mask and the masks of SPAT, which can be compared between
+    models. Metrics for every mask would be hundreds of columns; all values are in a table.
     """
     if "0" not in mask:
         return "all kept"
@@ -422,7 +422,7 @@ def _end(mask: str, named: Mapping[str, dict[str, str]]) -> str | None:
 
 
 def _table(name: str, rows: list[dict[str, Any]]) -> dict[str, str]:
-    # As the masks' runs are named: MLflow would show the mask `1.0` as the number 1.
+    # Named like the runs of masks, since MLflow would show the mask `1.0` as the number 1.
     named = [{**row, "mask": f"mask {row['mask']}"} for row in rows]
     return {f"{name}.csv": pd.DataFrame(named).to_csv(index=False)}
 
@@ -430,12 +430,12 @@ def _table(name: str, rows: list[dict[str, Any]]) -> dict[str, str]:
 def _child(
     config: Config, run: Run, files: Finished, metrics: Mapping[str, Any], *, name: str, stage: str
 ) -> Entry:
-    """What all jobs of a run have: keys, environment, errors, costs, losses, figures."""
+    """The parts of all entries of jobs: keys, environment, errors, costs, losses, figures."""
     job = files.folder.relative_to(config.folder).as_posix()
     entry = _entry(metrics, job=job, name=name, stage=stage)
     final = {f"resources/{key}": metrics[key] for key in RESOURCES if key in metrics}
     for moment, errors in _nested(metrics.get("errors")).items():
-        # Those of the final weights have the same names in every run, so that runs can be compared.
+        # Metrics of the final weights have the same names in all runs, to compare runs.
         final[moment.removeprefix("finetuned/").removeprefix("scratch/")] = errors
     fitted = "history.csv" in metrics["files"]
     return replace(
@@ -483,7 +483,7 @@ def _history(frame: pd.DataFrame, start: int) -> Iterator[Point]:
 
 
 def _scores(frame: pd.DataFrame, time: int) -> Iterator[Point]:
-    """The value of each criterion that ranks the sites; over pre-training the epoch is the step."""
+    """The score of each site by each criterion; during pre-training the step is the epoch."""
     frame = aggregate(frame) if "batch" in frame else frame
     for row in frame[frame["head"] == SITE].to_dict("records"):
         key = f"{row['criterion']}/{row['name']}"
@@ -491,7 +491,7 @@ def _scores(frame: pd.DataFrame, time: int) -> Iterator[Point]:
 
 
 def _points(values: Mapping[str, Any], time: int, step: int = 0) -> Iterator[Point]:
-    """The finite numbers among the values: a diverged run has none for its losses."""
+    """Points for the finite numbers among the values; losses of a diverged run are not finite."""
     for key, value in values.items():
         if value is not None and math.isfinite(value):
             yield Point(key, float(value), step, time)
@@ -508,7 +508,7 @@ def _nested(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:
-    """Parameters as MLflow keeps them; lists joined by commas."""
+    """Parameters as text for MLflow; lists are joined by commas."""
     return {
         key: ", ".join(map(str, value)) if isinstance(value, list) else str(value)
         for key, value in values.items()

@@ -1,4 +1,4 @@
-"""Write entries to an MLflow store, which many jobs may open at once."""
+"""Write entries to an MLflow store, which several jobs may use at the same time."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ from spat.pipeline import checks
 from spat.pipeline.config import Config
 from spat.pipeline.tracking.entries import Entry, Point, store_uri
 
-# A call takes at most 1000 items, of which at most 100 params.
+# MLflow accepts at most 1000 items per call, of which at most 100 are parameters.
 METRICS_PER_CALL = 900
 PARAMS_PER_CALL = 100
-DIGEST_LENGTH = 12  # as the runs table has room for; the whole hash is a tag
-DATABASE_ATTEMPTS = 3  # MLflow's own ten take 100 s
+DIGEST_LENGTH = 12  # fits into the runs table; the whole hash is a tag
+DATABASE_ATTEMPTS = 3  # MLflow's default of ten takes 100 s
 LOCK_TIMEOUT_S = 120
-# Calls that wait for a server at the same time: with a second of latency, the runs of forty masks
-# take nine seconds instead of two minutes. A database file has one writer at a time.
+# Concurrent calls to a server: with a latency of one second, the runs of forty masks take nine
+# seconds instead of two minutes. A database file has one writer at a time.
 CALLS_AT_ONCE = 16
-# Two jobs that add one dataset to an experiment at the same time collide in the database. The
-# second one finds the dataset there when it tries again.
+# Two jobs that add the same dataset to an experiment at the same time collide in the database. The
+# second job finds the dataset when it tries again.
 DATASET_ATTEMPTS = 3
 DATASET_WAIT_S = 0.2
 
-# What stands above the runs of an experiment.
+# The description of an MLflow experiment.
 DESCRIPTION = """\
-**Start with the run `report`**: it has the main numbers, the tables and the figures. Each other run
-at the top is one dataset, model, setting and seed. Below it are its pre-training, its scores, its
-masks, its latencies and its transfers.
+**Start with the run `report`**: it has the main numbers, the tables and the figures. Each other
+top-level run is one dataset, model, setting and seed. Its child runs are its pre-training, scores,
+masks, latencies and transfers.
 
 To compare masks, sort by `change_percent/test_mse`: the change against the control, which is the
 dense model with the same extra epochs. Below 0 is better. Useful columns are the metrics
 `test_mse`, `change_percent/test_mse`, `change_percent/flops` and `change_percent/latency_ms` (the
-largest batch), and the tags `method`, `ratio`, `level`, `removed` and `chosen_by`. The runs at the
-top have the changes of the mask that validation chose for SPAT. Latencies of all batch sizes are
+largest batch), and the tags `method`, `ratio`, `level`, `removed` and `chosen_by`. Top-level runs
+have the changes of the mask that validation chose for SPAT. Latencies of all batch sizes are
 metrics of the runs `measure`, such as `latency_ms/batch 1/SPAT 50`.
 """
-# The columns of the runs table, which the address `.../runs?viewStateShareKey=spat` opens.
+# The columns of the runs table at the address `.../runs?viewStateShareKey=spat`.
 VIEW_TAG = "mlflow.sharedViewState.spat"
 VIEW = json.dumps(
     {
@@ -78,11 +78,11 @@ class Store:
     """The MLflow experiment of a configuration."""
 
     def __init__(self, config: Config) -> None:
-        """Open the store, and make it and the experiment if need be.
+        """Open the store; store and experiment are created if they do not exist.
 
         Raises:
-            ValueError: if the store's artifacts lie at another place than the results, or a
-                variable of the address is not set.
+            ValueError: if the artifacts of the store are not in the folder of the results, or an
+                environment variable of the address is not set.
         """
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # one warning is enough
         config.results.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ class Store:
         checks.require_variables(config)
         if self._is_server:
             self._client = MlflowClient(self._uri, self._uri)
-            # A dead server fails here; under the lock, jobs would wait for it one after the other.
+            # An unreachable server fails here; under the lock, jobs would wait one after another.
             self._client.search_experiments(max_results=1)
         else:
             import mlflow.store.db.utils  # needs SQLAlchemy, which a client of a server does not
@@ -103,13 +103,13 @@ class Store:
             self._experiment = self._get_or_create(config)
 
     def parent(self, entry: Entry) -> str:
-        """The id of the live run of this entry; an older one is replaced and its children kept.
+        """The id of the active run of this entry; an older one is replaced, its children are kept.
 
         Only one process at a time may call this for an entry.
         """
         live = self._live({"job": entry.job})
         for old in live:
-            # One that is still running belongs to a job that was killed while it wrote.
+            # A run that is still active belongs to a job that was killed while it wrote.
             whole = old.info.status in ("FINISHED", "FAILED")
             if whole and old.data.tags["digest"] == entry.tags["digest"]:
                 return str(old.info.run_id)
@@ -127,13 +127,13 @@ class Store:
     def replace(
         self, tags: Mapping[str, str], entries: Sequence[Entry], parent: str | None = None
     ) -> None:
-        """Delete the live runs with these tags and write the entries in their place."""
+        """Delete the active runs with these tags and write the entries instead."""
         self.delete(old.info.run_id for old in self._live(tags))
         self._at_once(partial(self._create, entry, parent) for entry in entries)
         self.written += len(entries)
 
     def amend(self, tags: Mapping[str, str], added: Mapping[str, Sequence[Point]]) -> None:
-        """Add metrics to the live runs with these tags, by their `job`."""
+        """Add metrics to the active runs with these tags, by their `job`."""
         self._at_once(
             partial(self._client.log_batch, run.info.run_id, metrics=_metrics(added[job]))
             for run in self._live(tags)
@@ -141,7 +141,7 @@ class Store:
         )
 
     def from_files(self) -> list[str]:
-        """The ids of all live runs that came from files."""
+        """The ids of all active runs that were logged from files."""
         return [run.info.run_id for run in self._live({}) if "job" in run.data.tags]
 
     def delete(self, ids: Iterable[str]) -> None:
@@ -149,7 +149,7 @@ class Store:
         self._at_once(partial(self._client.delete_run, run_id) for run_id in ids)
 
     def _at_once(self, calls: Iterable[Callable[[], object]]) -> None:
-        """Make all calls: to a server several at a time. After an error no further call begins.
+        """Make all calls, several at a time for a server; after an error no further call starts.
 
         Raises:
             Exception: the first error of a call.
@@ -175,7 +175,7 @@ class Store:
                 except Exception as error:
                     errors.append(error)
 
-        # The process can end while a server keeps one of them waiting.
+        # The process can end while a call waits for the server.
         threads = [
             Thread(target=work, daemon=True) for _ in range(min(CALLS_AT_ONCE, len(waiting)))
         ]
@@ -192,13 +192,13 @@ class Store:
 
     def _get_or_create(self, config: Config) -> str:
         name = f"spat/{config.experiment}"
-        # A server keeps artifacts in its own place; MLflow stores the path as given.
+        # A server has its own location of artifacts; otherwise MLflow stores this path.
         place = None if self._is_server else (config.results / "mlartifacts").resolve().as_uri()
         experiment = self._client.get_experiment_by_name(name)
         if experiment is None:
             try:
                 made = str(self._client.create_experiment(name, place))
-            except MlflowException:  # another machine has made it since
+            except MlflowException:  # another machine created it in the meantime
                 experiment = self._client.get_experiment_by_name(name)
                 if experiment is None:
                     raise
@@ -211,7 +211,7 @@ class Store:
         if place not in (None, experiment.artifact_location):
             raise ValueError(
                 f"delete the store and rebuild it: experiment {name!r} keeps artifacts in "
-                f"{experiment.artifact_location}, but the results are now beside {place}"
+                f"{experiment.artifact_location}, but the results are now next to {place}"
             )
         return str(experiment.experiment_id)
 
