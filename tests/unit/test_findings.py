@@ -569,7 +569,7 @@ ABLATION: tuple[Claim, ...] = (
     ("(MSE {} on ETTh1, {} on ETTh2)", lambda: tuple(
         error(A, name, NONE_LEFT) for name in ("ETTh1", "ETTh2")
     )),
-    ("with {:,} parameters, has a published MSE of {} and {}. The errors measured here are NLinear "
+    ("with {:,} parameters, has a published MSE of {} and {}. Measured here: NLinear "
      "{} and {}, SAMformer {} and {}, and PatchTST {} and {}", lambda: (
         rlinear(), *(cited("RLinear", d) for d in ("ETTh1", "ETTh2")),
         *(error(C, d, m) for m in ("NLinear", "SAMformer") for d in ("ETTh1", "ETTh2")),
@@ -609,7 +609,7 @@ ABLATION: tuple[Claim, ...] = (
         )),
         *interval(gain("send_unit")), gain("send_unit", "p, MSE (Holm)")["mean"],
     )),
-    ("On ETTh2 at horizon {} the gain of SEND is {} % [{}, {}]; with p {:.2f} over", lambda: (
+    ("On ETTh2 at horizon {} the gain of SEND is {} % [{}, {}] (p {:.2f} over", lambda: (
         96,
         *interval(gain_in_cell(
             "send = send_float32", "gain over chance", dataset="ETTh2", horizon=96
@@ -635,21 +635,21 @@ ABLATION: tuple[Claim, ...] = (
     ("In MAE none is significant (p {:.3f}, {:.3f}, {:.3f})", lambda: tuple(
         gain(name, "p, MAE (Holm)")["mean"] for name in BEST
     )),
-    ("On ETTh1 at horizon {} `taylor`, `fisher`, `michel` and `loss_drop` beat chance, too (p "
+    ("On ETTh1 at horizon {} `taylor`, `fisher`, `michel` and `loss_drop` also beat chance (p "
      "{:.3f} "
      "to {:.3f}", lambda: (96, others_on_etth1()[0], others_on_etth1()[-1])),
-    ("on one of the {} sources, its gain is {} % there and {} % on the other", lambda: (
+    ("chosen on one of the {} sources, gains {} % there and {} % on the other", lambda: (
         "two", *(
             signed(row(A, "winner", **ITR, criterion=gains.ANY, measure=name)["mean"])
             for name in (gains.CHOSEN, gains.HELD_OUT)
         ),
     )),
-    ("None of the {} beats another order of the {} positions (p {:.2f} to {:.2f}; with {} orders "
-     "p is at least {:.2f})", lambda: (
-        "three", "four", positions()[0], positions()[-1], 24, 1 / 24,
+    ("None of the {} beats another order of the {} positions (p {:.2f} to {:.2f}, at least {:.2f} "
+     "for {} orders)", lambda: (
+        "three", "four", positions()[0], positions()[-1], 1 / 24, 24,
     )),
     ("tau-b {} [{}, {}]", lambda: interval(agreement())),
-    ("{} sites were compared with themselves", lambda: (len(same_sites()),)),
+    ("{} intact and corrupted sites", lambda: (len(same_sites()),)),
     ("in {} and {} (`send_window`: {} and {}), `loss_drop` in {} and {}", lambda: (
         *both("send", "uniform"), *both("send_window", "uniform"), *both("loss_drop", "uniform"),
     )),
@@ -1116,7 +1116,7 @@ VISION: tuple[Claim, ...] = (
         "better by {} % with {} sites removed and by {} % with {}",
         lambda: (against_depth(3), 3, against_depth(5), 5),
     ),
-    ("By depth alone the gain is {} % [{}, {}]", lambda: image_gain("depth_last")),
+    ("The gain of the choice by depth is {} % [{}, {}]", lambda: image_gain("depth_last")),
     (
         "is {} [{}, {}] for the choice by depth and {} [{}, {}] for SEND",
         lambda: (*tau(V, "depth_last"), *tau(V, "send")),
