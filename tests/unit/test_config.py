@@ -41,7 +41,7 @@ def test_defaults_need_only_an_experiment_and_a_grid() -> None:
         ({"grid": [{**BLOCK, "horizon": [1]}]}, "grid.0.horizon", "(did you mean 'horizons'?)"),
         ({"grid": [{**BLOCK, "models": ["patchtst"]}]}, "grid.0.models", "mean 'PatchTST'?)"),
         ({"pruning": {"site": {"criteria": ["sned"]}}}, "pruning.site.crit", "mean 'send'?)"),
-        ({"experiment": "mlflow.db-wal"}, "experiment", "take another name"),
+        ({"experiment": "mlflow.db-wal"}, "experiment", "use another name"),
         ({"results": "a" * 256}, "results", "the path is too long"),
         ({"results": "/".join(["a" * 200] * 20)}, "results", "the path is too long"),
         ({"data": {"mirrors": [3]}}, "data.mirrors.0", "is not a valid path (given: 3)"),
