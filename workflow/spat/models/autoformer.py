@@ -3,14 +3,14 @@
 Encoder and decoder split each of their sums into a moving average, the trend, and the remainder.
 The decoder adds up its trends; the remainder goes through the layers. No normalisation per window.
 
-Auto-correlation takes the place of attention. The correlation r of queries and keys at each delay,
-a mean over features, is computed by Fourier transform. The delays of largest r are chosen, and the
-output sums the values, rolled back by these delays, under the softmax of their r. Delays are chosen
-for each window in `eval()`, and for the batch as a whole in training, which therefore couples the
-windows of a batch. The decoder has no mask.
+Auto-correlation replaces attention. The correlation r of queries and keys at each delay, a mean
+over features, is computed by Fourier transform. The delays with the largest r are chosen, and the
+output is the sum of the values, rolled back by these delays, weighted by the softmax of their r.
+Delays are chosen for each window in `eval()`, and for the whole batch in training, which therefore
+couples the windows of a batch. The decoder has no mask.
 
-Heads would share the weights and are joined in order, so their number changes nothing: there is no
-setting for it, and a site can only be removed whole. Its weights belong to delays, not to
+All heads would share the weights and are joined in order, so their number has no effect: there is
+no setting for it, and a site can only be removed as a whole. Its weights belong to delays, not to
 positions.
 
 A removed site leaves the decomposition of its sub-layer. The last cross-attention is protected, as

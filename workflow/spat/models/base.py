@@ -1,4 +1,4 @@
-"""What models with attention sites have in common, and what forecasters do."""
+"""Base classes of networks with attention sites and of forecasters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from spat.models.settings import Settings, Shape
 
 
 class Network(nn.Module):
-    """Knows its settings, its shape and its attention sites."""
+    """A network with settings, a shape and attention sites."""
 
     settings: Settings
     shape: Any  # that of its task: `Shape`, `ImageShape`, `TextShape`

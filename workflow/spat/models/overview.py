@@ -1,4 +1,4 @@
-"""What each forecaster is at its published setting for a dataset: a table for people."""
+"""A table of all forecasters at their published settings for a dataset."""
 
 from __future__ import annotations
 

@@ -57,12 +57,12 @@ class Model:
 
     Attributes:
         name: Name in configurations and results.
-        module: Where the class is implemented.
+        module: Module of the class.
         class_name: Name of the class; it takes (settings, shape).
         settings: Its settings.
         role: `attention` has sites to prune, `baseline` is trained and has none, `naive` has no
             parameters.
-        task: What it is for.
+        task: Name of its task.
         view: The widest of the views `Output`, `Heads` and `Mixing` that all its sites offer, each
             of which includes those before it (role `attention`).
         residual: Whether all its sites also offer the view `Residual`.

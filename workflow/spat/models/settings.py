@@ -38,7 +38,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class ImageShape:
-    """What a classifier of images maps: [B, channels, height, width] -> [B, classes]."""
+    """The shape of a classifier of images: [B, channels, height, width] -> [B, classes]."""
 
     height: int
     width: int
@@ -48,7 +48,7 @@ class ImageShape:
 
 @dataclass(frozen=True)
 class TextShape:
-    """What a language model maps: `context` whole numbers -> logits of the one after each.
+    """The shape of a language model: `context` integers -> logits of the next one of each.
 
     A number is below `vocabulary`; a byte has 256 values.
     """
@@ -86,7 +86,7 @@ class Settings:
         return bool(getattr(self, "time_features", False))
 
     def problem(self, shape: Any) -> str | None:
-        """Why the network cannot be built for this shape of its task; None if it can."""
+        """The reason why the network cannot be built for this shape, or None if it can."""
         if self.uses_marks and not shape.marks:
             return "time_features is on, but the dataset has no timestamps: turn it off"
         heads, width = getattr(self, "n_heads", 1), getattr(self, "d_model", 1)
