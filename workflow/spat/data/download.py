@@ -1,7 +1,7 @@
 """Verified copies of the published files: from the cache, from folders of copies, from the network.
 
-SHA-256 decides. A file gets its name in the cache only after its hash was verified, and a file
-in the cache whose hash is wrong is replaced, never used.
+Files are identified by their SHA-256. A file gets its name in the cache only after its hash was
+verified, and a file in the cache with a wrong hash is replaced and never used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 class DownloadError(RuntimeError):
-    """No source had the file; the message lists what was tried and the remedy."""
+    """No source has the file; the message lists the attempts and the remedy."""
 
 
 def fetch(dataset: Dataset | File, cache: Path, mirrors: Sequence[Path] = ()) -> Path:

@@ -32,7 +32,7 @@ from spat.data.registry import Borders, DataError, Gaps
 
 @dataclass(frozen=True)
 class Filled:
-    """What was done about the gaps of a series.
+    """The record of filled gaps of a series.
 
     Attributes:
         rule: Rule of the dataset.

@@ -1,4 +1,4 @@
-"""Guess from a file of one's own how it is read; `python -m spat add` prints the result."""
+"""Guess the format of a data file; `python -m spat add` prints the result."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Guess:
 
 
 def guess(name: str, path: Path) -> Guess:
-    """Guess how a text file is read, and read it.
+    """Guess the format of a text file, and read it.
 
     The separator is the one that splits the most rows into as many cells as the header has. The
     date is the first column, or the first columns together, whose sample is made of time stamps.

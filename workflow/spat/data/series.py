@@ -49,8 +49,8 @@ class Prepared:
         std: Their population standard deviation, float64 [C]; 1 for a constant channel.
         borders: Rows of each split.
         marks: Time features, float32 [T, F], or None without time stamps.
-        filled: What was done about missing values.
-        sha256: Hash of what the series was made from.
+        filled: The record of filled missing values.
+        sha256: Hash of the raw data.
     """
 
     name: str

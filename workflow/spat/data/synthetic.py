@@ -16,7 +16,7 @@ def generate(rows: int, channels: int, seed: int, coupling: float, noise: float)
 
     Each channel has a trend, sines of the three `PERIODS` and of half the first, and white noise
     of standard deviation `noise`. Every second channel c is then replaced by a mixture with its
-    left neighbour, whose noise can be foreseen only by looking across channels:
+    left neighbour, whose noise can be predicted only from the other channel:
 
         x_c(t) <- coupling * x_{c-1}(t - lag_c) + (1 - coupling) * x_c(t),   1 <= lag_c <= 48
 

@@ -5,7 +5,7 @@ of the length of the lookback, and no output projection, feed-forward, dropout o
 beyond `RevIN`. It is published with sharpness-aware training (the recipe's `sam_rho`).
 
 Without its one site the model is RLinear: one linear map of the normalised past, the same for all
-channels. So it tests whether attention helps with nothing else changed.
+channels. So it tests whether attention helps if everything else is unchanged.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class Transformer(Forecaster):
     def sites(self) -> tuple[Site, ...]:
         """All attentions but the last cross-attention.
 
-        Without that one, nothing but the label steps would join the output to the input.
+        Without it, the output would depend on the input only through the label steps.
         """
         return encoder_decoder_sites(self.encoder, self.decoder, self.settings.n_heads)
 
