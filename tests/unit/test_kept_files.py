@@ -418,3 +418,13 @@ def test_what_is_not_a_file_is_replaced(
     for frame, rows in expected.items():
         pd.testing.assert_frame_equal(frames[frame], rows)
     assert (outside / "thesis.txt").read_text() == "precious"
+
+
+def test_stray_files_of_another_folder_are_no_dead_end(
+    whole: tuple[Config, dict[str, Any]], tmp_path: Path
+) -> None:
+    config = copied(whole[0], tmp_path)
+    folder = config.folder / RUN.path
+    shutil.copytree(folder / "pretrain" / "kept", folder / "score" / "kept")
+    shutil.copy(folder / "pretrain" / "kept" / "digest", folder / "measure" / "digest")
+    collect(config)

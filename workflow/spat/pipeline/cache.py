@@ -280,7 +280,11 @@ def _record(path: Path) -> dict[str, Any]:
 def _other_digest(path: Path, body: Mapping[str, Any]) -> str | None:
     """The problem if a record has another digest than the kept work of its folder, or None."""
     folder = path.parent
-    for stamp in (folder / STAMP, folder / "kept" / STAMP):
+    # A stray file elsewhere is of no kept work: nothing would ever replace it.
+    stamps = [folder / "kept" / STAMP] if folder.name == "pretrain" else []
+    if not {"kept", "masks"}.isdisjoint(folder.parts):
+        stamps.append(folder / STAMP)
+    for stamp in stamps:
         if path.name == RESULT and stamp.is_file():
             digest = stamp.read_text(encoding="utf-8", errors="replace").strip()
             if body.get("digest") != digest:
