@@ -53,9 +53,9 @@ MODULES = (
 
 
 def build(folder: Path) -> None:
-    """Write one page a module; `index.html` leads to that of `spat`."""
+    """Write one page per module; `index.html` links to the page of `spat`."""
     for name in spat.__all__:
-        # pdoc does not see what a module gives by `__getattr__` at the first use.
+        # pdoc does not see names that a module imports at their first use (`__getattr__`).
         setattr(spat, name, getattr(spat, name))
     pdoc.render.configure(docformat="google", footer_text=f"spat {spat.__version__}")
     with warnings.catch_warnings():

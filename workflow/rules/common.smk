@@ -7,7 +7,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-# The package of this folder, which the jobs run, and not one that is installed from elsewhere.
+# Import the package of this folder, which the jobs use, and not an installed one.
 PACKAGE = os.path.join(workflow.basedir, "workflow")
 sys.path.insert(0, PACKAGE)
 
@@ -55,16 +55,17 @@ except (ConfigError, OSError) as error:
 WORDS = OF_TASK[CONFIG.task]
 FOLDER = CONFIG.folder.as_posix()
 CACHE = CONFIG.data.cache.as_posix()
-# None in some dry runs, where `workflow.cores` is an error. On a cluster those of one job.
+# The cores of this machine, or of one job on a cluster. None in some dry runs, in which
+# `workflow.cores` raises an error.
 CORES = workflow.resource_settings.cores
-# The head node of a cluster has no card, and says nothing of those of the nodes.
+# The head node of a cluster may have no GPU although the other nodes have some.
 ON_CLUSTER = workflow.resource_settings.nodes is not None
 if ON_CLUSTER and not workflow.is_main_process:
-    # The jobs of a group use its card in turn (profiles: `gpu: 1`). Snakemake does not tell the limit to
-    # the job itself, which would ask for as many cards as jobs could run at a time.
+    # The jobs of a group take turns on one GPU (profiles: `gpu: 1`). Snakemake does not pass this limit
+    # to the job of the group, which would then request one GPU for each job that can run at a time.
     workflow.register_resource("gpu", 1)
 STARTED = time.time()
-# Networks are not files of any rule. Damaged or missing ones are made again here.
+# Networks are not output files of a rule. Forget damaged or missing ones, so that they are trained again.
 if workflow.is_main_process and not workflow.dryrun:
     for planned in PLAN.values():
         if planned.prune and (
@@ -72,7 +73,7 @@ if workflow.is_main_process and not workflow.dryrun:
         ):
             print(problem, file=sys.stderr)
 PRUNED = [path for path, planned in PLAN.items() if planned.prune]
-# Short runs share jobs: each pack has a rule of its own in pretrain.smk, and in transfer.smk.
+# Short runs share jobs. Each pack of runs has its own rule in pretrain.smk and in transfer.smk.
 PACKS = expected.packs(CONFIG, PLAN)
 PACK_OF_RULE = {
     f"{stage}_short{number}": (stage, pack)
@@ -107,7 +108,7 @@ def planned_run(wildcards):
 
 def resolved(wildcards, input):
     # A parameter derived from `input` never triggers a rerun. The path of the configuration must not
-    # trigger one: what a job reads from it is in the job's `digest`.
+    # trigger one, because `digest` covers the settings that the job reads.
     return RESOLVED
 
 
@@ -144,7 +145,7 @@ def gpu(wildcards):
 
 
 def group_of_run(wildcards):
-    # The jobs of a run that are one job of a cluster.
+    # Jobs with the same group are submitted to a cluster as one job.
     return group(planned_run(wildcards).run.model)
 
 
@@ -182,7 +183,7 @@ def pack_targets(pack):
 
 
 def networks(wildcards):
-    # What a transfer evaluates: the dense network, and the networks that were pruned from it.
+    # The networks that a transfer evaluates: the dense one and the pruned ones.
     stages = ["pretrain/metrics.json"]
     if planned_run(wildcards).prune:
         stages += [
