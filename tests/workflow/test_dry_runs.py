@@ -132,7 +132,7 @@ def test_a_key_that_is_there_twice_fails_before_any_job(pristine: Project, tmp_p
     overlay = tmp_path / "twice.yaml"
     overlay.write_text("finetune: {epochs: 1}\nfinetune: {epochs: 2}\n", encoding="utf-8")
     shown = pristine.snakemake("--configfile", str(overlay), fails=True)
-    assert "twice.yaml: line 2: the key 'finetune' is there twice" in shown
+    assert "twice.yaml: line 2: the key 'finetune' is a duplicate" in shown
     assert "Traceback" not in shown
 
 
