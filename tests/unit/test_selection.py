@@ -106,7 +106,7 @@ def test_requested_rows_are_valid_selections() -> None:
         exhaustive=True,
     )
     selections = select.requested(table([0.4, 0.1, 0.2, 0.3]), HEADS, section, seed=1)
-    keys = ("e", "forecasting", "d", "s", "m", "v", None, "l96-h96", 0)
+    keys = ("e", "forecasting", "d", "s", "iTransformer", "v", None, "l96-h96", 0)
     run = dict(zip(frames.RUN, keys, strict=True))
     assert len(frames.checked("selections", selections.assign(**run))) == len(selections)
     for name, level, removed in selections[["mask", "level", "removed"]].itertuples(index=False):
