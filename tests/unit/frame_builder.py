@@ -368,5 +368,14 @@ def build(
 
 
 def frames_of(**changes: Any) -> Frames:
-    """The built frames as the study functions take them; keywords as for `build`."""
-    return Frames.of(**build(**changes))
+    """The built frames as the study functions take them; keywords as for `build`.
+
+    The same keywords give the same object, which knows what was computed before.
+    """
+    key = repr(sorted(changes.items()))
+    if key not in _BUILT:
+        _BUILT[key] = Frames.of(**build(**changes))
+    return _BUILT[key]
+
+
+_BUILT: dict[str, Frames] = {}

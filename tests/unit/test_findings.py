@@ -12,11 +12,11 @@ import re
 import sys
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from committed import REFERENCE, read
 from scipy.stats import pearsonr
 
 from spat.data.registry import TEXTS
@@ -43,7 +43,6 @@ from spat.study.statistics.cells import (
 from spat.study.statistics.tests import t_interval, wilcoxon
 from spat.training.device.costs import parameters
 
-REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 MOST_WORDS = 900
 NAMES = re.compile(
     r"GPT4TS|SmolLM2(?:-135M-Instruct)?|smollm2|`[^`]*`|\]\([^)]*\)|ETT[hm][12]|BeijingPM25|\bH[123]\b"
@@ -53,9 +52,8 @@ WRITTEN = re.compile(r"\d|\b(two|three|four|five|six|seven|eight|nine|ten)\b", r
 Claim = tuple[str, Callable[[], tuple[object, ...]]]
 
 
-@cache
 def frames(folder: str) -> Frames:
-    return Frames.load(REFERENCE / folder / "data")
+    return read(REFERENCE / folder)
 
 
 @cache

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from frame_builder import frames_of
 
+from spat.files import read_json
 from spat.pipeline.config import Config, load
 from spat.pipeline.stages.collect import collect
 from spat.pipeline.stages.grid import grid
 from spat.scoring.names import CRITERIA
-from spat.study.pages import registry
+from spat.study.pages import registry, style
 from spat.study.pages.reader import Frames
 
 EVERY = {"site": {"criteria": list(CRITERIA), "ratios": [0.5, 1.0]}, "exhaustive": True}
@@ -40,7 +41,7 @@ def small(
                 {
                     "datasets": ["synthetic"],
                     "models": [model],
-                    "variants": ["small"],
+                    "variants": list(sections.get("variants", ["small"])),
                     "lookback": 24,
                     "horizons": [12],
                     "seeds": seeds,
@@ -73,12 +74,43 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def png(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures as PNG alone: all formats draw the same artists, and the reference has all three."""
+    monkeypatch.setattr(style, "FORMATS", ("png",))
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_an_experiment_with_one(case: str, tmp_path: Path) -> None:
-    config = small(tmp_path, **CASES[case])
+    run_and_write_all(small(tmp_path, **CASES[case]))
+
+
+def run_and_write_all(config: Config) -> None:
     grid(config, "*", minutes=9)
     collect(config)
-    write_all(Frames.load(config.folder / "data", config.statistics), tmp_path / "pages")
+    write_all(Frames.load(config.folder / "data", config.statistics), config.folder)
+
+
+def test_a_baseline_that_diverges_stands_in_the_table(tmp_path: Path) -> None:
+    sizes = {"d_model": 8, "d_ff": 8, "n_heads": 1, "e_layers": 1}
+    config = small(
+        tmp_path,
+        model="iTransformer",
+        variants={
+            "small": {"model": sizes},
+            "wild": {"base": "deep", "model": {**sizes, "learning_rate": 1.0e30}},
+        },
+        robustness={"runs": ["*"]},
+    )
+    run_and_write_all(config)
+    wild = config.folder / "synthetic/iTransformer-wild/l24-h12/seed0"
+    assert read_json(wild / "pretrain/metrics.json")["status"] == "diverged"
+    assert read_json(wild / "prune/manifest.json")["masks"] == []
+    rows = (config.folder / "tables/main.md").read_text(encoding="utf-8").splitlines()
+    (shown,) = [row for row in rows if "wild" in row and "MSE" in row]
+    assert "diverged" in shown
+    (other,) = [row for row in rows if "small" in row and "MSE" in row]
+    assert "diverged" not in other
 
 
 FRAMES: dict[str, dict[str, Any]] = {

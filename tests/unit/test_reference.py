@@ -11,45 +11,18 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from committed import REFERENCE, Made, read, stored, wide
 from frame_builder import FULL, build, long
 
 from spat.pipeline import frames
 from spat.pipeline.frames import COLUMNS, FrameError
 from spat.study.pages.page import Absent
-from spat.study.pages.reader import WIDE, Frames, widened
 from spat.study.pages.registry import ENDINGS, FIGURES, TABLES, not_made, rendered
-from spat.study.pages.words import OF_TASK
 from spat.study.statistics.cells import RUN, keeps_all
 
-REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 EXPERIMENTS = sorted(path.parent for path in REFERENCE.glob("*/data"))
 # Too large to be committed: the per-window losses of every mask.
 MAY_BE_ABSENT = ("losses",)
-
-Made = dict[str, pd.DataFrame]
-
-
-@cache
-def wide(folder: Path) -> Made:
-    """The committed frames as the study reads them."""
-    made = stored(folder)
-    return {name: widened(name, made.__getitem__) for name in WIDE if name in {*made, "results"}}
-
-
-@cache
-def stored(folder: Path) -> Made:
-    """The committed frames by name."""
-    return {
-        path.stem: pd.read_parquet(path) for path in sorted((folder / "data").glob("*.parquet"))
-    }
-
-
-@cache
-def read(folder: Path) -> Frames:
-    """The committed frames, also where one is absent, and the words of their task."""
-    made = Frames.of(**wide(folder))
-    made.words = OF_TASK[stored(folder)["networks"]["task"].iloc[0]]
-    return made
 
 
 def gaps(made: Made) -> list[str]:

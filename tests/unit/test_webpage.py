@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from committed import REFERENCE, read
 from frame_builder import frames_of
 
 from spat.pipeline import cli
@@ -18,7 +19,7 @@ from spat.study.pages import registry, webpage
 from spat.study.pages.reader import Frames
 from spat.study.pages.render import number, value
 
-REFERENCE = Path(__file__).parents[2] / "results" / "reference" / "default"
+DEFAULT = REFERENCE / "default"
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
 )
@@ -81,20 +82,20 @@ AROUND = """<body style="margin: 0">
 
 @cache
 def committed() -> str:
-    return webpage.index(Frames.load(REFERENCE / "data"), "default")
+    return webpage.index(read(DEFAULT), "default")
 
 
 def test_the_page_has_every_table_and_figure_and_needs_no_network() -> None:
     text = committed()
-    made = {p.stem for p in (REFERENCE / "tables").glob("*.csv")}
+    made = {p.stem for p in (DEFAULT / "tables").glob("*.csv")}
     assert set(re.findall(r'id="table-(\w+)"', text)) == made & set(registry.TABLES)
-    made = {p.stem for p in (REFERENCE / "figures").glob("*.png")}
+    made = {p.stem for p in (DEFAULT / "figures").glob("*.png")}
     assert set(re.findall(r'id="figure-(\w+)"', text)) == made & set(registry.FIGURES)
     assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(?!data:)', text)
 
 
 def test_the_verdict_is_that_of_the_table_better() -> None:
-    frames = Frames.load(REFERENCE / "data")
+    frames = read(DEFAULT)
     table = better(frames)
     lines = webpage.verdict(frames)
     assert len(lines) == 4
@@ -124,11 +125,11 @@ def test_the_command_writes_the_page_beside_the_frames(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webpage, "index", lambda frames, name: f"{name}: {len(frames.results)}")
-    shutil.copytree(REFERENCE / "data", tmp_path / "mine" / "data")
+    shutil.copytree(DEFAULT / "data", tmp_path / "mine" / "data")
     cli.main(["page", "--folder", str(tmp_path / "mine")])
     assert capsys.readouterr().out.strip() == str(tmp_path / "mine" / "index.html")
     written = (tmp_path / "mine" / "index.html").read_text(encoding="utf-8")
-    assert written == f"mine: {len(Frames.load(REFERENCE / 'data').results)}"
+    assert written == f"mine: {len(Frames.load(DEFAULT / 'data').results)}"
 
 
 @pytest.mark.skipif(not BROWSER, reason="no Chromium is installed")

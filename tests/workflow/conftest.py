@@ -19,7 +19,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A copy in which the experiment `smoke` has run; whoever edits a file restores it."""
     project = Project(tmp_path_factory.mktemp("smoke"))
-    (project.folder / "printed.txt").write_text(project.snakemake(*SMOKE))
+    (project.folder / "printed.txt").write_text(project.snakemake(*SMOKE, cores=2))
     return project
 
 

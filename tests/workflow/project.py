@@ -59,10 +59,14 @@ class Project:
         kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "SNAKEMAKE_PROFILE")}
         return {**kept, "PYTHONPATH": os.pathsep.join(self.path)}
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Snakemake in this copy, in the background."""
+    def start(self, *arguments: str, cores: int = 1) -> subprocess.Popen[str]:
+        """Snakemake in this copy, in the background.
+
+        On one core `prune` trains its masks one after the other. On two it starts two workers,
+        which takes longer for networks as small as those of the tests.
+        """
         return subprocess.Popen(
-            [sys.executable, "-m", "snakemake", "--cores", "2", *arguments],
+            [sys.executable, "-m", "snakemake", "--cores", str(cores), *arguments],
             cwd=self.folder,
             env=self.environment,
             stdout=subprocess.PIPE,
@@ -70,9 +74,11 @@ class Project:
             text=True,
         )
 
-    def snakemake(self, *arguments: str, fails: bool = False, timeout: float = 900) -> str:
+    def snakemake(
+        self, *arguments: str, fails: bool = False, cores: int = 1, timeout: float = 900
+    ) -> str:
         """Run Snakemake in this copy; what it prints."""
-        process = self.start(*arguments)
+        process = self.start(*arguments, cores=cores)
         try:
             shown, _ = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import pytest
 import yaml
-from project import COPIED, TINY, Project
+from project import TINY, Project
 
 from spat.files import read_json
 from spat.pipeline.cache import write_record
 
 pytestmark = pytest.mark.slow
 
-TARGET = ("--configfile", "tiny.yaml", "--until", "collect")
 PRUNE = "results/tiny/synthetic/iTransformer-tiny/l24-h12/seed0/prune"
+EXPERIMENT = {**TINY, "transfer": {"pairs": []}, "tracking": {"enabled": False}}
+# Every stage until `collect`, in one process.
+FINISH = """
+from spat.pipeline.cli import main
+files = ("--config", "config.yaml", "tiny.yaml")
+assert main(["grid", *files]) == 0 == main(["collect", *files])
+"""
+
+
+def until(rule: str) -> tuple[str, ...]:
+    return ("--configfile", "tiny.yaml", "--until", rule)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = Project(tmp_path_factory.mktemp("damage"))
-    experiment = {**TINY, "tracking": {"enabled": False}}
-    (project.folder / "tiny.yaml").write_text(yaml.safe_dump(experiment))
-    project.snakemake(*TARGET)
-    return Project(
-        tmp_path_factory.mktemp("finished") / "copy",
-        project.folder,
-        (*COPIED, "results", ".snakemake", "tiny.yaml"),
-    )
+    (project.folder / "tiny.yaml").write_text(yaml.safe_dump(EXPERIMENT))
+    project.python("-c", FINISH)
+    assert project.planned(*until("collect")) == {}
+    return project
 
 
 @pytest.mark.parametrize("damage", ["deleted", "cut", "flipped", "wrong content"])
@@ -35,27 +41,27 @@ def test_a_damaged_network_alone_is_trained_again(finished: Project, damage: str
     assert len(trained) == 2
     path = folder / "masks/0.0/order0/losses.npy"
     content = path.read_bytes()
+    command = until("prune")
     if damage == "deleted":
         path.unlink()
     elif damage == "cut":
         path.write_bytes(content[:-1])
-    elif damage == "wrong content":
-        # As long as before and with a right checksum, so that only a job that reads it notices.
-        record = read_json(path.with_name("metrics.json"))
-        values = {k: v for k, v in record.items() if k not in ("files", "checksum")}
-        write_record(path.parent, {**values, "epochs": 0}, record["files"])
-        shown = finished.snakemake(*TARGET, "--forcerun", "collect", fails=True)
-        assert "metrics.json: `best_epoch` is 1, but `epochs` is 0" in shown
-        assert "Traceback" not in shown
     else:
-        # Its size is as it was, so that only a job that reads it notices.
-        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        shown = finished.snakemake(*TARGET, "--forcerun", "collect", fails=True)
-        assert "losses.npy: damaged" in shown
-        assert "run the same command again" in shown
+        # As long as before, so that only a job that reads it notices.
+        command = until("collect")
+        if damage == "flipped":
+            path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+            notices = ("losses.npy: damaged", "run the same command again")
+        else:
+            record = read_json(path.with_name("metrics.json"))
+            values = {k: v for k, v in record.items() if k not in ("files", "checksum")}
+            write_record(path.parent, {**values, "epochs": 0}, record["files"])
+            notices = ("metrics.json: `best_epoch` is 1, but `epochs` is 0",)
+        shown = finished.snakemake(*command, "--forcerun", "collect", fails=True)
+        assert all(notice in shown for notice in notices)
         assert "Traceback" not in shown
-    finished.snakemake(*TARGET)
+    finished.snakemake(*command)
     assert path.read_bytes() == content
     now = {path: path.stat().st_mtime_ns for path in trained}
     assert {p.parent.parent.name for p in trained if now[p] != trained[p]} == {"0.0"}
-    assert finished.planned(*TARGET) == {}
+    assert finished.planned(*command) == {}

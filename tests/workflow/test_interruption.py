@@ -85,10 +85,10 @@ def epochs_logged(project: Project, stage: str) -> int:
 
 
 def kill_the_job(
-    project: Project, command: tuple[str, ...], stage: str, state: Path
+    project: Project, command: tuple[str, ...], stage: str, state: Path, cores: int = 1
 ) -> list[psutil.Process]:
     """Kill the job of a stage as soon as its state is there; the processes it had started."""
-    running = project.start(*command)
+    running = project.start(*command, cores=cores)
     wait_for(state, running)
     job = job_of(running, stage)
     workers = job.children()
@@ -112,9 +112,8 @@ def test_a_killed_pretraining_goes_on(new_project: NewProject, undisturbed: Proj
 def test_a_killed_finetuning_goes_on(new_project: NewProject, undisturbed: Project) -> None:
     project = killable(new_project, "finetuning")
     folder = project.folder / RUN / "prune"
-    alone = (*arguments(MANIFEST), "--cores", "1")  # masks one after the other, not side by side
-    kill_the_job(project, alone, "prune", folder / CONTROL / "state.pt")
-    project.snakemake(*alone)
+    kill_the_job(project, arguments(MANIFEST), "prune", folder / CONTROL / "state.pt")
+    project.snakemake(*arguments(MANIFEST))
     assert 0 < epochs_logged(project, "prune") < 2 * EPOCHS
     for mask in (CONTROL, "masks/0.0/order0"):
         assert_same(project, undisturbed, f"{RUN}/prune/{mask}/model.safetensors")
@@ -123,7 +122,7 @@ def test_a_killed_finetuning_goes_on(new_project: NewProject, undisturbed: Proje
 def test_the_workers_of_a_killed_job_end_with_it(new_project: NewProject) -> None:
     project = killable(new_project, "workers")
     state = project.folder / RUN / "prune" / CONTROL / "state.pt"
-    workers = kill_the_job(project, arguments(MANIFEST), "prune", state)
+    workers = kill_the_job(project, arguments(MANIFEST), "prune", state, cores=2)
     assert len(workers) >= 2
     _, left = psutil.wait_procs(workers, timeout=10)
     assert not left

@@ -221,8 +221,6 @@ def holm(p: Mapping[str, float | None], family: Sequence[str]) -> dict[str, floa
     Raises:
         StatisticsError: if the names of `p` are not those of `family`.
     """
-    from statsmodels.stats.multitest import multipletests
-
     if len(set(family)) != len(family) or set(p) != set(family):
         raise StatisticsError(
             f"tests {sorted(p)} differ from the declared family {sorted(family)}: Holm's method "
@@ -231,8 +229,12 @@ def holm(p: Mapping[str, float | None], family: Sequence[str]) -> dict[str, floa
     given = [p[name] for name in family]
     if not given:
         return {}
-    raw = [1.0 if value is None or np.isnan(value) else value for value in given]
-    adjusted = multipletests(raw, method="holm")[1]
+    # `multipletests` of statsmodels collects garbage at each call, which took half of the time of
+    # the tables that use it.
+    raw = np.array([1.0 if value is None or np.isnan(value) else value for value in given])
+    order = np.argsort(raw)
+    adjusted = np.empty_like(raw)
+    adjusted[order] = np.maximum.accumulate(raw[order] * np.arange(len(raw), 0, -1)).clip(max=1.0)
     made = [value is not None and not np.isnan(value) for value in given]
     return {n: float(a) if m else None for n, a, m in zip(family, adjusted, made, strict=True)}
 
