@@ -275,8 +275,8 @@ def fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(tmp_path: Path, fresh_store: Path) -> Config:
-    # A space in the path, as users have it: both URIs must survive it.
-    made = make_config(tmp_path / "a folder")
+    # Both URIs must survive what users have in their paths.
+    made = make_config(tmp_path / "my \"own\" 'results' größe $(touch F) [a] *;&| %20#")
     made.results.mkdir(parents=True)
     shutil.copy(fresh_store, made.results / "mlflow.db")
     return made

@@ -19,7 +19,9 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A copy in which the experiment `smoke` has run; whoever edits a file restores it."""
     project = Project(tmp_path_factory.mktemp("smoke"))
-    (project.folder / "printed.txt").write_text(project.snakemake(*SMOKE, cores=2))
+    # `test_paths.py` runs an experiment with tracking.
+    untracked = ("--config", "tracking={'enabled': False}")
+    (project.folder / "printed.txt").write_text(project.snakemake(*SMOKE, *untracked, cores=2))
     return project
 
 
