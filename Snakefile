@@ -29,7 +29,7 @@ include: "workflow/rules/tables.smk"
 include: "workflow/rules/figures.smk"
 
 
-# These take seconds. On a cluster they run on the head node.
+# These rules take seconds. On a cluster they run on the head node.
 localrules:
     all,
     download,

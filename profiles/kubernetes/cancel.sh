@@ -1,3 +1,3 @@
 #!/bin/sh
-# End the jobs of these names.
+# Delete the jobs with the given names.
 exec kubectl delete job --wait=false --ignore-not-found "$@"

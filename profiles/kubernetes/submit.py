@@ -1,7 +1,7 @@
 """Submit a job script of Snakemake to Kubernetes, and print the name of the job.
 
-The environment says where it runs: SPAT_IMAGE is the image, SPAT_CLAIM the claim of the shared
-volume, and SPAT_MOUNT the folder where that is mounted, which holds the project.
+Environment variables configure the job: SPAT_IMAGE is the image, SPAT_CLAIM the claim of the shared
+volume, and SPAT_MOUNT the folder where the volume is mounted, which contains the project.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 
 
 def manifest(options: argparse.Namespace) -> dict[str, Any]:
-    """The job as Kubernetes takes it: one pod that is not started again."""
+    """The manifest of the job: one pod, which Kubernetes does not restart."""
     labels = {"app": "spat", "spat-exclusive": str(bool(options.exclusive)).lower()}
     amounts = {"cpu": str(options.cpu), "memory": f"{options.memory}M"}
     if options.gpu:
         amounts["nvidia.com/gpu"] = str(options.gpu)
-    # No pod goes to a node on which latencies are measured, and a pod that measures goes to one
-    # that has no other.
+    # Kubernetes starts no other pod on a node where latencies are measured, and starts a pod that
+    # measures latencies only on a node without other pods.
     others = {"app": "spat"} if options.exclusive else {"spat-exclusive": "true"}
     apart = [{"labelSelector": {"matchLabels": others}, "topologyKey": "kubernetes.io/hostname"}]
     container = {
@@ -30,7 +30,7 @@ def manifest(options: argparse.Namespace) -> dict[str, Any]:
         "image": os.environ["SPAT_IMAGE"],
         "command": ["sh", str(options.script.resolve())],
         "workingDir": str(Path.cwd()),
-        # Cards are granted by limits.
+        # Kubernetes assigns cards by limits.
         "resources": {"requests": amounts, "limits": amounts},
         "volumeMounts": [{"name": "shared", "mountPath": os.environ["SPAT_MOUNT"]}],
     }
@@ -52,7 +52,7 @@ def manifest(options: argparse.Namespace) -> dict[str, Any]:
         "spec": {
             "backoffLimit": 0,
             "activeDeadlineSeconds": 60 * options.minutes,
-            # Long enough for Snakemake to see how it ended.
+            # Snakemake reads the status of the job within this time.
             "ttlSecondsAfterFinished": 86400,
             "template": {"metadata": {"labels": labels}, "spec": pod},
         },

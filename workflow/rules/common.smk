@@ -44,7 +44,7 @@ try:
     # Snakemake lists config.yaml last, although the other files are merged over it.
     *overlays, base = workflow.configfiles
     for file in [base, *overlays]:
-        read_file(Path(file))  # Snakemake's reader takes a key that is there twice
+        read_file(Path(file))  # Snakemake's reader accepts a duplicate key
     CONFIG = load(config, " + ".join(map(str, [base, *overlays])))
     PLAN = {planned.run.path: planned for planned in checked_plan(CONFIG)}
     STUDIED = [run.path for run in runs.studied(CONFIG)]
@@ -58,7 +58,7 @@ CACHE = CONFIG.data.cache.as_posix()
 # The cores of this machine, or of one job on a cluster. None in some dry runs, in which
 # `workflow.cores` raises an error.
 CORES = workflow.resource_settings.cores
-# The head node of a cluster may have no GPU although the other nodes have some.
+# The head node of a cluster may have no GPU although other nodes have one.
 ON_CLUSTER = workflow.resource_settings.nodes is not None
 if ON_CLUSTER and not workflow.is_main_process:
     # The jobs of a group take turns on one GPU (profiles: `gpu: 1`). Snakemake does not pass this limit
@@ -87,7 +87,7 @@ DATASET_OF_FILE = {
     for row in datasets.published(CONFIG, name)
 }
 RUN = r"[^/]+/[^/]+/[^/]+/seed\d+"
-# A run that is in no pack.
+# The path of a run that is in no pack.
 ALONE = "".join(rf"(?!{re.escape(path)}/)" for path in PACKED) + RUN
 
 
@@ -183,7 +183,7 @@ def pack_targets(pack):
 
 
 def networks(wildcards):
-    # The networks that a transfer evaluates: the dense one and the pruned ones.
+    # The networks that a transfer evaluates: the dense network and the pruned networks.
     stages = ["pretrain/metrics.json"]
     if planned_run(wildcards).prune:
         stages += [
@@ -218,7 +218,7 @@ def finished(wildcards):
 
 
 def expect_jobs():
-    # Tells the display (profiles: `logger: spat`) what will run. Nothing here may fail a run.
+    # Tells the display (profiles: `logger: spat`) which jobs will run. An error here must not stop a run.
     (display,) = [
         handler
         for handler in workflow.logger_manager.get_log_handlers()

@@ -15,7 +15,7 @@ rule figures:
                 "kind": "figure",
             },
         ),
-        # The tables and figures that are not there, and why.
+        # The tables and figures that were not made, with the reasons.
         f"{FOLDER}/not_made.md",
     log:
         f"{FOLDER}/logs/figures.log",
@@ -27,7 +27,7 @@ rule figures:
         runtime=30,
     params:
         config=resolved,
-        task=CONFIG.task,  # the captions of the report are in its words
+        task=CONFIG.task,  # selects the words of the captions
         digest=digests.settings_digest(CONFIG, "figures"),
     message:
         "figures: all"

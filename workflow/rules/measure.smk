@@ -1,4 +1,4 @@
-# Reserves all cores but computes on one, since another job would disturb the latencies.
+# The rule reserves all cores but computes on one, since another job would disturb the latencies.
 rule measure:
     input:
         data=prepared,

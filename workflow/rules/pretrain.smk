@@ -37,8 +37,8 @@ rule pretrain:
         "python -m spat pretrain --config {params.config:q} --run {wildcards.run:q} > {log:q} 2>&1"
 
 
-# Runs that train for seconds share a process, which takes longer to start. What each of them prints is
-# in a log of its own.
+# Runs that train for seconds share a process, since a process takes longer to start. Each run has its
+# own log.
 for number, pack in enumerate(PACKS, 1):
 
     rule:

@@ -3,7 +3,7 @@ rule tables:
         frames=rules.collect.output,
         code=digests.sources("tables"),
     output:
-        # What an experiment has no data for is not written.
+        # A table without data is not written.
         report(
             directory(f"{FOLDER}/tables"),
             patterns=["html/{name}.html"],
@@ -24,7 +24,7 @@ rule tables:
         runtime=30,
     params:
         config=resolved,
-        task=CONFIG.task,  # the captions of the report are in its words
+        task=CONFIG.task,  # selects the words of the captions
         digest=digests.settings_digest(CONFIG, "tables"),
     message:
         "tables: all"

@@ -1,7 +1,7 @@
-"""Jobs weighed by expected work, and what their logs say of masks and epochs.
+"""The display: jobs weighted by expected work, and the masks and epochs in their logs.
 
-On a terminal a few lines are drawn again every second. Elsewhere, as in a file or a pipe, a line is
-written for each job that has ended, and the running jobs every 20 seconds.
+On a terminal, the display redraws a few lines every second. In a file or a pipe, it writes a line
+for each finished job, and the running jobs every 20 seconds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TextIO
 
-# How the training loop reports an epoch.
+# The line that the training loop writes for an epoch.
 EPOCH: Final = re.compile(
     rb"^(?P<label>.+) epoch (?P<epoch>\d+)/(?P<of>\d+): .* at most (?P<left>\d+) s left\s*$",
     re.MULTILINE,
@@ -24,18 +24,18 @@ EPOCH: Final = re.compile(
 MASK: Final = re.compile(r"masks/(?P<mask>[01.]+)/(?P<kind>[a-z]+\d+)$")
 REDRAW_S: Final = 1.0
 LINES_EVERY_S: Final = 20.0
-# The share of all work after which the time left relies as much on what the machine turned out to
-# do as on what was expected.
+# The share of all work after which the measured speed of the machine counts as much as the expected
+# speed in the time left.
 TRUST_AFTER: Final = 0.1
-# A job that runs longer than expected is never taken for finished.
+# The largest share of a job that has not finished.
 ALMOST: Final = 0.95
 
 
 @dataclass(frozen=True)
 class Expected:
-    """A job that is to run: its number, name, logs, seconds, threads, and networks to train.
+    """A job that will run: its number, name, logs, seconds, threads, and networks to train.
 
-    `networks` is an upper bound, and 1 where a job trains one network or none.
+    `networks` is an upper bound; it is 1 if the job trains one network or none.
     """
 
     number: int
@@ -47,22 +47,22 @@ class Expected:
 
     @property
     def work(self) -> float:
-        """Seconds of one core that the job takes or keeps others from taking."""
+        """Core-seconds that the job uses or reserves."""
         return self.seconds * self.threads
 
 
 @dataclass
 class Running:
-    """A job that has begun, and what was read of its log."""
+    """A job that has begun, and the progress that was read from its logs."""
 
     job: Expected
     begun: float
     offsets: dict[Path, int] = field(default_factory=dict)
-    epochs: dict[str, float] = field(default_factory=dict)  # by network, the share that is done
+    epochs: dict[str, float] = field(default_factory=dict)  # network -> finished share
     last: tuple[str, str, str, int] | None = None
 
     def read(self) -> None:
-        """Read what the logs have gained."""
+        """Read the new lines of the logs."""
         for path in self.job.logs:
             self._read(path)
 
@@ -88,7 +88,7 @@ class Running:
             self.last = label, epoch, of, int(left)
 
     def share(self, now: float) -> float:
-        """How much of the job is done, from 0 to below 1."""
+        """The finished share of the job, from 0 to below 1."""
         if self.epochs:
             done = sum(self.epochs.values()) / max(self.job.networks, len(self.epochs))
         else:
@@ -96,7 +96,7 @@ class Running:
         return min(done, ALMOST)
 
     def left(self, now: float) -> float:
-        """Seconds that the job is still expected to take."""
+        """The expected seconds until the job ends."""
         passed, share = now - self.begun, self.share(now)
         if not self.epochs:
             return max(self.job.seconds - passed, 1.0)
@@ -125,7 +125,7 @@ class Running:
 class Display:
     """The progress of a run of Snakemake.
 
-    Messages arrive in one thread, and another draws; a lock keeps them apart.
+    One thread receives messages and another draws; a lock serialises them.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Display:
         self._thread = threading.Thread(target=self._draw_again, daemon=True)
 
     def start(self) -> None:
-        """Say what is ahead, and begin to draw."""
+        """Write the number of jobs and the expected time, and begin to draw."""
         cores = "one core" if self.cores == 1 else f"{self.cores} cores"
         self._write(
             f"{self.title}: {len(self.jobs)} jobs, about {duration(self.total / self.cores)} on "
@@ -154,13 +154,13 @@ class Display:
         self._thread.start()
 
     def begin(self, number: int) -> None:
-        """A job has begun."""
+        """Record that a job has begun."""
         with self._lock:
             if number in self.jobs:
                 self.running[number] = Running(self.jobs[number], time.time())
 
     def finish(self, number: int) -> None:
-        """A job has ended well; after the last one the display stops."""
+        """Record that a job has succeeded; the display stops after the last job."""
         with self._lock:
             running = self.running.pop(number, None)
             if number not in self.jobs or number in self.ended:
@@ -180,12 +180,12 @@ class Display:
                     self._over.set()
 
     def fail(self, number: int) -> None:
-        """A job has failed; Snakemake may try it again."""
+        """Record that a job has failed; Snakemake may try it again."""
         with self._lock:
             self.running.pop(number, None)
 
     def stop(self) -> None:
-        """Remove what is drawn, and draw no more."""
+        """Remove the drawn lines and stop drawing."""
         self._over.set()
         with self._lock:
             self._clear()
@@ -194,7 +194,7 @@ class Display:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Nothing is drawn inside, so that other text can be written."""
+        """Context manager: nothing is drawn inside, so that other text can be written."""
         with self._lock:
             self._clear()
             yield
@@ -202,23 +202,23 @@ class Display:
                 self._draw()
 
     def share(self, now: float) -> float:
-        """How much of all expected work is done, from 0 to 1."""
+        """The finished share of all expected work, from 0 to 1."""
         begun = sum(r.share(now) * r.job.work for r in self.running.values())
         return min((self.done + begun) / self.total, 1.0)
 
     def percent(self, now: float) -> str:
-        """The same for people; 100 % only at the end."""
+        """The finished share as text; at most 99 %."""
         return f"{min(int(100 * self.share(now)), 99):3d}%"
 
     def left(self, now: float) -> float:
-        """Seconds left: from what was expected, corrected by what the machine turns out to do."""
+        """The expected seconds left, corrected by the measured speed of the machine."""
         share, expected = self.share(now), self.total / self.cores
         pace = (now - self.begun + TRUST_AFTER * expected) / (share + TRUST_AFTER)
         longest = max((r.left(now) for r in self.running.values()), default=0.0)
         return max((1 - share) * pace, longest)
 
     def lines(self, now: float) -> list[str]:
-        """The whole, and each job that runs."""
+        """A line for the whole run, and a line for each running job."""
         for running in self.running.values():
             running.read()
         head = (
@@ -238,7 +238,7 @@ class Display:
                         self._draw()
             except Exception as error:
                 self.stream.write(
-                    f"spat: the display of progress failed ({error}); the run goes on\n"
+                    f"spat: the display of progress failed ({error}); the run continues\n"
                 )
                 return
 
@@ -256,13 +256,13 @@ class Display:
         self._drawn = 0
 
     def _write(self, text: str) -> None:
-        code = self.stream.encoding or "utf-8"  # a locale that is not UTF-8 lacks some signs
+        code = self.stream.encoding or "utf-8"  # not every encoding has all characters
         self.stream.write(text.encode(code, "replace").decode(code))
         self.stream.flush()
 
 
 def duration(seconds: float) -> str:
-    """`8 s`, `3 min`, `1 h 20 min`: as exact as such an estimate deserves."""
+    """Format seconds, rounded: `8 s`, `3 min`, `1 h 20 min`."""
     if seconds < 60:
         return f"{max(round(seconds), 1)} s"
     minutes = round(seconds / 60)

@@ -23,9 +23,9 @@ REPLACED = {
     LogEvent.JOB_FINISHED,
     LogEvent.PROGRESS,
 }
-# Events that say nothing that a user needs.
+# Events that users do not need.
 IDLE = {LogEvent.WORKFLOW_STARTED, LogEvent.RUN_INFO, LogEvent.RESOURCES_INFO, LogEvent.RULEGRAPH}
-# The same of messages without an event: how they begin.
+# The beginnings of messages that have no event and that users do not need.
 IDLE_TEXTS = (
     "Building DAG of jobs",
     "Using shell:",
@@ -40,10 +40,10 @@ IDLE_TEXTS = (
 
 
 class LogHandler(LogHandlerBase):
-    """Prints the display, and the messages that it does not replace.
+    """Prints the display, and the messages that the display does not replace.
 
     A dry run, `--verbose` and `--quiet` print what Snakemake prints without this plugin. If the
-    display fails, the handler says so once and goes on as Snakemake's own.
+    display fails, the handler reports the failure once and then works as Snakemake's own handler.
     """
 
     def __post_init__(self) -> None:
@@ -78,7 +78,7 @@ class LogHandler(LogHandlerBase):
             self._give_up(error)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a message, or take it into the display."""
+        """Print a message, or update the display by it."""
         if self.usual:
             self.plain.handle(record)
             return
@@ -114,7 +114,7 @@ class LogHandler(LogHandlerBase):
             display.stop()
         kind = type(error).__name__
         self.stream.write(
-            f"spat: the display of progress failed ({kind}: {error}); the run goes on\n"
+            f"spat: the display of progress failed ({kind}: {error}); the run continues\n"
         )
 
     def close(self) -> None:
@@ -125,7 +125,7 @@ class LogHandler(LogHandlerBase):
 
     @property
     def writes_to_stream(self) -> bool:
-        """True: this handler takes the place of Snakemake's own."""
+        """True: this handler replaces Snakemake's own."""
         return True
 
     @property

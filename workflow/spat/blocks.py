@@ -1,4 +1,4 @@
-"""Resampling of series whose neighbours depend on each other."""
+"""Block bootstrap of the mean of a series whose neighbouring values are dependent."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def block_means(series: Array, block: int, draws: int, rng: np.random.Generator)
     lengths[-1] = drawn - block * (len(lengths) - 1)
     running = np.concatenate([np.zeros_like(series[..., :1]), series.cumsum(axis=-1)], axis=-1)
     first = np.arange(n - block + 1)
-    # The sum of a block at each place: of a whole one, and of the last one, which may be shorter.
+    # Sums of a block at each start: of a whole block, and of the last one, which may be shorter.
     whole, last = (
         running[..., first + length] - running[..., first] for length in (block, lengths[-1])
     )

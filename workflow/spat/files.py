@@ -18,9 +18,9 @@ from typing import Any, Final
 def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Context manager: a temporary file that replaces `path` if the block raises no exception.
 
-    The temporary file is in the folder of `path`. Temporary files that killed processes of this
-    machine left are removed. With `durable`, the file and its name are synchronised to the disk, so
-    that a machine that loses power has either the old or the new file.
+    The temporary file is in the folder of `path`. Temporary files of killed processes of this
+    machine are removed. With `durable`, the file and its name are synchronised to the disk, so
+    that the old or the new file is complete after a loss of power.
 
     Raises:
         OSError: naming `path`, if the disk is full.
@@ -52,7 +52,7 @@ def is_disk_full(error: BaseException) -> bool:
     return re.search(signs, str(error)) is not None
 
 
-# Without dots, so that a name can be taken apart again.
+# The name of this machine without dots, since dots separate the parts of a temporary name.
 _HOST: Final = re.sub(r"[^A-Za-z0-9]+", "-", platform.node())[:20] or "localhost"
 
 
@@ -114,7 +114,7 @@ def read_json(path: Path) -> Any:
 
 
 def finite(value: Any) -> Any:
-    """The value for JSON: NaN and infinity become None, keys become text, tuples become lists."""
+    """Convert a value for JSON: NaN and infinity to None, keys to text, tuples to lists."""
     if isinstance(value, dict):
         return {str(k): finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -326,24 +326,6 @@ def floating(tree: Any) -> list[Tensor]:
     return tensors
 
 
-def unsupported() -> list[str]:
-    """The requirements of this module that the installed torch does not meet, as sentences."""
-    problems = []
-    if not hasattr(torch._C._autograd, "_get_sequence_nr"):
-        problems.append("torch has no sequence number of autograd nodes (_get_sequence_nr)")
-    x = torch.rand(1, 1, 3, 2, requires_grad=True)
-    fused = nn.functional.scaled_dot_product_attention(x, x, x).grad_fn
-    softmax = x.softmax(-1).grad_fn
-    names = ("query", "key", "value", "is_causal", "scale")
-    for node, saved in ((fused, names), (softmax, ("result", "dim"))):
-        needed = ("register_prehook", "next_functions", "_sequence_nr", "name")
-        for attribute in (*needed, *(f"_saved_{name}" for name in saved)):
-            if not hasattr(node, attribute):
-                kind = type(node).__name__
-                problems.append(f"the backward node {kind} has no attribute {attribute}")
-    return problems
-
-
 def _is(node: Any, names: Sequence[str]) -> bool:
     return any(part in node.name() for part in names)
 

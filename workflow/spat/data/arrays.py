@@ -19,18 +19,20 @@ T = TypeVar("T")
 
 
 def save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write arrays as .npz, atomically."""
+    """Write arrays and the hash of their content as .npz, atomically."""
     hashed = {**arrays, "digest": np.array(_digest(arrays))}
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **hashed)
 
 
 def load(path: Path, kind: str, make: Callable[[dict[str, Any]], T]) -> T:
-    """What `make` builds of the arrays that `save` wrote.
+    """Read the arrays that `save` wrote, and return `make(arrays)`.
+
+    `kind` says in an error message what the file should hold.
 
     Raises:
-        DataError: naming the file, if it is damaged or not of this kind: its content must have the
-            hash that it had when it was written.
+        DataError: naming the file, if it cannot be read, `make` cannot use its arrays, or its
+            content does not have the hash that is stored in it.
         FileNotFoundError: if there is no file.
     """
     try:
@@ -46,7 +48,7 @@ def load(path: Path, kind: str, make: Callable[[dict[str, Any]], T]) -> T:
 
 
 def borders(array: NDArray[np.int64]) -> Borders:
-    """The borders of the splits, written as [3, 2]."""
+    """The borders of the splits from an array [3, 2]."""
     train, validation, test = ((int(a), int(b)) for a, b in array)
     return Borders(train, validation, test)
 

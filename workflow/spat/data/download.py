@@ -1,4 +1,4 @@
-"""Verified copies of the published files: from the cache, from folders of copies, from the network.
+"""Get verified copies of the published files: from the cache, a mirror folder or the network.
 
 Files are identified by their SHA-256. A file gets its name in the cache only after its hash was
 verified, and a file in the cache with a wrong hash is replaced and never used.
@@ -17,7 +17,7 @@ from spat.data.raw import READ_ERRORS, fingerprint, is_gzip, is_html, unpacked
 from spat.data.registry import Dataset, File
 from spat.files import replacing
 
-# Seconds to connect, and between two parcels of data; then the next attempt.
+# Timeouts in seconds: to connect, and between two pieces of data.
 TIMEOUT: Final = (10, 60)
 RETRIES: Final = 2
 OFFLINE: Final = "snakemake --cores all --configfile workflow/experiments/offline.yaml"
@@ -31,12 +31,13 @@ class DownloadError(RuntimeError):
 
 
 def fetch(dataset: Dataset | File, cache: Path, mirrors: Sequence[Path] = ()) -> Path:
-    """The verified file of a dataset, `cache/<file>`; copied from a mirror or downloaded if absent.
+    """Return the verified file `cache/<file>`; copy it from a mirror or download it if absent.
 
-    Gzipped copies are unpacked. Jobs that ask for the same file wait for the first of them.
+    Gzipped copies are unpacked. If several jobs need the same file, one of them fetches it and the
+    others wait.
 
     Raises:
-        DownloadError: if no source has it, with a reason for each that was tried.
+        DownloadError: if no source has the file; the message gives the reason for each source.
         ValueError: if the dataset is generated.
     """
     from filelock import FileLock
@@ -56,7 +57,7 @@ def fetch(dataset: Dataset | File, cache: Path, mirrors: Sequence[Path] = ()) ->
         for source, get in sources:
             try:
                 _bring(source, get, target, dataset)
-            except (*READ_ERRORS, ValueError) as error:  # what requests raises is an OSError
+            except (*READ_ERRORS, ValueError) as error:  # exceptions of requests are OSErrors
                 tried.append(_noted(source, _reason(error)))
             else:
                 _log.info("%s: taken from %s", target, source)
@@ -65,7 +66,7 @@ def fetch(dataset: Dataset | File, cache: Path, mirrors: Sequence[Path] = ()) ->
 
 
 def available(dataset: Dataset | File, cache: Path, mirrors: Sequence[Path] = ()) -> bool:
-    """Whether a verified copy is in the cache or a mirror, or none is needed. Uses no network."""
+    """Whether the cache or a mirror has a verified copy, or the dataset has no file; no network."""
     if not dataset.file:
         return True
     copies = (cache / dataset.file, *_copies(dataset, mirrors))
@@ -73,14 +74,14 @@ def available(dataset: Dataset | File, cache: Path, mirrors: Sequence[Path] = ()
 
 
 def faults(dataset: Dataset | File, cache: Path, mirrors: Sequence[Path] = ()) -> list[str]:
-    """The copies that lie in the cache or a mirror but cannot be used, each with the reason."""
+    """The copies in the cache or a mirror that cannot be used, each with the reason."""
     copies = (cache / dataset.file, *_copies(dataset, mirrors))
     damaged = {path: _fault(path, dataset) for path in copies if path.exists()}
     return [f"{path}: {fault}" for path, fault in damaged.items() if fault]
 
 
 def _copies(dataset: Dataset | File, mirrors: Sequence[Path]) -> list[Path]:
-    # Where copies may be; a gzipped one is only named where it exists.
+    # Paths that may hold a copy; a gzipped copy is listed only if it exists.
     plain = [mirror / dataset.file for mirror in mirrors]
     if isinstance(dataset, File) and dataset.module:
         source = importlib.util.find_spec(dataset.module)
@@ -101,7 +102,7 @@ def _bring(source: str, get: _Getter, target: Path, dataset: Dataset | File) -> 
 
 
 def _fault(path: Path, dataset: Dataset | File) -> str | None:
-    # Why the file cannot be used; None if it is the published one.
+    # The reason why the file cannot be used; None if its hash is a published one.
     try:
         digest = fingerprint(path)
         if digest in dataset.sha256:
@@ -146,14 +147,14 @@ def _download(url: str, target: Path) -> None:
 
 
 def _report(dataset: Dataset | File, cache: Path, tried: list[str]) -> str:
-    addresses = "" if dataset.urls else ", and the registry knows no address of it"
+    addresses = "" if dataset.urls else ", and the registry has no URL for it"
     return "\n".join(
         (
             f"{dataset.name}: no source has {dataset.file}{addresses}. Tried:",
             *(f"  {line}" for line in tried),
-            *([f"It is described at {dataset.page}"] if dataset.page else []),
+            *([f"The dataset is described at {dataset.page}"] if dataset.page else []),
             f"Put a copy with SHA-256 {' or '.join(dataset.sha256)}",
-            f"into {cache} or a folder of `data.mirrors`, or run the same on generated data:",
+            f"into {cache} or a folder of `data.mirrors`, or run the workflow on generated data:",
             f"  {OFFLINE}",
         )
     )

@@ -1,6 +1,6 @@
-"""Why a text file of numbers could not be read: the first row and column at fault.
+"""Find the first row and column that make a text file of numbers unreadable.
 
-Fast readers report little when they fail. This module reads the file again, slowly, to find the
+Fast readers do not say where they fail. This module reads the file again, slowly, to find the
 fault.
 """
 
@@ -17,30 +17,30 @@ from typing import Final
 
 from spat.data.stamps import FORMATS
 
-# What stands for a missing value, where the dataset allows some.
+# Cells that mean a missing value, if the dataset allows missing values.
 MISSING: Final = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "?")
 
 # Squares of larger values do not fit into float32.
 LARGEST: Final = 1e18
-# Characters of a cell that a message shows.
+# The number of characters of a cell that a message shows.
 LONGEST_SHOWN: Final = 60
 
-# What may stand around a number.
+# Characters that are allowed around a number.
 _BLANKS: Final = " \t"
 _NUMBER: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The columns of a text file: which are the time stamp, which are left out.
+    """The columns of a text file, and how they are written.
 
     Attributes:
         columns: Names of all columns, in the order of the file.
         date: Positions of the columns that give the time stamp.
         drop: Positions of the columns that are left out.
-        date_formats: Accepted forms of the time stamp.
-        separator: What separates cells.
-        decimal: The decimal point.
+        date_formats: Accepted formats of the time stamp.
+        separator: Character that separates cells.
+        decimal: Character of the decimal point.
         lines: Lines of the header, 0 if there is none.
         missing: Whether a number may be missing.
     """
@@ -62,15 +62,15 @@ class Layout:
 
 
 def first_fault(body: bytes, layout: Layout, sound: int = 0) -> str | None:
-    """The first row that does not have a time stamp and finite numbers where `layout` says.
+    """Find the first row without a time stamp and finite numbers in the columns of `layout`.
 
     Args:
         body: The file without its header.
         layout: What each column holds.
-        sound: So many rows at the beginning are known to be as they should, and are not examined.
+        sound: Number of rows at the beginning that are known to be valid and are not examined.
 
     Returns:
-        A phrase that names row, line, column and value; None if every row is as it should be.
+        A phrase that names row, line, column and value; None if every row is valid.
     """
     # A byte that is not UTF-8 becomes an escape, so another encoding does not hide the fault.
     text = io.TextIOWrapper(io.BytesIO(body), "utf-8", errors="backslashreplace", newline="")
@@ -132,7 +132,7 @@ def _time_fault(text: str, formats: Sequence[str]) -> str | None:
             datetime.strptime(text.strip(), form)
             return None
         except ValueError as error:
-            # The form is right where the text was taken apart.
+            # Any other error means that the text has this format, but no such time exists.
             if not str(error).startswith(("time data", "unconverted data")):
                 return f"{shown(text)} is a time that does not exist ({error})"
     return (
@@ -142,5 +142,5 @@ def _time_fault(text: str, formats: Sequence[str]) -> str | None:
 
 
 def shown(text: str) -> str:
-    """A text as Python writes it, shortened: an open quote makes one cell of a whole file."""
+    """The `repr` of a text, shortened, since an open quote can turn a file into one cell."""
     return repr(text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}...")

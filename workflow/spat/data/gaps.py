@@ -1,21 +1,21 @@
-"""Missing values: where they are, and the rules by which they are filled.
+"""Fill missing values by the rule of a dataset.
 
-A gap is a run of steps in which a channel has no value, or which have no row at all. There are
-three rules:
+A gap is a run of steps for which a channel has no value, or for which the file has no row. There
+are three rules:
 
 * `refuse`: a missing value is an error.
-* `forward`: each missing value is the last known value of its channel. The rule only looks
-  backwards, so no input of a forecast holds anything of its future. The data of the registry use
-  it.
-* `interpolate`: a straight line between the known neighbours. The neighbour after a gap lies in
-  the future of the gap. So a line never crosses a border between training, validation and test: a
-  gap that reaches the end of its split, and one that reaches its beginning, are filled forward. In
-  this way the training rows (their mean and standard deviation included) hold nothing of
-  validation or test. Within a split the line does look ahead: a window whose input ends inside of a
-  gap sees values that depend on the value after it. Where this matters use `forward`.
+* `forward`: each missing value becomes the last known value of its channel. The rule only looks
+  backwards, so the input of a forecast contains nothing of its future. The datasets of the registry
+  that have gaps use this rule.
+* `interpolate`: missing values lie on a straight line between the known neighbours. The neighbour
+  after a gap lies in the future of the gap. Therefore a line never crosses a border between
+  training, validation and test: gaps that reach the beginning or the end of their split are filled
+  forward. The training rows, their mean and their standard deviation thus contain nothing of
+  validation or test. Within a split the line looks ahead: if the input of a window ends inside a
+  gap, it contains values that depend on the value after the gap. Use `forward` if this matters.
 
-Rows before the first row that is complete have no earlier value to repeat. They are dropped when
-the file is read, and their number is recorded.
+Rows before the first complete row have no earlier value to repeat. They are dropped when the file
+is read, and their number is recorded.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Filled:
     Attributes:
         rule: Rule of the dataset.
         limit: Length of the longest gap that the dataset allows, in steps.
-        dropped: Rows before the first complete one, which were left out.
+        dropped: Number of rows before the first complete row, which were left out.
         steps: Rows with at least one filled value.
         values: Filled values.
         longest: Length of the longest gap, in steps.
@@ -69,8 +69,8 @@ def fill(
     """Fill the missing values (NaN) of values [T, C] by the rule of a dataset.
 
     Returns:
-        The filled values [T, C] (the argument itself if nothing is missing), and what was done;
-        `dropped` is recorded there.
+        The filled values [T, C] (the argument itself if nothing is missing), and the record, which
+        includes `dropped`.
 
     Raises:
         DataError: naming row (numbered from 1), time stamp and channel, if the rule is `refuse`, a
@@ -80,7 +80,7 @@ def fill(
     lengths = np.zeros(values.shape[1], dtype=np.int64)
     longest = 0
     for row in map(int, np.flatnonzero(missing.any(axis=1))):
-        # Consecutive rows: the length of each channel's gap up to here.
+        # The length of each channel's gap up to this row.
         previous = missing[row - 1] if row else np.zeros_like(missing[row])
         lengths = np.where(missing[row], np.where(previous, lengths, 0) + 1, 0)
         longest = max(longest, int(lengths.max()))

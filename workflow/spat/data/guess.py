@@ -35,11 +35,11 @@ _OTHER_FORMATS: Final = (*(f"{day} {hour}" for day in _DAYS for hour in _HOURS),
 
 @dataclass(frozen=True)
 class Guess:
-    """A dataset that can be read, and what is in it.
+    """The guessed description of a file, and the series that was read with it.
 
     Attributes:
-        dataset: The row, measured, with the guessed options.
-        series: What the file holds.
+        dataset: Row of the registry with the guessed options and the measured sizes and hash.
+        series: The series in the file.
     """
 
     dataset: Dataset
@@ -50,12 +50,13 @@ def guess(name: str, path: Path) -> Guess:
     """Guess the format of a text file, and read it.
 
     The separator is the one that splits the most rows into as many cells as the header has. The
-    date is the first column, or the first columns together, whose sample is made of time stamps.
-    Columns that do not hold numbers or have no name are left out. Where values or rows are missing,
-    the rule is `forward` and the limit is the longest gap.
+    time stamp is the column, or the pair of adjacent columns, whose sample has the most regular
+    time stamps; columns named year, month, day and so on are taken together. Columns that do not
+    hold numbers or have no name are left out. If values or rows are missing, the rule is `forward`
+    and the limit is the longest gap.
 
     Raises:
-        DataError: naming the file, if no way to read it was found.
+        DataError: naming the file, if it cannot be read, or no separator or time stamp fits.
     """
     try:
         content = raw.load(path).content
@@ -128,7 +129,7 @@ def _decoded(path: Path, content: bytes) -> tuple[str, str]:
 
 
 def _cells(path: Path, text: str) -> tuple[str, list[str], list[list[str]]]:
-    # The separator, the header and the first rows, of the same width.
+    # The separator, the header, and those of the first rows that have as many cells as the header.
     best: tuple[int, int, str, list[str], list[list[str]]] | None = None
     for separator in _SEPARATORS:
         with suppress(csv.Error):
@@ -156,7 +157,7 @@ def _decimal(separator: str, rows: list[list[str]]) -> str:
 
 
 def _date(path: Path, header: Sequence[str], rows: list[list[str]]) -> tuple[tuple[str, ...], str]:
-    # The columns of the time stamp, and its form.
+    # The columns of the time stamp, and its format.
     lower = [name.lower() for name in header]
     parts = [part for part in _PARTS if part in lower]
     if parts == list(_PARTS[: len(parts)]) and len(parts) >= 3:
@@ -165,15 +166,16 @@ def _date(path: Path, header: Sequence[str], rows: list[list[str]]) -> tuple[tup
     places = [*((i,) for i in range(len(header))), *((i, i + 1) for i in range(len(header) - 1))]
     candidates: list[tuple[int, tuple[int, ...], str]] = []
     for place in places:
-        # Year, month and day have six digits at least: files of many channels are examined fast.
+        # Year, month and day have at least six digits. The check saves time if there are many
+        # channels.
         if sum(char.isdigit() for row in rows[:1] for i in place for char in row[i]) < 6:
             continue
         texts = [" ".join(row[i] for i in place) for row in rows]
         for form in (*stamps.FORMATS, *_OTHER_FORMATS):
             if (times := _times(texts, form)) is not None and len(set(times)) > 1:
                 steps = [b - a for a, b in pairwise(times)]
-                # Of forms that differ in day and month, the one that makes the rows regular is
-                # right.
+                # If two formats differ in the order of day and month, the right one makes the rows
+                # regular.
                 usual = max(set(steps), key=steps.count)
                 candidates.append((steps.count(usual), place, form))
     if not candidates:
@@ -181,8 +183,8 @@ def _date(path: Path, header: Sequence[str], rows: list[list[str]]) -> tuple[tup
             f"{path}: no column of time stamps was found among {', '.join(header[:12])}: write the "
             "block by hand, with `date` and `date_format`"
         )
-    # The most regular one; among equals date and time rather than the date alone, then the first
-    # column and the usual form.
+    # The most regular candidate; among equals the one with two columns (date and time), then the
+    # first column and the first format.
     _, place, form = max(candidates, key=lambda entry: (entry[0], len(entry[1])))
     return tuple(header[i] for i in place), form
 
@@ -205,7 +207,7 @@ def _step(
 
 
 def _is_number(cells: Sequence[str], decimal: str) -> bool:
-    # A column without any value holds no numbers.
+    # A column without values is not a column of numbers.
     texts = [cell.strip() for cell in cells if cell.strip() not in MISSING]
     return bool(texts) and all(_parses(text, decimal) for text in texts)
 

@@ -59,7 +59,7 @@ class ImageCases:
 
 
 class Splits(NamedTuple):
-    """The images of one dataset. The test split is for evaluation alone."""
+    """The images of one dataset. The test split is only for evaluation."""
 
     train: ImageCases
     validation: ImageCases
@@ -67,7 +67,7 @@ class Splits(NamedTuple):
 
 
 def obtain(dataset: Images, cache: Path, mirrors: Sequence[Path] = ()) -> tuple[Labelled, Labelled]:
-    """The training and the test images, their four files brought into `cache` if need be.
+    """The training and the test images; `fetch` brings their four files into `cache`.
 
     Raises:
         spat.data.download.DownloadError: if no source has one of the files.
@@ -82,8 +82,8 @@ def read(dataset: Images, pixels: Path, labels: Path) -> Labelled:
     """Read a file of images and the file of their classes, plain or gzipped.
 
     Raises:
-        DataError: naming the file, if it is not one of the dataset by its hash, not an idx file, or
-            holds other sizes or classes than the registry says.
+        DataError: naming the file, if its hash is not one of the dataset, it is not an idx file, or
+            its sizes or classes differ from the registry.
     """
     images, classes = _idx(dataset, pixels, 3), _idx(dataset, labels, 1)
     if images.shape[1:] != (dataset.height, dataset.width):
@@ -108,10 +108,10 @@ class Prepared:
 
     Attributes:
         name: Dataset.
-        train: The training images; the last of them are for validation.
+        train: The images of the training and the validation split.
         test: The test images.
         borders: Images of each split, as in `split`.
-        sha256: Hash of what the images were read from.
+        sha256: Hash of the published hashes of the four files.
     """
 
     name: str
@@ -131,7 +131,7 @@ def prepare(dataset: Images, train: Labelled, test: Labelled) -> Prepared:
     borders = Borders((0, known), (known, known + held), (0, shown))
     for part, border in ((train, borders.validation), (test, borders.test)):
         _part(part, border, dataset.name)
-    # Which of the accepted forms a file has does not matter: all hold the same images.
+    # All accepted variants of a file hold the same images, so the first hash stands for all.
     digest = hashlib.sha256("".join(file.sha256[0] for file in dataset.files).encode())
     return Prepared(dataset.name, train, test, borders, digest.hexdigest())
 
@@ -175,7 +175,7 @@ def _prepared(kept: dict[str, Any]) -> Prepared:
 def split(
     train: Labelled, test: Labelled, borders: Borders, device: str | torch.device = "cpu"
 ) -> Splits:
-    """The cases of each split, standardised by one mean and deviation of all training pixels.
+    """The images of each split, standardised by the mean and deviation of all training pixels.
 
     `borders.train` and `borders.validation` count the training images, `borders.test` the test
     images.
@@ -188,9 +188,9 @@ def split(
         "validation": _part(train, borders.validation, "validation"),
         "test": _part(test, borders.test, "test"),
     }
-    # There are 256 values of a pixel: counting them is faster than going through all pixels.
+    # A pixel has one of 256 values: counting the values is faster than averaging the pixels.
     values = np.arange(256, dtype=np.float64)
-    parts = np.array_split(chosen["train"].pixels, 64)  # in small copies
+    parts = np.array_split(chosen["train"].pixels, 64)  # bincount copies a part as int64
     counts = np.sum([np.bincount(part.ravel(), minlength=256) for part in parts], axis=0)
     shares = counts / counts.sum()
     mean = float(shares @ values)

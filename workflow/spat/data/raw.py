@@ -1,4 +1,4 @@
-"""The bytes of a data file: unpacked if it is compressed, with the hash that decides what it is."""
+"""Read the bytes of a data file, unpacked if it is compressed, and the hash that identifies it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Final, NamedTuple
 
-# More than any published file unpacks to: the largest, solar_AL.txt, has 180 MB.
+# Larger than any published file; the largest, solar_AL.txt, has 180 MB when unpacked.
 UNPACKED_LIMIT: Final = 1 << 30
 
 _CHUNK: Final = 1 << 20
@@ -19,7 +19,7 @@ _GZIP: Final = b"\x1f\x8b"
 _XZ: Final = b"\xfd7zXZ\x00"
 _HTML_STARTS: Final = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<script")
 
-# What reading a missing or damaged file can raise.
+# The exceptions of reading a missing or damaged file.
 READ_ERRORS: Final = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
@@ -27,9 +27,10 @@ class Raw(NamedTuple):
     """A data file in memory.
 
     Attributes:
-        content: Its bytes; of a compressed file, what it unpacks to.
-        sha256: SHA-256 (hex) of the file. Of a gzipped file, that of the content: its bytes depend
-            on the program that packed it. An .xz file is published packed, so its own bytes count.
+        content: Bytes of the file, unpacked if it is compressed.
+        sha256: SHA-256 (hex) of the file. A gzipped file has the hash of its content, since its
+            bytes depend on the program that packed it. An .xz file is published packed and has the
+            hash of its own bytes.
     """
 
     content: bytes
@@ -71,7 +72,7 @@ def unpacked(path: Path) -> Iterator[bytes]:
 
 
 def is_gzip(path: Path) -> bool:
-    """Whether a file is gzipped, whatever its name says."""
+    """Whether the content of a file is gzipped."""
     return _start(path)[:2] == _GZIP
 
 
@@ -108,7 +109,7 @@ def _start(path: Path) -> bytes:
     # Opening a pipe would wait for a writer, and a device may never end.
     if path.exists() and not path.is_file():
         raise OSError("a folder" if path.is_dir() else "a pipe or a device, not a regular file")
-    # Files of the kernel, some of which wait for ever, have the size 0.
+    # Files of the kernel have the size 0, and a read of some of them never returns.
     if path.stat().st_size == 0:
         return b""
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""From a published file to a series: checked by its hash, parsed, with missing values marked.
+"""Read a data file into a series: check its hash, parse it, mark missing values.
 
 Symbols: T rows, C channels.
 """
@@ -23,7 +23,7 @@ from spat.data.gaps import first_complete
 from spat.data.registry import DataError, Dataset
 from spat.data.series import Series
 
-# What else a file may be, by its first bytes.
+# Files of other formats, by their first bytes.
 OTHERS = {
     b"PK\x03\x04": "a zip archive or an Excel file: save it as CSV",
     b"\x1f\x8b": "compressed by gzip twice: unpack it once",
@@ -34,21 +34,22 @@ OTHERS = {
     b"\x93NUMPY": "an array of NumPy: save it as CSV",
     b"version https://git-lfs": "a pointer of Git LFS, not the file itself: run `git lfs pull`",
 }
-# Byte order marks of encodings that are not UTF-8; that of UTF-32 begins with that of UTF-16.
+# Byte order marks of encodings that are not UTF-8. The mark of UTF-32 begins with that of UTF-16,
+# so it comes first.
 MARKS = {b"\xff\xfe\x00\x00": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
 def read(dataset: Dataset, path: Path) -> Series:
-    """Read a file of data and check that it is the one that the registry describes.
+    """Read a data file and check that its hash and sizes are those of the registry.
 
-    The hash is that of the bytes that are parsed, so a file that changed after its download is
-    never used.
+    The hash is computed from the bytes that are parsed, so a file that changed after its download
+    is refused.
 
     Raises:
-        DataError: naming the file, if it cannot be read, its hash is none of those of the dataset,
-            or it does not have the rows and columns of the registry; naming row, column and value,
-            if a cell is not a finite number or not a time stamp; naming time stamps, if the rows
-            are not one step apart.
+        DataError: naming the file, if it cannot be read, its hash is not one of the dataset, or its
+            numbers of rows and columns differ from the registry; naming row, column and value, if a
+            cell is not a finite number or not a time stamp; naming time stamps, if the rows are not
+            one step apart.
     """
     series = parse(dataset, path)
     shape = series.values.shape
@@ -62,7 +63,7 @@ def read(dataset: Dataset, path: Path) -> Series:
 
 
 def measured(dataset: Dataset, path: Path) -> Dataset:
-    """The row of a dataset of one's own, with the rows, the channels and the hash of its file.
+    """The row of a user's dataset, completed by the rows, the channels and the hash of its file.
 
     Raises:
         DataError: as in `read`, and if the file holds no row or no channel.
@@ -75,7 +76,7 @@ def measured(dataset: Dataset, path: Path) -> Dataset:
 
 
 def parse(dataset: Dataset, path: Path) -> Series:
-    """The series in a file, with as many rows and channels as there are.
+    """Read a data file with any number of rows.
 
     Raises:
         DataError: as in `read`.
@@ -95,8 +96,8 @@ def parse(dataset: Dataset, path: Path) -> Series:
     if dataset.sha256 and sha256 not in dataset.sha256:
         raise DataError(
             f"{path}: SHA-256 {sha256} ({len(content)} bytes) is not the {dataset.name} that is "
-            f"expected ({' or '.join(dataset.sha256)}): the file was changed or cut, or is another "
-            "dataset's; delete it, and it is fetched again"
+            f"expected ({' or '.join(dataset.sha256)}): the file was changed or cut, or belongs to "
+            "another dataset; delete it, and the next run fetches it again"
         )
     if dataset.format == "csv":
         series = _table(path, content, dataset)
@@ -163,7 +164,7 @@ def _listed(names: Sequence[str]) -> str:
 def header(
     path: Path, content: bytes, separator: str, encodings: tuple[str, ...]
 ) -> tuple[tuple[str, ...], bytes, int]:
-    """The names of the columns, what follows the header, and how many lines the header has.
+    """The names of the columns, the bytes after the header, and the number of its lines.
 
     Raises:
         DataError: if there is no header, or it is written in another encoding or with another
@@ -175,7 +176,7 @@ def header(
     for start, kind in OTHERS.items():
         if content.startswith(start):
             raise DataError(f"{path}: {kind}")
-    # Numbers and separators are ASCII, so they are read in any encoding of the header.
+    # Numbers and separators are ASCII, so only an encoding that changes ASCII must be decoded.
     foreign = [name for name in encodings if "0;,\n".encode(name)[-4:] != b"0;,\n"]
     try:
         if foreign:
@@ -183,7 +184,7 @@ def header(
             content, encodings = text.encode(), ("utf-8",)
         if b"\0" in content[:4096]:
             raise DataError(f"{path}: not a text file: it holds bytes of value 0")
-        # Latin-1 decodes any byte, and quotes and line ends are the same in all other encodings.
+        # Latin-1 decodes any byte, and all encodings here have the same quotes and line ends.
         lines_of = io.TextIOWrapper(io.BytesIO(content), encoding="latin-1", newline="")
         reader = csv.reader(lines_of, delimiter=separator)
         next(reader, None)
@@ -213,7 +214,7 @@ def header(
                     f"{path}: the header {shown(cells[0])} is separated by {written}, not by "
                     f"{separator!r}: set `separator: {written}`"
                 )
-    # Names are padded in some files, and span lines in others.
+    # Some files pad their names with spaces, and some have names of several lines.
     return tuple(" ".join(cell.split()) for cell in cells), content[end:], lines
 
 
@@ -229,7 +230,7 @@ def _decoded(text: bytes, encodings: tuple[str, ...]) -> str:
 def _pems(path: Path, content: bytes) -> Series:
     try:
         with np.load(io.BytesIO(content)) as archive:
-            # [T, sensors, features]; feature 0 is the flow, the one that is forecast.
+            # [T, sensors, features]; feature 0 is the flow, which is forecast.
             values = archive["data"][:, :, 0].astype(np.float64)
     except KeyError:
         raise DataError(f"{path}: holds no array 'data'") from None
@@ -250,8 +251,8 @@ def _pems(path: Path, content: bytes) -> Series:
 def _numbers(
     path: Path, body: bytes, layout: Layout
 ) -> tuple[NDArray[np.float64], NDArray[np.datetime64] | None]:
-    # Rows of text -> values [T, C] (NaN where one is missing), times [T]. Column names may repeat
-    # or be odd: Arrow gets numbers for names.
+    # Rows of text -> values [T, C] (NaN if missing), times [T]. Column names may repeat, so Arrow
+    # gets numbers as names.
     import pyarrow as pa
     import pyarrow.compute as pc
     from pyarrow import csv as arrow_csv
@@ -269,7 +270,7 @@ def _numbers(
     try:
         table = arrow_csv.read_csv(
             pa.BufferReader(body),
-            # Threads of Arrow that are still at work when a process ends abort it.
+            # Threads of Arrow abort a process if they still run when it ends.
             read_options=arrow_csv.ReadOptions(column_names=keys, use_threads=False),
             parse_options=arrow_csv.ParseOptions(delimiter=layout.separator),
             convert_options=arrow_csv.ConvertOptions(
@@ -287,7 +288,7 @@ def _numbers(
         raise refuse(str(error)) from None
     columns = [table.column(key) for key in numbers]
     values = np.stack([column.to_numpy() for column in columns], axis=1)
-    # A missing value is NaN here; a written NaN or infinity that is not a missing value is refused.
+    # A missing value is NaN here. Any other NaN or infinity in the file is refused.
     allowed = sum(column.null_count for column in columns) if layout.missing else 0
     # A comparison with NaN is false.
     if (~(np.abs(values) <= LARGEST)).sum() > allowed:

@@ -1,6 +1,6 @@
-"""The datasets: where each comes from, how its file is checked and read, how its rows are split.
+"""The registry of datasets: the source of each file, how it is checked and read, and its splits.
 
-To add a dataset, add a row. Heavy imports stay out of this module, since the configuration and the
+To add a dataset, add a row. This module imports no heavy package, since the configuration and the
 workflow only need the names.
 """
 
@@ -26,7 +26,7 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Borders:
-    """Rows [start, stop) of each split. Test ends where the rows used end."""
+    """The rows [start, stop) of each split; rows after the test split are not used."""
 
     train: tuple[int, int]
     validation: tuple[int, int]
@@ -35,7 +35,7 @@ class Borders:
 
 @dataclass(frozen=True)
 class Rows:
-    """A split by numbers of rows, counted from the first; what comes after is not used."""
+    """A split by numbers of rows, counted from the first row; later rows are not used."""
 
     train: int
     validation: int
@@ -44,7 +44,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Shares:
-    """A split by shares, each rounded down; validation is what train and test leave."""
+    """A split by shares of the rows, each rounded down; the other rows are for validation."""
 
     train: float
     test: float
@@ -64,7 +64,7 @@ class Gaps:
     limit: int = 0
 
 
-# Of the forms of time stamps: what Arrow and Python read in the same way.
+# The directives of time stamp formats that Arrow and Python read in the same way.
 DIRECTIVES: Final = "YymdjbBaAHIpMS%"
 
 
@@ -73,16 +73,17 @@ class Table:
     """How a file of format `csv` is read.
 
     Attributes:
-        date: Columns that give the time stamp; several are joined by a blank, and without any the
-            data have no time stamps.
-        date_format: Form of the stamp (`%d/%m/%Y %H:%M:%S`); one of the usual forms if empty.
+        date: Columns of the time stamp. Several columns are joined by a space. If there is none,
+            the data have no time stamps.
+        date_format: Format of the time stamp (`%d/%m/%Y %H:%M:%S`); if empty, any of
+            `spat.data.stamps.FORMATS`.
         drop: Columns that are left out.
-        mean: Whether rows are averaged over the steps of the dataset. A mean is taken over the
-            values that are there; a step without any is a gap. The first and the last step may be
+        mean: Whether rows are averaged over the steps of the dataset. Missing values are left out
+            of a mean; a step without values is a gap. The first and the last step may be
             incomplete.
-        separator: What separates cells.
-        decimal: The decimal point.
-        encodings: Encodings of the text; the first that fits the header is taken.
+        separator: Character that separates cells.
+        decimal: Character of the decimal point.
+        encodings: Encodings of the text; the first that decodes the header is used.
     """
 
     date: tuple[str, ...] = ("date",)
@@ -101,25 +102,25 @@ class Dataset:
     Attributes:
         name: Name in configurations and results.
         file: Name of the published file; empty for generated data.
-        urls: Official addresses, in the order in which they are tried; none if there is only a copy
+        urls: Official URLs, in the order of the attempts; empty if the file only exists as a copy
             in a folder of `data.mirrors`.
-        sha256: Accepted hashes: the published file first, then its published variants. Of a file
-            that is sent gzipped, the hash of what it unpacks to; of an .xz file, that of the file.
-        rows: Time steps after reading (generated data: the default). They are counted after rows
-            have been averaged and the rows before the first complete one have been dropped.
+        sha256: Accepted hashes: the published file first, then its published variants. A gzipped
+            file has the hash of its unpacked content, an .xz file the hash of the file itself.
+        rows: Time steps after reading (generated data: the default). They are counted after the
+            averaging of rows and the removal of the rows before the first complete row.
         channels: Channels that are read (generated data: the default).
-        step: Distance of two rows, as a pandas frequency.
-        split: Borders of training, validation and test.
-        season: Steps of the main season.
-        station: Independent source of the data: files that share it are not independent cases.
+        step: Time between two rows, as a pandas frequency.
+        split: Sizes of the training, validation and test splits.
+        season: Length of the main season, in steps.
+        station: Independent source of the data; datasets of one station are not independent.
         format: How the file is read.
         mark: Whether time stamps are known, so that time features exist.
         lookback: Input steps of the published comparisons.
         horizons: Forecast steps of the published comparisons.
         gaps: What happens to missing values.
         table: How a file of format `csv` is read.
-        irregular: Time stamps that do not come one step after the row before, which are left as
-            they are; None if the stamps of the file are not known well enough to be checked.
+        irregular: Time stamps that are not one step after the row before and are accepted as they
+            are; None if the time stamps of the file are not checked.
         page: Page that describes the dataset at its official source.
     """
 
@@ -147,7 +148,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class File:
-    """A file that is published on its own; the attributes are as those of `Dataset`."""
+    """A published file of images or text; `Dataset` describes the attributes of the same names."""
 
     name: str
     file: str
@@ -191,10 +192,10 @@ class Text:
 
     Attributes:
         name: Name in configurations and results.
-        file: Where it is read from.
+        file: The file of the text.
         size: Bytes of the text in UTF-8.
         split: Shares of the bytes.
-        lookback: Bytes that a model reads, where the grid gives no number.
+        lookback: Bytes that a model reads, if the grid of the configuration sets no number.
         station: Independent source of the data, as in `Dataset`.
     """
 
@@ -210,15 +211,15 @@ class Text:
 
     @property
     def files(self) -> tuple[File]:
-        """As those of `Images`."""
+        """The file of the text, in a tuple as `Images.files`."""
         return (self.file,)
 
 
 def borders(dataset: Dataset | Text, rows: int) -> Borders:
-    """The split of a series of `rows` time steps, or of a text of so many bytes.
+    """The borders of the splits of a series of `rows` time steps, or of a text of `rows` bytes.
 
     Raises:
-        DataError: if a split by numbers of rows needs more than there are.
+        DataError: if a split by numbers of rows needs more than `rows`.
     """
     split = dataset.split
     if isinstance(split, Rows):
@@ -227,7 +228,7 @@ def borders(dataset: Dataset | Text, rows: int) -> Borders:
         if rows < c:
             raise DataError(f"{dataset.name}: {rows} rows, but its splits need the first {c}")
     else:
-        # As the published loaders round: the products are taken in floating point.
+        # The published loaders also round floating-point products.
         a, b, c = int(rows * split.train), rows - int(rows * split.test), rows
     return Borders(train=(0, a), validation=(a, b), test=(b, c))
 
@@ -248,7 +249,7 @@ def step_seconds(step: str) -> int:
 
 
 def season_of(step: str) -> int:
-    """Steps of the season that data of a step usually have: a day, a week (days), a year (weeks).
+    """The usual season of data of this step, in steps: a day, a week (days) or a year (weeks).
 
     Raises:
         ValueError: as in `step_seconds`.
@@ -317,7 +318,7 @@ def _synthetic(name: str) -> Dataset:
         station=name,
         format="synthetic",
         mark=True,
-        # At the default 6000 rows validation has 600: no room for a horizon of 720.
+        # With the default of 6000 rows, validation has 600: too few for a horizon of 720.
         horizons=(96, 192, 336),
     )
 
@@ -458,7 +459,7 @@ _ROWS: Final = (
         file="beijing_pm25.csv",
         urls=(f"{_UCI}/ml/machine-learning-databases/00381/PRSA_data_2010.1.1-2014.12.31.csv",),
         sha256=("4127f868775e31b3956522adc0ec75af8937dde6a3896e8beed3a376c6d27f1c",),
-        rows=43800,  # the first day has no pm2.5
+        rows=43800,  # without the first day, which has no pm2.5
         channels=7,
         step="1h",
         split=Shares(train=0.7, test=0.2),
@@ -466,7 +467,7 @@ _ROWS: Final = (
         station="BeijingPM25",
         format="csv",
         mark=True,
-        gaps=Gaps("forward", limit=155),  # the longest of 213
+        gaps=Gaps("forward", limit=155),  # the longest of the 213 gaps
         table=Table(
             date=("year", "month", "day", "hour"),
             date_format="%Y %m %d %H",
@@ -479,7 +480,7 @@ _ROWS: Final = (
         file="household_power.csv.xz",
         urls=(),  # the file at UCI is a zip archive of another layout
         sha256=("26abb3b02c44016787699e001410a3fa683d5f2d1587778e9dd086b544703ede",),
-        rows=34589,  # hours of 2,075,259 minutes
+        rows=34589,  # hours, from 2,075,259 rows of one minute
         channels=7,
         step="1h",
         split=Shares(train=0.7, test=0.2),
@@ -487,7 +488,7 @@ _ROWS: Final = (
         station="HouseholdPower",
         format="csv",
         mark=True,
-        gaps=Gaps("forward", limit=119),  # the longest of 8
+        gaps=Gaps("forward", limit=119),  # the longest of the 8 gaps
         table=Table(date=("Date", "Time"), date_format="%d/%m/%Y %H:%M:%S", mean=True),
         page=f"{_UCI}/dataset/235/individual+household+electric+power+consumption",
     ),
@@ -515,7 +516,7 @@ IMAGES: Final[dict[str, Images]] = {
     row.name: row
     for row in (
         # Xiao et al. 2017, arXiv 1708.07747 (MIT). The hashes are those of the unpacked files of
-        # Debian's package dataset-fashion-mnist; they were not compared with the official address.
+        # Debian's package dataset-fashion-mnist; they were not compared with the official files.
         Images(
             name="FashionMNIST",
             files=(
@@ -548,9 +549,9 @@ IMAGES: Final[dict[str, Images]] = {
 TEXTS: Final[dict[str, Text]] = {
     row.name: row
     for row in (
-        # The topics of Python's help: its language reference as plain text (PSF licence). The file
-        # is a part of Python's standard library, and the copy of Python 3.11.7 is read where that
-        # is the version in use. The hash was not compared with the official address.
+        # The topics of Python's help: the language reference as plain text (PSF licence). The file
+        # is part of the standard library; if the running Python is 3.11.7, its own copy is read.
+        # The hash was not compared with the file at the official URL.
         Text(
             name="PythonTopics",
             file=File(

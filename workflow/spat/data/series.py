@@ -1,4 +1,4 @@
-"""Series: as read, and prepared for training (split, filled, standardised), in a file of its own.
+"""A series as it was read, and as it is prepared for training: split, filled, standardised, saved.
 
 Symbols: T rows, C channels, F time features.
 """
@@ -27,7 +27,7 @@ class Series:
         values: float64 [T, C]; missing values are NaN.
         names: Names of the channels.
         times: Time stamps [T], or None if they are not known.
-        dropped: Rows before the first complete one, which are not in `values`.
+        dropped: Number of rows before the first complete row; `values` does not contain them.
         sha256: Hash of the file; empty if the series was generated.
     """
 
@@ -46,7 +46,8 @@ class Prepared:
         name: Dataset.
         values: Standardised, float32 [T, C].
         mean: Mean of the training rows, float64 [C].
-        std: Their population standard deviation, float64 [C]; 1 for a constant channel.
+        std: Population standard deviation of the training rows, float64 [C]; 1 if they are
+            constant.
         borders: Rows of each split.
         marks: Time features, float32 [T, F], or None without time stamps.
         filled: The record of filled missing values.
@@ -64,7 +65,10 @@ class Prepared:
 
 
 def prepare(dataset: Dataset, series: Series, sha256: str) -> Prepared:
-    """Split, fill gaps, standardise by mean and population deviation of the training rows.
+    """Split a series, fill its gaps and standardise it.
+
+    Mean and population standard deviation are those of the training rows. `sha256` is the hash of
+    the raw data.
 
     Raises:
         DataError: if the series is shorter than its splits, a value is not finite, or a gap cannot
@@ -92,7 +96,7 @@ def prepare(dataset: Dataset, series: Series, sha256: str) -> Prepared:
         raise DataError(f"{dataset.name}, {error}") from None
     train = values[slice(*split.train)]
     mean = train.mean(axis=0)
-    # Compared by value: rounding leaves a constant channel with a deviation of about 1e-17.
+    # Rounding gives a constant channel a deviation of about 1e-17, so the range is compared.
     std = np.where(np.ptp(train, axis=0) == 0.0, 1.0, train.std(axis=0))
     return Prepared(
         name=dataset.name,

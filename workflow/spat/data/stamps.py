@@ -1,4 +1,4 @@
-"""Time stamps: the forms that are read, and whether the rows are one step apart."""
+"""Parse time stamps, average rows over steps, and check that rows are one step apart."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FORMATS: Final = (
     "%Y/%m/%d %H:%M:%S",
 )
 
-# Rows of a series that time stamps may ask for: three years of seconds.
+# The largest number of steps that time stamps may span: three years of seconds.
 MOST_STEPS: Final = 10**8
 
 Values = NDArray[np.float64]
@@ -38,11 +38,11 @@ Times = NDArray[np.datetime64]
 
 
 def parsed(texts: Any, formats: Sequence[str]) -> Times:
-    """Texts (a column of Arrow) as times [T]; NaT where a text is none of these forms.
+    """Parse texts (an Arrow column [T]) into times [T]; a text in none of the formats becomes NaT.
 
-    Arrow takes 30 February for 1 March and second 60 for the next minute. A text is therefore
-    compared with its time written in the same form, and Python, which is slower and exact, decides
-    on those that differ.
+    Arrow reads 30 February as 1 March and second 60 as the next minute. Therefore each time is
+    written in the same format again and compared with its text. If they differ, Python's
+    `datetime`, which is slower and exact, parses the text.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -57,7 +57,7 @@ def parsed(texts: Any, formats: Sequence[str]) -> Times:
         found = pc.strptime(some, format=form, unit="s", error_is_null=True)
         written = _written(found, form)
         same = pc.equal(some, written).fill_null(False)
-        if not pc.all(same).as_py():  # single digits are padded, as they are in what is written
+        if not pc.all(same).as_py():  # pad single digits, as `_written` does
             padded = pc.replace_substring_regex(some, r"\b(\d)\b", r"0\1")
             same = pc.equal(padded, written).fill_null(False)
         times[rest] = found.to_numpy().astype("M8[s]")
@@ -70,7 +70,7 @@ def parsed(texts: Any, formats: Sequence[str]) -> Times:
     return times
 
 
-# Where the parts of a time stand in `2026-01-31 12:00:00`.
+# The positions of the parts of a time in `2026-01-31 12:00:00`.
 _PLACES: Final = {
     "Y": (0, 4),
     "m": (5, 7),
@@ -82,7 +82,7 @@ _PLACES: Final = {
 
 
 def _written(times: pa.ChunkedArray, form: str) -> pa.ChunkedArray:
-    """The times in a form, each part with as many digits as it may have."""
+    """Format times; each part has its full number of digits."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -100,7 +100,7 @@ def _written(times: pa.ChunkedArray, form: str) -> pa.ChunkedArray:
 
 
 def span(seconds: int) -> str:
-    """Seconds as `step` is written, in the largest unit that divides them: 900 -> `15min`."""
+    """Write seconds as a `step`, in the largest unit that divides them: 900 -> `15min`."""
     for unit, width in (("W", 604800), ("D", 86400), ("h", 3600), ("min", 60)):
         if seconds and seconds % width == 0:
             return f"{seconds // width}{unit}"
@@ -108,13 +108,13 @@ def span(seconds: int) -> str:
 
 
 def means(path: Path, values: Values, times: Times, step: str) -> tuple[Values, Times]:
-    """Means of values [T, C] over the steps that hold them -> [S, C]; NaN where a step has none.
+    """Average values [T, C] at times [T] over steps -> means [S, C] and starts of the steps [S].
 
-    Steps are counted from midnight before the first row. Missing values (NaN) are left out of a
-    mean.
+    Steps are counted from the midnight before the first row. Missing values (NaN) are left out of
+    a mean; the mean of a step without values is NaN.
 
     Raises:
-        DataError: naming file and time stamps, if the steps are more than `MOST_STEPS`.
+        DataError: naming file and time stamps, if there are more than `MOST_STEPS` steps.
     """
     width = np.timedelta64(step_seconds(step), "s")
     midnight = times.min().astype("M8[D]")
@@ -139,10 +139,10 @@ def means(path: Path, values: Values, times: Times, step: str) -> tuple[Values, 
 
 
 def regular(path: Path, dataset: Dataset, values: Values, times: Times) -> tuple[Values, Times]:
-    """The rows, one step apart: values [T, C] and times [T].
+    """Check that rows are one step apart; return values [T, C] and times [T] without missing rows.
 
-    Where the rule for gaps fills values, steps that have no row get one of missing values. What the
-    registry lists as irregular stays as it is.
+    If the rule of the dataset fills gaps, a step without a row gets a row of missing values. Time
+    stamps that the registry lists as irregular are accepted.
 
     Raises:
         DataError: naming file, row (numbered from 1) and time stamps, if the rows run backwards in
@@ -187,7 +187,7 @@ def regular(path: Path, dataset: Dataset, values: Values, times: Times) -> tuple
     return _inserted(values, times, seconds // step, np.timedelta64(step, "s"))
 
 
-# In seconds: the shortest month, and by how much months differ.
+# The shortest month, and the difference between the longest and the shortest, in seconds.
 _MONTH: Final = 28 * 86400
 _MONTHS_DIFFER: Final = 3 * 86400
 

@@ -1,4 +1,4 @@
-"""Generated series: known structure, any length and width, the same for the same arguments."""
+"""Generate series of known structure; equal arguments give equal series."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def generate(rows: int, channels: int, seed: int, coupling: float, noise: float)
 
     Each channel has a trend, sines of the three `PERIODS` and of half the first, and white noise
     of standard deviation `noise`. Every second channel c is then replaced by a mixture with its
-    left neighbour, whose noise can be predicted only from the other channel:
+    left neighbour; the noise of the neighbour in it can be predicted only from the neighbour:
 
         x_c(t) <- coupling * x_{c-1}(t - lag_c) + (1 - coupling) * x_c(t),   1 <= lag_c <= 48
 
-    A channel does not depend on the number of channels.
+    The values of a channel do not depend on the number of channels.
 
     Raises:
         ValueError: naming the argument that is out of range.
@@ -29,7 +29,7 @@ def generate(rows: int, channels: int, seed: int, coupling: float, noise: float)
         raise ValueError(f"rows {rows}, channels {channels}: both must be at least 1")
     if not 0.0 <= coupling <= 1.0 or noise < 0.0:
         raise ValueError(f"coupling {coupling} must be in [0, 1], noise {noise} at least 0")
-    # The first MAX_LAG rows are what lags reach back to; they are cut off at the end.
+    # The first MAX_LAG rows only serve the lags; they are not returned.
     t = np.arange(-MAX_LAG, rows, dtype=np.float64)
     own = np.empty((len(t), channels))  # [MAX_LAG + T, C]
     values = np.empty((rows, channels))  # [T, C]

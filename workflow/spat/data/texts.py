@@ -1,4 +1,4 @@
-"""Texts: files of documentation as bytes, and sequences gathered from memory by index.
+"""Texts as bytes: read, split, saved, and gathered from memory in batches of sequences.
 
 Symbols: N bytes, B sequences, T bytes each.
 """
@@ -23,12 +23,12 @@ from spat.tasks.text import Batch
 
 
 class TextCases:
-    """Sequences that follow one another in a text, in memory on one device."""
+    """Consecutive sequences of a text, in memory on one device."""
 
     def __init__(self, content: Tensor, context: int) -> None:
-        """`content` is uint8 [N]; each sequence has `context` bytes and predicts the next of each.
+        """Cut `content`, uint8 [N], into sequences of `context` bytes.
 
-        What is left at the end is not used.
+        The target of each byte is the byte after it. Bytes left at the end are not used.
 
         Raises:
             DataError: if there are fewer than `context` + 1 bytes.
@@ -37,7 +37,7 @@ class TextCases:
         if count < 1:
             raise DataError(
                 f"a text of {len(content)} bytes holds no sequence of {context} bytes and the byte "
-                "after it: take a shorter lookback"
+                "after it: choose a shorter lookback"
             )
         self.device = content.device
         self._x = content[: count * context].view(count, context)
@@ -60,7 +60,7 @@ class Splits(NamedTuple):
 
 
 def obtain(dataset: Text, cache: Path, mirrors: Sequence[Path] = ()) -> NDArray[np.uint8]:
-    """The text as bytes, uint8 [N]; its file is brought into `cache` if need be.
+    """The text as bytes, uint8 [N]; `fetch` brings its file into `cache`.
 
     Raises:
         spat.data.download.DownloadError: if no source has the file.
@@ -70,13 +70,14 @@ def obtain(dataset: Text, cache: Path, mirrors: Sequence[Path] = ()) -> NDArray[
 
 
 def read(dataset: Text, path: Path) -> NDArray[np.uint8]:
-    """Read the topics of Python's help, the values of a dictionary in a Python file. Nothing runs.
+    """Read the topics of Python's help as bytes, uint8 [N].
 
-    The topics follow in the order of their names, each after two line feeds.
+    The topics are the values of a dictionary in a Python file, which is parsed but not run. They
+    are sorted by name and separated by two line feeds.
 
     Raises:
-        DataError: naming the file, if its hash is not that of the dataset, or it holds no such
-            dictionary.
+        DataError: naming the file, if its hash is not one of the dataset, or it does not consist of
+            such a dictionary.
     """
     try:
         content, digest = raw.load(path)
@@ -114,7 +115,7 @@ class Prepared:
 
 
 def prepare(dataset: Text, content: NDArray[np.uint8]) -> Prepared:
-    """The text with its splits: 70 % for training, 10 % for validation, 20 % for the test."""
+    """The text with the splits of the dataset."""
     splits = borders(dataset, len(content))
     return Prepared(dataset.name, content, splits, dataset.file.sha256[0])
 
@@ -153,7 +154,7 @@ def split(
     context: int,
     device: str | torch.device = "cpu",
 ) -> Splits:
-    """The sequences of each split.
+    """Cut each split of a text, uint8 [N], into sequences of `context` bytes on a device.
 
     Raises:
         DataError: naming the split, if it holds no sequence.

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 def marks(times: NDArray[np.datetime64]) -> NDArray[np.float32]:
     """times datetime64 [T] -> features float32 [T, 4], each from -0.5 (first) to 0.5 (last).
 
-    The encoding `timeF` at frequency `h` of Informer (Zhou et al., AAAI 2021), which the published
-    settings use at every step width: Monday is the first day, the 366th the last of a year.
+    This is the encoding `timeF` at frequency `h` of Informer (Zhou et al., AAAI 2021), which the
+    published settings use for data of every step. A week begins on Monday; a year has 366 days.
     """
     day, month, year = (times.astype(f"datetime64[{unit}]") for unit in "DMY")
     hour = (times.astype("datetime64[h]") - day).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Windows of a series that stays in memory: a batch is an index gather, without a copy.
+"""Windows of a series in memory: views without copies, from which batches are gathered by index.
 
 Symbols: T rows, C channels, L lookback, H horizon, F time features, N windows, B windows a batch.
 """
@@ -16,7 +16,7 @@ from spat.tasks.forecasting import Batch
 
 
 class Windows:
-    """All windows of stride 1 within the rows [start, stop) of a series; every one counts."""
+    """All windows of stride 1 within the rows [start, stop) of a series; none is left out."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class Windows:
         lookback: int,
         horizon: int,
     ) -> None:
-        """values [T, C], marks [T, F] on the same device.
+        """Take the windows of values [T, C] and marks [T, F], which are on one device.
 
         Raises:
             DataError: if the rows do not hold a single window.
@@ -58,7 +58,7 @@ class Windows:
 
 
 class Splits(NamedTuple):
-    """The windows of one dataset. The test split is for evaluation alone."""
+    """The windows of one dataset. The test split is only for evaluation."""
 
     train: Windows
     validation: Windows
@@ -68,7 +68,7 @@ class Splits(NamedTuple):
 def split(
     prepared: Prepared, lookback: int, horizon: int, device: str | torch.device = "cpu"
 ) -> Splits:
-    """The windows of each split; validation and test inputs may look back across their border.
+    """The windows of each split; inputs of validation and test may begin in the split before.
 
     The series is moved to the device once; the three splits share it.
 

@@ -1,1 +1,1 @@
-"""Forecasters and the attention they share."""
+"""The networks of the benchmark, their settings and the layers that they share."""

@@ -1,21 +1,22 @@
 """Autoformer (Wu et al., NeurIPS 2021, arXiv 2106.13008): auto-correlation and decomposition.
 
-Encoder and decoder split each of their sums into a moving average, the trend, and the remainder.
-The decoder adds up its trends; the remainder goes through the layers. No normalisation per window.
+Each sub-layer of encoder and decoder splits its output into a moving average (the trend) and the
+remainder. The decoder sums the trends, and the layers pass the remainder on. Windows are not
+normalised.
 
-Auto-correlation replaces attention. The correlation r of queries and keys at each delay, a mean
-over features, is computed by Fourier transform. The delays with the largest r are chosen, and the
-output is the sum of the values, rolled back by these delays, weighted by the softmax of their r.
-Delays are chosen for each window in `eval()`, and for the whole batch in training, which therefore
-couples the windows of a batch. The decoder has no mask.
+Auto-correlation replaces attention. A Fourier transform computes the correlation r of queries and
+keys at each delay, averaged over features. The delays of the largest r are chosen. The output is
+the sum of the values, rolled back by these delays and weighted by the softmax of their r. Delays
+are chosen for each window in `eval()` and for the whole batch in training, so that training couples
+the windows of a batch. The decoder has no mask.
 
-All heads would share the weights and are joined in order, so their number has no effect: there is
-no setting for it, and a site can only be removed as a whole. Its weights belong to delays, not to
-positions.
+All heads would have the same weights and are joined in order, so their number has no effect. There
+is no setting for it, and a site can only be removed as a whole. The weights of a site belong to
+delays, not to positions.
 
-A removed site leaves the decomposition of its sub-layer. The last cross-attention is protected, as
-in the `Transformer`: without it nothing reads the encoder, and the forecast would see the lookback
-before the label steps only through its mean.
+If a site is removed, the decomposition of its sub-layer stays. The last cross-attention is
+protected, as in the `Transformer`: without it nothing reads the encoder, and the forecast would
+depend on the steps before the label only through the mean of the lookback.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ from spat.training.device.kernels import Dropout, Linear
 
 
 class DelayCore(MixingCore):
-    """Sums the values at chosen delays: O_t = sum over i of w_i v_(t + delay_i), a circle."""
+    """Sums the values at chosen delays: O_t = sum over i of w_i v_(t + delay_i), circularly."""
 
     def forward(self, weights: Tensor, values: Tensor, delays: Tensor) -> Tensor:
         """weights [B, 1, 1, k], values [B, L, width], int64 delays [B, k] -> [B, L, width].
 
-        The sum is a product with a circulant matrix, which is faster here than k copies of v.
+        The sum is a product with a circulant matrix, which is faster than k copies of v.
         """
         length = values.shape[1]
         steps = torch.arange(length, device=values.device).view(-1, 1)
@@ -60,7 +61,7 @@ class DelayCore(MixingCore):
 
 
 class AutoCorrelation(nn.Module):
-    """Projections round a `DelayCore`, of one series with itself or with another."""
+    """Auto-correlation: projections around a `DelayCore`; with a memory, cross-correlation."""
 
     def __init__(self, width: int, factor: int) -> None:
         super().__init__()
@@ -73,7 +74,7 @@ class AutoCorrelation(nn.Module):
     def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
         """x [B, Q, width], memory [B, K, width] -> [B, Q, width].
 
-        A memory is filled up with zeros to Q steps, or cut to its first Q.
+        A shorter memory is padded with zeros to Q steps, a longer one is cut to its first Q steps.
         """
         length = x.shape[1]
         k, v = self.kv(x if memory is None else memory).chunk(2, dim=-1)
@@ -88,7 +89,7 @@ class AutoCorrelation(nn.Module):
         return self.out(self.core(weights[:, None, None], v, delays))  # type: ignore[no-any-return]
 
     def head_weights(self) -> tuple[Tensor, Tensor]:
-        """Output projection and values as of one head: float64 [1, width, width]."""
+        """W_o and W_v, as those of one head, both float64 [1, width, width]."""
         values = self.kv.weight.detach().double().chunk(2)[1]
         return self.out.weight.detach().double().unsqueeze(0), values.unsqueeze(0)
 
@@ -100,12 +101,12 @@ def correlation(q: Tensor, k: Tensor) -> Tensor:
 
 
 def real(x: Tensor) -> Tensor:
-    """x in a precision that has a Fourier transform: bfloat16 becomes float32."""
+    """Convert bfloat16, which has no Fourier transform in torch, to float32."""
     return x.float() if x.dtype == torch.bfloat16 else x
 
 
 class CentredNorm(nn.Module):
-    """Layer normalisation, and then the mean over time subtracted."""
+    """Layer normalisation, then subtraction of the mean over time."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -132,7 +133,7 @@ class EncoderLayer(nn.Module):
         self.feed_forward = FeedForward(width, inner, dropout, bias=False)
 
     def forward(self, x: Tensor, *shared: Any) -> Tensor:
-        """[B, L, width] -> [B, L, width]; the attention also gets what it shares."""
+        """[B, L, width] -> [B, L, width]; `shared` are further arguments of the attention."""
         if self.attention is not None:
             x = x + self.dropout(self.attention(x, *shared))
         x = x - moving_average(x, self.average)
@@ -143,7 +144,7 @@ class EncoderLayer(nn.Module):
 class DecoderLayer(nn.Module):
     """Self-attention, cross-attention to the encoder and feed-forward, each decomposed.
 
-    The three trends are added up and mapped to the channels by a circular convolution of width 3.
+    The sum of the three trends is mapped to the channels by a circular convolution of width 3.
     """
 
     self_attention: nn.Module | None
@@ -172,7 +173,10 @@ class DecoderLayer(nn.Module):
         own: Sequence[Any] = (),
         crossed: Sequence[Any] = (),
     ) -> tuple[Tensor, Tensor]:
-        """x [B, Q, width], memory [B, K, width] -> the rest [B, Q, width], the trend [B, Q, C]."""
+        """x [B, Q, width], memory [B, K, width] -> remainder [B, Q, width], trend [B, Q, C].
+
+        `own` and `crossed` are further arguments of the self-attention and the cross-attention.
+        """
         if self.self_attention is not None:
             x = x + self.dropout(self.self_attention(x, *own))
         trend = moving_average(x, self.average)
@@ -187,13 +191,13 @@ class DecoderLayer(nn.Module):
 
 
 class Autoformer(Forecaster):
-    """Encoder and decoder of decomposed layers, and a trend that the decoder adds to.
+    """Encoder and decoder with decomposition, and a trend to which the decoder adds.
 
-    `FEDformer` has the same outside and other attentions.
+    `FEDformer` is a subclass with other attention modules.
     """
 
     settings: DecompositionSettings
-    positions = False  # whether the embeddings say which step it is
+    positions = False  # whether the embeddings contain the positions
 
     def __init__(self, settings: DecompositionSettings, shape: Shape) -> None:
         """A `label_len` longer than the lookback is cut to it."""
@@ -201,7 +205,7 @@ class Autoformer(Forecaster):
         width, dropout = settings.d_model, settings.dropout
         marks = shape.marks if settings.time_features else 0
         self.label = min(settings.label_len, shape.lookback)
-        self.steps = self.label + shape.horizon  # of the decoder
+        self.steps = self.label + shape.horizon  # tokens of the decoder
         lengths = (shape.lookback, self.steps) if self.positions else (None, None)
         self.source = StepEmbedding(shape.channels, width, lengths[0], marks, dropout)
         self.target = StepEmbedding(shape.channels, width, lengths[1], marks, dropout)
@@ -218,16 +222,16 @@ class Autoformer(Forecaster):
         self.head = Linear(width, shape.channels)
 
     def attention(self, *, cross: bool = False) -> nn.Module:
-        """A new attention of the model's sizes."""
+        """Build an attention module of the model's sizes."""
         assert isinstance(self.settings, Settings)
         return AutoCorrelation(self.settings.d_model, self.settings.factor)
 
     def shared(self) -> tuple[Sequence[Any], ...]:
-        """What the self-attentions of encoder and decoder, and the cross-attentions, share."""
+        """Further arguments of the self-attentions (encoder, decoder) and the cross-attentions."""
         return (), (), ()
 
     def sites(self) -> tuple[Site, ...]:
-        """All attentions but the last cross-attention, each as a whole."""
+        """All attentions except the last cross-attention; each can only be removed as a whole."""
         return encoder_decoder_sites(self.encoder, self.decoder, heads=1, kind="correlation")
 
     def forward(

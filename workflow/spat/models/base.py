@@ -15,16 +15,16 @@ class Network(nn.Module):
     """A network with settings, a shape and attention sites."""
 
     settings: Settings
-    shape: Any  # that of its task: `Shape`, `ImageShape`, `TextShape`
-    # SHA-256 of the weights that every build starts with, whatever its seed is, and that training
-    # does not change: those of a pretrained language model. None if there are no such weights.
+    shape: Any  # `Shape`, `ImageShape` or `TextShape`, by the task
+    # SHA-256 of the frozen weights of a pretrained language model, which are the same for every
+    # seed and which training does not change. None if the network has no such weights.
     base: str | None = None
     # Whether a training step can be captured in a CUDA graph: the forward pass computes nothing on
     # the CPU.
     capturable: bool = True
 
     def __init__(self, settings: Settings, shape: Any) -> None:
-        """Keep the settings.
+        """Store settings and shape.
 
         Raises:
             ValueError: if the settings do not fit the shape.
@@ -42,7 +42,7 @@ class Network(nn.Module):
         return frozenset(name for name, p in self.named_parameters() if not p.requires_grad)
 
     def sites(self) -> tuple[Site, ...]:
-        """The attention sites that may be pruned, in forward order; removed ones stay listed."""
+        """The attention sites that may be pruned, in forward order, removed sites included."""
         return ()
 
 
@@ -57,15 +57,15 @@ class Forecaster(Network, ABC):
     ) -> Tensor:
         """x [B, L, C], past_marks [B, L, F], future_marks [B, H, F] -> forecast [B, H, C].
 
-        Marks are read only where `settings.uses_marks`.
+        Marks are read only if `settings.uses_marks`.
         """
 
 
 def required(marks: Tensor | None, name: str) -> Tensor:
-    """The marks of a model that needs them.
+    """Return the marks of a model that needs them.
 
     Raises:
-        ValueError: if they were not given.
+        ValueError: naming the argument, if it is None.
     """
     if marks is None:
         raise ValueError(f"{name}: a model with time_features needs them; None was given")

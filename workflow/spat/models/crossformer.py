@@ -1,20 +1,20 @@
-"""Crossformer (Zhang & Yan, ICLR 2023, openreview vSVLM2j9eie), as the Time-Series-Library has it.
+"""Crossformer (Zhang & Yan, ICLR 2023, openreview vSVLM2j9eie), as in the Time-Series-Library.
 
 A token is a segment of steps of one channel; positions are learnt for each channel and segment
-(`fixed_channels`). There are neither time features nor a normalisation per window. A two-stage
-layer joins tokens twice: `time` is self-attention of the segments of a channel; `router` joins the
-channels of a segment through a few learnt routers, which first collect from all channels (send) and
-from which all channels then read (receive). The encoder merges two neighbouring segments between
-its layers. Layer i of the decoder reads scale i of the encoder, and the forecast is the sum of what
-all decoder layers predict.
+(`fixed_channels`). There are no time features, and windows are not normalised. A two-stage layer
+joins tokens twice: `time` is self-attention of the segments of a channel; `router` joins the
+channels of a segment through a few learnt routers, which first read all channels (send) and which
+all channels then read (receive). The encoder merges two neighbouring segments between its layers.
+Layer i of the decoder reads scale i of the encoder, and the forecast is the sum of the predictions
+of all decoder layers.
 
-A router site is a pair: the sender, with its routers, and the receiver are removed together. (In
-the published code the routers would stay, without use.) A removed site leaves the normalisation of
-its sub-layer. Three attentions are not sites:
+A router site is a pair: the sender, with its routers, and the receiver are removed together. If a
+site is removed, the normalisation of its sub-layer stays. Three attentions are not sites:
 
     decoder.0.time and decoder.0.router read the learnt positions of the forecast, which are the
-    same for all windows: scores would say nothing of the data;
-    the last cross-attention is protected: without any, the forecast does not depend on the input.
+    same for all windows, so that their scores would not depend on the data;
+    the last cross-attention is protected: without all cross-attentions, the forecast would not
+    depend on the input.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class TwoStageLayer(nn.Module):
 
 
 class Merging(nn.Module):
-    """Two neighbouring segments of a channel become one; an odd last one is paired with itself."""
+    """Merges pairs of neighbouring segments of a channel; an odd last one pairs with itself."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class DecoderLayer(nn.Module):
         self.prediction = Linear(width, settings.segment)
 
     def forward(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """x [B, C, S, width], memory [B, C, K, width] -> x, and steps [B, C, S * segment]."""
+        """x [B, C, S, width], memory [B, C, K, width] -> x, and predictions [B, C, S * segment]."""
         channels = x.shape[1]
         x, memory = self.own(x).flatten(0, 1), memory.flatten(0, 1)
         if self.cross_attention is not None:
@@ -136,7 +136,7 @@ class Crossformer(Forecaster):
     settings: Settings
 
     def __init__(self, settings: Settings, shape: Shape) -> None:
-        """Cut lookback and horizon into segments; the last step is repeated to fill one."""
+        """The last step of the lookback is repeated until it fills a segment."""
         super().__init__(settings, shape)
         width, size = settings.d_model, settings.segment
         scales = [-(-shape.lookback // size)]
@@ -158,7 +158,10 @@ class Crossformer(Forecaster):
         )
 
     def sites(self) -> tuple[Site, ...]:
-        """Time and router of each layer, and the cross-attentions that do not work on constants."""
+        """Time and router of each layer that depends on the input, and cross-attentions.
+
+        The last cross-attention is left out.
+        """
         heads, sites = self.settings.n_heads, []
         for i, layer in enumerate(self.encoder):
             sites += _two_stage(f"encoder.{i}", layer, heads)

@@ -1,25 +1,28 @@
-"""FEDformer (Zhou et al., ICML 2022, arXiv 2201.12740), Fourier version of the library.
+"""FEDformer (Zhou et al., ICML 2022, arXiv 2201.12740), the Fourier version.
 
-The outside of `Autoformer`, with positions in the embeddings, and attention in the frequency
-domain as the Time-Series-Library has it. A site keeps some frequencies, which are drawn when the
-model is built and saved with the weights:
+Encoder, decoder and decomposition are those of `Autoformer`, with positions in the embeddings.
+Attention works in the frequency domain, as in the Time-Series-Library. A site keeps some
+frequencies, which are drawn when the model is built and saved with the weights:
 
-    self    each kept frequency of the queries is multiplied by a complex matrix of its own, and
-            the i-th of them becomes the i-th frequency of the output. There are neither keys nor
-            weights, so the site shows only its `Output`, and SEND is not defined for it.
-    cross   A = tanh(Q K^T) between the kept frequencies of queries and keys (of real and imaginary
-            part each), then the matrices on A K. Its A can be masked: view `Mixing`, complex.
+    self    each kept frequency of the queries is multiplied by its own complex matrix; the i-th
+            kept frequency becomes the i-th frequency of the output. There are neither keys nor
+            weights, so the site offers only the view `Output`, and SEND is not defined for it.
+    cross   A = tanh(Q K^T) between the kept frequencies of queries and keys (tanh of the real and
+            of the imaginary part), then the matrices on A K. The site offers the view `Mixing`
+            with a complex A.
 
-The matrices are shared by the layers of the encoder, and by those of the decoder: `Modes` belongs
-to the model and is passed to the sites. It goes when the last site that uses it is removed.
+The layers of the encoder share their matrices, and so do the layers of the decoder: `Modes` belongs
+to the model and is an argument of the sites. The sweep removes it with the last site that uses it.
 
-Differences from the published code. It also makes keys and values of the self sites and values of
-the cross sites, which nothing reads (1 838 592 of 16 827 399 parameters on ETTh1): they are left
-out here. Its table of the decoder's frequencies assumes a label of half the lookback, as published.
+The published code also builds keys and values of the self sites and values of the cross sites,
+which it never uses (1,838,592 of 16,827,399 parameters for ETTh1). They are left out here. The
+published code assumes a label of half the lookback for the frequencies of the decoder; here any
+label is allowed.
 
-The published code writes [head, feature, step] and reads it as [step, width], and so does this. It
-mixes heads, features and steps, so a site can only be removed whole. A removed site leaves the
-decomposition of its sub-layer. The last cross-attention is protected, as in `Autoformer`.
+As in the published code, the output of a site is written as [head, feature, step] and read as
+[step, width]. This mixes heads, features and steps, so a site can only be removed as a whole. If a
+site is removed, the decomposition of its sub-layer stays. The last cross-attention is protected, as
+in `Autoformer`.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ from spat.training.device.kernels import Linear
 
 
 class Modes(nn.Module):
-    """Kept frequencies of a series of `length` steps, each with a complex matrix for each head."""
+    """The kept frequencies of series of `length` steps, with a complex matrix for each and head."""
 
     index: Tensor
 
@@ -50,7 +53,7 @@ class Modes(nn.Module):
         self.length = length
         self.register_buffer("index", kept_modes(length, modes))
         size = width // heads
-        # The last axis holds real and imaginary part.
+        # The last axis holds the real and the imaginary part.
         drawn = torch.rand(len(self.index), heads, size, size, 2) / width**2
         self.weight = nn.Parameter(drawn)
 
@@ -61,21 +64,22 @@ class Modes(nn.Module):
 
 
 def kept_modes(length: int, modes: int) -> Tensor:
-    """Frequencies drawn without replacement from 0 .. length / 2 - 1, in order: int64 [modes]."""
+    """Draw frequencies from 0 .. length // 2 - 1 without replacement; sorted, int64 [modes]."""
     return torch.randperm(length // 2)[:modes].sort().values
 
 
 def spectrum(x: Tensor, heads: int, index: Tensor) -> Tensor:
-    """Some frequencies of x [B, L, width], by head: complex [B, H, modes, D]."""
+    """The frequencies `index` of x [B, L, width], by head: complex [B, H, modes, D]."""
     spectra = torch.fft.rfft(real(x), dim=1).index_select(1, index)
     by_head: Tensor = spectra.view(*spectra.shape[:-1], heads, -1)
     return by_head.transpose(1, 2)
 
 
 def series(spectra: Tensor, index: Tensor, length: int) -> Tensor:
-    """Steps with the frequencies `spectra`, complex [B, H, modes, D], at `index` -> [B, L, width].
+    """The series with the spectrum `spectra`, complex [B, H, modes, D], at `index`: [B, L, width].
 
-    The steps [B, H, D, L] are read as [B, L, width] in the order of the memory, as published.
+    The inverse transform [B, H, D, L] is reshaped to [B, L, width] without a transposition, as
+    published.
     """
     batch, heads, _, size = spectra.shape
     full = spectra.new_zeros(batch, heads, size, length // 2 + 1)
@@ -85,7 +89,7 @@ def series(spectra: Tensor, index: Tensor, length: int) -> Tensor:
 
 
 class FourierBlock(nn.Module):
-    """The self site: queries, their kept frequencies through `Modes`, output projection."""
+    """The self site: kept frequencies of the queries, multiplied by `Modes`; output projection."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -101,7 +105,7 @@ class FourierBlock(nn.Module):
 
 
 class FrequencyCore(MixingCore):
-    """A K: the sum of the keys' frequencies under the weights of a query's frequency."""
+    """A K: sums of the frequencies of the keys, weighted by A for each frequency of the queries."""
 
     def forward(self, weights: Tensor, values: Tensor) -> Tensor:
         """Complex weights [B, H, q, k], values [B, H, k, D] -> [B, H, q, D]."""
@@ -109,7 +113,7 @@ class FrequencyCore(MixingCore):
 
 
 class FourierCrossAttention(nn.Module):
-    """The cross site: A of queries and keys in the frequency domain, then `Modes`, then output."""
+    """The cross site: A K in the frequency domain, multiplied by `Modes`; output projection."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -120,7 +124,10 @@ class FourierCrossAttention(nn.Module):
         self.out = Linear(width, width)
 
     def forward(self, x: Tensor, memory: Tensor, modes: Modes, keys: Tensor) -> Tensor:
-        """x [B, Q, width], memory [B, K, width] -> [B, Q, width]; `keys` are kept of the memory."""
+        """x [B, Q, width], memory [B, K, width] -> [B, Q, width].
+
+        `keys`, int64 [k], are the kept frequencies of the memory.
+        """
         width = x.shape[-1]
         q = spectrum(self.q(x), self.heads, modes.index)
         k = spectrum(self.k(memory), self.heads, keys)
@@ -131,7 +138,7 @@ class FourierCrossAttention(nn.Module):
 
 
 class FEDformer(Autoformer):
-    """Decomposed encoder and decoder round attentions in the frequency domain."""
+    """`Autoformer` with attention in the frequency domain and with positions."""
 
     positions = True
     settings: Settings
@@ -146,14 +153,14 @@ class FEDformer(Autoformer):
         self.register_buffer("keys", kept_modes(shape.lookback, settings.modes))
 
     def attention(self, *, cross: bool = False) -> nn.Module:
-        """A new attention of the model's sizes."""
+        """Build an attention module of the model's sizes."""
         block = FourierCrossAttention if cross else FourierBlock
         return block(self.settings.d_model, self.settings.n_heads)
 
     def shared(self) -> tuple[Sequence[Any], ...]:
-        """The matrices of each kind of site; the cross sites also get the frequencies of keys."""
+        """The matrices of each kind of site, and for cross sites the frequencies of the keys."""
         return (self.encoder_modes,), (self.decoder_modes,), (self.cross_modes, self.keys)
 
     def sites(self) -> tuple[Site, ...]:
-        """All attentions but the last cross-attention, each as a whole."""
+        """All attentions except the last cross-attention; each can only be removed as a whole."""
         return encoder_decoder_sites(self.encoder, self.decoder, heads=1, kind="fourier")

@@ -1,7 +1,7 @@
 """FITS (Xu et al., ICLR 2024, arXiv 2307.03756): a forecast by interpolation of the spectrum.
 
-One complex linear map, shared by all channels, takes the low frequencies of a window of L steps to
-those of L + H steps. It is trained on the forecast alone: the published `train_mode` 1.
+One complex linear map, shared by all channels, maps the low frequencies of a window of L steps to
+those of L + H steps. The loss is that of the forecast only (the published `train_mode` 1).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from spat.models.settings import Shape
 
 
 class ComplexLinear(nn.Module):
-    """Y = X W^T + b on complex numbers, held as real and imaginary parts.
+    """Y = X W^T + b on complex numbers, stored as real and imaginary parts.
 
-    Adam treats the two parts of a complex parameter separately, so training is the same. As
-    published, W and b start real.
+    Adam treats the two parts of a complex parameter separately, so training is the same. The
+    initial W and b are real, as published.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -37,7 +37,7 @@ class ComplexLinear(nn.Module):
 
 
 class FITS(Forecaster):
-    """Normalise, continue the spectrum, and read the last H steps of its inverse."""
+    """Normalises a window, extends its spectrum, and returns the last H steps of the inverse."""
 
     settings: Settings
 
@@ -53,9 +53,9 @@ class FITS(Forecaster):
         lookback, steps = self.shape.lookback, self.shape.lookback + self.shape.horizon
         mean = x.mean(1, keepdim=True)
         x = x - mean
-        deviation = (x.var(1, keepdim=True) + 1e-5).sqrt()  # of the sample, as published
+        deviation = (x.var(1, keepdim=True) + 1e-5).sqrt()  # sample variance, as published
         frequencies = torch.fft.rfft((x / deviation).transpose(1, 2))[..., : self.kept]
-        # irfft fills the frequencies that are missing with zeros.
+        # irfft fills missing frequencies with zeros.
         y = torch.fft.irfft(self.spectrum(frequencies), n=steps)[..., lookback:]
-        y = y * (steps / lookback)  # the inverse transform divides by its own, larger length
+        y = y * (steps / lookback)  # irfft divides by `steps` instead of `lookback`
         return y.transpose(1, 2) * deviation + mean  # type: ignore[no-any-return]

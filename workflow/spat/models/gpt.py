@@ -1,6 +1,6 @@
 """A small causal language model: the blocks of GPT-2 (Radford et al. 2019) over bytes.
 
-Its table of words is also the map from the last block to the logits, as in GPT-2.
+The embedding of the bytes is also the map from the last block to the logits, as in GPT-2.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from spat.models.layers.language import Architecture, LanguageModel
 from spat.models.settings import GPTSettings as Settings
 from spat.models.settings import TextShape
 
-# The deviation of the embeddings and positions at the start, as in GPT-2.
+# The standard deviation of the initial embeddings and positions, as in GPT-2.
 START = 0.02
 
 
 class GPT(Network):
-    """Embedding, pre-norm blocks, logits; one attention site a block."""
+    """Embedding, pre-norm blocks, logits; each block has one attention site."""
 
     def __init__(self, settings: Settings, shape: TextShape) -> None:
-        """Freshly initialised.
+        """Initialise the weights at random.
 
         Raises:
             ValueError: if the settings do not fit the shape.
@@ -46,13 +46,9 @@ class GPT(Network):
         nn.init.normal_(self.language.positions, std=START)
 
     def sites(self) -> tuple[Site, ...]:
-        """The attention of each block, in forward order; removed ones stay listed."""
-        heads = self.language.architecture.heads
-        return tuple(
-            Site(f"block.{i}.self", block, "attention", heads, added_to="layer")
-            for i, block in enumerate(self.language.blocks)
-        )
+        """The attention of each block."""
+        return self.language.sites()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Bytes, int64 [B, T] -> logits of the byte after each, [B, T, V]."""
+        """Bytes, int64 [B, T] -> logits of the byte after each byte, [B, T, V]."""
         return F.linear(self.language(F.embedding(x, self.words)), self.words)

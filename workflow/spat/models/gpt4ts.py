@@ -1,14 +1,15 @@
-"""GPT4TS, or One-Fits-All (Zhou et al., NeurIPS 2023, arXiv 2302.11939): patches to GPT-2.
+"""GPT4TS, or One-Fits-All (Zhou et al., NeurIPS 2023, arXiv 2302.11939): patches read by GPT-2.
 
-The patches of each channel are mapped into the first blocks of a language model, and its outputs
-by one linear map to the forecast. Both maps, the norms and the positions of the language model are
-trained; its attention and feed-forward layers keep their weights.
+A linear map turns the patches of each channel into tokens, the first blocks of a language model
+read the tokens, and another linear map turns the outputs into the forecast. Both maps, the norms
+and the positions of the language model are trained; its attention and feed-forward layers are
+frozen.
 
-The name says whose weights these are: `GPT4TS-gpt2` has GPT-2 small, as published,
+The suffix of the name gives the weights: `GPT4TS-gpt2` has those of GPT-2 small, as published,
 `GPT4TS-smollm2` has blocks of SmolLM2, and `GPT4TS-random` has the blocks of GPT-2 with random
-weights, the ablation of Tan et al. (2024, arXiv 2406.16964). The table of words, which the
-published code does not read either, is left out (38,597,376 of its 85,022,304 parameters for
-ETTh1).
+weights, the ablation of Tan et al. (2024, arXiv 2406.16964). The token embedding of the language
+model, which the published code loads but does not use, is left out (38,597,376 of its 85,022,304
+parameters for ETTh1).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from spat.training.device.kernels import Linear
 
 
 class GPT4TS(Forecaster):
-    """One linear map into a language model and one out of it; channels are independent."""
+    """A linear map, blocks of a language model, and a linear map; channels are independent."""
 
     settings: PatchedLanguageSettings
 
@@ -44,11 +45,7 @@ class GPT4TS(Forecaster):
 
     def sites(self) -> tuple[Site, ...]:
         """The attention of each block of the language model."""
-        heads = self.language.architecture.heads
-        return tuple(
-            Site(f"block.{i}.self", block, "attention", heads, added_to="layer")
-            for i, block in enumerate(self.language.blocks)
-        )
+        return self.language.sites()
 
     def forward(
         self, x: Tensor, past_marks: Tensor | None = None, future_marks: Tensor | None = None
@@ -72,7 +69,7 @@ class GPT4TSSmolLM2(GPT4TS):
 
 
 class GPT4TSRandom(GPT4TS):
-    """GPT4TS with random weights in the place of GPT-2's."""
+    """GPT4TS with random weights."""
 
     settings: GPT4TSRandomSettings
 

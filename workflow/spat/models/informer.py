@@ -1,19 +1,22 @@
-"""Informer (Zhou et al., AAAI 2021, arXiv 2012.07436), as the Time-Series-Library sizes it.
+"""Informer (Zhou et al., AAAI 2021, arXiv 2012.07436), with the sizes of the Time-Series-Library.
 
-The encoder-decoder `Transformer` with two changes. ProbSparse attention: only the queries whose
-attention would be far from uniform attend; the others get the mean of all values (in the masked
-self-attention the sum of the values so far). Distilling: between two encoder layers a convolution
-and a max-pooling halve the steps, 96 -> 49 (the library pads by two; Informer2020 reaches 48).
+This is the encoder-decoder `Transformer` with two changes:
 
-Which queries attend is decided on sampled keys. In training the sample is drawn anew at each step
-from the generator of all that is random here; in `eval()` it is fixed, so that a forecast and the
-scores of a batch are the same each time (the published code samples in evaluation, too).
+- ProbSparse attention: only the queries whose attention would be far from uniform attend. The
+  output of the other queries is the mean of all values (in the masked self-attention, the sum of
+  the values up to the query).
+- Distilling: between two encoder layers, a convolution and a max-pooling halve the number of steps,
+  96 -> 49 (the library pads by two; in Informer2020 it is 48).
 
-The heads are joined in order everywhere. The library reads its heads in another order than it
-writes them (in all sites; Informer2020 in the masked self-attention, unless `mix` is off), which
-would leave no head that could be removed by itself. The number of parameters is the same.
+The queries that attend are chosen by means of sampled keys. In training, the sample is drawn again
+at each step from the generator of the run. In `eval()` the sample is fixed, so that a forecast and
+the scores of a batch are reproducible (the published code also samples in evaluation).
 
-A removed site leaves the normalisation of its sub-layer; the distilling stays.
+The outputs of the heads are joined in the order of the heads. The library reads the outputs in
+another order than it writes them (in all sites; Informer2020 does so in the masked self-attention,
+unless `mix` is off), so that no single head could be removed. The number of parameters is the same.
+
+If a site is removed, the normalisation of its sub-layer and the distilling stay.
 """
 
 from __future__ import annotations
@@ -33,14 +36,15 @@ from spat.models.transformer import Transformer
 class ProbSparseCore(AttentionCore):
     """softmax(q k^T / sqrt(d)) v for the queries of largest `measure`, mean values for the others.
 
-    With c the factor, c ln(K) keys are sampled and c ln(Q) queries attend, at most all of them.
+    `factor` ceil(ln K) keys are sampled and `factor` ceil(ln Q) queries attend, or all of them if
+    there are fewer.
     """
 
-    # The mean values of queries that do not attend have no weights.
+    # The outputs of queries that do not attend are not sums under the weights A.
     partial = True
 
     def __init__(self, factor: int, causal: bool = False) -> None:
-        """No dropout: the published code constructs it and leaves it out."""
+        """There is no dropout: the published code builds a dropout module and does not apply it."""
         super().__init__(dropout=0.0, causal=causal)
         self.factor = factor
         self._fixed: dict[tuple[int, int, torch.device], Tensor] = {}
@@ -58,7 +62,7 @@ class ProbSparseCore(AttentionCore):
     def allowed(self, q: Tensor, k: Tensor) -> Tensor:
         """Which keys a query may attend to in `eval()`, bool [B, H, Q, K].
 
-        None if the query does not attend.
+        The row of a query that does not attend is False.
         """
         rows = self._attending(q, k, self._same(q, k)).unsqueeze(-1)
         keys = torch.arange(k.shape[-2], device=k.device)
@@ -86,8 +90,8 @@ class ProbSparseCore(AttentionCore):
     def _attending(self, q: Tensor, k: Tensor, sample: Tensor) -> Tensor:
         """The queries that attend, int64 [B, H, u]: those of the largest max - sum / K of q k^T.
 
-        Maximum and sum run over the sampled keys, int64 [Q, U]. All products are computed and then
-        sampled: at these lengths it is cheaper than to gather the keys of each query.
+        Maximum and sum run over the sampled keys, `sample`, int64 [Q, U]. All products are computed
+        and then sampled, which is cheaper at these lengths than a gather of keys for each query.
         """
         products = q @ k.transpose(-1, -2)
         sampled = products.gather(-1, sample.expand(*products.shape[:-1], -1))
@@ -104,7 +108,7 @@ class ProbSparseCore(AttentionCore):
         return torch.randint(keys, size, device=k.device, generator=self.generator)
 
     def _same(self, q: Tensor, k: Tensor) -> Tensor:
-        """As `_sample`, but the same at each call: from a generator of its own."""
+        """As `_sample`, but the same keys at each call, from a separate generator of seed 0."""
         queries, keys = q.shape[-2], k.shape[-2]
         key = queries, keys, k.device
         if key not in self._fixed:
@@ -141,14 +145,14 @@ class Informer(Transformer):
         )
 
     def attention(self, *, causal: bool = False, cross: bool = False) -> MultiHeadAttention:
-        """A new attention of the model's sizes."""
+        """Build an attention module of the model's sizes."""
         core = ProbSparseCore(self.settings.factor, causal)
         return MultiHeadAttention(
             self.settings.d_model, self.settings.n_heads, cross=cross, core=core
         )
 
     def encode(self, tokens: Tensor, **conditions: Tensor) -> Tensor:
-        """[B, L, width] -> [B, K, width], about half as many for each layer but the last."""
+        """[B, L, width] -> [B, K, width]; each layer except the last about halves the steps."""
         for i, layer in enumerate(self.encoder):
             tokens = layer(tokens, **conditions)
             if i < len(self.distilling):

@@ -1,6 +1,6 @@
 """iTransformer (Liu et al., ICLR 2024, arXiv 2310.06625): attention between variates.
 
-A token is the whole past of one channel; with time features each mark is a token more.
+A token is the whole past of one channel. With time features, each time feature is one more token.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from spat.attention.site import Site
 from spat.models.base import Forecaster, required
-from spat.models.layers.blocks import EncoderLayer, normalise
+from spat.models.layers.blocks import EncoderLayer, encoder_sites, normalise
 from spat.models.settings import ITransformerSettings as Settings
 from spat.models.settings import Shape
 from spat.training.device.kernels import Dropout, Linear
 
 
 class ITransformer(Forecaster):
-    """Encoder over channels; the weights depend neither on their number nor on their order."""
+    """Encoder over channels; its weights do not depend on the number or order of the channels."""
 
     settings: Settings
 
@@ -33,11 +33,8 @@ class ITransformer(Forecaster):
         self.head = Linear(settings.d_model, shape.horizon)
 
     def sites(self) -> tuple[Site, ...]:
-        """One self-attention a layer."""
-        return tuple(
-            Site(f"encoder.{i}.self", layer, "attention", self.settings.n_heads)
-            for i, layer in enumerate(self.layers)
-        )
+        """The self-attention of each layer."""
+        return encoder_sites(self.layers, self.settings.n_heads)
 
     def forward(
         self, x: Tensor, past_marks: Tensor | None = None, future_marks: Tensor | None = None
@@ -47,7 +44,8 @@ class ITransformer(Forecaster):
         scale = None
         if self.settings.instance_norm:
             x, scale = normalise(x)
-        # Marks reach the forecast through attention alone: their tokens end with the last one.
+        # Only attention carries time features to the forecast, so their tokens are dropped after
+        # the last attention.
         last = max((i for i, site in enumerate(self.sites()) if site.attention), default=None)
         if self.settings.time_features and last is not None:
             x = torch.cat([x, required(past_marks, "past_marks")], dim=-1)

@@ -3,11 +3,11 @@
 It follows `MambaSimple` of the Time-Series-Library up to its head: normalised windows, a token per
 step, layers x + Mamba(RMSNorm(x)), a final RMSNorm and a map to the channels. Two parts differ:
 
-- The head. The published one takes the last H of the L outputs, so that no horizon may be longer
-  than the lookback, and a step of the forecast follows only from what lies H steps before it. Here
-  one linear map for all channels maps the L steps of a channel to H steps. It has L H + H more
-  parameters and works at every horizon.
-- The initialisation, which is that of `mamba_ssm` and not torch's default for the step sizes.
+- The head. The published head takes the last H of the L outputs. Therefore the horizon cannot be
+  longer than the lookback, and a step of the forecast depends only on the steps up to H steps
+  before it. Here one linear map, shared by all channels, maps the L steps of a channel to H steps.
+  It has L H + H more parameters and allows every horizon.
+- The initialisation of the step sizes is that of `mamba_ssm` and not torch's default.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from spat.training.device.kernels import Linear
 
 
 class MambaLayer(nn.Module):
-    """Pre-norm: x + scan(norm(x)); the norm is not called where the scan was removed."""
+    """Pre-norm: x + scan(norm(x)); if the scan is removed, the norm is not called."""
 
     scan: Mamba | None
 
@@ -60,7 +60,7 @@ class MambaForecaster(Forecaster):
         self.steps = Linear(shape.lookback, shape.horizon)
 
     def sites(self) -> tuple[Site, ...]:
-        """One scan a layer."""
+        """The scan of each layer."""
         return tuple(
             Site(f"encoder.{i}.scan", layer, "scan", 1, "scan", added_to="layer")
             for i, layer in enumerate(self.layers)

@@ -1,4 +1,4 @@
-"""Forecasters without parameters: the floor that any trained one has to beat."""
+"""Forecasters without parameters, which a trained forecaster should beat."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from spat.models.settings import SeasonalNaiveSettings
 
 
 class RepeatLast(Forecaster):
-    """The last step, repeated."""
+    """Repeats the last step."""
 
     def forward(
         self, x: Tensor, past_marks: Tensor | None = None, future_marks: Tensor | None = None
@@ -20,7 +20,7 @@ class RepeatLast(Forecaster):
 
 
 class SeasonalNaive(Forecaster):
-    """The last season (`settings.season` steps), repeated; the last step if no season fits in."""
+    """Repeats the last season (`settings.season` steps), or the last step of a shorter lookback."""
 
     settings: SeasonalNaiveSettings
 

@@ -1,13 +1,13 @@
 """Non-stationary Transformer (Liu et al., NeurIPS 2022, arXiv 2205.14415).
 
-The encoder-decoder `Transformer` on windows of zero mean and unit variance, with attention that
-learns what this normalisation removed: A = softmax((tau q k^T + delta) / sqrt(d)), where tau, one
-number a window, and delta, one number a step of the lookback, are projected from the window as it
-was and its deviation or mean. The masked self-attention of the decoder has tau only, since its keys
-are other steps.
+This is the encoder-decoder `Transformer` on windows of zero mean and unit variance. Its attention
+learns what the normalisation removed: A = softmax((tau q k^T + delta) / sqrt(d)). tau (one number
+for a window) and delta (one number for each step of the lookback) are projections of the window
+before normalisation and of its deviation or mean. The masked self-attention of the decoder uses
+only tau, since its keys are not the steps of the lookback.
 
-A removed site leaves the normalisation of its sub-layer, as in the `Transformer`. Its last
-cross-attention is protected there, so tau and delta are always read.
+If a site is removed, the normalisation of its sub-layer stays, as in the `Transformer`. The last
+cross-attention is protected, so tau and delta are always used.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from spat.models.settings import Shape
 from spat.models.transformer import Transformer
 from spat.training.device.kernels import Linear
 
-# Largest log tau, as published: exp stays finite in float32.
+# The largest log tau, as published; larger values could overflow in float32.
 LARGEST_LOG_TAU = 80.0
 
 
 class DestationaryAttention(MultiHeadAttention):
-    """softmax((tau q k^T + delta) / sqrt(d)) v; masked self-attention leaves delta out."""
+    """softmax((tau q k^T + delta) / sqrt(d)) v; masked self-attention does not use delta."""
 
     def forward(
         self,
@@ -44,8 +44,9 @@ class DestationaryAttention(MultiHeadAttention):
         q, k, v = self.project(x, memory)
         q = q * tau[:, None, None]
         if not self.causal:
-            # One feature more makes it an attention as any other, whose A the core knows:
-            # [tau q, 1] . [k, delta] = tau q . k + delta, times what the scale takes too much.
+            # With one more feature this is ordinary attention, whose A the core can compute:
+            # [tau q, 1] . [k, delta] = tau q . k + delta. The core divides by sqrt(d + 1), so q is
+            # multiplied by sqrt((d + 1) / d).
             d = q.shape[-1]
             one = torch.ones_like(q[..., :1])
             q = torch.cat([q, one], dim=-1) * math.sqrt((d + 1) / d)
@@ -54,9 +55,9 @@ class DestationaryAttention(MultiHeadAttention):
 
 
 class Projector(nn.Module):
-    """A statistic of the window and the window itself to `out` numbers: convolution, then an MLP.
+    """Maps a window and a statistic of it to `out` numbers: a convolution, then an MLP.
 
-    The convolution (circular, width 3) runs over channels and has the steps as its inputs.
+    The convolution (circular, width 3) runs over channels, and its inputs are the steps.
     """
 
     def __init__(self, lookback: int, channels: int, hidden: int, layers: int, out: int) -> None:
@@ -84,7 +85,7 @@ class Nonstationary(Transformer):
         self.delta = Projector(*sizes, out=shape.lookback)
 
     def attention(self, *, causal: bool = False, cross: bool = False) -> MultiHeadAttention:
-        """A new attention of the model's sizes."""
+        """Build an attention module of the model's sizes."""
         width, heads, dropout = self.settings.d_model, self.settings.n_heads, self.settings.dropout
         return DestationaryAttention(width, heads, dropout=dropout, causal=causal, cross=cross)
 

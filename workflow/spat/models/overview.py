@@ -18,9 +18,10 @@ COLUMNS: Final = (
 
 
 def overview(dataset: str, horizon: int, lookback: int | None = None) -> Iterator[dict[str, str]]:
-    """A row of `COLUMNS` for each forecaster of the registry; the dataset's lookback when absent.
+    """A row of `COLUMNS` for each forecaster of the registry.
 
-    `flops` are those of one window. A model that cannot be built says why in `note`.
+    Without `lookback`, the lookback is that of the dataset. `flops` are those of one window. If a
+    model cannot be built, `note` gives the reason.
 
     Raises:
         ValueError: on an unknown dataset.

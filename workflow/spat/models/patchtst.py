@@ -1,7 +1,7 @@
-"""PatchTST (Nie et al., ICLR 2023, arXiv 2211.14730), as the Time-Series-Library publishes it.
+"""PatchTST (Nie et al., ICLR 2023, arXiv 2211.14730), in the version of the Time-Series-Library.
 
-Attention between the patches of one channel. Channels are independent: attention sees a batch of
-windows x channels, and row `window * channels + channel` belongs to that window and channel.
+Attention joins the patches of one channel. Channels are independent: the batch of the attention is
+windows x channels, with the row `window * channels + channel` for each window and channel.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from spat.attention.site import Site
 from spat.models.base import Forecaster
-from spat.models.layers.blocks import EncoderLayer, normalise, sinusoids
+from spat.models.layers.blocks import EncoderLayer, encoder_sites, normalise, sinusoids
 from spat.models.settings import PatchTSTSettings as Settings
 from spat.models.settings import Shape
 from spat.training.device.kernels import Dropout, Linear
@@ -23,7 +23,7 @@ class PatchTST(Forecaster):
     settings: Settings
 
     def __init__(self, settings: Settings, shape: Shape) -> None:
-        """Lay out the patches; the end of a window is padded by one stride."""
+        """The end of a window is padded by one stride before it is cut into patches."""
         super().__init__(settings, shape)
         patches = (shape.lookback + settings.stride - settings.patch_len) // settings.stride + 1
         self.embedding = Linear(settings.patch_len, settings.d_model, bias=False)
@@ -37,11 +37,8 @@ class PatchTST(Forecaster):
         self.head = Linear(patches * settings.d_model, shape.horizon)
 
     def sites(self) -> tuple[Site, ...]:
-        """One self-attention a layer."""
-        return tuple(
-            Site(f"encoder.{i}.self", layer, "attention", self.settings.n_heads)
-            for i, layer in enumerate(self.layers)
-        )
+        """The self-attention of each layer."""
+        return encoder_sites(self.layers, self.settings.n_heads)
 
     def forward(
         self, x: Tensor, past_marks: Tensor | None = None, future_marks: Tensor | None = None

@@ -1,11 +1,12 @@
-"""PAttn (Tan et al., NeurIPS 2024, arXiv 2406.16964), as the Time-Series-Library publishes it.
+"""PAttn (Tan et al., NeurIPS 2024, arXiv 2406.16964), in the version of the Time-Series-Library.
 
-One attention between the patches of one channel, and a linear head. The library's version differs
-from the paper's: it puts a whole encoder layer (feed-forward, biases, a final normalisation) in the
-place of the bare attention. The published settings are those of the library, so it is built here.
+The model has one attention between the patches of one channel, and a linear head. The version of
+the library differs from that of the paper: a whole encoder layer (feed-forward, biases, a final
+normalisation) replaces the bare attention. The published settings are those of the library, so this
+module implements the version of the library.
 
-Channels are independent: attention sees a batch of windows x channels, as in `PatchTST`. Without
-its one site a patch is mapped by the feed-forward alone, and only the head joins patches.
+Channels are independent: the batch of the attention is windows x channels, as in `PatchTST`. If the
+site is removed, the feed-forward maps each patch separately, and only the head joins patches.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class PAttn(Forecaster):
     settings: Settings
 
     def __init__(self, settings: Settings, shape: Shape) -> None:
-        """Lay out the patches; the end of a window is padded by one stride."""
+        """The end of a window is padded by one stride before it is cut into patches."""
         super().__init__(settings, shape)
         width = settings.d_model
         patches = (shape.lookback + settings.stride - settings.patch_len) // settings.stride + 1
@@ -37,7 +38,7 @@ class PAttn(Forecaster):
         self.head = Linear(patches * width, shape.horizon)
 
     def sites(self) -> tuple[Site, ...]:
-        """The one attention; without it the forecast still depends on every patch."""
+        """The only attention; if it is removed, the forecast still depends on every patch."""
         return (Site("encoder.0.self", self.layer, "attention", self.settings.n_heads),)
 
     def forward(

@@ -1,7 +1,7 @@
-"""The table of models, and of the settings and recipes that they are trained with.
+"""The table of models, and their published settings and recipes.
 
 To add a model, add a row to `MODELS`, its settings to `settings.py`, a module with its class, and a
-CSV with its published rows, named after the model in lower case. Torch is not imported.
+CSV with its published rows, named after the model in lower case. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ MOST: Final = 100_000
 # A naive model has nothing to train.
 _UNTRAINED: Final = Recipe(learning_rate=0.0, batch_size=32, epochs=0, patience=0)
 
-# Settings that are the dataset's own, by the same name: steps of its main season.
+# Settings that are taken from the attribute of the dataset of the same name.
 _DERIVED: Final = ("season",)
 
 
@@ -59,15 +59,15 @@ class Model:
         name: Name in configurations and results.
         module: Module of the class.
         class_name: Name of the class; it takes (settings, shape).
-        settings: Its settings.
-        role: `attention` has sites to prune, `baseline` is trained and has none, `naive` has no
-            parameters.
+        settings: Class of its settings.
+        role: `attention` if it has sites to prune, `baseline` if it is trained and has no sites,
+            `naive` if it has no parameters.
         task: Name of its task.
-        view: The widest of the views `Output`, `Heads` and `Mixing` that all its sites offer, each
-            of which includes those before it (role `attention`).
+        view: The widest view that all its sites offer (role `attention`): `Mixing` includes
+            `Heads`, which includes `Output`.
         residual: Whether all its sites also offer the view `Residual`.
-        fixed_channels: Its weights depend on the number of channels, so that it transfers only to
-            data of the same width.
+        fixed_channels: Whether its weights depend on the number of channels. Such a model transfers
+            only to data with the same number of channels.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Model:
 
     @property
     def views(self) -> tuple[View, ...]:
-        """The views that all its sites offer; none where it has no sites."""
+        """The views that all its sites offer; empty if it has no sites."""
         if self.role != "attention":
             return ()
         widest = _VIEWS.index(self.view)
@@ -170,12 +170,12 @@ MODELS: Final = {
             residual=False,
             fixed_channels=True,
         ),
-        # The name says whose weights the language model has.
+        # The suffix of the name gives the weights of the language model.
         Model("GPT4TS-gpt2", "spat.models.gpt4ts", "GPT4TSGPT2", own.GPT4TSGPT2Settings),
         Model("GPT4TS-smollm2", "spat.models.gpt4ts", "GPT4TSSmolLM2", own.GPT4TSSmolLM2Settings),
         Model("GPT4TS-random", "spat.models.gpt4ts", "GPT4TSRandom", own.GPT4TSRandomSettings),
         *(
-            # Their reprogramming attention is added to nothing.
+            # The reprogramming attention has no residual connection.
             Model(f"Time-LLM-{name}", "spat.models.timellm", class_name, settings, residual=False)
             for name, class_name, settings in (
                 ("gpt2", "TimeLLMGPT2", own.TimeLLMGPT2Settings),
@@ -250,10 +250,11 @@ def setup(
     overrides: Mapping[str, int | float | str | bool] | None = None,
     season: int | None = None,
 ) -> Setup:
-    """The most specific row for a run (first by variant, then dataset, then horizon).
+    """The settings and the recipe of a run, from the most specific row of the model's CSV.
 
-    `overrides` are changes of the model's settings and of the recipe, by name. `season` is that of
-    data that are not in the registry. Images and texts have no horizon and no season.
+    A row for the variant is preferred, then one for the dataset, then one for the horizon.
+    `overrides` are changes of the model's settings and of the recipe, by name. `season` (steps) is
+    needed for data that are not in the registry. Images and texts have no horizon and no season.
 
     Raises:
         ValueError: on an unknown model, variant, dataset or field, or a value of the wrong type or
@@ -279,11 +280,10 @@ def registered(name: str) -> Model:
 
 
 def build(name: str, settings: Settings, shape: Any, seed: int = 0) -> Network:
-    """A freshly initialised network, on the CPU; its weights depend on the seed alone.
+    """A newly initialised network on the CPU; its weights depend only on the arguments.
 
-    `shape` is that of the model's task: `Shape`, `ImageShape` or `TextShape`.
-
-    Torch's generator is left as it was.
+    `shape` is a `Shape`, `ImageShape` or `TextShape`, by the task of the model. The state of
+    torch's global generator is not changed.
 
     Raises:
         ValueError: on an unknown name, or settings that do not fit the shape.

@@ -12,7 +12,7 @@ from spat.training.device.kernels import Dropout, Linear
 
 
 class RLinear(Forecaster):
-    """Reversible instance normalisation round one linear map that all channels share."""
+    """Reversible instance normalisation around one linear map that all channels share."""
 
     settings: Settings
 

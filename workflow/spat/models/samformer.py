@@ -1,11 +1,12 @@
 """SAMformer (Ilbert et al., ICML 2024, arXiv 2402.10198): one attention between channels.
 
-A token is the whole past of one channel. One head, queries and keys of `d_keys` features, values
-of the length of the lookback, and no output projection, feed-forward, dropout or normalisation
-beyond `RevIN`. It is published with sharpness-aware training (the recipe's `sam_rho`).
+A token is the whole past of one channel. The attention has one head, queries and keys of `d_keys`
+features, and values of the length of the lookback. There is no output projection, feed-forward or
+dropout, and no normalisation except `RevIN`. The model is published with sharpness-aware training
+(the recipe's `sam_rho`).
 
-Without its one site the model is RLinear: one linear map of the normalised past, the same for all
-channels. So it tests whether attention helps if everything else is unchanged.
+If the site is removed, the model is RLinear: one linear map of the normalised past, the same for
+all channels. The model thus tests whether attention helps if everything else is unchanged.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ class ChannelAttention(nn.Module):
         return self.core(q, k, v).squeeze(1)  # type: ignore[no-any-return]
 
     def query_key_rows(self) -> list[tuple[nn.Linear, list[slice]]]:
-        """The projections that make q and k, each with all of its rows."""
+        """The projections that compute q and k, each with all of its rows."""
         return [(self.q, [slice(None)]), (self.k, [slice(None)])]
 
     def head_weights(self) -> tuple[Tensor, Tensor]:
-        """The identity in place of an output projection, and the values: float64 [1, L, L]."""
+        """W_o, the identity, and W_v of the only head, both float64 [1, L, L]."""
         values = self.v.weight.detach().double().unsqueeze(0)
         return torch.eye(values.shape[-1]).to(values).unsqueeze(0), values
 
@@ -60,7 +61,7 @@ class SAMformer(Forecaster):
         self.head = Linear(shape.lookback, shape.horizon)
 
     def sites(self) -> tuple[Site, ...]:
-        """The one attention, which can only go whole."""
+        """The only attention, which can only be removed as a whole."""
         return (Site("encoder.0.self", self, "attention", heads=1),)
 
     def forward(

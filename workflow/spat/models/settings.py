@@ -1,8 +1,23 @@
-"""The settings of each network, and the recipe of its training; torch is not imported.
+"""The settings of each network, and the recipe of its training; this module does not import torch.
 
-Each model has a frozen dataclass of its own. A field may hold any positive number unless its type
-says otherwise; `problem` says why settings do not fit a shape, so that a configuration is refused
-before the first job.
+Each model has its own frozen dataclass. A numeric field holds a positive number unless its type
+says otherwise. `problem` says why settings do not fit a shape, so that a configuration is refused
+before the first job. Fields of several models:
+
+    d_model         size of a token
+    d_ff            hidden size of the feed-forward layers
+    e_layers        layers of the encoder, or of a model without a decoder
+    d_layers        layers of the decoder
+    n_heads         heads of each attention
+    dropout         share of values that training drops
+    time_features   whether time features are inputs
+    instance_norm   whether each window is scaled to zero mean and unit variance
+    patch_len       length of a patch, in steps
+    stride          distance of two patches, in steps
+    label_len       last steps of the lookback that the decoder gets, cut to the lookback
+    moving_average  width of the moving average, in steps
+    d_state, d_conv, expand
+                    states, kernel width and widening of a Mamba block
 """
 
 from __future__ import annotations
@@ -10,16 +25,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
-# In [0, 1): a share of what is dropped.
+# A number in [0, 1).
 Share = Annotated[float, "share"]
 # A number that may also be 0.
 NotNegative = Annotated[float, "not negative"]
-# How the learning rate falls from epoch to epoch: see `spat.training.optimisation.rate_at`.
+# The learning rate of each epoch; `spat.training.optimisation.rate_at` gives the formulas.
 Schedule = Literal["constant", "type1", "type3", "step25", "sparsetsf", "fits", "cosine"]
-# Whose weights the language model of a forecaster has.
+# The weights of the language model in a forecaster.
 Backbone = Literal["gpt2", "smollm2", "random"]
 
-# A network with more is a mistake: its weights, gradients and optimiser would take 32 GB.
+# The largest network: its weights, gradients and optimiser state take 32 GB in float32.
 MOST_WEIGHTS: Final = 2 * 10**9
 
 
@@ -27,7 +42,7 @@ MOST_WEIGHTS: Final = 2 * 10**9
 class Shape:
     """The input and output of a forecaster: [B, lookback, channels] -> [B, horizon, channels].
 
-    `marks` is the number of time features of a step, 0 where the data have no timestamps.
+    `marks` is the number of time features of a step, 0 if the data have no time stamps.
     """
 
     lookback: int
@@ -48,9 +63,9 @@ class ImageShape:
 
 @dataclass(frozen=True)
 class TextShape:
-    """The shape of a language model: `context` integers -> logits of the next one of each.
+    """The shape of a language model: tokens [B, context] -> logits [B, context, vocabulary].
 
-    A number is below `vocabulary`; a byte has 256 values.
+    A token is an integer from 0 to `vocabulary` - 1. The tokens of the texts here are bytes.
     """
 
     context: int
@@ -61,9 +76,15 @@ class TextShape:
 class Recipe:
     """How a model is trained.
 
-    `patience` is the number of epochs without a better validation MSE after which training stops.
-    `sam_rho` is the radius of sharpness-aware minimisation; None trains without it. An epoch sees
-    this `share` of the training windows, drawn anew for each epoch.
+    Attributes:
+        learning_rate: Learning rate of the first epoch.
+        batch_size: Cases of a batch.
+        epochs: The largest number of epochs.
+        patience: Number of epochs without a lower validation loss after which training stops.
+        schedule: How the learning rate changes from epoch to epoch.
+        weight_decay: Weight decay of the optimiser.
+        sam_rho: Radius of sharpness-aware minimisation; None trains without it.
+        share: Share of the training cases that an epoch uses, drawn again for each epoch.
     """
 
     learning_rate: float
@@ -78,7 +99,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a network; the base class of each model's own."""
+    """The base class of the settings of all networks."""
 
     @property
     def uses_marks(self) -> bool:
@@ -88,13 +109,22 @@ class Settings:
     def problem(self, shape: Any) -> str | None:
         """The reason why the network cannot be built for this shape, or None if it can."""
         if self.uses_marks and not shape.marks:
-            return "time_features is on, but the dataset has no timestamps: turn it off"
+            return "time_features is on, but the dataset has no time stamps: turn it off"
+        patch_len, stride = getattr(self, "patch_len", 0), getattr(self, "stride", 0)
+        if patch_len and shape.lookback + stride < patch_len:
+            return (
+                f"lookback {shape.lookback} with stride {stride} holds no patch of {patch_len} "
+                "steps: choose a smaller patch_len"
+            )
+        # The window of a moving average is centred.
+        if (average := getattr(self, "moving_average", 1)) % 2 == 0:
+            return f"moving_average {average}: choose an odd width"
         heads, width = getattr(self, "n_heads", 1), getattr(self, "d_model", 1)
         if heads > width:
             return f"n_heads {heads} exceeds d_model {width}: choose fewer heads"
         inner = getattr(self, "d_ff", 0)
         layers = getattr(self, "e_layers", 1) + getattr(self, "d_layers", 0)
-        # Of queries, keys, values and outputs, and of both products of the feed-forward network.
+        # The projections of queries, keys, values and outputs, and the two feed-forward matrices.
         weights = layers * width * (4 * width + 2 * inner)
         if weights > MOST_WEIGHTS:
             return (
@@ -130,14 +160,10 @@ class PatchTSTSettings(Settings):
     stride: int
     instance_norm: bool
 
-    def problem(self, shape: Shape) -> str | None:
-        """As `Settings`; a patch must also fit into the lookback and its padding of one stride."""
-        return _no_patch(self.patch_len, self.stride, shape) or super().problem(shape)
-
 
 @dataclass(frozen=True)
 class TransformerSettings(Settings):
-    """Settings of `spat.models.transformer`; a longer `label_len` is cut to the lookback."""
+    """Settings of `spat.models.transformer`."""
 
     d_model: int
     d_ff: int
@@ -160,10 +186,6 @@ class PAttnSettings(Settings):
     patch_len: int
     stride: int
 
-    def problem(self, shape: Shape) -> str | None:
-        """As `Settings`; a patch must also fit into the lookback and its padding of one stride."""
-        return _no_patch(self.patch_len, self.stride, shape) or super().problem(shape)
-
 
 @dataclass(frozen=True)
 class SAMformerSettings(Settings):
@@ -184,14 +206,13 @@ class TimeXerSettings(Settings):
     patch_len: int
     time_features: bool
 
-    def problem(self, shape: Shape) -> str | None:
-        """As `Settings`; a patch must also fit into the lookback."""
-        return _no_patch(self.patch_len, 0, shape) or super().problem(shape)
-
 
 @dataclass(frozen=True)
 class NonstationarySettings(TransformerSettings):
-    """Settings of `spat.models.nonstationary`: hidden layers of its two projectors, all as wide."""
+    """Settings of `spat.models.nonstationary`.
+
+    Each of its two projectors has `projector_layers` hidden layers of width `projector_width`.
+    """
 
     projector_width: int
     projector_layers: int
@@ -201,8 +222,7 @@ class NonstationarySettings(TransformerSettings):
 class InformerSettings(TransformerSettings):
     """Settings of `spat.models.informer`.
 
-    `factor` times the logarithm of their number are the keys that are sampled and the queries that
-    attend.
+    Of n keys or queries, about `factor` ln(n) are sampled (keys) or attend (queries).
     """
 
     factor: int
@@ -218,7 +238,7 @@ class InformerSettings(TransformerSettings):
 
 @dataclass(frozen=True)
 class DecompositionSettings(Settings):
-    """What Autoformer and FEDformer have in common; a longer `label_len` is cut to the lookback."""
+    """The settings that Autoformer and FEDformer share."""
 
     d_model: int
     d_ff: int
@@ -229,16 +249,10 @@ class DecompositionSettings(Settings):
     moving_average: int
     time_features: bool
 
-    def problem(self, shape: Shape) -> str | None:
-        """As `Settings`; a moving average needs a centre."""
-        if self.moving_average % 2 == 0:
-            return f"moving_average {self.moving_average}: choose an odd width"
-        return super().problem(shape)
-
 
 @dataclass(frozen=True)
 class AutoformerSettings(DecompositionSettings):
-    """Settings of `spat.models.autoformer`: `factor` times the log of the steps are delays."""
+    """Settings of `spat.models.autoformer`; of n delays, `factor` ln(n) are chosen."""
 
     factor: int
 
@@ -251,7 +265,7 @@ class FEDformerSettings(DecompositionSettings):
     modes: int
 
     def problem(self, shape: Shape) -> str | None:
-        """As `DecompositionSettings`; heads have equal sizes, and two steps a frequency."""
+        """As `DecompositionSettings`; heads have equal sizes, and a frequency needs two steps."""
         if self.d_model % self.n_heads:
             return f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}"
         if shape.lookback < 2:
@@ -261,7 +275,10 @@ class FEDformerSettings(DecompositionSettings):
 
 @dataclass(frozen=True)
 class CrossformerSettings(Settings):
-    """Settings of `spat.models.crossformer`: steps of a `segment`, and `routers` of each."""
+    """Settings of `spat.models.crossformer`.
+
+    `segment` is the length of a segment in steps, `routers` the number of routers of a segment.
+    """
 
     d_model: int
     d_ff: int
@@ -302,7 +319,11 @@ class MambaSettings(Settings):
 
 @dataclass(frozen=True)
 class TimeMachineSettings(Settings):
-    """Settings of `spat.models.timemachine`; `n1` and `n2` are its two widths."""
+    """Settings of `spat.models.timemachine`.
+
+    `n1` and `n2` are its two widths. `channel_independent` says whether each channel is forecast
+    separately, and `revin` whether windows are normalised by `RevIN`.
+    """
 
     n1: int
     n2: int
@@ -316,7 +337,10 @@ class TimeMachineSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class PatchedLanguageSettings(Settings):
-    """What the forecasters on a language model share: patches, and where its weights come from."""
+    """The settings that forecasters with a language model share.
+
+    `llm_layers` is the number of blocks of the language model, `backbone` names its weights.
+    """
 
     patch_len: int
     stride: int
@@ -324,12 +348,8 @@ class PatchedLanguageSettings(Settings):
     backbone: Backbone
 
     def patches(self, shape: Shape) -> int:
-        """The number of patches of a window, whose end is padded by one stride."""
+        """The number of patches of a window; its end is padded by one stride."""
         return (shape.lookback + self.stride - self.patch_len) // self.stride + 1
-
-    def problem(self, shape: Shape) -> str | None:
-        """As `Settings`; a patch must also fit into the lookback and its padding of one stride."""
-        return _no_patch(self.patch_len, self.stride, shape) or super().problem(shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,7 +368,7 @@ class GPT4TSSmolLM2Settings(PatchedLanguageSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class GPT4TSRandomSettings(PatchedLanguageSettings):
-    """As `GPT4TSGPT2Settings`, with random weights, so that the sizes are free."""
+    """As `GPT4TSGPT2Settings`, with random weights and therefore any sizes."""
 
     backbone: Literal["random"] = "random"
     llm_width: int = 768
@@ -358,11 +378,12 @@ class GPT4TSRandomSettings(PatchedLanguageSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class TimeLLMSettings(PatchedLanguageSettings):
-    """What the settings of `spat.models.timellm` share.
+    """The settings that the models of `spat.models.timellm` share.
 
-    `d_ff` is the size of a head of the reprogramming attention, and the number of features of each
-    output of the language model that the forecast is computed from. `prompt_tokens` is the length
-    of a prompt, and `description` the sentence in it that describes the dataset.
+    `d_ff` is the size of a head of the reprogramming attention. It is also the number of features
+    of each output of the language model from which the forecast is computed. `prototypes` is the
+    number of prototypes, `prompt_tokens` the length of a prompt, and `description` the sentence of
+    the prompt that describes the dataset.
     """
 
     d_model: int
@@ -379,13 +400,13 @@ class TimeLLMSettings(PatchedLanguageSettings):
         return {"gpt2": 768, "smollm2": 576}[self.backbone]
 
     def problem(self, shape: Shape) -> str | None:
-        """As `PatchedLanguageSettings`; `d_ff` features and room for all tokens must exist."""
+        """As `PatchedLanguageSettings`; `d_ff` and the number of tokens have limits."""
         if self.d_ff > self.width:
             return f"d_ff {self.d_ff} exceeds the width of the language model, {self.width}"
         tokens = self.prompt_tokens + self.patches(shape)
         if self.backbone != "smollm2" and tokens > 1024:
             return (
-                f"{self.prompt_tokens} words of prompt and {self.patches(shape)} patches exceed "
+                f"{self.prompt_tokens} tokens of prompt and {self.patches(shape)} patches exceed "
                 "the context of 1024: choose a larger stride or fewer prompt_tokens"
             )
         return super().problem(shape)
@@ -407,7 +428,7 @@ class TimeLLMSmolLM2Settings(TimeLLMSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class TimeLLMRandomSettings(TimeLLMSettings):
-    """As `TimeLLMSettings`, with random weights, so that the sizes are free."""
+    """As `TimeLLMSettings`, with random weights and therefore any sizes."""
 
     backbone: Literal["random"] = "random"
     llm_width: int = 768
@@ -426,12 +447,6 @@ class DLinearSettings(Settings):
 
     moving_average: int
 
-    def problem(self, shape: Shape) -> str | None:
-        """As `Settings`; a moving average needs a centre."""
-        if self.moving_average % 2 == 0:
-            return f"moving_average {self.moving_average}: choose an odd width"
-        return super().problem(shape)
-
 
 @dataclass(frozen=True)
 class RLinearSettings(Settings):
@@ -447,7 +462,7 @@ class SparseTSFSettings(Settings):
     period: int
 
     def problem(self, shape: Shape) -> str | None:
-        """As `Settings`; whole periods must fill lookback and horizon."""
+        """As `Settings`; lookback and horizon must be whole numbers of periods."""
         if shape.lookback % self.period or shape.horizon % self.period:
             return (
                 f"period {self.period} does not divide lookback {shape.lookback} and horizon "
@@ -471,16 +486,17 @@ class FITSSettings(Settings):
     order: int
 
     def frequencies(self, shape: Shape) -> tuple[int, int]:
-        """How many frequencies of the window are read, and how many are written.
+        """The numbers of frequencies of the window that are read, and of those that are written.
 
-        The window of L steps is continued to L + H: its frequencies are stretched by (L + H) / L.
+        The window of L steps is extended to L + H, which multiplies the index of a frequency by
+        (L + H) / L.
         """
         length = shape.lookback
         kept = min((length // self.base_period + 1) * self.order + 10, length // 2 + 1)
         return kept, kept * (length + shape.horizon) // length
 
     def problem(self, shape: Shape) -> str | None:
-        """As `Settings`; lookback and horizon together must hold the frequencies written."""
+        """As `Settings`; lookback + horizon must have the frequencies that are written."""
         if shape.lookback < 2:
             return "lookback 1 has no sample variance: choose at least 2"
         kept, written = self.frequencies(shape)
@@ -506,9 +522,9 @@ class TSMixerSettings(Settings):
 class TiDESettings(Settings):
     """Settings of `spat.models.tide`.
 
-    `d_model` and `d_ff` are the hidden widths of the dense blocks and of the last block,
-    `step_width` is what the decoder gives each step of the horizon, `marks_width` what the time
-    features of a step are reduced to.
+    `d_model` is the hidden width of the dense blocks, `d_ff` that of the last block. `step_width`
+    is the number of features that the decoder computes for a step of the horizon, `marks_width` the
+    number to which the time features of a step are reduced.
     """
 
     d_model: int
@@ -523,7 +539,7 @@ class TiDESettings(Settings):
 
 @dataclass(frozen=True)
 class SeasonalNaiveSettings(Settings):
-    """Settings of `spat.models.naive.SeasonalNaive`; `season` (steps) is the dataset's."""
+    """Settings of `spat.models.naive.SeasonalNaive`; `season` is that of the dataset, in steps."""
 
     season: int
 
@@ -540,7 +556,7 @@ class ViTSettings(Settings):
     patch_size: int
 
     def problem(self, shape: ImageShape) -> str | None:
-        """As `Settings`; patches must also cover the image."""
+        """As `Settings`; a patch must also divide the image."""
         if shape.height % self.patch_size or shape.width % self.patch_size:
             return (
                 f"patch_size {self.patch_size} does not divide images of {shape.height} x "
@@ -558,12 +574,3 @@ class GPTSettings(Settings):
     e_layers: int
     n_heads: int
     dropout: Share
-
-
-def _no_patch(patch_len: int, padding: int, shape: Shape) -> str | None:
-    if shape.lookback + padding >= patch_len:
-        return None
-    return (
-        f"lookback {shape.lookback} with stride {padding} holds no patch of {patch_len} steps: "
-        "choose a smaller patch_len"
-    )

@@ -1,11 +1,11 @@
 """S-Mamba (Wang et al. 2024, arXiv 2403.11144): two selective scans over variates.
 
-As iTransformer, a token is the whole past of one channel, and with time features each mark is a
-token more. In the place of attention two Mamba blocks read the tokens, one from the first to the
-last and one from the last to the first. So the forecast depends on the order of the channels.
+As in iTransformer, a token is the whole past of one channel. With time features, each time feature
+is one more token. Two Mamba blocks replace attention: one reads the tokens from the first to the
+last, the other from the last to the first. The forecast thus depends on the order of the channels.
 
-The published code also builds two further Mamba blocks and an attention in each layer that never
-run; they are left out (4,928 of 1,150,624 parameters for ETTh1).
+The published code also builds two more Mamba blocks and an attention in each layer, which it never
+uses. They are left out here (4,928 of 1,150,624 parameters for ETTh1).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from spat.training.device.kernels import Dropout, Linear
 class ScanLayer(nn.Module):
     """Post-norm: x = norm(x + scan(x) + backward scan(x)), then x = norm(x + feed_forward(x)).
 
-    As published, there is no dropout on the scans.
+    The scans have no dropout, as published.
     """
 
     forward_scan: Mamba | None
@@ -57,7 +57,7 @@ class ScanLayer(nn.Module):
 
 
 class SMamba(Forecaster):
-    """Encoder over channels; its weights do not depend on their number."""
+    """Encoder over channels; its weights do not depend on the number of channels."""
 
     settings: Settings
 
@@ -70,7 +70,7 @@ class SMamba(Forecaster):
         self.head = Linear(settings.d_model, shape.horizon)
 
     def sites(self) -> tuple[Site, ...]:
-        """Two scans a layer."""
+        """The two scans of each layer."""
         return tuple(
             Site(f"encoder.{i}.{direction}", layer, f"{direction}_scan", 1, "scan")
             for i, layer in enumerate(self.layers)
@@ -85,8 +85,8 @@ class SMamba(Forecaster):
         scale = None
         if self.settings.instance_norm:
             x, scale = normalise(x)
-        # Marks follow the channels, so that only backward scans carry them to the channels: their
-        # tokens end with the last one.
+        # Time features come after the channels, so only backward scans carry them to the channels.
+        # Their tokens are dropped after the last backward scan.
         backward = [i for i, layer in enumerate(self.layers) if layer.backward_scan is not None]
         last = max(backward, default=None)
         if self.settings.time_features and last is not None:

@@ -1,7 +1,7 @@
-"""SparseTSF (Lin et al., ICML 2024, arXiv 2405.00946), linear and with a hidden layer.
+"""SparseTSF (Lin et al., ICML 2024, arXiv 2405.00946), linear or with a hidden layer.
 
-A series of period w is cut into its w phases, and one map forecasts each of them: from the past
-values at the same place of the period to the future ones.
+A series of period w is cut into its w phases. One map forecasts every phase: it maps the past
+values at one position of the period to the future values at this position.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class SparseTSF(Forecaster):
     def __init__(self, settings: SparseTSFSettings, shape: Shape) -> None:
         super().__init__(settings, shape)
         around = settings.period // 2
-        # Each step also sees the steps of half a period on both sides.
+        # The convolution adds to each step the steps of half a period on both sides.
         self.smooth = nn.Conv1d(1, 1, 1 + 2 * around, padding=around, bias=False)
         self.head = self.phase_map(
             shape.lookback // settings.period, shape.horizon // settings.period

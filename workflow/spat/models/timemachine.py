@@ -1,12 +1,12 @@
 """TimeMachine (Ahamed & Cheng, ECAI 2024, arXiv 2403.09898): four Mamba blocks at two widths.
 
-A window is mapped from L steps to n1 features a channel, where two blocks read it, and from there
-to n2, where two more do. Channel by channel, one block of each pair sees the features as one token
-(`mamba3`, `mamba2`) and the other as n1 or n2 tokens of width 1 (`mamba4`, `mamba1`). Without
-`channel_independent` the tokens of all four are the channels.
+Each channel of a window is mapped from L steps to n1 features, which two blocks read, and then to
+n2 features, which two other blocks read. With `channel_independent`, one block of each pair sees
+the features of a channel as one token (`mamba3`, `mamba2`) and the other as n1 or n2 tokens of
+width 1 (`mamba4`, `mamba1`). Without it, the tokens of all four blocks are the channels.
 
-A block that sees one token passes no state on, so that its matrix A has no effect; the published
-code keeps it, here it is left out (139,264 of 1,425,858 parameters for ETTh1).
+A block that sees one token passes no state on, so its matrix A has no effect. The published code
+keeps this matrix; here it is left out (139,264 of 1,425,858 parameters for ETTh1).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from spat.training.device.kernels import Dropout, Linear
 
 
 class OverFeatures(Mamba):
-    """A Mamba block of width 1 whose tokens are the n features of the one token it is given."""
+    """A Mamba block of width 1 whose tokens are the n features of one token."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 1, n] -> [B, 1, n]."""
@@ -32,7 +32,7 @@ class OverFeatures(Mamba):
 
 
 class ScanPair(nn.Module):
-    """The sum of two blocks of one width, without a residual: 0 where both were removed."""
+    """The sum of two blocks without a residual connection; zeros if both were removed."""
 
     whole: Mamba | None
     other: Mamba | None
@@ -69,7 +69,7 @@ class TimeMachine(Forecaster):
         self.dropout = Dropout(settings.dropout)
 
     def sites(self) -> tuple[Site, ...]:
-        """The four scans by their published names, in forward order, without a residual."""
+        """The four scans by their published names; none has a residual connection."""
         return (
             Site("mamba3", self.outer, "whole", 1, "scan", added_to="nothing"),
             Site("mamba4", self.outer, "other", 1, "scan", added_to="nothing"),

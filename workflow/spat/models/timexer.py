@@ -1,13 +1,13 @@
 """TimeXer (Wang et al., NeurIPS 2024, arXiv 2402.19072), forecasting all variates.
 
-Two kinds of tokens. A variate is cut into patches without overlap, and one learnt global token a
-variate follows its patches: self-attention joins the tokens of one variate. Each series and each
-time feature is also one exogenous token: cross-attention lets the global tokens read them. So the
-global token is the only way from one variate to another, and it exists for each channel
-(`fixed_channels`).
+There are two kinds of tokens. A variate is cut into patches without overlap, followed by one learnt
+global token of the variate; self-attention joins the tokens of one variate. Each series and each
+time feature is also one exogenous token, which the global tokens read by cross-attention.
+Information passes from one variate to another only through global tokens. Each channel has its own
+global token (`fixed_channels`).
 
-A removed site leaves the normalisation of its sub-layer. Once no cross-attention is left, nothing
-reads the exogenous tokens: they are not computed, and the sweep removes their embedding.
+If a site is removed, the normalisation of its sub-layer stays. If all cross-attentions are removed,
+nothing reads the exogenous tokens: they are not computed, and the sweep removes their embedding.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ class TimeXerLayer(nn.Module):
         """Tokens to tokens, both [B * C, patches + 1, width].
 
         Args:
-            x: The patches of each variate and, last, its global token.
-            exogenous: [B, C + F, width]; read by the cross-attention alone.
-            channels: C.
+            x: The patches of each variate, followed by its global token.
+            exogenous: Exogenous tokens [B, C + F, width]; only the cross-attention reads them.
+            channels: Number of channels C.
         """
         if self.self_attention is not None:
             x = x + self.dropout(self.self_attention(x))
         x = self.norm1(x)
-        tokens = x[:, -1].reshape(-1, channels, x.shape[-1])  # the global ones, [B, C, width]
+        tokens = x[:, -1].reshape(-1, channels, x.shape[-1])  # global tokens [B, C, width]
         if self.cross_attention is not None:
             tokens = tokens + self.dropout(self.cross_attention(tokens, exogenous))
         tokens = self.norm2(tokens).flatten(0, 1).unsqueeze(1)
@@ -65,7 +65,7 @@ class TimeXer(Forecaster):
     settings: Settings
 
     def __init__(self, settings: Settings, shape: Shape) -> None:
-        """Lay out the patches; steps at the end that fill no patch are left out, as published."""
+        """Steps at the end of a window that fill no patch are left out, as published."""
         super().__init__(settings, shape)
         width, dropout = settings.d_model, settings.dropout
         patches = shape.lookback // settings.patch_len
@@ -82,7 +82,10 @@ class TimeXer(Forecaster):
         self.head = Linear(width * (patches + 1), shape.horizon)
 
     def sites(self) -> tuple[Site, ...]:
-        """Two a layer; without any of them a forecast still depends on its variate's patches."""
+        """The two attentions of each layer.
+
+        If all are removed, a forecast still depends on the patches of its variate.
+        """
         heads, sites = self.settings.n_heads, []
         for i, layer in enumerate(self.layers):
             sites.append(Site(f"encoder.{i}.self", layer, "self_attention", heads))
@@ -106,7 +109,7 @@ class TimeXer(Forecaster):
         tokens = self.dropout(torch.cat([patches, whole], dim=2).flatten(0, 1))
         for layer in self.layers:
             tokens = layer(tokens, exogenous, x.shape[-1])
-        # Feature major, as published: the order of the head's columns.
+        # The columns of the head are ordered by feature, then token, as published.
         features = self.norm(tokens).transpose(1, 2).flatten(1)
         y = self.dropout(self.head(features)).unflatten(0, (-1, x.shape[-1]))
         return scale.undo(y.transpose(1, 2))

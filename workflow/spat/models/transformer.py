@@ -1,7 +1,7 @@
 """The encoder-decoder Transformer over time steps (Vaswani et al., 2017), one-shot decoding.
 
-The decoder starts from the last `label_len` steps and zeros in place of the horizon (Zhou et al.,
-2021, arXiv 2012.07436), as the Time-Series-Library publishes it. No normalisation per window.
+The input of the decoder is the last `label_len` steps, and zeros for the horizon (Zhou et al.,
+2021, arXiv 2012.07436), as in the Time-Series-Library. Windows are not normalised.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from spat.training.device.kernels import Linear
 class Transformer(Forecaster):
     """Self-attention in the encoder; masked self- and cross-attention in the decoder.
 
-    `Informer` and `Nonstationary` have other attentions.
+    `Informer` and `Nonstationary` are subclasses with other attention modules.
     """
 
     settings: Settings
@@ -56,14 +56,15 @@ class Transformer(Forecaster):
         self.head = Linear(width, shape.channels)
 
     def attention(self, *, causal: bool = False, cross: bool = False) -> MultiHeadAttention:
-        """A new attention of the model's sizes."""
+        """Build an attention module of the model's sizes."""
         width, heads, dropout = self.settings.d_model, self.settings.n_heads, self.settings.dropout
         return MultiHeadAttention(width, heads, dropout=dropout, causal=causal, cross=cross)
 
     def sites(self) -> tuple[Site, ...]:
-        """All attentions but the last cross-attention.
+        """All attentions except the last cross-attention.
 
-        Without it, the output would depend on the input only through the label steps.
+        Without the last cross-attention, the output would depend on the input only through the
+        label steps.
         """
         return encoder_decoder_sites(self.encoder, self.decoder, self.settings.n_heads)
 
@@ -80,7 +81,7 @@ class Transformer(Forecaster):
         future_marks: Tensor | None,
         **conditions: Tensor,
     ) -> Tensor:
-        """As `forward`; every attention gets the `conditions`."""
+        """As `forward`; the `conditions` are keyword arguments of every attention."""
         begun = x.shape[1] - self.label
         marks = None
         if self.settings.time_features:

@@ -1,9 +1,9 @@
 """A small vision Transformer (Dosovitskiy et al., ICLR 2021, arXiv 2010.11929).
 
-It differs from the published one in two ways. Its layers are the post-norm layers that the
+It differs from the published model in two ways. Its layers are the post-norm layers that the
 forecasters of this project share, so that a comparison with them does not also compare two kinds
-of layer. The logits come from the mean of the tokens, not from a class token: without any
-attention a class token no longer depends on the image.
+of layer. The logits are computed from the mean of the tokens, not from a class token, which would
+not depend on the image if all attentions were removed.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from torch import Tensor, nn
 
 from spat.attention.site import Site
 from spat.models.base import Network
-from spat.models.layers.blocks import EncoderLayer
+from spat.models.layers.blocks import EncoderLayer, encoder_sites
 from spat.models.settings import ImageShape
 from spat.models.settings import ViTSettings as Settings
 from spat.training.device.kernels import Dropout, Linear
 
 
 class ViT(Network):
-    """Encoder over square patches with learned positions; one attention site a layer."""
+    """Encoder over square patches with learnt positions; each layer has one attention site."""
 
     settings: Settings
     shape: ImageShape
 
     def __init__(self, settings: Settings, shape: ImageShape) -> None:
-        """Freshly initialised.
+        """Initialise the weights at random.
 
         Raises:
             ValueError: if the settings do not fit the shape.
@@ -44,11 +44,8 @@ class ViT(Network):
         self.head = Linear(settings.d_model, shape.classes)
 
     def sites(self) -> tuple[Site, ...]:
-        """One self-attention a layer, in forward order; removed ones stay listed."""
-        return tuple(
-            Site(f"encoder.{i}.self", layer, "attention", self.settings.n_heads)
-            for i, layer in enumerate(self.layers)
-        )
+        """The self-attention of each layer."""
+        return encoder_sites(self.layers, self.settings.n_heads)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, C, H, W] -> logits [B, K]."""

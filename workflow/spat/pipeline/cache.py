@@ -12,7 +12,6 @@ of the record is checked against its path (`spat.pipeline.records.fault`).
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from filelock import FileLock, Timeout
 
-from spat.files import finite, read_json, replacing, write_json, write_text
+from spat.files import finite, read_json, replacing, sha256, write_json, write_text
 from spat.pipeline import records, runs
 from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
@@ -206,7 +205,7 @@ def write_record(
     folder: Path, values: Mapping[str, Any], files: Iterable[str] = (), name: str = RESULT
 ) -> None:
     """Write a record: `values`, the hashes of `files` in the folder, and a checksum of both."""
-    hashes = {file: _sha256(folder / file) for file in files}
+    hashes = {file: sha256(folder / file) for file in files}
     # As JSON returns it, so that the checksum is the same when the file is read.
     body = json.loads(json.dumps(finite({**values, "files": hashes})))
     write_json(folder / name, {**body, "checksum": records.digest(body)})
@@ -318,12 +317,7 @@ def _problem(folder: Path, name: str, hashes: Mapping[str, str]) -> str | None:
         return f"{path}: not a file of this folder ({folder / RESULT} does not list it)"
     if not path.is_file():
         return f"{path}: not a file" if path.exists() else f"{path}: missing"
-    return None if _sha256(path) == hashes[name] else f"{path}: damaged (its hash has changed)"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return None if sha256(path) == hashes[name] else f"{path}: damaged (its hash has changed)"
 
 
 @contextlib.contextmanager

@@ -133,14 +133,14 @@ def replicates(frames: Frames) -> pd.DataFrame:
     return methods.sort_rows(table[columns], [*_KEYS, "measure"])
 
 
-def exhaustive(results: pd.DataFrame, split: str = "test") -> pd.DataFrame:
-    """Fine-tuned errors of site masks, if all masks that remove K sites were trained (0 < K < N).
+def exhaustive(results: pd.DataFrame) -> pd.DataFrame:
+    """Fine-tuned test errors of the site masks that remove K of N sites, if all are trained.
 
     Returns:
-        RUN, `order`, `sites` (N), `removed` (K), `mask`, `mse`. A group of one run, order and K is
-        left out if one of its masks is missing or diverged.
+        RUN, `order`, `sites` (N), `removed` (K), `mask`, `mse`, for 0 < K < N. A group of one run,
+        order and K is left out if one of its masks is missing or diverged.
     """
-    rows = site_errors(results, split)
+    rows = site_errors(results, "test")
     rows = rows[(rows["removed"] > 0) & (rows["removed"] < rows["sites"])]
     known = rows.groupby([*RUN, "order", "removed"])["mse"].transform("count")
     wanted = [comb(n, k) for n, k in zip(rows["sites"], rows["removed"], strict=True)]

@@ -270,10 +270,11 @@ def auroc(frame: pd.DataFrame, phase: Phase | None = None, split: str = "test") 
     return pd.concat(components, ignore_index=True)[columns]
 
 
-def agreement(frame: pd.DataFrame, phase: Phase, split: str = "test") -> pd.DataFrame:
+def agreement(frame: pd.DataFrame, phase: Phase) -> pd.DataFrame:
     """Whether a manipulation moved the score and the measured change in the same direction.
 
-    Both are compared with their value at the intact site of the same checkpoint.
+    The change is that of the test split. Both are compared with their value at the intact site of
+    the same checkpoint.
 
     Returns:
         RUN, `site`, `criterion`, `manipulation`, `agrees` (1, 1/2 for ties, or 0). Sites with a
@@ -282,7 +283,7 @@ def agreement(frame: pd.DataFrame, phase: Phase, split: str = "test") -> pd.Data
     scores = frame[~frame["quantity"].isin(NO_CRITERIA)]
     changes = frame[frame["quantity"].eq(CHANGE) & frame["phase"].eq(phase)]
     moved = _moved(scores)
-    right = _moved(changes[changes["split"] == split]).drop(columns="quantity")
+    right = _moved(changes[changes["split"] == "test"]).drop(columns="quantity")
     rows = moved.merge(right, on=[*RUN, "site", "manipulation"], suffixes=("", "_right"))
     rows = rows.assign(agrees=0.5 + 0.5 * rows["moved"] * rows["moved_right"])
     rows = rows.rename(columns={"quantity": "criterion"})

@@ -1,4 +1,4 @@
-"""Multi-head attention that can lose heads, and its core, in which hooks see q, k, v and O."""
+"""Multi-head attention whose heads can be removed, and its core, which hooks can observe."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from spat.training.device.kernels import Linear, Stochastic, attend, dropout
 
 
 class AttentionCore(Stochastic):
-    """O = softmax(q k^T / sqrt(d)) v, fused where torch has a kernel for it.
+    """O = softmax(q k^T / sqrt(d)) v, by a fused kernel if torch has one.
 
-    A module of its own, without parameters, so that a hook sees q, k, v and O and nothing has to
-    be inserted into the forward pass.
+    The core is a module without parameters, so that a forward hook sees q, k, v and O.
     """
 
     def __init__(self, dropout: float, causal: bool = False) -> None:
@@ -33,21 +32,21 @@ class AttentionCore(Stochastic):
         return dropout(A, self.dropout if self.training else 0.0, self.generator) @ v
 
     def visible(self, q: Tensor, k: Tensor) -> Tensor:
-        """Which keys the mask of the attention leaves to a query: bool [Q, K], on the CPU."""
+        """Which keys the causal mask leaves visible to each query: bool [Q, K], on the CPU."""
         full = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool)
         return full.tril() if self.causal else full
 
     def allowed(self, q: Tensor, k: Tensor) -> Tensor:
-        """Which keys a query attends to: bool [Q, K], or with leading axes where that differs.
+        """Which keys each query attends to: bool [Q, K], or [B, H, Q, K] if windows differ.
 
-        A query without keys, or with one, counts nowhere.
+        Scores leave out queries with no key or one key.
         """
         return self.visible(q, k)
 
     def weights(self, q: Tensor, k: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
         """A = softmax(q k^T / sqrt(d)) over the allowed keys, computed in `dtype`: [..., Q, K].
 
-        The scores read A here, so a core that computes another O has to return its own A.
+        The scores use this A, so a core that computes another O has to return the A of this O.
         """
         q, k = q.to(dtype), k.to(dtype)
         logits = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
@@ -58,7 +57,7 @@ class AttentionCore(Stochastic):
 
 
 class MultiHeadAttention(nn.Module):
-    """Projections round an `AttentionCore`; one fused matrix for q, k, v where they share x."""
+    """Projections around an `AttentionCore`; self-attention has one fused matrix for q, k, v."""
 
     def __init__(
         self,
@@ -70,9 +69,15 @@ class MultiHeadAttention(nn.Module):
         cross: bool = False,
         core: AttentionCore | None = None,
     ) -> None:
-        """Heads of size `width // heads`, as published.
+        """The size of a head is `width // heads`, as published.
 
-        A `core` of one's own takes the place of the usual one, with `dropout` and `causal`.
+        Args:
+            width: Size of a token.
+            heads: Number of heads.
+            dropout: Share of the attention weights that training drops.
+            causal: Whether a query only attends to keys up to its own position.
+            cross: Whether keys and values are computed from a memory.
+            core: Replaces the default core and its `dropout` and `causal`.
 
         Raises:
             ValueError: if `heads` is larger than `width`.
@@ -85,7 +90,8 @@ class MultiHeadAttention(nn.Module):
         self.head_size = width // heads
         self.cross = cross
         inner = heads * self.head_size
-        # The initial bound depends on the inputs only: a fused matrix starts as its parts would.
+        # The bound of the initial weights depends only on the number of inputs, so a fused matrix
+        # is initialised like separate matrices.
         if cross:
             self.q = Linear(width, inner)
             self.kv = Linear(width, 2 * inner)
@@ -115,7 +121,7 @@ class MultiHeadAttention(nn.Module):
         return q, k, v
 
     def merge(self, O: Tensor) -> Tensor:  # noqa: E741
-        """O [B, H, Q, D] through the output projection -> [B, Q, width]."""
+        """Apply the output projection to the joined heads: O [B, H, Q, D] -> [B, Q, width]."""
         return self.out(O.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def head_weights(self) -> tuple[Tensor, Tensor]:
@@ -130,7 +136,7 @@ class MultiHeadAttention(nn.Module):
         return W_o, values.view(self.heads, self.head_size, -1)
 
     def query_key_rows(self) -> list[tuple[nn.Linear, list[slice]]]:
-        """The projections that make q and k, each with the rows of q, of k, or of both."""
+        """The projections that compute q and k, each with its rows of q, of k, or of both."""
         inner = self.heads * self.head_size
         q, k = slice(0, inner), slice(inner, 2 * inner)
         # q, k and v are fused in this order.
@@ -138,7 +144,7 @@ class MultiHeadAttention(nn.Module):
 
     @torch.no_grad()
     def keep_heads(self, kept: Sequence[int]) -> None:
-        """Cut all other heads out of the weights, in place; the size of a head stays.
+        """Remove all heads except `kept` from the weights, in place; the size of a head stays.
 
         Raises:
             ValueError: if `kept` is empty (remove the site instead) or names no head.

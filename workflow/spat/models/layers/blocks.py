@@ -1,6 +1,7 @@
 """The layers that the forecasters share: post-norm encoder layers, embeddings, normalisation.
 
-Pointwise convolutions of the published code are linear maps here: the same numbers, less copying.
+Linear maps replace the pointwise convolutions of the published code: they compute the same numbers
+with fewer copies.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class EncoderLayer(nn.Module):
         dropout: float,
         attention: MultiHeadAttention | None = None,
     ) -> None:
-        """An `attention` of one's own takes the place of the usual one, with `heads`."""
+        """`attention` replaces the default attention module and its `heads`."""
         super().__init__()
         self.attention = attention or MultiHeadAttention(width, heads, dropout=dropout)
         self.dropout = Dropout(dropout)
@@ -53,7 +54,10 @@ class EncoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, **conditions: Tensor) -> Tensor:
-        """[B, tokens, width] -> [B, tokens, width]; the attention gets the `conditions`."""
+        """[B, tokens, width] -> [B, tokens, width].
+
+        The `conditions` are keyword arguments of the attention.
+        """
         if self.attention is not None:
             x = x + self.dropout(self.attention(x, **conditions))
         x = self.norm1(x)
@@ -84,7 +88,10 @@ class DecoderLayer(nn.Module):
         self.norm3 = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, memory: Tensor, **conditions: Tensor) -> Tensor:
-        """x [B, Q, width], memory [B, K, width] -> [B, Q, width]; both get the `conditions`."""
+        """x [B, Q, width], memory [B, K, width] -> [B, Q, width].
+
+        The `conditions` are keyword arguments of both attentions.
+        """
         if self.self_attention is not None:
             x = x + self.dropout(self.self_attention(x, **conditions))
         x = self.norm1(x)
@@ -94,17 +101,21 @@ class DecoderLayer(nn.Module):
         return self.norm3(x + self.feed_forward(x))  # type: ignore[no-any-return]
 
 
+def encoder_sites(layers: nn.ModuleList, heads: int, kind: Kind = "self") -> tuple[Site, ...]:
+    """The attention of each encoder layer, in forward order."""
+    return tuple(
+        Site(f"encoder.{i}.self", layer, "attention", heads, kind) for i, layer in enumerate(layers)
+    )
+
+
 def encoder_decoder_sites(
     encoder: nn.ModuleList, decoder: nn.ModuleList, heads: int, kind: Kind | None = None
 ) -> tuple[Site, ...]:
-    """The attentions of an encoder and a decoder in forward order, but for the last one.
+    """The attentions of an encoder and a decoder in forward order, except the last.
 
-    `kind` is that of all sites; None says self or cross.
+    `kind` is the kind of all sites; with None it is `self` or `cross`.
     """
-    sites = [
-        Site(f"encoder.{i}.self", layer, "attention", heads, kind or "self")
-        for i, layer in enumerate(encoder)
-    ]
+    sites = [*encoder_sites(encoder, heads, kind or "self")]
     for i, layer in enumerate(decoder):
         sites += [
             Site(f"decoder.{i}.self", layer, "self_attention", heads, kind or "self"),
@@ -120,14 +131,14 @@ class Scale(NamedTuple):
     deviation: Tensor
 
     def undo(self, y: Tensor) -> Tensor:
-        """Forecast [B, H, C] back to the scale of the input."""
+        """Scale a forecast [B, H, C] back to the scale of the input."""
         return y * self.deviation + self.mean
 
 
 def normalise(x: Tensor) -> tuple[Tensor, Scale]:
-    """x [B, L, C] to zero mean and unit (population) variance per window and channel.
+    """Scale x [B, L, C] to zero mean and unit (population) variance per window and channel.
 
-    The non-stationary normalisation of Liu et al. (2022), as iTransformer and PatchTST use it.
+    This is the non-stationary normalisation of Liu et al. (2022), as in iTransformer and PatchTST.
     """
     mean = x.mean(1, keepdim=True).detach()
     x = x - mean
@@ -138,7 +149,7 @@ def normalise(x: Tensor) -> tuple[Tensor, Scale]:
 class RevIN(nn.Module):
     """Reversible instance normalisation (Kim et al., ICLR 2022) with a gain and a bias per channel.
 
-    The forecast is undone as (y - bias) / (gain + 1e-10), as published.
+    A forecast is scaled back by (y - bias) / (gain + 1e-10), as published.
     """
 
     def __init__(self, channels: int) -> None:
@@ -152,7 +163,7 @@ class RevIN(nn.Module):
         return x * self.weight + self.bias, scale
 
     def undo(self, y: Tensor, scale: Scale) -> Tensor:
-        """Forecast [B, H, C] back to the scale of the input."""
+        """Scale a forecast [B, H, C] back to the scale of the input."""
         return scale.undo((y - self.bias) / (self.weight + 1e-10))
 
 
@@ -187,9 +198,9 @@ class StepEmbedding(nn.Module):
     def __init__(
         self, channels: int, width: int, length: int | None, marks: int, dropout: float
     ) -> None:
-        """`marks` time features a step, 0 leaves them out; `length` None leaves positions out."""
+        """`marks` is the number of time features, which may be 0; without `length` no positions."""
         super().__init__()
-        # The convolution as one matrix over the step and its two neighbours; initialised as
+        # The convolution is one matrix over the step and its two neighbours, initialised as
         # published (Kaiming normal over 3 x channels inputs).
         self.value = Linear(3 * channels, width, bias=False)
         nn.init.kaiming_normal_(self.value.weight, mode="fan_in", nonlinearity="leaky_relu")

@@ -1,8 +1,8 @@
 """Causal language models as the body of a forecaster: the blocks of GPT-2 and of Llama.
 
-They use the layers of this package, so that attention offers its views and can lose heads as in the
-other models, and dropout draws from the generator of the run. Tests compare the outputs with those
-of `transformers`. `spat.models.layers.pretrained` loads the weights.
+The blocks use the layers of this package, so that their attention offers views, single heads can be
+removed, and dropout uses the generator of the run. Tests compare the outputs with those of
+`transformers`. `spat.models.layers.pretrained` loads the weights.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spat.attention.site import Site
 from spat.models.layers.attention import AttentionCore, MultiHeadAttention
 from spat.training.device.kernels import Dropout, Linear
 
@@ -29,13 +30,13 @@ class Architecture:
         width: Size of a token.
         inner: Hidden size of the feed-forward layer.
         layers: Number of blocks.
-        heads: Heads of queries.
-        groups: Heads of keys and values; equal to `heads` for `gpt2`.
-        context: Longest sequence (`gpt2`).
-        dropout: On embeddings, attention and residuals (`gpt2`).
-        epsilon: Of the norms.
-        base: Of the rotary positions (`llama`).
-        vocabulary: Number of words; 0 if there is no table of words.
+        heads: Number of heads of queries.
+        groups: Number of heads of keys and values; equal to `heads` for `gpt2`.
+        context: Length of the longest sequence (`gpt2`).
+        dropout: Dropout rate of embeddings, attention and residual branches (`gpt2`).
+        epsilon: Added to the variance in the norms.
+        base: Base of the angles of the rotary positions (`llama`).
+        vocabulary: Number of tokens in the token embedding; 0 if there is none.
     """
 
     family: Literal["gpt2", "llama"]
@@ -51,15 +52,15 @@ class Architecture:
     vocabulary: int = 0
 
     def norm(self) -> nn.Module:
-        """A norm over the width."""
+        """Build a normalisation layer over the width."""
         kind = nn.LayerNorm if self.family == "gpt2" else nn.RMSNorm
         return kind(self.width, eps=self.epsilon)
 
 
 class LanguageModel(nn.Module):
-    """Pre-norm blocks from embeddings to embeddings; there is no map to words.
+    """Pre-norm blocks that map embeddings to embeddings; there is no map to logits.
 
-    `words` is the table of embeddings [vocabulary, width], which the blocks do not read.
+    `words` is the token embedding [vocabulary, width], which the blocks do not use.
     """
 
     def __init__(self, architecture: Architecture) -> None:
@@ -72,8 +73,15 @@ class LanguageModel(nn.Module):
         self.blocks = nn.ModuleList(Block(a) for _ in range(a.layers))
         self.norm = a.norm()
 
+    def sites(self) -> tuple[Site, ...]:
+        """The attention of each block, in forward order."""
+        return tuple(
+            Site(f"block.{i}.self", block, "attention", self.architecture.heads, added_to="layer")
+            for i, block in enumerate(self.blocks)
+        )
+
     def forward(self, x: Tensor) -> Tensor:
-        """[B, tokens, width] -> [B, tokens, width].
+        """Embeddings [B, tokens, width] -> embeddings [B, tokens, width].
 
         Raises:
             ValueError: if there are more tokens than learnt positions.
@@ -92,9 +100,9 @@ class LanguageModel(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)).
+    """Pre-norm: x + attention(norm(x)), then x + feed_forward(norm(x)).
 
-    Without its attention a block is its second half; the norm in front is then not called.
+    If the attention is removed, its norm is not called.
     """
 
     attention: MultiHeadAttention | None
@@ -146,10 +154,10 @@ class SwishLayer(nn.Module):
 
 
 class RotaryAttention(MultiHeadAttention):
-    """Causal attention with rotary positions (Su et al. 2021, arXiv 2104.09864) and shared keys.
+    """Causal grouped-query attention with rotary positions.
 
-    `group` is the head of keys and values that each head of queries reads (Ainslie et al. 2023,
-    arXiv 2305.13245).
+    Rotary positions: Su et al. 2021, arXiv 2104.09864. Grouped queries: Ainslie et al. 2023, arXiv
+    2305.13245; `group` gives the head of keys and values of each head of queries.
     """
 
     def __init__(self, width: int, heads: int, groups: int, base: float) -> None:
@@ -168,7 +176,7 @@ class RotaryAttention(MultiHeadAttention):
         return max(self.group) + 1
 
     def project(self, x: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v [B, H, tokens, D] of x [B, tokens, width]; there is no memory."""
+        """q, k and v [B, H, tokens, D] of x [B, tokens, width]; `memory` is not used."""
         parts = self.qkv(x).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
         q, k, v = parts.split([self.heads, self.groups, self.groups], dim=1)
         cosine, sine = _angles(x.shape[1], self.head_size, self.base, x)
@@ -189,7 +197,7 @@ class RotaryAttention(MultiHeadAttention):
 
     @torch.no_grad()
     def keep_heads(self, kept: Sequence[int]) -> None:
-        """Cut all other heads of queries, and the keys and values that no head reads any more.
+        """Remove all heads of queries except `kept`, and keys and values that no kept head reads.
 
         Raises:
             ValueError: if `kept` is empty (remove the site instead) or names no head.

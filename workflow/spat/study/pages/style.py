@@ -352,7 +352,7 @@ def mean_and_sd(values: pd.Series) -> tuple[float, float]:
     return float(values.mean()), float(values.std()) if values.notna().sum() > 1 else 0.0
 
 
-def square(rows: pd.DataFrame, value: str = "value") -> NDArray[np.float64]:
+def square(rows: pd.DataFrame) -> NDArray[np.float64]:
     """Rows with `row`, `column` and `value` as a matrix [rows, columns]."""
-    table = rows.pivot_table(index="row", columns="column", values=value)
+    table = rows.pivot_table(index="row", columns="column", values="value")
     return table.to_numpy(dtype=np.float64)
