@@ -1,7 +1,7 @@
-"""Two things measured in turn in one run, so that a drift of the machine falls on both.
+"""Measure contestants in turn in one run, so that a drift of the machine affects all of them.
 
-The clock of work on one core is CPU time, that of the children included: it does not count what
-other people's jobs take from the machine, and counts the helpers that a loop starts.
+Work on one core is measured in CPU time, including that of child processes: jobs of other users do
+not count, and the workers that a loop starts do.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 import psutil  # type: ignore[import-untyped]
 
-# Cores that others may keep busy in a lap, and seconds before it is run again.
+# Cores that others may keep busy in a lap, and seconds of waiting before the lap is run again.
 DISTURBED = 0.15
 PAUSE = 2.0
 
@@ -24,9 +24,9 @@ Clock = Literal["cpu", "wall"]
 
 
 class Lap(NamedTuple):
-    """One turn of a contestant: the work it did (windows, calls), and the seconds it took.
+    """One turn of a contestant: its work (windows, calls) and its seconds.
 
-    `others` is how many cores the rest of the machine kept busy meanwhile.
+    `others` is the number of cores that other processes kept busy during the lap.
     """
 
     work: float
@@ -53,11 +53,11 @@ def alternate(
     warm_up: bool = True,
     patience: float = 0.0,
 ) -> Laps:
-    """The laps of each contestant, `rounds` of them; the order shifts by one each round.
+    """The laps of each contestant, one per round; the order shifts by one in each round.
 
-    A contestant does a piece of work when it is called and returns how much it was. The first round
-    is thrown away with `warm_up`: kernels are chosen and caches filled in it. Laps in which others
-    used the machine are run again, for `patience` seconds in all.
+    A call of a contestant does a piece of work and returns its amount. With `warm_up`, the first
+    round, which chooses kernels and fills caches, is dropped. Laps in which other processes used
+    the machine are run again, for `patience` seconds in all.
     """
     names = list(contestants)
     laps: Laps = {name: [] for name in names}

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: what stands between it and its bare products."""
+"""The time of a training step by groups of operators."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from spat.training.optimisation import adam
 from spat.training.step import training_step
 
-# Operators by what they are there for; a name belongs to the first group that has a part of it.
+# Groups of operators. An operator belongs to the first group of which its name contains a part.
 GROUPS = {
     "products of linear layers": ("_linear_pointwise", "aten::addmm", "aten::mm"),
     "products of attention": ("aten::bmm", "aten::baddbmm"),
@@ -36,7 +36,7 @@ def breakdown(case: Case, batches: int) -> dict[str, float]:
     with training_step(model, TASK, train, optimiser, torch.Generator()) as step:
         step(index)
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
-            begun = time.perf_counter()  # the profiler's clock is that of the wall, too
+            begun = time.perf_counter()  # the profiler also measures wall-clock time
             for _ in range(batches):
                 step(index)
             took = time.perf_counter() - begun

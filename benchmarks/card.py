@@ -1,4 +1,4 @@
-"""On a GPU: one run, and runs side by side, against the conventional loop on the same card."""
+"""One run, and several runs at the same time, on a GPU, against the conventional loop there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from spat.training.device.concurrency import Workers
 
 
 def measure(size: Size) -> Part:
-    """The figures of each model, on the clock of the wall."""
+    """Measure the figures of each model in wall-clock time."""
     part = Part()
     if not torch.cuda.is_available():
         part.remarks["training/card"] = "skipped: torch sees no CUDA device"
@@ -31,7 +31,7 @@ def measure(size: Size) -> Part:
 
 
 def figures(size: Size, case: Case, measured: Rates, device: str) -> list[Figure]:
-    """One run of all epochs, and `size.streams` of them side by side."""
+    """Time one run of all epochs, and `size.streams` runs at the same time."""
     theirs = {f"workers-{n}": ConventionalLoop(case, n, device=device) for n in size.workers}
     contestants: dict[str, Contestant] = {
         "one": OurLoop(case, device, size.epochs),

@@ -1,4 +1,4 @@
-"""What is measured: published networks on ETTh1, or small ones on a short generated series."""
+"""The measured cases: published networks on ETTh1, or small ones on a short generated series."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ class Network:
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured. `batches` are the training batches of a lap, by model."""
+    """The size of a measurement; `batches` are the training batches of a lap, by model."""
 
     dataset: str
-    rows: int  # of the generated series that stands in where the dataset cannot be had
+    rows: int  # of the generated series that replaces an unavailable dataset
     models: tuple[str, ...]
     lookback: int
     horizon: int
@@ -67,9 +67,9 @@ class Size:
     pruned: tuple[tuple[str, str], ...]
     pruned_batch: int
     calls: int  # rounds of whole processes
-    patience: float  # seconds to wait for a machine that nobody else uses, on the wall's clock
-    streams: int  # runs side by side on a card
-    wide: tuple[str, ...]  # datasets whose width and published settings are taken
+    patience: float  # wall-clock seconds to wait for a machine without other work
+    streams: int  # runs at the same time on a card
+    wide: tuple[str, ...]  # datasets whose width and published settings are used
     wide_batch: int
     wide_batches: int
     mixed: tuple[Network, ...]
@@ -84,7 +84,7 @@ FULL = Size(
     lookback=96,
     horizon=96,
     rounds=4,
-    # A second or two a lap: PatchTST's d_model 512 costs twenty times the FLOPs.
+    # A lap takes one or two seconds. PatchTST with d_model 512 needs twenty times the FLOPs.
     batches={"iTransformer": 48, "PatchTST": 4},
     evaluated={"iTransformer": 2920, "PatchTST": 292},
     workers=(0, 2, 10),

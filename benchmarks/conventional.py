@@ -1,9 +1,9 @@
-"""The yardstick: the conventional training loop of the field.
+"""The conventional training loop, with which the speed of this project is compared.
 
-Written anew after what the field publishes (the Time-Series-Library and the repositories of the two
-papers): a Dataset that slices numpy once per window, time marks and decoder input included, a
-DataLoader with workers, one `.item()` a step, Adam as it comes, a validation and a test pass after
-every epoch. The networks that it trains are in `networks.py`.
+The loop is written like published code (the Time-Series-Library and the repositories of the two
+papers): a Dataset that slices numpy for each window, with time features and decoder input, a
+DataLoader with workers, `.item()` in each step, Adam with its defaults, a validation and a test
+pass after every epoch. Its networks are in `networks.py`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from spat.data.series import Prepared
 
-# The published scripts give the decoder half a lookback of known steps, whether it has use for them
-# or not, and take ten workers.
+# The published scripts give the decoder half a lookback of known steps, even if the model has no
+# decoder, and use ten workers.
 LABEL = 48
 WORKERS = 10
 warnings.filterwarnings("ignore", message="This DataLoader will create 10 worker")
@@ -31,12 +31,12 @@ Item = tuple[NDArray[np.float64], ...]
 
 
 class WindowDataset(Dataset[Item]):
-    """Windows of stride 1 within the rows of a split, cut out of arrays one at a time."""
+    """Windows of stride 1 within the rows of a split; each is cut out of the arrays separately."""
 
     def __init__(
         self, prepared: Prepared, rows: tuple[int, int], lookback: int, horizon: int
     ) -> None:
-        """`rows` is the border of a split; all but the first look back across it."""
+        """`rows` are the borders of a split; inputs of all but the first split begin before it."""
         if prepared.marks is None:
             raise ValueError(f"{prepared.name}: the conventional loop needs time stamps")
         chosen = slice(max(0, rows[0] - lookback), rows[1])
@@ -69,7 +69,7 @@ def loaders(
 ) -> Loaders:
     """Shuffled training batches, the other splits in order; no window is dropped.
 
-    Workers live on from epoch to epoch, which spares the conventional loop their start.
+    Workers are kept from epoch to epoch, so that the conventional loop starts them only once.
     """
 
     def of(rows: tuple[int, int], shuffle: bool) -> DataLoader[Item]:
@@ -121,13 +121,13 @@ def validate(model: nn.Module, loader: DataLoader[Item]) -> float:
 
 
 def _moved(batch: Sequence[Tensor], model: nn.Module) -> list[Tensor]:
-    """The batch in single precision where the model is."""
+    """The batch in single precision on the device of the model."""
     device = next(model.parameters()).device
     return [part.float().to(device) for part in batch]
 
 
 def step(model: nn.Module, batch: Sequence[Tensor], optimiser: torch.optim.Optimizer) -> float:
-    """One step of training on a batch; its loss."""
+    """Train one step on a batch; return the loss."""
     optimiser.zero_grad()
     loss = loss_of(model, batch)
     value = loss.item()

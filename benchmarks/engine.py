@@ -25,13 +25,13 @@ from spat.training.optimisation import adam
 from spat.training.options import Precision
 from spat.training.step import training_step
 
-# All that one pass gives: what needs a forward pass per site, another split, or pre-training stands
-# apart, and random draws need nothing.
+# The criteria that one pass computes. Others need a forward pass per site, another split or the
+# record of pre-training; random masks need no pass.
 SCORED = tuple(name for name, row in CRITERIA.items() if row.origin in PASS)
 
 
 def measure(size: Size, machine: Rates) -> Part:
-    """The figures of each model on one core."""
+    """Measure the figures of each model on one core."""
     part = Part()
     prepared = open_series(size)
     part.facts["series"] = prepared.name
@@ -85,7 +85,7 @@ def our_steps(case: Case, task: Task = TASK, precision: Precision = "float32") -
 
 
 def conventional_steps(case: Case) -> Contestant:
-    """The same for the conventional loop."""
+    """An epoch of training steps of the conventional loop, without validation."""
     model = networks.twin(case.build())
     size = case.recipe.batch_size
     data = conventional.loaders(case.prepared, case.lookback, case.horizon, size, workers=0)
@@ -111,7 +111,7 @@ def _evaluation(case: Case, count: int) -> Contestant:
 
 
 def scoring(case: Case, batches: int, batch_size: int) -> Contestant:
-    """A scoring pass with all criteria that one pass gives."""
+    """A scoring pass with all criteria that one pass computes."""
     model, train = case.build(), case.splits.train
     chosen = scoring_batches(len(train), batches, batch_size)
 
@@ -164,7 +164,7 @@ def _figures(size: Size, case: Case, step: Step, laps: Laps, machine: Rates) -> 
 
 
 def _epochs(model: str, workers: Sequence[int], laps: Laps, floor: float) -> list[Figure]:
-    """The whole loop, against each number of workers; the best of them is the yardstick."""
+    """The whole loop against the conventional loop with its fastest number of workers."""
     ours = Series("training loop, ours", "windows/s", rates(laps["epoch"]))
     yardstick = best({str(w): laps[f"conventional {w}"] for w in workers}, "cpu")
     return [
@@ -195,7 +195,7 @@ def _losses(case: Case, loops: Mapping[str, OurLoop | ConventionalLoop]) -> Figu
 def _shares(
     model: str, training: Series, laps: Laps, machine: Rates, step: Step
 ) -> Iterator[Figure]:
-    """The share of a step that its bare products would take."""
+    """The share of the time of a step that its bare products would take."""
     for name, lapped in laps.items():
         library, _, attention = name.partition(", ")
         if library not in ("MKL", "oneDNN"):

@@ -1,4 +1,4 @@
-"""A figure of the benchmark: the ratio of two things, its target and its floor."""
+"""A figure of the benchmark: the ratio of two measurements, its target and its floor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Series:
-    """What was measured, one value a round."""
+    """A measurement, with one value per round."""
 
     label: str
     unit: str
@@ -34,14 +34,14 @@ class Series:
 
 @dataclass(frozen=True)
 class Target:
-    """What is wanted of the ratio, or of the measured value itself."""
+    """The target of the ratio, or of the measured value itself."""
 
     kind: Literal["at least", "at most"]
     value: float
     of: Literal["ratio", "measured"] = "ratio"
 
     def met(self, found: float) -> bool:
-        """Whether a median is good enough."""
+        """Whether a median reaches the target."""
         return found >= self.value if self.kind == "at least" else found <= self.value
 
     def plain(self, unit: str) -> dict[str, Any]:
@@ -53,10 +53,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Figure:
-    """`measured` / `against`, round by round.
+    """The ratio `measured` / `against` of each round.
 
-    `floor` is the best that the machine allows, in the unit of `measured`. `detail` figures stand
-    in the CSV file and in the plot alone.
+    `floor` is the best value that the machine allows, in the unit of `measured`. Figures with
+    `detail` are only in the CSV file and in the plot.
     """
 
     name: str
@@ -96,9 +96,9 @@ class Figure:
 
 @dataclass
 class Part:
-    """What a section of the benchmark found.
+    """The results of a section of the benchmark.
 
-    `remarks` say by the name of a figure why it was left out, or what disturbed it.
+    `remarks` give, by the name of a figure, the reason why it was left out or what disturbed it.
     """
 
     figures: list[Figure] = field(default_factory=list)

@@ -1,7 +1,7 @@
-"""How time and memory of a run grow with channels, lookback, horizon, masks and seeds.
+"""Growth of the time and memory of a run with channels, lookback, horizon, masks and seeds.
 
-Each point is a whole run of `python -m spat grid` in a process of its own. A second call, which
-finds all work done, gives the fixed cost, which is subtracted.
+Each point is a whole run of `python -m spat grid` in its own process. A second call, which finds
+all work done, measures the fixed cost, which is subtracted.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from figure import Figure, Part, Series
 from memory import peak_of
 from pipeline import CommandError
 
-# Seconds between two looks at the memory of a run, which keeps its peak itself.
+# Seconds between two readings of the memory of a run; the system records the peak.
 PAUSE = 0.02
 
 BASE: Mapping[str, int] = {"channels": 7, "lookback": 48, "horizon": 48, "masks": 2, "seeds": 1}
 
 
 class Cost(NamedTuple):
-    """What a process used: CPU seconds, and megabytes at its peak."""
+    """The CPU seconds of a process, and its peak memory in MB."""
 
     seconds: float
     megabytes: float
@@ -74,9 +74,9 @@ def measure(size: Size) -> Part:
 
 
 def exponent(multiples: Sequence[int], values: Sequence[float]) -> float | None:
-    """The slope between the last two points on logarithmic scales; None where nothing grew.
+    """The slope between the last two points on logarithmic scales; None if the cost is zero.
 
-    The last two, since fixed parts of the cost weigh least there.
+    The fixed parts of the cost weigh least in the last two points.
     """
     before, after = values[-2:]
     if min(before, after) <= 0:
@@ -85,7 +85,7 @@ def exponent(multiples: Sequence[int], values: Sequence[float]) -> float | None:
 
 
 def plot(section: Mapping[str, Any], stem: Path) -> None:
-    """Time and memory above the fixed cost against the multiple of the base, one line an axis."""
+    """Plot time and memory above the fixed cost against the multiple of the base, by axis."""
     from spat.study.pages.style import canvas, drawing, save
 
     facts = section["facts"]
@@ -139,7 +139,7 @@ def _experiment(at: Mapping[str, int], size: Size) -> dict[str, Any]:
         "finetune": {"epochs": 1},
         "scoring": {"batches": 1},
         "measure": {"batch_sizes": [1], "repeats": 1},
-        # Of 20 masks that keep three of six sites; the control is one more.
+        # There are 20 masks that keep three of six sites; the control is one more.
         "pruning": {
             "site": {"criteria": ["random"], "ratios": [0.5]},
             "draws": at["masks"] - 1,
@@ -158,7 +158,7 @@ def _spent(folder: Path) -> Cost:
         )
         peak, ended = 0.0, 0
         while not ended:
-            # Not what wait4 says of memory: that remembers the process which started this one.
+            # The memory of wait4 is not used, since it includes the peak of the parent process.
             peak = max(peak, peak_of(process.pid))
             time.sleep(PAUSE)
             ended, status, used = os.wait4(process.pid, os.WNOHANG)

@@ -1,4 +1,4 @@
-"""The two training loops as contestants: a lap is an epoch of a short series."""
+"""The two training loops as contestants. A lap is an epoch of a short series."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from spat.training.metrics import evaluate
 
 
 class OurLoop:
-    """`spat.training.fit`: training and a validation pass."""
+    """The loop `spat.training.fit`: training and a validation pass."""
 
     def __init__(self, case: Case, device: str = "cpu", epochs: int = 1) -> None:
-        """On a card, several epochs to a lap share one capture of the step, as they do in a run."""
+        """On a card, several epochs of a lap share one capture of the step, as in a run."""
         self.model = case.build().to(device)
         self._splits = case.splits if device == "cpu" else case.splits_on(device)
         self._settings = Settings(case.recipe.learning_rate, case.recipe.batch_size, epochs)
         self._turn = 0
 
     def __call__(self) -> float:
-        """The epochs; their training windows."""
+        """Train the epochs; return the number of training windows."""
         with quiet():
             return self.train()
 
     def train(self) -> float:
-        """The same, with a line an epoch."""
+        """Train the epochs and print a line for each; return the number of training windows."""
         prepare_torch("float32")
         self._turn += 1
         seeds = Seeds(order=self._turn, dropout=self._turn)
@@ -41,7 +41,7 @@ class OurLoop:
 
 
 class ConventionalLoop:
-    """The loop of the field: training, a validation and a test pass. It starts from our weights."""
+    """The conventional loop: training, a validation and a test pass, from the same weights."""
 
     def __init__(self, case: Case, workers: int, threads: int = 1, device: str = "cpu") -> None:
         self.model = networks.twin(case.build()).to(device)
@@ -53,25 +53,25 @@ class ConventionalLoop:
         )
 
     def __call__(self) -> float:
-        """An epoch; its training windows."""
+        """Train an epoch; return the number of training windows."""
         with as_published(self._threads):
             conventional.train(self.model, self._data, self._rate, epochs=1)
         return float(self._windows)
 
 
 def validation_mse(model: nn.Module, case: Case) -> float:
-    """Of either network, on the validation windows of the case."""
+    """The error of either network on the validation windows of the case."""
     return evaluate(model, TASK, case.splits.validation).primary
 
 
 def quiet() -> contextlib.AbstractContextManager[object]:
-    """Without what is written to stderr, by all threads."""
+    """Context manager: drop what all threads write to stderr."""
     return contextlib.redirect_stderr(io.StringIO())
 
 
 @contextlib.contextmanager
 def as_published(threads: int) -> Iterator[None]:
-    """Torch as the field leaves it, but for the number of threads."""
+    """Context manager: torch with its default settings, except the number of threads."""
     torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.allow_tf32 = True
     torch.set_num_threads(threads)

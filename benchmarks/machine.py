@@ -1,4 +1,4 @@
-"""The machine: what it is, and the rates that set the floors."""
+"""Describe the machine, and measure the rates from which the floors are computed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from spat.pipeline import records
 
 @dataclass(frozen=True)
 class Rates:
-    """Of one core: FLOP/s of large matrix products (2 a multiply-add) and bytes/s of a copy."""
+    """Rates of one core: FLOP/s of large products (2 per multiply-add), bytes/s of a copy."""
 
     mkl: float
     onednn: float
@@ -29,7 +29,7 @@ class Rates:
         return max(self.mkl, self.onednn)
 
     def plain(self) -> dict[str, float]:
-        """As JSON, in 10^9 a second."""
+        """As JSON, in 10^9 per second."""
         return {
             "mkl_gflops": self.mkl / 1e9,
             "onednn_gflops": self.onednn / 1e9,
@@ -38,7 +38,7 @@ class Rates:
 
 
 def has_onednn() -> bool:
-    """Whether torch can be asked for a product through oneDNN."""
+    """Whether torch can compute a product through oneDNN."""
     return hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -53,7 +53,7 @@ def rates(seconds: float = 0.3) -> Rates:
     a, b = torch.randn(m, k), torch.randn(n, k)
     transposed, out = b.t().contiguous(), torch.empty(m, n)
     flops = 2.0 * m * n * k
-    source = torch.ones(2**25)  # 128 MiB: no cache holds it
+    source = torch.ones(2**25)  # 128 MiB, larger than any cache
     target = torch.empty_like(source)
     return Rates(
         mkl=flops / _shortest(lambda: torch.mm(a, transposed, out=out), seconds),
@@ -77,7 +77,7 @@ def card_rates(device: str, seconds: float = 0.3) -> Rates:
 
 
 def describe() -> dict[str, Any]:
-    """Processor, memory, system, versions and threads: what the numbers hold for."""
+    """Processor, memory, system, versions and threads of this machine."""
     return {
         "processor": _processor(),
         "cores": cores(),
@@ -90,14 +90,14 @@ def describe() -> dict[str, Any]:
 
 
 def cores() -> int:
-    """Cores that this process may use: torch's default number of threads."""
+    """The number of cores that this process may use, which is torch's default for threads."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def load() -> float:
-    """Processes that ran or waited, on average of the last minute."""
+    """The load: the mean number of processes that ran or waited in the last minute."""
     return round(os.getloadavg()[0], 2)
 
 

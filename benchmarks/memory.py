@@ -1,4 +1,4 @@
-"""Memory of the scoring pass: it should not grow with the number of batches."""
+"""Peak memory of the scoring pass, which should not grow with the number of batches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MEGABYTE = 1e6
 
 
 def measure(size: Size) -> Part:
-    """Peak memory of four times the batches, each in a process of its own."""
+    """Compare the peak memory of four times the batches; each measurement has its own process."""
     part = Part()
     if not STATUS.exists():
         part.remarks["scoring/memory"] = f"skipped: {STATUS} gives the peak; it is not there"
@@ -44,9 +44,9 @@ def measure(size: Size) -> Part:
 
 
 def peak(make: Callable[..., Contestant], *arguments: Any) -> float:
-    """Megabytes at the peak of one lap of `make(*arguments)`, in a process of its own.
+    """Peak memory in MB of one lap of `make(*arguments)`, in its own process.
 
-    What the process held before it made the contestant does not count. `make` and its arguments are
+    Memory that the process used before `make` is not counted. `make` and its arguments are
     pickled.
     """
     context = multiprocessing.get_context("spawn")
@@ -62,9 +62,9 @@ def _peak(make: Callable[..., Contestant], arguments: Sequence[Any]) -> float:
 
 
 def peak_of(process: int | str) -> float:
-    """Megabytes at the peak of a process so far; 0 if it has ended.
+    """Peak memory in MB of a process so far; 0 if it has ended.
 
-    Not what getrusage says: that remembers the process which started this one.
+    `getrusage` is not used, since it includes the peak of the parent process.
     """
     try:
         status = STATUS.parents[1] / str(process) / "status"

@@ -23,7 +23,7 @@ class Autocast(Forecasting):
 
 
 def measure(size: Size) -> Part:
-    """The speed of `precision: bf16` as a multiple of that of float32, by network."""
+    """Measure the speed of `precision: bf16` as a multiple of that of float32, by network."""
     part = Part()
     if not bf16.supported():
         part.remarks["bf16"] = "skipped: this processor has neither AVX512_BF16 nor AMX"

@@ -1,7 +1,8 @@
-"""The yardstick's networks: iTransformer and PatchTST in the operators that the field publishes.
+"""The networks of the conventional loop: iTransformer and PatchTST with the published operators.
 
-Convolutions of width 1 for the feed-forward, separate projections of q, k and v, attention by
-einsum. They are the networks of `spat.models`, number for number: `twin` copies the weights.
+The feed-forward layers are convolutions of width 1, q, k and v have separate projections, and
+attention uses einsum. The networks compute the same numbers as those of `spat.models`, whose
+weights `twin` copies.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class FullAttention(nn.Module):
 
 
 class AttentionLayer(nn.Module):
-    """Separate projections round `FullAttention`."""
+    """Separate projections around `FullAttention`."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -74,7 +75,7 @@ class ConvEncoderLayer(nn.Module):
 
 
 class ConventionalITransformer(nn.Module):
-    """A token a channel and a token a time mark; the forecasts of the marks are cut off."""
+    """One token per channel and per time feature; the forecasts of time features are dropped."""
 
     def __init__(self, ours: ITransformer) -> None:
         super().__init__()

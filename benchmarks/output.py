@@ -1,7 +1,7 @@
-"""What the benchmark leaves: bench.json, the same as a table (CSV, Markdown), and a plot.
+"""Write the results: bench.json, the same results as tables (CSV, Markdown), and a plot.
 
-A section that was measured replaces its predecessor; the others stay, if machine and versions are
-the same. Each carries its own commit, load and rates.
+A measured section replaces its earlier results. The results of the other sections are kept if the
+machine and the versions are the same. Each section has its own commit, load and rates.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COLUMNS = (
 
 
 def write(machine: Json, sections: Json, folder: Path) -> Json:
-    """Write all files below `folder`; return what stands in bench.json."""
+    """Write all files into `folder`; return the content of bench.json."""
     path = folder / "bench.json"
     folder.mkdir(parents=True, exist_ok=True)
     before = read_json(path) if path.exists() else {}
@@ -41,7 +41,7 @@ def write(machine: Json, sections: Json, folder: Path) -> Json:
 
 
 def markdown(whole: Json) -> str:
-    """The main figures as tables, with the machine above them."""
+    """The main figures as tables, after a description of the machine."""
     machine = whole["machine"]
     versions = machine["versions"]
     lines = [
@@ -106,7 +106,7 @@ def _csv(whole: Json) -> str:
 
 
 def _plot(whole: Json, stem: Path) -> None:
-    """Each figure as a multiple of its target; and the pruned networks against their FLOPs."""
+    """Plot each figure as a multiple of its target, and pruned networks against their FLOPs."""
     from spat.study.pages.style import canvas, drawing, save
 
     figures = [figure for _, figure in _figures(whole)]
@@ -123,7 +123,7 @@ def _plot(whole: Json, stem: Path) -> None:
 def _targets(axis: Any, figures: list[Json]) -> None:
     for row, figure in enumerate(figures):
         target, series = figure["target"], figure[figure["target"]["of"]]
-        # To the right of 1 is better, whatever the target is.
+        # Values above 1 are better, whatever the target is.
         power = 1 if target["kind"] == "at least" else -1
         low, middle, high = (
             max(series[key] / target["value"], 1e-3) ** power for key in ("min", "median", "max")

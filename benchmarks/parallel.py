@@ -1,4 +1,4 @@
-"""In all: a single-thread job a core, against one conventional loop on the whole machine."""
+"""One single-thread job per core, against one conventional loop on the whole machine."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from loops import ConventionalLoop, OurLoop
 from machine import Rates, cores
 from products import step_of
 
-# What the process of a pool runs, by name: contestants cannot be sent to it.
+# The contestants that a process of the pool runs, by name, since contestants cannot be pickled.
 _contestants: dict[str, Contestant] = {}
 
 
 def measure(size: Size, machine: Rates) -> Part:
-    """The figure of each model, on the clock of the wall."""
+    """Measure the figure of each model in wall-clock time."""
     part = Part()
     prepared = open_series(size)
     for model in size.models:
@@ -54,7 +54,7 @@ def measure(size: Size, machine: Rates) -> Part:
 
 @contextmanager
 def _processes(case: Case, workers: tuple[int, ...]) -> Iterator[dict[str, Contestant]]:
-    """Processes that are up before the first lap and idle while others run."""
+    """Processes that start before the first lap and are idle while other contestants run."""
     context = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
 

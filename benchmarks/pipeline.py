@@ -1,6 +1,6 @@
-"""What the pipeline costs around the work: start-up, the fixed cost of a job, planning, reports.
+"""The overhead of the pipeline: start-up, the fixed cost of a job, planning, reports.
 
-All in CPU seconds, of the user and the system, of a command and its children: what else runs on the
+All times are CPU seconds (user and system) of a command and its children, so other work of the
 machine does not count.
 """
 
@@ -22,7 +22,7 @@ from figure import Figure, Part, Series, Target
 
 COPIED = ("Snakefile", "config.yaml", "workflow", "profiles", "envs")
 RUN = "synthetic/iTransformer-tiny/l48-h24/seed0"
-# As little work as a job can have, and every step of it: attention, scores, tracking.
+# The smallest job that has every step: attention, scores, tracking.
 JOB = """\
 experiment: {name}
 grid:
@@ -38,7 +38,7 @@ training: {{device: cpu, epochs: 1}}
 scoring: {{batches: 1, batch_size: 16}}
 tracking: {{enabled: {enabled}}}
 """
-# With these, the experiment `paper` has twenty models. SEND can rank all sites that they have.
+# With these models, the experiment `paper` has twenty. SEND can rank all of their sites.
 MORE_MODELS = (
     *("Transformer", "PAttn", "SAMformer", "TimeXer", "Nonstationary", "Informer", "Autoformer"),
     *("Crossformer", "NLinear", "RLinear", "SparseTSF", "SparseTSFMLP", "FITS", "TSMixer", "TiDE"),
@@ -48,11 +48,11 @@ UNIT = "CPU s"
 
 
 class CommandError(RuntimeError):
-    """A command that failed; the message is its command line and the end of what it printed."""
+    """A command failed; the message is its command line and the end of its output."""
 
 
 def measure(size: Size) -> Part:
-    """All figures; one whose files are not there, or whose command fails, is skipped with why."""
+    """Measure all figures; a remark gives the reason for a figure that cannot be measured."""
     part = Part()
     measurements: dict[str, Callable[[Path, int], list[Figure]]] = {
         "help": _help,
@@ -142,7 +142,7 @@ def _jobs(folder: Path, calls: int) -> list[Figure]:
 
 
 def _dry_runs(folder: Path, calls: int) -> list[Figure]:
-    """In a copy of the project, where nothing is finished."""
+    """Measure dry runs in a copy of the project that has no results."""
     for name in COPIED:
         source, target = ROOT / name, folder / name
         if source.is_dir():
@@ -182,7 +182,7 @@ def _dry_runs(folder: Path, calls: int) -> list[Figure]:
 
 
 def _with_more_models(paper: Path, target: Path) -> None:
-    """The experiment of the file `paper` with the published variants of `MORE_MODELS` beside."""
+    """The experiment `paper` with the published variants of `MORE_MODELS` added."""
     content = yaml.safe_load(paper.read_text(encoding="utf-8"))
     known = {model for block in content["grid"] for model in block["models"]}
     datasets = content["grid"][0]["datasets"]
@@ -227,7 +227,7 @@ def _command(folder: Path, *arguments: str) -> Contestant:
 
 
 def _output(folder: Path, *arguments: str) -> str:
-    """What a Python process prints; it has one thread, as Snakemake gives it.
+    """Run Python with one thread, as Snakemake does, and return its output.
 
     Raises:
         CommandError: if it fails.

@@ -1,4 +1,4 @@
-"""The matrix products of a training step, bare: what is left of it when all else is free."""
+"""The bare matrix products of a training step, which are a limit of its speed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Product = tuple[int, int, int, int]  # count, M, N, K
 
 @dataclass(frozen=True)
 class Step:
-    """The products of one training step: those of linear layers, and the batched of attention."""
+    """The products of one training step: those of linear layers, and batched ones of attention."""
 
     windows: int
     forward: int  # FLOPs of the forward pass of one window
@@ -32,7 +32,7 @@ class Step:
 
     @property
     def flops(self) -> int:
-        """Two a multiply-add."""
+        """FLOPs, two per multiply-add."""
         return sum(2 * c * m * n * k for c, m, n, k in (*self.linear, *self.attention))
 
     @property
@@ -41,9 +41,9 @@ class Step:
         return 7 * 4 * self.parameters
 
     def ideal(self, rates: Rates, *, validation: bool = False) -> float:
-        """Windows per second if nothing were done but products at the best rate, and the optimiser.
+        """Windows per second of only the products, at the best rate, and the optimiser.
 
-        With `validation` each training window comes with a third of one that is evaluated.
+        With `validation`, a third of a window is evaluated for each training window.
         """
         products = self.flops + self.windows * self.forward / 3 * validation
         took = products / rates.product + self.optimiser_bytes / rates.bandwidth
@@ -88,10 +88,10 @@ def step_of(case: Case) -> Step:
 
 
 def bare(step: Step, library: str, *, attention: bool, repeats: int) -> Contestant:
-    """The products of `repeats` steps and nothing else; a lap returns the windows they stand for.
+    """Computes only the products of `repeats` steps; a lap returns the windows of these steps.
 
-    Each product has operands of its own, contiguous as the library likes them: what layouts cost
-    belongs to the step.
+    Each product has its own contiguous operands, so that the cost of other layouts counts for the
+    step only.
     """
     work = list(_linear(step, library))
     if attention:

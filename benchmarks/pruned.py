@@ -1,4 +1,4 @@
-"""Pruned networks: does the time fall as the FLOPs do?"""
+"""The time that pruned networks save, compared with the FLOPs that they save."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from spat.training.device import costs
 from spat.training.optimisation import adam
 from spat.training.step import training_step
 
-# Passes of a lap: enough for a timer, few enough for the sixteen masks of four sites.
+# Passes of a lap: long enough for the timer, short enough for the sixteen masks of four sites.
 PASSES = {"inference": 4, "training": 1}
 
 
 def measure(size: Size) -> Part:
-    """Every mask of whole sites, in training and in inference, against the dense network."""
+    """Measure every mask of whole sites, in training and inference, against the dense network."""
     part = Part()
     prepared = open_series(size)
     for model, variant in size.pruned:
@@ -44,7 +44,7 @@ def measure(size: Size) -> Part:
 
 
 def _networks(case: Case) -> dict[str, Forecaster]:
-    """The dense network first, the empty one last."""
+    """The networks of all masks, from the dense network to the one without sites."""
     dense = case.build()
     found = {}
     for mask in all_site_masks(cut.heads_of(dense)):
@@ -81,7 +81,7 @@ def _training(case: Case, model: Forecaster, index: torch.Tensor, passes: int) -
 
 
 def _figures(name: str, laps: Laps, flops: dict[str, int]) -> list[Figure]:
-    """The speed-up of each mask, and for the empty one the share of what its FLOPs promise."""
+    """The speed-up of each mask, and the share of time that the network without sites saves."""
     dense, empty = next(iter(laps)), list(laps)[-1]
     against = Series("dense", "windows/s", rates(laps[dense]))
     found = [

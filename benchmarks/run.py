@@ -44,7 +44,7 @@ SECTIONS: dict[str, Section] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the sections that are asked for and write what they measured."""
+    """Run the requested sections and write their results."""
     options = _parser().parse_args(arguments)
     size = QUICK if options.quick else FULL
     if options.rounds:
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measured(section: Section, size: Size, seconds: float) -> dict[str, Any]:
-    """What a section measured, and the machine at the time; `seconds` go to each of its rates."""
+    """The results of a section, with the state of the machine; each rate takes `seconds`."""
     begun, load = time.perf_counter(), machine.load()
     header = {"commit": records.commit(), "started": records.now()}
     rates = machine.rates(seconds)
@@ -81,15 +81,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--only", nargs="+", choices=list(SECTIONS), metavar="SECTION",
-        help=f"some of {', '.join(SECTIONS)} (default: all); the others stay as they were",
+        help=f"some of {', '.join(SECTIONS)} (default: all); results of the others are kept",
     )  # fmt: skip
     parser.add_argument("--rounds", type=int, help="rounds of each measurement")
     parser.add_argument(
         "--patience", type=float, metavar="SECONDS",
-        help="wait so long for a machine that nobody else uses (default: a minute)",
+        help="time to wait for a machine without other work (default: 60)",
     )  # fmt: skip
     parser.add_argument(
-        "--quick", action="store_true", help="seconds, on a short generated series: a trial"
+        "--quick", action="store_true", help="a trial of seconds on a short generated series"
     )
     parser.add_argument("--output", type=Path, default=Path("results/bench"), metavar="FOLDER")
     return parser

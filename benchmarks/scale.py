@@ -1,7 +1,7 @@
 """Wide series: the speed and memory of each part of the work, against the conventional loop.
 
-Every contestant works on the same windows. Its speed is measured in alternation with the others,
-and its peak memory in a process of its own.
+All contestants work on the same windows. Their speeds are measured in alternation, and the peak
+memory of each in its own process.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from spat.data.registry import DATASETS
 from spat.surgery import cut
 from spat.training.device import costs
 
-# From this width on, our peak is wanted below 0.6 of that of the conventional loop.
+# From this number of channels, the target is a peak below 0.6 of that of the conventional loop.
 WIDE = 321
 
 
 def measure(size: Size) -> Part:
-    """The published iTransformer at the widths of the datasets, on generated series."""
+    """Measure the published iTransformer at the widths of the datasets, on generated series."""
     part = Part()
     for dataset in size.wide:
         channels = DATASETS[dataset].channels or 7
@@ -94,7 +94,7 @@ def _pruning(case: Case) -> Contestant:
 
 
 def _measuring(case: Case) -> Contestant:
-    """Latency of the dense network and of the one without sites, a batch at a time."""
+    """Measure the latency of the dense network and of the network without sites."""
     dense = case.build()
     model = copy.deepcopy(dense)
     batch = TASK.example(dense.shape, case.recipe.batch_size)

@@ -11,7 +11,7 @@ import pdoc.render
 
 import spat
 
-# What a user of one of the three uses calls, by the folder it is in.
+# The modules of the three uses, by folder.
 MODULES = (
     "spat",
     # my model

@@ -41,13 +41,13 @@ from spat.surgery.choose import lowest
 SCORED: Final = (
     "send", "send_reverse", "cosine", "block_influence", "michel", "depth_first", "depth_last",
 )  # fmt: skip
-# What attention maps look like; nothing is removed by these.
+# Statistics of attention maps, which do not rank sites.
 DESCRIBED: Final = ("entropy", "attention_std")
 RANKED: Final = (*SCORED, "loss_drop", "random")
 DRAWS: Final = 10
 REMOVED: Final = (3, 6, 9, 12, 15, 30)
 TEXT: Final = "PythonTopics"
-# Windows of so many tokens, after each of which the next one is predicted.
+# The number of tokens of a window; the model predicts the token after each of them.
 CONTEXT: Final = 256
 SCORING, HELD_OUT, TOGETHER = 4, 8, 4
 
@@ -136,9 +136,9 @@ def results(
     names: Sequence[str],
     **constant: object,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """One row a criterion, draw and number of sites removed; and the loss of each window by sites.
+    """The loss by criterion, draw and number of removed sites; and by window and set of sites.
 
-    Sites are numbers in forward order, joined by spaces.
+    Sites are numbered in forward order, and the numbers are joined by spaces.
     """
 
     def numbers(sites: frozenset[str]) -> str:
@@ -162,7 +162,7 @@ def results(
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """The loss by criterion and number of sites removed; of `random` the mean and the extremes."""
+    """The loss by criterion and number of removed sites; for `random`, the mean and extremes."""
     wide = frame.pivot_table(index="criterion", columns="removed", values="loss", sort=False)
     drawn = frame[frame["criterion"] == "random"].groupby("removed")["loss"]
     for name, values in (("lowest", drawn.min()), ("highest", drawn.max())):
@@ -171,7 +171,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_losses(frame: pd.DataFrame, folder: Path) -> tuple[Path, ...]:
-    """Loss against the number of sites removed, a line a criterion; random is a mean and a band."""
+    """Plot the loss against the number of removed sites; `random` is a mean and a band."""
     count = frame["removed"].max()
     frame = frame[frame["removed"] < count]
     with style.drawing():

@@ -1,4 +1,4 @@
-"""Every test computes on one thread, as every job does; the longest files run first."""
+"""Run every test on one thread, as jobs run, and the longest files first."""
 
 import gc
 import os
@@ -15,17 +15,17 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Files whose tests share what they compute, and so a process. Any other file is a group of its own.
+# Files whose tests share computed results, and therefore a process. Any other file is its own group.
 GROUPS = {
     **dict.fromkeys(("test_reference", "test_findings", "test_webpage"), "committed"),
     **dict.fromkeys(("test_render", "test_figures", "test_tables"), "built"),
 }
-# The groups that take longest.
+# The groups that take longest, in addition to the files of `workflow`. Other files take seconds.
 LONG = ("built", "committed", "test_one_of_each", "test_models", "test_training")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest groups: `-n auto` hands a process one group at a time."""
+    """Run the longest groups first, since `-n auto` gives a worker one group at a time."""
 
     def turn(item: pytest.Item) -> int:
         group = GROUPS.get(item.path.stem, item.path.stem)

@@ -1,4 +1,4 @@
-"""What the tests on real services share with the others."""
+"""Fixtures that the tests on real services share with the other tests."""
 
 import sys
 from pathlib import Path

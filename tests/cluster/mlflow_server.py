@@ -1,7 +1,7 @@
 """An MLflow server on PostgreSQL: parallel writers, a killed server, and the rebuilt store.
 
-Run by `make test-server`, and not by `make test`. It starts a database and a server of its own on
-this machine, and ends them.
+`make test-server` runs this file; `make test` does not. The tests start their own database and
+server on this machine, and stop them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from spat.pipeline.runs import Run
 WRITERS = 6
 ROUNDS = 4
 USER = "spat"
-# The password of the database is known to the MLflow server alone.
+# Only the MLflow server knows the password of the database.
 DATABASE = "MLFLOW_BACKEND_STORE_URI"
 
 
@@ -74,7 +74,7 @@ def _until(ready: Callable[[], bool], process: subprocess.Popen[Any], log: Path)
 
 
 class Service:
-    """PostgreSQL and an MLflow server on it, in a folder of their own."""
+    """PostgreSQL and an MLflow server that uses it, in their own folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -86,7 +86,7 @@ class Service:
         self._processes: list[subprocess.Popen[Any]] = []
 
     def make(self) -> None:
-        """Make the database, and start both."""
+        """Create the database, and start both services."""
         if os.getuid() == 0:
             shutil.chown(self.folder, "postgres", "postgres")
         words = self.folder / "word"
@@ -112,7 +112,7 @@ class Service:
             )
 
     def start(self) -> None:
-        """Start both, and wait until they answer."""
+        """Start both services, and wait until they answer."""
         listen = ("-c", "listen_addresses=127.0.0.1", "-p", str(self.database_port))
         database = self._as_postgres(
             "postgres", "-D", str(self._data), "-k", str(self.folder), *listen
@@ -149,7 +149,7 @@ class Service:
             return False
 
     def kill(self) -> None:
-        """Kill both at once: the server by SIGKILL, the database without a checkpoint."""
+        """Kill both services: the server by SIGKILL, the database without a checkpoint."""
         for server in self._processes[1:]:
             os.killpg(server.pid, signal.SIGKILL)
         for database in self._processes[:1]:
@@ -202,7 +202,7 @@ def _write(root: str, uri: str, writer: int, barrier: Any) -> None:
         tracking.log(config, run, "pretrain")
 
 
-def test_six_writers_on_machines_of_their_own_all_end(service: Service, tmp_path: Path) -> None:
+def test_six_writers_without_a_common_lock_all_finish(service: Service, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(WRITERS)
     # Each with its own results, and so without a lock that the others would wait for.

@@ -1,7 +1,7 @@
 """The profile for Slurm on a cluster of one node: jobs and the node are killed, results are equal.
 
-Run by `make test-cluster`, and not by `make test`. It starts daemons of its own on this machine, in
-a folder of their own, and ends them. Nothing under /etc is read or written.
+`make test-cluster` runs this file; `make test` does not. The tests start their own daemons on this
+machine, in their own folder, and stop them. They do not read or write files under /etc.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a command needs to find this cluster."""
+        """The environment variables with which a command finds this cluster."""
         path = os.pathsep.join([str(self.folder / "bin"), FINDER])
         return {"SLURM_CONF": str(self.configuration), "PATH": path}
 
@@ -145,7 +145,7 @@ class Cluster:
             f"PartitionName=loopback Nodes={host} Default=YES MaxTime=INFINITE State=UP",
         ]
         self.configuration.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        # A card on paper: it is granted, and nothing is behind it.
+        # A simulated card: Slurm assigns it, but there is no device.
         gres = f"NodeName={host} Name=gpu File=/dev/null\n"
         (self.folder / "gres.conf").write_text(gres, encoding="utf-8")
 
@@ -178,11 +178,11 @@ class Cluster:
         wait_for(lambda: self.node_state() in ("idle", "mixed", "allocated"), "the node", 120)
 
     def node_state(self) -> str:
-        """How the controller sees the node."""
+        """The state of the node according to the controller."""
         return self.command("sinfo", "--noheader", "--format=%T", fails=True).strip()
 
     def command(self, name: str, *arguments: str, fails: bool = False) -> str:
-        """What a command of Slurm prints."""
+        """Run a command of Slurm, and return its output."""
         done = subprocess.run(
             [program(name), *arguments],
             env={**os.environ, **self.environment},
@@ -289,7 +289,7 @@ def project(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> OnClu
 
 
 def job_at(project: OnCluster, stage: str, run: str) -> str:
-    """The id of the job of Slurm that is at a stage of a run."""
+    """The id of the Slurm job that runs a stage of a run."""
     for process in processes_in(project.folder):
         try:
             words = process.cmdline()
@@ -364,7 +364,7 @@ def test_smoke_survives_a_cancelled_job_and_a_dead_node(
 KINDS = ("prepare", "light", "run", "measure")
 
 
-def test_the_error_shown_is_of_the_job_that_failed(project: OnCluster) -> None:
+def test_the_shown_error_is_that_of_the_failed_job(project: OnCluster) -> None:
     stage = project.folder / "workflow/spat/pipeline/stages/score.py"
     text = stage.read_text(encoding="utf-8")
     broken = '    raise ValueError("broken on purpose")\n'

@@ -2,8 +2,8 @@
 
     python tests/faults/campaign.py [--kinds kept state ...] [--minutes N] [--write]
 
-Each case runs the command line in a forked child, in a folder of its own: a kill is a kill of a
-process, and no case sees another one. A case is bad if the result differs and no message says so
+Each case runs the command line in a forked child in its own folder, so that a kill kills a real
+process and cases do not affect each other. A case is bad if the result differs without a message
 (`silent`), an exception is not explained (`traceback`), the same command keeps failing
 (`dead end`), or a file outside of the experiment was touched (`escaped`).
 """
@@ -64,7 +64,7 @@ BAD: Final = ("silent", "traceback", "dead end", "escaped", "litter")
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a case led to: one of GOOD and BAD, and what was printed."""
+    """The outcome of a case, one of GOOD and BAD, and its output."""
 
     name: str
     shown: str = ""
@@ -77,7 +77,7 @@ Case = tuple[str, Callable[[Path], Outcome]]
 
 
 def preload() -> None:
-    """Import what the commands import, once: each child is a copy of this process."""
+    """Import the modules of the commands once, since each child is a copy of this process."""
     for module in pkgutil.iter_modules([str(ROOT / "workflow" / "spat" / "pipeline" / "stages")]):
         importlib.import_module(f"spat.pipeline.stages.{module.name}")
     for name in ("spat.models.itransformer", "pandera.pandas"):
@@ -93,7 +93,7 @@ def call(
     before: Callable[[], None] | None = None,
     kill_after: float | None = None,
 ) -> tuple[int, str]:
-    """Run commands in a child until one fails; its status and what was printed."""
+    """Run commands in a child until one fails; return its status and the output."""
     printed = folder / "printed.txt"
     child = os.fork()
     if child == 0:
@@ -240,7 +240,7 @@ class Campaign:
         shutil.copytree(self.pristine, folder, dirs_exist_ok=True)
 
     def again(self, folder: Path, *, report: str = "", name: str = "mended") -> Outcome:
-        """The same commands until they end well; whether the results are as they were."""
+        """Repeat the commands until they succeed; return whether the results are the same."""
         for _ in range(ATTEMPTS):
             status, shown = call(folder, GRID, COLLECT)
             report += shown
@@ -261,7 +261,7 @@ class Campaign:
     # The kinds. Each yields named cases.
 
     def kept(self) -> Iterator[Case]:
-        """Every kept file, every damage."""
+        """Every kept file with every kind of damage."""
         results = self.pristine / "results" / "tiny"
         files = [p.relative_to(results) for p in sorted((results / RUN).rglob("*"))]
         files += [p.relative_to(results) for p in sorted((results / "prepared").iterdir())]
@@ -275,7 +275,7 @@ class Campaign:
         return self.again(folder)
 
     def frames(self) -> Iterator[Case]:
-        """Every frame, every damage: tables are made from frames that are whole."""
+        """Every frame with every kind of damage: tables need complete frames."""
         for path in sorted((self.pristine / "results/tiny/data").glob("*.parquet")):
             for how in DAMAGE:
                 yield f"data/{path.name} {how}", lambda f, n=path.name, h=how: self._frame(f, n, h)
@@ -299,7 +299,7 @@ class Campaign:
         return Outcome("mended", shown) if status == 0 else Outcome("dead end", shown + more)
 
     def state(self) -> Iterator[Case]:
-        """Training is killed when its state is there, and the state is damaged."""
+        """Training is killed when its state is written, and the state is damaged."""
         places = ("pretrain/kept", "prune/masks/1.1/order0", "prune/masks/0.0/order0")
         for place, count, how in itertools.product(places, (1, 2), ("whole", *DAMAGE)):
             yield (
@@ -381,7 +381,7 @@ class Campaign:
             yield f"operation {number} of {total}", lambda f, n=number: case(f, n)
 
     def kill(self) -> Iterator[Case]:
-        """A kill after a random time, some twice."""
+        """A kill after a random time; some cases are killed twice."""
         for number in range(150):
             moments = [self.random.random() for _ in range(1 + number % 2)]
 
@@ -396,7 +396,7 @@ class Campaign:
     WRONG: Final = ({"x": 1}, ["x"], "../../../../victim", None, -1, True)
 
     def records(self) -> Iterator[Case]:
-        """Records with a right checksum that lack a key or hold an impossible value."""
+        """Records with a valid checksum that lack a key or contain an impossible value."""
         results = self.pristine / "results" / "tiny"
         for path in sorted(results.rglob("*.json")):
             values = json.loads(path.read_text())
@@ -429,7 +429,7 @@ class Campaign:
         else:
             del inner[place[-1]]
         write_json(path, {**values, "checksum": records.digest(values)})
-        # `collect` alone makes nothing again: it must refuse what the frames would show.
+        # `collect` computes nothing again, so it must refuse wrong values.
         status, shown = call(folder, COLLECT)
         if status and unexplained(status, shown):
             return Outcome("traceback", shown)
@@ -443,7 +443,7 @@ class Campaign:
         return outcome
 
     def configurations(self) -> Iterator[Case]:
-        """Every value of a configuration replaced by hostile ones, and every damage of its text."""
+        """Every value of a configuration replaced by hostile values, and its text damaged."""
         base = {**TINY, "tracking": {"enabled": False}, "results": "results"}
         hostile = (None, True, float("inf"), float("nan"), -1, 0, 10**30, 1.5, "", "../../x")
         hostile += ("$(touch escaped)", "a\nb", "{x}", [], {}, [[]], {"x": {}}, "x" * 10_000)
@@ -493,7 +493,7 @@ class Campaign:
         if not path.is_dir():
             path.write_bytes(text)
         before = {p.name for p in folder.parent.iterdir()}
-        # No run begins: the configuration and the whole plan are checked.
+        # The configuration and the plan are checked; no run begins.
         status, shown = call(folder, [*GRID, "--minutes", "1e-9"])
         outside = {p.name for p in folder.parent.iterdir()} - before
         if (folder / "escaped").exists() or outside:
@@ -506,7 +506,7 @@ class Campaign:
         return Outcome("refused" if named else "dead end", shown)
 
     def data(self) -> Iterator[Case]:
-        """A data file of one's own, damaged in its bytes, rows, cells and stamps."""
+        """A user's data file, damaged in its bytes, rows, cells and time stamps."""
         stamps = pd.date_range("2020-01-01", periods=400, freq="h")
         rows = [f"{s:%Y-%m-%d %H:%M:%S},{np.sin(i):.4f},{i}" for i, s in enumerate(stamps)]
         whole = ["date,a,b", *rows]
@@ -645,7 +645,7 @@ def main() -> int:
         print(
             f"{len(cases)} cases are possible: {dict(Counter(k for k, _, _ in cases))}", flush=True
         )
-        # One of each kind after the other, so that a part of them has something of everything.
+        # Kinds alternate, so that a partial run has cases of every kind.
         cases.sort(key=lambda case: digest(case[1].encode()))
         turns: Counter[str] = Counter()
         order = []

@@ -1,4 +1,4 @@
-"""A card as far as streams go: torch's functions over handles that are dealt out in turn."""
+"""A stand-in for the streams of a card: torch's functions over handles from a pool."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CARD = torch.device("cuda", 0)
 
 
 class FakeStream:
-    """A handle; two objects with the same one are the same stream."""
+    """A stream; two objects with the same handle are the same stream."""
 
     _deal = itertools.count()
 
@@ -38,7 +38,7 @@ DEFAULT = FakeStream(handle=0)
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let torch deal out `FakeStream`s; memory is never short."""
+    """Make torch return `FakeStream`s; memory is never short."""
     here = threading.local()
 
     @contextlib.contextmanager
@@ -61,7 +61,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def memory(monkeypatch: pytest.MonkeyPatch, free: int, reserved: int, unused: int = 0) -> list[int]:
-    """Bytes of the device; `unused` ones are free once the cache is emptied. The times it was."""
+    """Set the bytes of the device; return a list that grows when the cache is emptied."""
     emptied: list[int] = []
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: reserved)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free + unused * bool(emptied), 1000))

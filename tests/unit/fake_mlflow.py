@@ -1,4 +1,4 @@
-"""A tracking server in memory, with the part of MLflow's REST interface that the tracking uses."""
+"""A tracking server in memory with the part of MLflow's REST interface that tracking uses."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class FakeServer(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Passes each call to the server, and sends what it answers."""
+    """Passes each call to the server, and sends its answer."""
 
     protocol_version = "HTTP/1.1"
     server: FakeServer
@@ -150,4 +150,4 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Nothing is printed."""
+        """Print nothing."""

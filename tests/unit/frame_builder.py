@@ -1,4 +1,4 @@
-"""Small, consistent frames of an experiment, as `collect` would leave them."""
+"""Small, consistent frames of an experiment, as `collect` writes them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PARAMS_PER_HEAD, FLOPS_PER_HEAD = 10_000, 1_000_000
 PARAMS_REST, FLOPS_REST = 240_000, 24_000_000
 RUN_KEYS = ("experiment", "dataset", "model", "variant", "lookback", "horizon", "seed")
 BATCHES, EPOCHS, KEPT, WINDOWS = 8, 5, 4, 600
-# The two sites that forecasts can spare are 1 and 3; SEND finds 1 first, its reverse finds it last.
+# Sites 1 and 3 can be removed without harm. SEND removes site 1 first, its reverse removes it last.
 WORTH = (0.004, -0.006, 0.002, -0.003)
 SEND = (0.010, 0.002, 0.008, 0.004)
 
@@ -42,7 +42,7 @@ def noise(*key: object) -> float:
 
 
 def base(dataset: str, model: str, horizon: int) -> float:
-    """Dense test MSE without the seed's part."""
+    """Dense test MSE without the effect of the seed."""
     return (
         0.30
         + 0.08 * abs(noise(dataset))
@@ -53,7 +53,7 @@ def base(dataset: str, model: str, horizon: int) -> float:
 
 
 def error(keys: dict[str, Any], mask: Mask, phase: str, target: str, order: int = 0) -> float:
-    """Test MSE: the control gains 0.001 by its extra epochs, a site costs or spares its worth."""
+    """Test MSE: the control is 0.001 better, and a removed site changes the MSE by its worth."""
     shift = 0.05 if target != keys["dataset"] else 0.0
     mse = base(target, keys["model"], keys["horizon"]) + shift + 0.002 * keys["seed"]
     lost = [(i, len(mask.bits[i])) for i, _ in mask.removed_heads]
@@ -198,7 +198,7 @@ def _measurement(
         "mae": 0.8 * mse + 0.1,
         "params": PARAMS_REST + kept * PARAMS_PER_HEAD if mask.bits else 20_000,
         "flops": flops,
-        # The dense network is measured as the control: the two are the same network.
+        # The costs of the dense network are those of the control, which has the same architecture.
         "latency_ms": math.nan if dense else 2.0 + flops / 1e7,
         "memory_mb": math.nan if dense else 50.0 + flops / 1e6,
         "wall_s": 10.0,
@@ -254,7 +254,7 @@ def _scores(keys: dict[str, Any]) -> Iterator[dict[str, Any]]:
             }  # fmt: skip
             for batch, value in enumerate(values):
                 yield {**row, "criterion": criterion, "epoch": KEPT, "batch": batch, "value": value}
-        # `score` takes the kept epoch again, with every other criterion.
+        # `score` scores the kept epoch again by every other criterion.
         for epoch in (e for e in range(1, EPOCHS + 1) if e != KEPT):
             value = score("send", site, head) * (1 + 1 / epoch)
             yield {**row, "criterion": "send", "epoch": epoch, "batch": -1, "value": value}

@@ -1,4 +1,4 @@
-"""Frames of four-site runs whose outcome is planted, for the tests of the study."""
+"""Frames of runs with four sites and a known outcome, for the tests of the study."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def runs(
 
 
 def additive(worth: Sequence[float], base: float = 1.0) -> Callable[[str], float]:
-    """Error of a mask: every removed site costs its worth (a negative one is spared)."""
+    """Error of a mask: every removed site adds its worth, which may be negative."""
     return lambda mask: base + sum(worth[i] for i in Mask.parse(mask, HEADS).sites_removed)
 
 

@@ -20,7 +20,7 @@ from spat.pipeline import scores_frame
 from spat.scoring.probe import SiteMeans, observe, window_means
 from spat.scoring.scores import score
 
-torch.set_num_threads(1)  # small arrays: a second thread costs more than it gives
+torch.set_num_threads(1)  # arrays are so small that a second thread would be slower
 
 LOOKBACK, HORIZON, CHANNELS = 24, 12, 3
 ATTENTIVE = tuple(
@@ -106,7 +106,7 @@ def score_frame(
 
 
 def traces(model: Forecaster, batch: Batch) -> list[Trace]:
-    """What the sites of a model show of a batch."""
+    """The traces of the sites of a model for a batch."""
     return observe(model, batch, LOSSES)
 
 

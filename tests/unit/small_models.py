@@ -1,4 +1,4 @@
-"""Settings small enough to build every model in a moment; several layers, so that sites differ."""
+"""Small settings of every model, with several layers, so that sites differ."""
 
 import copy
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spat.attention.mask import Mask, all_site_masks
 from spat.models.base import Network
@@ -19,7 +19,7 @@ from spat.training.device import costs
 
 SHAPE = Shape(lookback=24, horizon=12, channels=5, marks=4)
 
-# By the name of a setting, for every model that has it.
+# Values of settings by name, for every model that has the setting.
 SIZES: dict[str, Any] = {
     "d_model": 16,
     "d_ff": 24,
@@ -65,7 +65,7 @@ SIZES: dict[str, Any] = {
 OTHER_SIZES: dict[str, dict[str, Any]] = {"Time-LLM-random": {"d_ff": 4}}
 
 
-# Their weights are published files that no test has, so that their sizes are not free. The models
+# Models with published weights, which the tests do not have and which fix the sizes. The models
 # `random` have the same classes.
 PRETRAINED = frozenset(name for name in MODELS if name.endswith(("-gpt2", "-smollm2")))
 
@@ -87,7 +87,7 @@ def sized(name: str, **changes: Any) -> Settings:
     return replace(small, **{key: value for key, value in changes.items() if key in names})
 
 
-# What a test does with a model through its task.
+# Operations on a model through its task.
 TASK = Forecasting()
 LOSSES = case_losses(TASK)
 
@@ -98,6 +98,15 @@ def example(model: Any, size: int = 1) -> Batch:
     return TASK.example(model.shape, size, like.device, like.dtype)
 
 
+def inputs(shape: Shape = SHAPE, windows: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    """Random x and marks of a forecaster."""
+    return (
+        torch.randn(windows, shape.lookback, shape.channels),
+        torch.rand(windows, shape.lookback, shape.marks) - 0.5,
+        torch.rand(windows, shape.horizon, shape.marks) - 0.5,
+    )
+
+
 def inputs_of(model: Any, size: int = 1) -> tuple[Any, ...]:
     """The arguments of a model: random x and marks."""
     batch = example(model, size)
@@ -105,7 +114,7 @@ def inputs_of(model: Any, size: int = 1) -> tuple[Any, ...]:
 
 
 def prune(model: Any, mask: Mask) -> cut.Surgery:
-    """`cut.prune`, in which random windows say what is out of use."""
+    """`cut.prune`, with random windows to find unused parts."""
     return cut.prune(model, mask, lambda: TASK.forward(model, example(model)))
 
 
@@ -128,7 +137,7 @@ def memory_of(model: Any, size: int, device: str) -> float:
 
 
 def assert_pruned_equals_silenced(model: Network, task: Task, batch: Any) -> None:
-    """Without its sites a model computes what it computes while they give zeros, by every mask."""
+    """For every mask, the output without sites equals that with outputs of sites set to zero."""
 
     def called(network: nn.Module) -> torch.Tensor:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Adaptive ratios, heads against modules, and transfer: comparisons whose outcome is planted."""
+"""Adaptive ratios, heads against modules, and transfer, on frames with a known outcome."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def path_results(of: list[Keys], errors: dict[str, dict[int, float]]) -> pd.Data
 
 # --- adaptive ratio ------------------------------------------------------------------------------
 
-# One site may go on ETT1 and ETT2; on the exchange rates none should.
+# The removal of one site helps on ETT1 and ETT2, and harms on the exchange rates.
 ERRORS = {
     "ETTh1": {0: 1.0, 1: 0.90, 2: 0.95, 3: 1.1, 4: 1.2},
     "ETTh2": {0: 2.0, 1: 1.90, 2: 1.70, 3: 2.2, 4: 2.4},
@@ -41,7 +41,7 @@ def ruled(of: list[Keys]) -> pd.DataFrame:
     return pd.concat([selections(of, SEND), pd.DataFrame(rules)], ignore_index=True)
 
 
-def test_the_opponent_is_chosen_on_the_validation_of_other_sources() -> None:
+def test_the_fixed_ratio_is_chosen_on_the_validation_of_other_sources() -> None:
     of = runs(ERRORS, seeds=2)
     table = adaptive.comparison(path_results(of, ERRORS), ruled(of))
     assert set(table["rule"]) == {"validation", "gap", "fixed ratio"}
@@ -57,17 +57,17 @@ def test_the_opponent_is_chosen_on_the_validation_of_other_sources() -> None:
     assert rows.loc[("Exchange", "fixed ratio"), "difference"] == 0
 
 
-def test_the_cost_of_a_rule_is_what_it_fine_tunes() -> None:
+def test_the_cost_of_a_rule_is_the_number_of_masks_that_it_fine_tunes() -> None:
     of = runs(ERRORS, seeds=1)
     spent = adaptive.comparison(path_results(of, ERRORS), ruled(of)).groupby("rule")["finetunings"]
     assert spent.first().to_dict() == {"fixed ratio": 1, "gap": 1, "validation": 5}
 
 
-def test_test_errors_do_not_choose_the_opponent() -> None:
+def test_test_errors_do_not_choose_the_fixed_ratio() -> None:
     of = runs(ERRORS, seeds=1)
     frame = path_results(of, ERRORS)
     test = (frame["split"] == "test") & (frame["mask"] == PATH[4])
-    frame.loc[test, "mse"] = 0.0  # the empty mask is perfect on test, and nobody may know
+    frame.loc[test, "mse"] = 0.0  # the empty mask is perfect on test, which no choice may use
     table = adaptive.comparison(frame, ruled(of))
     assert set(table["fixed_ratio"]) == {0.0, 0.5}
 
@@ -126,7 +126,7 @@ def test_heads_are_paired_with_modules_of_the_same_share() -> None:
     np.testing.assert_allclose(random["site_gain"], 0, atol=1e-12)
 
 
-def test_equal_flops_are_a_pairing_of_their_own() -> None:
+def test_heads_and_modules_of_equal_flops_are_paired_separately() -> None:
     equal = heads_vs_modules.pairs(*head_frames(head_flops=905))
     assert set(equal["match"]) == {"fraction", "flops"}
     unequal = heads_vs_modules.pairs(*head_frames(head_flops=950))
@@ -134,7 +134,7 @@ def test_equal_flops_are_a_pairing_of_their_own() -> None:
     assert (unequal["head_latency_ms"] == 0.95).all()
 
 
-def test_levels_that_were_not_both_asked_for_have_no_pairs() -> None:
+def test_without_masks_of_heads_there_are_no_pairs() -> None:
     frame, asked, values = head_frames()
     assert heads_vs_modules.pairs(frame, asked[asked["level"] == "site"], values).empty
 
@@ -155,7 +155,7 @@ def transfer_frames() -> tuple[pd.DataFrame, pd.DataFrame]:
     for model, at_home, seeds in (("RepeatLast", 9.0, 1), ("SeasonalNaive", 7.0, 1)):
         of = runs(["ETTh2"], seeds=seeds, model=model)
         others.append(results(of, lambda k, m, _, e=at_home: e, masks=["none"], phase="dense"))
-        # The same forecast by the source's own run: its season, so not the one to show.
+        # The same forecast with the season of the source, which the table must not show.
         of = runs(["ETTh1"], seeds=seeds, model=model)
         others.append(
             results(of, lambda k, m, _: 50.0, masks=["none"], phase="dense", targets=shift)
@@ -167,7 +167,7 @@ def transfer_frames() -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.concat([*own, *others], ignore_index=True), selections(source, SEND)
 
 
-def test_everything_that_is_compared_on_the_target_stands_in_the_table() -> None:
+def test_the_table_has_every_method_that_is_compared_on_the_target() -> None:
     table = transfer.zero_shot(*transfer_frames())
     assert set(table["target"]) == {"ETTh2"} and set(table["model"]) == {"iTransformer"}
     first = table[table["seed"] == 0]
@@ -187,7 +187,7 @@ def test_everything_that_is_compared_on_the_target_stands_in_the_table() -> None
     assert not table.duplicated(["seed", "method", "ratio", "rule"]).any()
 
 
-def test_the_gain_at_home_is_taken_from_the_gain_on_the_target() -> None:
+def test_the_gain_at_home_is_subtracted_from_the_gain_on_the_target() -> None:
     table = transfer.gains(*transfer_frames())
     row = table[(table["seed"] == 0) & (table["ratio"] == 0.25)].iloc[0]
     assert row["gain"] == pytest.approx(1 - 1.9 / 2.0)
@@ -197,7 +197,7 @@ def test_the_gain_at_home_is_taken_from_the_gain_on_the_target() -> None:
     assert set(table["method"]) == {"send", "none left"}
 
 
-def test_references_that_were_not_run_are_absent() -> None:
+def test_references_that_were_not_run_are_missing() -> None:
     frame, asked = transfer_frames()
     only = frame[frame["model"] == "iTransformer"]
     only = only[only["dataset"] == "ETTh1"]
@@ -211,7 +211,7 @@ def test_references_that_were_not_run_are_absent() -> None:
     assert transfer.zero_shot(home, asked).empty and transfer.gains(home, asked).empty
 
 
-def test_the_path_and_other_criteria_are_no_method() -> None:
+def test_masks_of_the_path_and_of_other_criteria_are_not_methods() -> None:
     frame, asked = transfer_frames()
     of = runs(["ETTh1"], seeds=2)
     extra = [decision(k, "send", "0.1.1.1", rule="path", draw=1) for k in of]

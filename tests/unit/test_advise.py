@@ -1,4 +1,4 @@
-"""Advice on a file of one's own: what is trained, what it says, and what is left in the folder."""
+"""Advice on a user's file: the trained networks, the text, and the files in the folder."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +34,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def advice(file: Path) -> Advice:
-    """Interrupted after pre-training, and then resumed."""
+    """Advice that was interrupted after pre-training and then resumed."""
     given: Any = {"lookback": LOOKBACK, "out": file.parent / "out", "epochs": 1, "workers": 1}
     with pytest.MonkeyPatch.context() as patch:
 
@@ -47,11 +47,11 @@ def advice(file: Path) -> Advice:
         trained = {p: p.stat().st_mtime_ns for p in file.parent.rglob("pretrain/model.safetensors")}
         assert len(trained) == len(advising.RATES) + len(advising.LINEAR_RATES)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("spat.pipeline.stages.pretrain._train", stop)  # all of it is kept
+        patch.setattr("spat.pipeline.stages.pretrain._train", stop)  # all work is kept
         return spat.advise(file, HORIZON, finetune_epochs=1, **given)
 
 
-def test_the_masks_that_matter_are_compared(advice: Advice) -> None:
+def test_advice_compares_dense_control_chosen_and_empty_masks(advice: Advice) -> None:
     table = advice.table
     names = ["dense", "control", *(f"without {k} of 4" for k in (1, 2, 3, 4)), "RLinear"]
     assert table["network"].tolist() == names
@@ -66,7 +66,7 @@ def test_the_masks_that_matter_are_compared(advice: Advice) -> None:
     assert best == table["validation_mse"][:-1].min()
 
 
-def test_the_folder_holds_words_table_picture_and_forecasters(advice: Advice, file: Path) -> None:
+def test_the_folder_contains_text_table_figure_and_forecasters(advice: Advice, file: Path) -> None:
     assert (advice.folder / "advice.txt").read_text(encoding="utf-8") == f"{advice}\n"
     saved = pd.read_csv(advice.folder / "advice.csv", dtype={"role": str}, keep_default_na=False)
     assert saved["network"].tolist() == advice.table["network"].tolist()
@@ -81,19 +81,19 @@ def test_the_folder_holds_words_table_picture_and_forecasters(advice: Advice, fi
         assert (future["load"] - 1e4).abs().max() < 1000 and future["wind"].abs().max() < 3
 
 
-def test_the_command_prints_the_advice_and_where_it_lies(
+def test_the_command_prints_the_advice_and_its_folder(
     advice: Advice, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["advise", str(file), "--horizon", str(HORIZON), "--lookback", str(LOOKBACK)]
     arguments += ["--epochs", "1", "--finetune-epochs", "1", "--workers", "1"]
     assert main([*arguments, "--out", str(advice.folder)]) == 0
     shown = capsys.readouterr()
-    assert advice.words.split("Saved by")[0] in shown.out  # but for the latencies
+    assert advice.words.split("Saved by")[0] in shown.out  # except the latencies
     assert f"Table, picture and forecasters are in {advice.folder}" in shown.out
-    assert "validation mse" not in shown.err and "[3/3]" in shown.err  # all of it was kept
+    assert "validation mse" not in shown.err and "[3/3]" in shown.err  # all work was kept
 
 
-def test_a_file_that_is_too_short_is_refused_with_the_rows_it_needs(
+def test_a_short_file_is_refused_with_the_number_of_rows_needed(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = file.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -108,7 +108,8 @@ def test_a_file_that_is_too_short_is_refused_with_the_rows_it_needs(
     for rows in (100, 110):
         assert "at least 111 rows" in refusal(rows)
     assert "11 for validation (needed: 12)" in refusal(110)
-    # 104 rows would do by rounding, where 105 do not. As many as are asked for always do.
+    # Because of rounding, 104 rows are enough and 105 are not. The message names a number that is
+    # always enough.
     config = advising._config(
         "short", advising.described(short)[1], tmp_path, 12, 24, "PatchTST", 1, 1
     )
@@ -117,7 +118,7 @@ def test_a_file_that_is_too_short_is_refused_with_the_rows_it_needs(
         advising._require_rows(short, replace(row, rows=rows), 24, 12)
 
 
-def test_arguments_that_cannot_be_are_refused(file: Path, tmp_path: Path) -> None:
+def test_impossible_arguments_are_refused(file: Path, tmp_path: Path) -> None:
     given: Any = {"out": tmp_path / "out"}
     for name in ("lookback", "epochs", "finetune_epochs", "workers"):
         with pytest.raises(ConfigError, match=f"{name} 0: give at least 1"):
@@ -179,7 +180,7 @@ def made(
          ["not clear which is better, so prefer the simpler one"]),
     ],
 )  # fmt: skip
-def test_the_words_say_what_the_numbers_do(
+def test_the_text_agrees_with_the_numbers(
     changes: dict[str, float],
     validation: dict[str, float],
     windows: int,
@@ -202,6 +203,6 @@ def test_the_reference_is_the_better_of_dense_and_control_by_validation() -> Non
     assert of_equals.chosen.name == "without 2 of 2"
 
 
-def test_another_model_is_warned_of_in_its_own_words() -> None:
+def test_advice_for_another_model_has_its_own_warning() -> None:
     words = made({"without 2 of 2": 0.3}, {"control": 0.9}, model="PatchTST").words
     assert "Warning" in words and "channels" not in words

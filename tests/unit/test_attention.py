@@ -55,7 +55,7 @@ def test_cross_attention_reads_keys_and_values_from_the_memory() -> None:
         attention(x)
 
 
-def test_a_causal_row_does_not_see_what_follows() -> None:
+def test_a_causal_query_does_not_see_later_keys() -> None:
     attention = multi_head(causal=True)
     x = torch.randn(2, 20, WIDTH)
     changed = x.clone()
@@ -82,7 +82,7 @@ def test_keeping_heads_equals_zeroing_the_others(cross: bool, kept: list[int]) -
     assert sum(m.weight.numel() for m in linears) == 4 * WIDTH * SIZE * len(kept)
 
 
-def test_heads_can_be_cut_twice() -> None:
+def test_heads_can_be_removed_twice() -> None:
     dense = multi_head()
     once, twice = copy.deepcopy(dense), copy.deepcopy(dense)
     once.keep_heads([2])
@@ -112,7 +112,7 @@ def test_the_weights_of_the_core_give_its_output(causal: bool) -> None:
     assert torch.equal(weights > 0, core.allowed(q, k).expand_as(weights))
 
 
-def test_dropout_acts_in_training_alone() -> None:
+def test_dropout_acts_only_in_training() -> None:
     core = AttentionCore(0.5)
     q, k, v = (torch.randn(2, 3, 6, SIZE) for _ in range(3))
     assert not torch.equal(core(q, k, v), core(q, k, v))
@@ -120,7 +120,7 @@ def test_dropout_acts_in_training_alone() -> None:
     assert torch.equal(core(q, k, v), core(q, k, v))
 
 
-def test_a_hook_on_the_core_sees_all_of_the_attention() -> None:
+def test_a_hook_on_the_core_sees_q_k_v_and_the_output() -> None:
     attention, seen = multi_head(), []
     attention.core.register_forward_hook(lambda _, inputs, output: seen.append((inputs, output)))
     attention(torch.randn(2, 5, WIDTH))
@@ -145,7 +145,7 @@ def decoder_layer() -> DecoderLayer:
     return DecoderLayer(WIDTH, 20, 0.0, own, cross)
 
 
-def test_both_sites_of_a_decoder_layer_can_go() -> None:
+def test_both_sites_of_a_decoder_layer_can_be_removed() -> None:
     layer = decoder_layer()
     x, memory = torch.randn(2, 5, WIDTH), torch.randn(2, 8, WIDTH)
     Site("decoder.0.self", layer, "self_attention", HEADS).remove()

@@ -1,4 +1,4 @@
-"""The forecasters with attention: their published sizes, and their mathematics written out."""
+"""The forecasters with attention: their published sizes and their formulas."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import inputs_of
+from small_models import SHAPE, inputs, inputs_of
 from torch import Tensor, nn
 
 from spat.models.autoformer import AutoCorrelation, Autoformer, DelayCore
@@ -37,8 +37,8 @@ from spat.models.settings import (
     TimeXerSettings,
 )
 from spat.surgery.sweep import unreached as unreached_by
+from spat.training.device.costs import parameters
 
-SHAPE = Shape(lookback=24, horizon=12, channels=5, marks=4)
 STACK = {"d_model": 16, "d_ff": 24, "e_layers": 3, "d_layers": 2, "dropout": 0.0}
 DECODED = {**STACK, "label_len": 12, "time_features": True}
 SMALL: dict[str, Settings] = {
@@ -60,7 +60,7 @@ ATTENTIONS = (
     FourierBlock,
     FourierCrossAttention,
 )
-# Where the parameters of embeddings and of heads are.
+# The modules of embeddings and of heads.
 EMBEDDINGS = ("embedding", "source", "target", "patch", "whole", "exogenous", "past", "future")
 HEADS = ("head", "prediction")
 
@@ -76,20 +76,8 @@ def small(name: str, **changes: Any) -> Forecaster:
     return build(name, replace(SMALL[name], **changes), SHAPE)
 
 
-def inputs(shape: Shape = SHAPE, windows: int = 3) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        torch.randn(windows, shape.lookback, shape.channels),
-        torch.rand(windows, shape.lookback, shape.marks) - 0.5,
-        torch.rand(windows, shape.horizon, shape.marks) - 0.5,
-    )
-
-
 def unreached(model: Forecaster) -> dict[str, nn.Parameter]:
     return unreached_by(model, lambda: model(*inputs_of(model)))[0]
-
-
-def counted(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
 
 
 def attentions(model: nn.Module) -> list[tuple[nn.Module, str]]:
@@ -102,7 +90,7 @@ def attentions(model: nn.Module) -> list[tuple[nn.Module, str]]:
     ]
 
 
-# Sizes, as measured by building the published code.
+# The sizes of the published code, measured by building it.
 
 
 PUBLISHED = list(csv.DictReader(Path(__file__).with_name("published_sizes.csv").open()))
@@ -122,7 +110,7 @@ def test_parameters_are_those_of_the_published_code(row: dict[str, str]) -> None
         # The published FEDformer also has keys and values that nothing reads; those that the
         # published Crossformer does not use are weights of a softmax over a single router.
         left_out = sizes["unused"] if row["model"] == "FEDformer" else 0
-        assert counted(model) == sizes["parameters"] - left_out
+        assert parameters(model) == sizes["parameters"] - left_out
         parts = dict.fromkeys(("attention", "embedding", "head"), 0)
         inside = {p for owner, name in attentions(model) for p in getattr(owner, name).parameters()}
         for name, parameter in model.named_parameters():
@@ -144,13 +132,13 @@ def test_parameters_are_those_of_the_published_code(row: dict[str, str]) -> None
 
 
 def tokens(x: tuple[Tensor, ...], y: Tensor) -> str:
-    """How many tokens ask and how many answer."""
+    """The numbers of queries and of keys."""
     memory = x[1] if len(x) > 1 and isinstance(x[1], Tensor) else x[0]
     return f"{y.shape[1]}x{memory.shape[1]}"
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_what_is_dead_without_attention_is_dead_in_the_published_code(name: str) -> None:
+def test_parameters_unused_without_attention_are_those_of_the_published_code(name: str) -> None:
     dataset = "Weather" if name == "Crossformer" else "ETTh1"  # the others of it are large
     row = next(r for r in PUBLISHED if (r["model"], r["dataset"]) == (name, dataset))
     settings, shape = published(row)
@@ -160,9 +148,9 @@ def test_what_is_dead_without_attention_is_dead_in_the_published_code(name: str)
         setattr(owner, attribute, None)
     dead = sum(p.numel() for p in unreached(model).values())
     # The matrices that sites of FEDformer share are still there, for the sweep to remove.
-    shared = sum(counted(m) for m in model.modules() if isinstance(m, Modes))
-    # The routers of Crossformer went with their site; in the published code they stay, dead.
-    assert counted(model) == int(row["without_sites"]) - routers + shared
+    shared = sum(parameters(m) for m in model.modules() if isinstance(m, Modes))
+    # The routers of Crossformer are removed with their site; the published code keeps them unused.
+    assert parameters(model) == int(row["without_sites"]) - routers + shared
     assert dead == int(row["dead"]) - routers + shared
 
 
@@ -238,7 +226,7 @@ def test_pattn_keeps_channels_apart() -> None:
     assert torch.equal((model(x) - model(changed)).abs().amax(1) > 0, moved)
 
 
-def test_samformer_is_written_out() -> None:
+def test_samformer_equals_its_formula() -> None:
     model, (x, *_) = small("SAMformer"), inputs()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -263,7 +251,7 @@ def test_samformer_without_its_site_is_a_linear_map_of_the_normalised_past() -> 
 # TimeXer.
 
 
-def test_channels_of_timexer_meet_in_cross_attention_alone() -> None:
+def test_channels_of_timexer_are_joined_only_by_cross_attention() -> None:
     x, past, future = inputs()
     for removed, others_move in ((0, True), (1, False)):
         model = small("TimeXer", e_layers=1).eval()
@@ -272,7 +260,7 @@ def test_channels_of_timexer_meet_in_cross_attention_alone() -> None:
         changed[:, :12, 2] += torch.randn(12)
         moved = (model(x, past, future) - model(changed, past, future)).abs().amax((0, 1)) > 1e-6
         assert moved[2]
-        # The global token of another channel moves; the head reads it.
+        # The global token of another channel changes, and the head reads it.
         assert moved[[0, 1, 3, 4]].all() == others_move == moved[[0, 1, 3, 4]].any()
 
 
@@ -302,7 +290,7 @@ def test_steps_that_fill_no_patch_are_left_out_by_timexer() -> None:
 
 
 @pytest.mark.parametrize(("causal", "cross"), [(False, False), (True, False), (False, True)])
-def test_destationary_attention_is_written_out(causal: bool, cross: bool) -> None:
+def test_destationary_attention_equals_its_formula(causal: bool, cross: bool) -> None:
     attention = DestationaryAttention(16, 4, dropout=0.0, causal=causal, cross=cross)
     x, memory = torch.randn(3, 7, 16), torch.randn(3, 9, 16) if cross else None
     tau, delta = torch.rand(3, 1) + 0.5, torch.randn(3, 9 if cross else 7)
@@ -317,13 +305,13 @@ def test_destationary_attention_is_written_out(causal: bool, cross: bool) -> Non
     attention.core.register_forward_hook(lambda _, args, __: seen.append(args))
     y = attention(x, memory, tau=tau, delta=delta)
     torch.testing.assert_close(y, attention.merge(A @ v), atol=1e-5, rtol=1e-4)
-    # The core gives its own A, from the queries and keys that it got.
+    # The core computes its own A from its queries and keys.
     torch.testing.assert_close(
         attention.core.weights(*seen[0][:2]), A.double(), atol=1e-6, rtol=1e-4
     )
 
 
-def test_projectors_see_the_window_as_it_was() -> None:
+def test_projectors_read_the_window_before_normalisation() -> None:
     model, (x, *_) = small("Nonstationary"), inputs()
     projector = model.tau
     scale = normalise(x)[1]
@@ -359,7 +347,7 @@ def reference_rows(q: Tensor, k: Tensor, sample: Tensor, count: int) -> list[int
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_prob_sparse_attention_is_written_out(causal: bool) -> None:
+def test_prob_sparse_attention_equals_its_formula(causal: bool) -> None:
     core = ProbSparseCore(factor=2, causal=causal).eval()
     q, k, v = torch.randn(2, 3, 10, 4), torch.randn(2, 3, 10, 4), torch.randn(2, 3, 10, 4)
     O, A, allowed = core(q, k, v), core.weights(q, k), core.allowed(q, k)  # noqa: E741
@@ -383,7 +371,7 @@ def test_prob_sparse_attention_is_written_out(causal: bool) -> None:
                     assert not A[at][i].any()
 
 
-def test_informer_attends_to_the_same_sample_in_evaluation_alone() -> None:
+def test_informer_has_a_fixed_sample_only_in_evaluation() -> None:
     model, batch = small("Informer"), inputs()
     assert not torch.equal(model(*batch), model(*batch))
     torch.manual_seed(5)
@@ -398,7 +386,7 @@ def test_distilling_halves_the_steps() -> None:
     layer, x = Distilling(4), torch.randn(2, 10, 4)
     y = layer(x)
     assert y.shape == (2, 6, 4)
-    # The convolution of step t stands at t + 1, after one that wraps round.
+    # The output for step t is at position t + 1, since the first output wraps around.
     kernel = layer.convolution.weight.transpose(1, 2).flatten(1)
     steps = circular(x) @ kernel.T + layer.convolution.bias
     steps = torch.cat([steps[:, -1:], steps, steps[:, :1]], dim=1)
@@ -425,7 +413,7 @@ def test_delays_roll_the_values_back() -> None:
 
 @pytest.mark.parametrize("keys", [6, 10, 15])
 @pytest.mark.parametrize("training", [False, True])
-def test_auto_correlation_is_written_out(keys: int, training: bool) -> None:
+def test_auto_correlation_equals_its_formula(keys: int, training: bool) -> None:
     attention = AutoCorrelation(8, factor=1).train(training)
     x, memory = torch.randn(3, 10, 8), torch.randn(3, keys, 8)
     q, (k, v) = attention.q(x), attention.kv(memory).chunk(2, -1)
@@ -487,7 +475,7 @@ def reference_series(modes: dict[int, Tensor], length: int) -> Tensor:
     return torch.fft.irfft(full, n=length)
 
 
-def test_the_self_site_of_fedformer_is_written_out() -> None:
+def test_the_self_site_of_fedformer_equals_its_formula() -> None:
     block, modes = FourierBlock(8, heads=2), Modes(length=12, modes=4, width=8, heads=2)
     assert (modes.index.sort().values == modes.index).all()
     assert len(set(modes.index.tolist())) == 4 and modes.index.max() < 6
@@ -506,11 +494,11 @@ def test_the_self_site_of_fedformer_is_written_out() -> None:
     torch.testing.assert_close(block(x, modes), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_the_cross_site_of_fedformer_is_written_out() -> None:
+def test_the_cross_site_of_fedformer_equals_its_formula() -> None:
     block, modes = FourierCrossAttention(8, heads=2), Modes(length=14, modes=5, width=8, heads=2)
     x, memory, keys = torch.randn(3, 14, 8), torch.randn(3, 12, 8), torch.tensor([0, 2, 5])
     with torch.no_grad():
-        modes.weight.mul_(1e3)  # the published start is too small to be seen
+        modes.weight.mul_(1e3)  # the published initial weights are too small for the comparison
     q, k = block.q(x).unflatten(-1, (2, 4)), block.k(memory).unflatten(-1, (2, 4))
     W = torch.view_as_complex(modes.weight.detach())
     out = torch.zeros(3, 2, 4, 14)
@@ -549,7 +537,7 @@ def test_frequencies_are_drawn_by_the_seed_and_saved() -> None:
 # Crossformer.
 
 
-def test_routers_ask_by_segment() -> None:
+def test_each_segment_has_its_own_routers() -> None:
     sender = Sender(8, 2, segments=3, routers=2, dropout=0.0)
     x = torch.randn(4 * 3, 5, 8)  # windows x segments
     y = sender(x)
@@ -564,16 +552,16 @@ def test_routers_ask_by_segment() -> None:
 def test_a_router_site_is_a_pair() -> None:
     model = small("Crossformer")
     site = next(site for site in model.sites() if site.kind == "router")
-    before = counted(model)
+    before = parameters(model)
     site.remove()
     layer = model.encoder[0]
     assert layer.send is layer.receive is None
     pair = 2 * (4 * 16 * 16 + 4 * 16)
-    assert before - counted(model) == pair + 6 * 3 * 16  # and the routers of six segments
+    assert before - parameters(model) == pair + 6 * 3 * 16  # and the routers of six segments
     assert not unreached(model)
 
 
-def test_what_crossformer_does_not_enumerate_is_the_same_for_all_windows() -> None:
+def test_attentions_of_crossformer_that_are_not_sites_do_not_depend_on_the_window() -> None:
     model, (x, *_) = small("Crossformer").eval(), inputs()
     seen: dict[str, Tensor] = {}
     own = model.decoder[0].own

@@ -1,4 +1,4 @@
-"""The yardstick computes what our networks compute, and the benchmark runs and tells."""
+"""The conventional networks equal those of this project, and the benchmark runs and reports."""
 
 from __future__ import annotations
 
@@ -172,8 +172,8 @@ def test_a_steps_products_are_those_that_flops_count(model: str) -> None:
     step = step_of(case)
     assert step.forward == flops_of(case.build())
     forward = step.forward * step.windows
-    # Three times the forward pass, but for the gradient that the series does not need and, with
-    # time marks, the tokens that end early.
+    # The FLOPs are three times those of the forward pass, except that the series needs no gradient
+    # and that the tokens of time features are dropped early.
     assert 2.5 * forward < step.flops <= 3 * forward
 
 
@@ -183,7 +183,7 @@ def test_a_short_case_has_the_windows_asked_for() -> None:
     assert [len(windows) for windows in short.splits] == [3 * size, size, size]
 
 
-def test_contestants_take_turns_and_the_warm_up_is_thrown_away() -> None:
+def test_contestants_alternate_and_the_warm_up_is_dropped() -> None:
     calls: list[str] = []
 
     def contestant(name: str) -> alternation.Contestant:
@@ -215,7 +215,7 @@ def test_cpu_time_counts_children() -> None:
     assert alternation.lap(command).cpu > 0.25
 
 
-def test_a_figure_is_a_ratio_by_round_judged_by_its_median() -> None:
+def test_the_median_of_the_ratios_decides_whether_a_target_is_met() -> None:
     figure = Figure(
         "f",
         Series("ours", "windows/s", (10.0, 30.0, 20.0)),
@@ -271,7 +271,7 @@ def test_the_quick_mode_writes_every_file(tmp_path: Path) -> None:
     assert (tmp_path / "bench.png").stat().st_size > 10_000
 
 
-def test_a_section_measured_again_leaves_the_others(
+def test_a_section_measured_again_keeps_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def section(value: float) -> run.Section:
@@ -294,7 +294,7 @@ def test_a_section_measured_again_leaves_the_others(
     assert values() == {"b": 4.0}
 
 
-def test_jobs_side_by_side_and_memory_are_measured_in_processes_of_their_own() -> None:
+def test_parallel_jobs_and_memory_are_measured_in_separate_processes() -> None:
     one = replace(QUICK, models=("iTransformer",), workers=(0,), rounds=1)
     side_by_side = parallel.measure(one, Rates(1e11, 2e11, 1e10)).figures
     assert [figure.name for figure in side_by_side] == ["training/iTransformer/in-all"]
@@ -303,7 +303,7 @@ def test_jobs_side_by_side_and_memory_are_measured_in_processes_of_their_own() -
     assert peak.measured.median >= 1.0
 
 
-def test_the_section_of_the_card_is_skipped_without_one_and_runs_where_it_is_told() -> None:
+def test_the_card_section_is_skipped_without_a_card_and_runs_on_a_given_device() -> None:
     one = replace(QUICK, models=("iTransformer",), workers=(0,), rounds=1)
     if not torch.cuda.is_available():
         part = card.measure(one)
@@ -315,7 +315,7 @@ def test_the_section_of_the_card_is_skipped_without_one_and_runs_where_it_is_tol
     assert all(figure.ratio.median > 0 and figure.floor for figure in figures)
 
 
-def test_precisions_are_compared_where_the_processor_has_bfloat16(
+def test_precisions_are_compared_if_the_processor_has_bfloat16(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     one = replace(QUICK, rounds=1)

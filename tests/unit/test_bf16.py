@@ -36,7 +36,7 @@ def _one_thread() -> None:
 
 @pytest.fixture
 def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processors without bfloat16 compute the same, slowly."""
+    """Run the tests on processors without bfloat16, too, which compute the same slowly."""
     monkeypatch.setattr(bf16, "supported", lambda: True)
 
 
@@ -109,7 +109,7 @@ def test_weights_and_optimiser_stay_in_float32_and_the_model_computes_as_before(
 
 
 @pytest.mark.usefixtures("anywhere")
-def test_a_resumed_run_ends_bit_for_bit(splits: Splits, tmp_path: Path) -> None:
+def test_a_resumed_run_ends_with_bit_identical_weights(splits: Splits, tmp_path: Path) -> None:
     settings = Settings(learning_rate=1e-3, batch_size=32, epochs=3, precision="bf16")
     undisturbed, resumed = small("iTransformer"), small("iTransformer", seed=5)
     state = tmp_path / "state.pt"

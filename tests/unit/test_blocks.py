@@ -1,4 +1,4 @@
-"""The moving-block bootstrap: spread, centre, pairing, and what makes a block."""
+"""The moving-block bootstrap: its spread, centre, pairing and blocks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_independent_values_have_the_ordinary_standard_error() -> None:
 
 
 def test_draws_are_centred_and_leading_axes_are_paired() -> None:
-    # A trend: what is at the ends, and so in few blocks, is far from the mean.
+    # With a trend, the values at the ends, which are in few blocks, are far from the mean.
     series = np.cumsum(np.random.default_rng(0).normal(size=(2, 300)), axis=1) + np.arange(300.0)
     series[1] *= -1
     for block in (70, 100, 150):  # whole blocks and a shorter last one
@@ -52,6 +52,6 @@ def test_blocks_are_consecutive_windows() -> None:
     assert all(np.isclose(singles, mean).any() for mean in means)
 
 
-def test_one_block_is_no_sample() -> None:
+def test_a_series_of_one_block_is_refused() -> None:
     with pytest.raises(ValueError, match="300 values are fewer than two blocks of 192"):
         drawn(np.ones(300), BLOCK)

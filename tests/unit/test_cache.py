@@ -1,4 +1,4 @@
-"""Kept work: thrown away with its digest, published as links, one process at a time."""
+"""Kept work is removed if its digest changes, published as links, and locked by one process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def config(tmp_path: Path) -> Config:
     )
 
 
-def test_work_is_done_only_once_finished(tmp_path: Path) -> None:
+def test_work_counts_as_done_only_when_it_is_finished(tmp_path: Path) -> None:
     kept = Kept(tmp_path / "kept", "a")
     assert not kept.done
     kept.state.write_text("half way")
@@ -36,7 +36,7 @@ def test_work_is_done_only_once_finished(tmp_path: Path) -> None:
     assert not kept.state.exists()
 
 
-def test_the_same_digest_keeps_and_another_throws_away(tmp_path: Path) -> None:
+def test_the_same_digest_keeps_work_and_another_removes_it(tmp_path: Path) -> None:
     Kept(tmp_path / "kept", "a").finish({})
     assert Kept(tmp_path / "kept", "a").done
     assert not Kept(tmp_path / "kept", "b").done
@@ -73,7 +73,7 @@ def test_a_second_process_waits_for_the_first(config: Config, tmp_path: Path) ->
     assert first.stdout is not None
     assert first.stdout.readline().strip() == "in"
     began = time.monotonic()
-    with stage_lock(config, RUN, "score"):  # another stage is not held up
+    with stage_lock(config, RUN, "score"):  # another stage does not wait
         assert time.monotonic() - began < 1
     with stage_lock(config, RUN, "pretrain"):
         assert time.monotonic() - began > 1

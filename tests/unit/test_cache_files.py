@@ -1,4 +1,4 @@
-"""What files of results name is parsed before anything is done with it, and stays inside."""
+"""Names in files of results are parsed before use, and never lead outside their folder."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ HOSTILE_MASKS = (
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    """A run with two sites of eight heads whose pre-training is done, beside a victim."""
+    """A pre-trained run with two sites of eight heads, beside a folder that must not change."""
     block = {
         "datasets": [RUN.dataset],
         "models": [RUN.model],
@@ -96,7 +96,7 @@ def write_selections(config: Config, mask: str) -> None:
 @pytest.mark.parametrize("mask", HOSTILE_MASKS)
 def test_a_mask_from_a_table_is_parsed_first(mask: str, config: Config, tmp_path: Path) -> None:
     for stage in (prune, decide):
-        write_selections(config, mask)  # a stage that finds it damaged removes its record
+        write_selections(config, mask)  # a stage that finds a damaged folder removes its record
         with pytest.raises(DamagedError, match=r"selections\.csv"):
             stage(config, RUN)
     with pytest.raises(ValueError, match="mask"):

@@ -1,4 +1,4 @@
-"""Work side by side: as many as asked, fewer when memory is short, the same numbers as alone."""
+"""Concurrent work: as many pieces as requested, fewer if memory is short, the same numbers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 
 class Gauge:
-    """Counts how many are inside at the same time."""
+    """Counts how many pieces run at the same time."""
 
     def __init__(self) -> None:
         self.now = self.most = self.done = 0
@@ -47,21 +47,21 @@ class Gauge:
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_no_more_than_the_lanes_at_a_time(count: int) -> None:
+def test_at_most_as_many_pieces_run_as_there_are_lanes(count: int) -> None:
     gauge = Gauge()
     Workers(CPU, count).map([gauge.work] * 10)
     assert gauge.most == count
     assert gauge.done == 10
 
 
-def test_lanes_are_shared_by_all_that_map() -> None:
+def test_all_callers_of_map_share_the_lanes() -> None:
     gauge, workers = Gauge(), Workers(CPU, 2)
     workers.threads([partial(workers.map, [gauge.work] * 4)] * 3)
     assert gauge.most == 2
     assert gauge.done == 12
 
 
-def test_ctrl_c_ends_processes_in_silence(tmp_path: Path) -> None:
+def test_ctrl_c_ends_worker_processes_without_output(tmp_path: Path) -> None:
     for number, wait in enumerate(("starting", "training")):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -101,12 +101,12 @@ def test_ctrl_c_ends_processes_in_silence(tmp_path: Path) -> None:
             assert time.monotonic() < end and job.poll() is None
             time.sleep(0.05)
         time.sleep(0.3)
-        os.killpg(job.pid, signal.SIGINT)  # as a terminal sends it: to the workers too
+        os.killpg(job.pid, signal.SIGINT)  # a terminal also sends the signal to the workers
         shown, _ = job.communicate(timeout=120)
         assert (job.returncode, shown) == (130, "")
 
 
-def test_no_lane_is_refused() -> None:
+def test_zero_lanes_are_refused() -> None:
     with pytest.raises(ValueError, match="0 workers"):
         Workers(CPU, 0)
 
@@ -125,7 +125,7 @@ def hungry(gauge: Gauge, room: int) -> Callable[[], None]:
     return work
 
 
-def test_a_full_device_takes_fewer_and_does_again_what_did_not_fit(
+def test_a_full_device_runs_fewer_pieces_and_repeats_those_that_failed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     gauge, workers = Gauge(), Workers(CPU, 6)
@@ -138,7 +138,7 @@ def test_a_full_device_takes_fewer_and_does_again_what_did_not_fit(
     assert "More." not in shown
 
 
-def test_what_does_not_fit_alone_is_an_error() -> None:
+def test_a_piece_that_does_not_fit_alone_is_an_error() -> None:
     def work() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -157,7 +157,9 @@ def test_a_failure_is_raised_after_the_others_are_done() -> None:
     assert gauge.done == 3
 
 
-def test_the_room_of_a_card_is_what_a_lane_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lane_is_admitted_if_the_card_has_memory_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     workers = Workers(CARD, 8)
     workers._running = workers._most = 2
     emptied = memory(monkeypatch, free=30, reserved=60)  # 30 a worker
@@ -184,12 +186,12 @@ def test_no_two_lanes_share_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
         with lock:
             shared.extend({mine}.intersection(taken))
             taken.append(mine)
-        torch.cuda.Stream()  # somebody else's: the deal moves on
+        torch.cuda.Stream()  # other code takes a stream from the pool
         time.sleep(seconds)
         with lock:
             taken.remove(mine)
 
-    # While two pieces last, the others use up the streams that torch has.
+    # While two pieces run, the others use all streams of torch's pool.
     workers.map([partial(work, 0.1)] * 2 + [partial(work, 0.001)] * 100)
     assert shared == []
 
@@ -206,7 +208,7 @@ def test_a_stream_is_always_used_by_the_same_thread(monkeypatch: pytest.MonkeyPa
     assert len(pairs) <= 4
 
 
-def test_what_ran_out_of_memory_once_is_done_again_by_as_many_workers() -> None:
+def test_a_piece_that_ran_out_of_memory_once_is_repeated_with_as_many_workers() -> None:
     workers, tried = Workers(CPU, 3), []
 
     def work() -> str:
@@ -250,7 +252,9 @@ def trained(splits: Splits, folder: Path, seed: int) -> dict[str, torch.Tensor]:
     return model.state_dict()
 
 
-def test_what_trains_side_by_side_ends_where_it_would_alone(splits: Splits, tmp_path: Path) -> None:
+def test_concurrent_training_gives_the_same_weights_as_training_alone(
+    splits: Splits, tmp_path: Path
+) -> None:
     work = [partial(trained, splits, tmp_path, seed) for seed in range(3)]
     sequential = [piece() for piece in work]
     for state in tmp_path.iterdir():
@@ -262,7 +266,7 @@ def test_what_trains_side_by_side_ends_where_it_would_alone(splits: Splits, tmp_
         assert all(torch.equal(expected[name], weights[name]) for name in expected)
 
 
-def test_a_model_built_in_another_thread_is_not_taken_for_randomness_of_this_one() -> None:
+def test_a_model_built_in_another_thread_does_not_count_as_randomness_of_this_thread() -> None:
     model = build("PatchTST", sized("PatchTST", dropout=0.1), SHAPE)
     batch = TASK.example(SHAPE, 2)
     ended = threading.Event()
@@ -282,7 +286,7 @@ def test_a_model_built_in_another_thread_is_not_taken_for_randomness_of_this_one
 
 
 @pytest.mark.cuda
-def test_captured_steps_replay_side_by_side(tmp_path: Path) -> None:
+def test_captured_steps_replay_concurrently(tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         pytest.skip("streams need a CUDA device")
     content = synthetic.generate(400, SHAPE.channels, seed=3, coupling=0.5, noise=0.2)

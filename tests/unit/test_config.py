@@ -1,4 +1,4 @@
-"""The configuration refuses what cannot run, and says which key, which value and what is valid."""
+"""The configuration refuses impossible values; the message names key, value and valid values."""
 
 import json
 import math
@@ -149,7 +149,7 @@ def test_defaults_need_only_an_experiment_and_a_grid() -> None:
         ({"experiment": None}, "experiment", "valid string"),
     ],
 )
-def test_mistakes_are_named(change: dict[str, object], key: str, says: str) -> None:
+def test_invalid_values_are_named(change: dict[str, object], key: str, says: str) -> None:
     with pytest.raises(ConfigError) as error:
         load({**SMALL, **change}, "mine.yaml")
     message = str(error.value)
@@ -223,7 +223,7 @@ def test_files_that_are_not_a_configuration_are_named(
     assert str(error.value).startswith(f"{path}: ") and says in str(error.value)
 
 
-def test_what_is_not_a_file_is_not_read(tmp_path: Path) -> None:
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")
     for path, says in (
         (tmp_path / "absent.yaml", "No such file"),
@@ -375,7 +375,7 @@ def test_a_folder_that_cannot_be_made_is_refused_in_the_plan(
 def test_a_cache_from_which_nothing_is_missing_may_be_read_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a cache that several people share."""
+    """Make a folder read-only, as a cache that several users share."""
     values = {**SMALL, "results": str(tmp_path), "data": {"cache": "/proc/self"}}
     with pytest.raises(ConfigError, match=r"data\.cache: /proc/self cannot be written"):
         require_folders(load(values), ["ETTh1"])
@@ -389,7 +389,7 @@ def test_the_resolved_configuration_reads_back_the_same() -> None:
     assert load(yaml.safe_load(dump(config))) == config
 
 
-def test_it_cannot_be_changed() -> None:
+def test_a_configuration_cannot_be_changed() -> None:
     config = load(SMALL)
     with pytest.raises(ValueError, match="frozen"):
         config.training.epochs = 3  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Variants that are controls: what their names say, which value counts, and that they fit."""
+"""Variants that are controls: their names, the chosen values, and their sizes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CONTROLS = sorted({p.run for p in plan(CONFIG) if control_of(p.run.variant)})
         ("a+", None),
     ],
 )
-def test_a_plus_makes_a_control(variant: str, expected: str | None) -> None:
+def test_a_plus_in_the_name_makes_a_variant_a_control(variant: str, expected: str | None) -> None:
     assert control_of(variant) == expected
 
 
@@ -74,7 +74,7 @@ def test_validation_chooses_the_value_and_not_test() -> None:
     assert set(chosen["variant"]) == {"deep"} and set(chosen["split"]) == {"test"}
 
 
-def test_no_change_is_a_value_of_every_kind_that_has_values() -> None:
+def test_the_unchanged_variant_is_a_value_of_every_kind_with_values() -> None:
     names = ("deep", "deep+dropout0.2", "deep+sam0.1", "deep+narrow")
     rows = frame(
         dict(zip(names, (0.4, 0.5, 0.3, 0.9), strict=True)),
@@ -110,14 +110,14 @@ def test_a_value_that_diverged_is_not_chosen() -> None:
     assert tuned(only)["mse"].isna().all() and len(tuned(only)) == 1
 
 
-def test_without_controls_there_is_nothing() -> None:
+def test_without_controls_the_table_is_empty() -> None:
     assert tuned(frame({"deep": 1.0}, {"deep": 1.0})).empty
 
 
 # those of the ablation
 
 
-def test_the_ablation_has_them_on_both_files_and_three_seeds() -> None:
+def test_the_ablation_has_controls_on_both_files_and_three_seeds() -> None:
     cells = {(run.dataset, run.setting, run.seed) for run in CONTROLS}
     assert cells == {(d, "l96-h96", s) for d in ("ETTh1", "ETTh2") for s in range(3)}
     kinds = {run.variant.removeprefix("deep128+") for run in CONTROLS}
@@ -127,7 +127,7 @@ def test_the_ablation_has_them_on_both_files_and_three_seeds() -> None:
 
 
 @pytest.mark.parametrize("run", CONTROLS, ids=lambda run: run.path)
-def test_a_control_differs_from_its_variant_in_what_it_says(run: Run) -> None:
+def test_a_control_changes_the_setting_in_its_name(run: Run) -> None:
     base = Run(run.dataset, run.model, "deep128", run.setting, run.seed)
     assert base in {p.run for p in plan(CONFIG) if p.prune}
     setups = (setup_of(CONFIG, r) for r in (run, base))
@@ -143,7 +143,7 @@ def test_a_control_differs_from_its_variant_in_what_it_says(run: Run) -> None:
 
 
 @pytest.mark.parametrize("dataset", ["ETTh1", "ETTh2"])
-def test_the_narrow_model_costs_what_is_left_without_attention(dataset: str) -> None:
+def test_the_narrow_model_costs_as_much_as_the_model_without_attention(dataset: str) -> None:
     runs_of = [Run(dataset, "iTransformer", v, "l96-h96", 0) for v in ("deep128", "deep128+narrow")]
     shape = Shape(96, 96, DATASETS[dataset].channels)
     emptied, narrow = (build(r.model, setup_of(CONFIG, r).settings, shape) for r in runs_of)

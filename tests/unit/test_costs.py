@@ -1,4 +1,4 @@
-"""Costs: counted as by hand, and the measurements leave no trace."""
+"""Costs equal those counted by hand, and measurements do not change the model."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Chain(Forecaster):
 
 
 class Fused(Forecaster):
-    """Attention between the time steps, as torch has it."""
+    """Attention between the time steps by torch's own module."""
 
     def __init__(self) -> None:
         super().__init__(Settings(), Shape(6, 6, 8))
@@ -59,7 +59,7 @@ def itransformer() -> Settings:
 
 
 def itransformer_flops(kept: list[int]) -> int:
-    """By hand, two per multiply-add; `kept` heads of size 4 per layer."""
+    """FLOPs counted by hand, two per multiply-add, with `kept` heads of size 4 per layer."""
     tokens, width, inner = SHAPE.channels, WIDTH, INNER
     total = tokens * SHAPE.lookback * width + tokens * width * SHAPE.horizon
     for heads in kept:
@@ -95,7 +95,7 @@ def test_every_model_has_costs(name: str) -> None:
     assert memory_of(model, 2, "cpu") > 0
 
 
-def test_measuring_leaves_no_trace() -> None:
+def test_measuring_does_not_change_the_model() -> None:
     model = build("PatchTST", sized("PatchTST"), SHAPE).train()
     model.norm.eval()
     modes = [module.training for module in model.modules()]
@@ -111,7 +111,7 @@ def test_measuring_leaves_no_trace() -> None:
         assert torch.equal(value, state[name]), name
 
 
-def test_latency_takes_turns() -> None:
+def test_latencies_are_measured_in_turn() -> None:
     calls: list[str] = []
     models = {name: Chain((8, 8)) for name in ("dense", "half", "none")}
     for name, model in models.items():
@@ -160,7 +160,7 @@ def test_networks_of_equal_cost_agree(
     assert latencies["c"].milliseconds == pytest.approx(1.5 * latencies["a"].milliseconds, rel=0.03)
 
 
-def test_peak_memory_is_what_lives_at_the_same_time() -> None:
+def test_peak_memory_counts_tensors_that_exist_at_the_same_time() -> None:
     batch, widths = 10, (50, 400, 300, 20)
     weights = 50 * 400 + 400 * 300 + 300 * 20
     # The input is held by the caller; the second map reads 400 and writes 300 numbers a window.
@@ -187,13 +187,13 @@ def test_costs_on_cuda() -> None:
     held = memory_of(dense, 64, "cuda")
     assert weights < held
     assert memory_of(pruned, 64, "cuda") < held
-    other = torch.empty(10**7, device="cuda")  # what else stands on the card is not counted
+    other = torch.empty(10**7, device="cuda")  # other tensors on the card are not counted
     assert memory_of(dense, 64, "cuda") == pytest.approx(held)
     del other
 
 
 def test_neither_training_nor_measuring_imports_the_compiler_of_torch() -> None:
-    # It would take over a second of every job.
+    # The import would take more than a second in every job.
     code = """
 import sys, torch
 from spat.models.registry import Shape, build

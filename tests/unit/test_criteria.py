@@ -1,4 +1,4 @@
-"""The quality of criteria, on runs in which it is known."""
+"""The quality of criteria, on frames in which it is known."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def noise(*key: object) -> float:
 
 
 def chance(name: str) -> Callable[[Keys], Sequence[float]]:
-    """A criterion that knows nothing."""
+    """A criterion of random scores."""
     return lambda keys: [noise(name, i, *keys.values()) for i in range(4)]
 
 
@@ -52,7 +52,7 @@ def noisy(sd: float = 0.0, worth: Sequence[float] = WORTH) -> Callable[[Keys, st
 
 def test_tau_b_equals_scipy() -> None:
     rng = np.random.default_rng(0)
-    a, b = rng.integers(0, 5, (2, 200, 6))  # ties abound
+    a, b = rng.integers(0, 5, (2, 200, 6))  # there are many ties
     expected = [scipy.stats.kendalltau(x, y).statistic for x, y in zip(a, b, strict=True)]
     np.testing.assert_allclose(ranks.tau_b(a, b), np.nan_to_num(expected), atol=1e-12)
 
@@ -69,11 +69,11 @@ def test_criteria_that_rank_alike_are_merged() -> None:
     labels = ranks.merged_criteria(scores(runs(seeds=3), CRITERIA))
     assert labels["oracle"] == labels["scaled"] == "oracle = scaled"
     assert labels["reverse"] == "reverse" and labels["chance"] == "chance"
-    # Alike in one run and not in another: kept apart.
+    # Criteria that rank alike in one run and not in another are not merged.
     values = {"a": lambda keys: WORTH, "b": lambda keys: np.multiply(WORTH, 1 - 2 * keys["seed"])}
     assert ranks.merged_criteria(scores(runs(seeds=1), values)) == dict.fromkeys("ab", "a = b")
     assert ranks.merged_criteria(scores(runs(seeds=2), values)) == {"a": "a", "b": "b"}
-    # Known in fewer runs: not the same everywhere.
+    # A criterion that is missing in some runs is not merged.
     frame = scores(runs(seeds=2), {"a": lambda keys: WORTH, "b": lambda keys: WORTH})
     fewer = frame[(frame["criterion"] == "a") | (frame["seed"] == 0)]
     assert ranks.merged_criteria(fewer) == {"a": "a", "b": "b"}
@@ -81,7 +81,7 @@ def test_criteria_that_rank_alike_are_merged() -> None:
 
 def test_site_scores_are_those_over_all_batches_at_the_kept_epoch() -> None:
     frame = scores(runs(seeds=1), {"send": lambda keys: WORTH}, kept=3)
-    frame.loc[frame["batch"] >= 0, "value"] = 99.0  # a mean of batches would show
+    frame.loc[frame["batch"] >= 0, "value"] = 99.0  # a mean over batches would differ
     table = ranks.site_scores(frame)
     np.testing.assert_allclose(table["value"], WORTH)
     frame.loc[(frame["batch"] == -1) & (frame["site"] == 2), "value"] = np.nan
@@ -91,7 +91,7 @@ def test_site_scores_are_those_over_all_batches_at_the_kept_epoch() -> None:
 # --- gains ---------------------------------------------------------------------------------------
 
 
-def test_the_gain_of_the_oracle_is_positive_and_chance_gains_nothing() -> None:
+def test_the_oracle_has_a_positive_gain_and_chance_has_none() -> None:
     of = runs(["ETTh1", "ETTh2"], seeds=40)
     table = criteria.gains(results(of, noisy()), selections(of, CRITERIA))
     assert set(table["removed"]) == {1, 2, 3}, "K = 0 and K = N are no choice"
@@ -144,7 +144,7 @@ def test_ratios_of_one_number_of_sites_count_once_and_labels_merge() -> None:
 # --- regrets -------------------------------------------------------------------------------------
 
 
-def test_the_oracle_has_no_honest_regret_and_the_reverse_has_the_whole() -> None:
+def test_the_oracle_has_no_honest_regret_and_its_reverse_the_largest() -> None:
     of = runs(seeds=4)
     table = criteria.regrets(results(of, noisy(), orders=3), selections(of, CRITERIA))
     assert set(table["oracle"]) == {"seeds", "orders", "hindsight"}
@@ -184,7 +184,7 @@ def test_equal_masks_show_the_null_regret_in_hindsight_and_none_honestly() -> No
     assert (means.loc[["seeds", "orders"], "null_regret"] == 0).all()
 
 
-def test_the_null_regret_is_missing_where_no_replicates_tell_it() -> None:
+def test_the_null_regret_is_missing_without_replicates() -> None:
     of = runs(seeds=2)
     table = criteria.regrets(results(of, noisy(0.01)), selections(of, CRITERIA))
     assert table.loc[table["oracle"] == "hindsight", "null_regret"].isna().all()
@@ -237,7 +237,7 @@ def test_the_sums_of_squares_equal_those_of_statsmodels() -> None:
     assert own["p"] == pytest.approx(expected["PR(>F)"])
 
 
-def test_what_an_order_does_to_all_masks_is_no_noise() -> None:
+def test_an_effect_of_an_order_on_all_masks_is_not_noise() -> None:
     frame = results(runs(seeds=1), lambda k, m, o: additive(WORTH)(m) + 0.1 * o, orders=3)
     table = replicates.variance_components(frame)
     assert (table["sd_replicates"] < 1e-9).all()
@@ -279,7 +279,7 @@ def test_the_detectable_difference_pools_masks_and_pairs_by_seed() -> None:
 # --- agreement with the leave-one-out changes ----------------------------------------------------
 
 
-def test_leaving_one_out_is_measured_against_the_control() -> None:
+def test_leave_one_out_changes_are_against_the_control() -> None:
     table = leave_one_out.leave_one_out_changes(results(runs(seeds=1), noisy(), orders=2))
     assert len(table) == 8
     np.testing.assert_allclose(table.set_index(["order", "site"])["change"].loc[1], WORTH)
@@ -324,7 +324,7 @@ def test_one_fixed_order_of_positions_is_one_of_twenty_four() -> None:
     assert test["p"] < 0.001 and test["p_position"] == pytest.approx(2 / 24)
 
 
-def test_p_values_are_uniform_when_scores_know_nothing() -> None:
+def test_p_values_of_random_scores_are_uniform() -> None:
     of = runs(seeds=8)
     errors = results(of, noisy(0.05, worth=(0, 0, 0, 0)))
     p = []
@@ -345,7 +345,7 @@ def test_labels_merge_criteria_in_the_agreement() -> None:
     assert not table.duplicated(["seed", "criterion"]).any()
 
 
-def test_the_changes_agree_with_themselves_only_as_far_as_there_is_a_ranking() -> None:
+def test_the_changes_agree_with_themselves_only_if_there_is_a_ranking() -> None:
     of = runs(seeds=6)
     real = leave_one_out.self_agreement(results(of, noisy(0.001), orders=3)).set_index("across")
     assert real.loc["seeds", "tau"] > 0.95 and real.loc["orders", "tau"] > 0.95
@@ -369,7 +369,7 @@ def test_masks_of_heads_and_models_without_sites_do_not_disturb() -> None:
     )
 
 
-def test_nothing_to_judge_gives_empty_frames_with_their_columns() -> None:
+def test_empty_results_give_empty_frames_with_their_columns() -> None:
     of = runs(seeds=1)
     frame = results(of, noisy(), masks=[FULL, EMPTY])
     asked = selections(of, CRITERIA)

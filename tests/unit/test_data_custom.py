@@ -1,4 +1,4 @@
-"""Datasets of one's own: the configuration's block, what is measured, what `add` prints."""
+"""Datasets of the user: the block of the configuration, the measured sizes, the output of `add`."""
 
 import os
 import re
@@ -47,7 +47,7 @@ def config(folder: Path, **section: Any) -> Config:
     )
 
 
-def test_what_is_not_given_is_measured_or_has_a_default(tmp_path: Path) -> None:
+def test_a_missing_option_is_measured_or_has_a_default(tmp_path: Path) -> None:
     write(tmp_path / "my file.csv")
     row = datasets.find(config(tmp_path), "mine")
     assert (row.rows, row.channels, len(row.sha256)) == (ROWS, 2, 1)
@@ -87,7 +87,7 @@ def test_home_and_variables_are_replaced(tmp_path: Path, monkeypatch: pytest.Mon
         assert datasets.find(config(tmp_path, file=file), "mine").rows == ROWS
 
 
-# What the section says -> what the error says.
+# The section -> the error.
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"rows": 5}, "data.custom.mine.rows: unknown key; valid here: file, step"),
     "step": ({"step": "1 hour"}, "data.custom.mine.step: '1 hour' is not a step: write a number"),
@@ -161,7 +161,7 @@ def test_a_file_that_is_too_short_for_the_grid(tmp_path: Path) -> None:
         runs.plan(config(tmp_path, split=[300, 100, 100]))
 
 
-def test_what_is_prepared_follows_the_file(tmp_path: Path) -> None:
+def test_a_users_file_is_prepared_and_recorded(tmp_path: Path) -> None:
     path = write(tmp_path / "my file.csv", lost=(0, 100, 101, 102))
     own = config(tmp_path, gaps="forward", gap_limit=3)
     assert not is_prepared(own, "mine")
@@ -259,7 +259,7 @@ def test_the_block_that_add_prints_can_be_used(
     }
 
 
-def test_a_column_of_row_numbers_is_no_channel(tmp_path: Path) -> None:
+def test_a_column_of_row_numbers_is_not_a_channel(tmp_path: Path) -> None:
     lines = write(tmp_path / "saved.csv").read_text().splitlines()
     rows = [f"{i}.0,{line}" for i, line in enumerate(lines[1:])]
     (tmp_path / "my file.csv").write_text("\n".join([f",{lines[0]},", *(f"{r}," for r in rows)]))
@@ -287,7 +287,7 @@ def test_a_mean_over_more_steps_than_there_is_memory_is_refused(tmp_path: Path) 
         ("year,month,day,hour,a", "2020,12,31,23,1", "2021,1,1,0,2", "%Y %m %d %H"),
     ],
 )
-def test_the_form_of_the_date_is_guessed(
+def test_the_date_format_is_guessed(
     tmp_path: Path, header: str, first: str, second: str, expected: str
 ) -> None:
     path = tmp_path / "a.csv"
@@ -307,7 +307,7 @@ def test_the_form_of_the_date_is_guessed(
         (b"date,a\n2021-01-02,1\n2021-01-01,2\n", "the rows run backwards in time"),
     ],
 )
-def test_add_says_what_it_could_not_guess(
+def test_add_names_the_options_that_it_cannot_guess(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, message: str
 ) -> None:
     path = tmp_path / "a.csv"
@@ -318,7 +318,7 @@ def test_add_says_what_it_could_not_guess(
     assert "nowhere.csv: no such file" in capsys.readouterr().err
 
 
-def test_a_file_of_very_many_channels_is_examined_in_seconds(tmp_path: Path) -> None:
+def test_a_file_of_many_channels_is_examined_in_seconds(tmp_path: Path) -> None:
     path = tmp_path / "wide.csv"
     names = [f"c{i}" for i in range(20_000)]
     rows = [f"2020-01-01 0{hour}:00:00," + ",".join("1" * len(names)) for hour in range(3)]

@@ -1,4 +1,4 @@
-"""Where files come from, and that a wrong one never enters the cache."""
+"""The sources of files; a wrong file never enters the cache."""
 
 import gzip
 import hashlib
@@ -27,7 +27,7 @@ def digest(content: bytes) -> str:
 
 @pytest.fixture
 def dataset() -> Dataset:
-    """A row with two accepted line-ending variants, and no address."""
+    """A row with two accepted line-ending variants, and no URL."""
     hashes = (digest(CRLF), digest(LF))
     return replace(DATASETS["Weather"], file="toy.csv", sha256=hashes, urls=())
 
@@ -44,7 +44,7 @@ def mirror(tmp_path: Path) -> Path:
 
 
 class Server:
-    """A web server on this machine: path -> content; counts what it was asked for."""
+    """A web server on this machine (path -> content) that counts the requests."""
 
     def __init__(self) -> None:
         self.pages: dict[str, bytes] = {}
@@ -80,7 +80,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def names(folder: Path) -> set[str]:
-    """What lies in a folder, lock files aside."""
+    """The files in a folder, except lock files."""
     present = {path.name for path in folder.iterdir()} if folder.exists() else set()
     return {name for name in present if not name.endswith(".lock")}
 
@@ -114,7 +114,7 @@ def test_mirrors_come_before_the_network_in_their_order(
     assert server.asked == []
 
 
-def test_a_wrong_mirror_is_passed_over(dataset: Dataset, cache: Path, mirror: Path) -> None:
+def test_a_mirror_with_a_wrong_file_is_skipped(dataset: Dataset, cache: Path, mirror: Path) -> None:
     wrong = mirror / "wrong"
     wrong.mkdir()
     (wrong / "toy.csv").write_bytes(b"date,a\n")
@@ -173,7 +173,7 @@ def test_a_wrong_answer_never_enters_the_cache(
     assert names(cache) == set()
 
 
-def test_error_lists_what_was_tried_and_the_way_out(
+def test_the_error_lists_the_attempts_and_the_remedy(
     dataset: Dataset, cache: Path, mirror: Path, server: Server
 ) -> None:
     cache.mkdir()
@@ -197,13 +197,11 @@ def test_error_lists_what_was_tried_and_the_way_out(
     assert all(known in message for known in row.sha256)
 
 
-def test_error_says_that_there_is_no_address(dataset: Dataset, cache: Path, mirror: Path) -> None:
+def test_the_error_says_that_there_is_no_url(dataset: Dataset, cache: Path, mirror: Path) -> None:
     with pytest.raises(DownloadError) as caught:
         fetch(dataset, cache, [mirror])
     first, *tried = str(caught.value).splitlines()
-    assert first == (
-        "Weather: no source has toy.csv, and the registry knows no address of it. Tried:"
-    )
+    assert first == ("Weather: no source has toy.csv, and the registry has no URL for it. Tried:")
     assert tried[:2] == [f"  {folder / 'toy.csv'}: no such file" for folder in (cache, mirror)]
 
 
@@ -219,7 +217,7 @@ def test_a_wrong_file_in_the_cache_is_reported_and_replaced(
     assert digest(b"old") in warning
 
 
-def test_a_wrong_file_stays_where_nothing_better_is_found(dataset: Dataset, cache: Path) -> None:
+def test_a_wrong_file_is_kept_if_no_source_has_the_right_one(dataset: Dataset, cache: Path) -> None:
     cache.mkdir()
     (cache / "toy.csv").write_bytes(b"old")
     with pytest.raises(DownloadError):
@@ -253,7 +251,7 @@ def test_a_verified_cache_needs_no_writing(dataset: Dataset, cache: Path) -> Non
     ],
     ids=["nowhere", "cache", "mirror"],
 )
-def test_available_looks_without_a_network(
+def test_available_uses_no_network(
     dataset: Dataset,
     cache: Path,
     mirror: Path,
@@ -270,7 +268,7 @@ def test_available_looks_without_a_network(
     assert server.asked == []
 
 
-def test_generated_data_are_always_there_and_never_fetched(cache: Path) -> None:
+def test_generated_data_are_available_and_never_fetched(cache: Path) -> None:
     assert available(DATASETS["synthetic"], cache)
     with pytest.raises(ValueError, match="synthetic is generated"):
         fetch(DATASETS["synthetic"], cache)

@@ -1,4 +1,4 @@
-"""The rules for missing values: what they fill, and that nothing of the future leaks."""
+"""The rules for missing values: the filled values, and that no later split leaks into one."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def filled(values: list[float], rule: GapRule, limit: int = 12) -> list[float]:
     [
         ([0, NAN, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [0, 0, 2], [0, 1, 2]),
         ([0, NAN, NAN, 3, 4, 5, 6, 7, 8, 9, 10, 11], [0, 0, 0, 3], [0, 1, 2, 3]),
-        # The end of training, its neighbour is in validation: never a line across the border.
+        # The gap ends the training rows; the line must not use the neighbour in validation.
         ([0, 1, 2, 3, 4, NAN, 6, 7, 8, 9, 10, 11], [0, 1, 2, 3, 4, 4], [0, 1, 2, 3, 4, 4]),
         # From training into validation, which begins with a gap.
         (
@@ -41,7 +41,7 @@ def filled(values: list[float], rule: GapRule, limit: int = 12) -> list[float]:
         ([*range(11), NAN], [*range(11), 10], [*range(11), 10]),
     ],
 )
-def test_what_is_filled(
+def test_values_are_filled_by_each_rule(
     values: list[float], forward: list[float], interpolate: list[float]
 ) -> None:
     assert filled(values, "forward")[: len(forward)] == forward
@@ -50,7 +50,7 @@ def test_what_is_filled(
 
 @pytest.mark.parametrize("rule", ["forward", "interpolate"])
 @pytest.mark.parametrize("seed", range(5))
-def test_no_split_holds_anything_of_a_later_one(rule: GapRule, seed: int) -> None:
+def test_no_split_contains_values_of_a_later_split(rule: GapRule, seed: int) -> None:
     rng = np.random.default_rng(seed)
     values = rng.normal(size=12)
     values[rng.random(12) < 0.5] = NAN
@@ -62,7 +62,7 @@ def test_no_split_holds_anything_of_a_later_one(rule: GapRule, seed: int) -> Non
         assert filled(later.tolist(), rule)[:border] == before[:border]
 
 
-def test_forward_looks_backwards_only() -> None:
+def test_the_rule_forward_looks_only_backwards() -> None:
     rng = np.random.default_rng(0)
     values = rng.normal(size=12)
     values[[3, 4, 8]] = NAN
@@ -73,7 +73,7 @@ def test_forward_looks_backwards_only() -> None:
         assert filled(later.tolist(), "forward")[:row] == before[:row]
 
 
-def test_what_was_done_is_counted() -> None:
+def test_filled_values_are_counted() -> None:
     values = np.arange(24.0).reshape(12, 2)
     values[2:5, 0] = values[4:6, 1] = NAN
     done, record = fill(
@@ -98,7 +98,7 @@ def test_what_was_done_is_counted() -> None:
         ([0], Gaps("interpolate", 2), r"row 1 .*'b': a value is missing"),
     ],
 )
-def test_what_cannot_be_filled(rows: list[int], gaps: Gaps, message: str) -> None:
+def test_gaps_that_cannot_be_filled_are_named(rows: list[int], gaps: Gaps, message: str) -> None:
     values = np.zeros((12, 2))
     values[rows, 1] = NAN
     times = np.datetime64("2021-01-01T00") + np.arange(12)

@@ -1,4 +1,4 @@
-"""Files as they come: what is read, and what is refused with which words."""
+"""Files of many formats: the values that are read, and the messages of those refused."""
 
 import bz2
 import gzip
@@ -21,7 +21,7 @@ from spat.data.registry import DATASETS, DataError, Dataset, Gaps, Shares, Table
 SHARED = Path(__file__).parents[3] / "shared"
 CASES = SHARED / "cases"
 
-# A dataset of one's own, before its file was measured.
+# A dataset of the user, before its file is measured.
 OWN = Dataset(
     name="own",
     file="own.csv",
@@ -49,7 +49,7 @@ def stamps(rows: int, step: str = "h") -> list[str]:
 
 
 def text(times: list[str] | None = None, separator: str = ",", end: str = "\n") -> str:
-    """A sound file: header, then a row for each time stamp."""
+    """A valid file: header, then a row for each time stamp."""
     rows = [["date", "load", "OT"]]
     rows += [[t, f"{i}.5", f"-{i}"] for i, t in enumerate(times or stamps(30))]
     return "".join(separator.join(row) + end for row in rows)
@@ -132,7 +132,7 @@ def test_read(tmp_path: Path, case: str) -> None:
     assert (row.rows, row.channels, row.sha256) == (30, 2, (series.sha256,))
 
 
-# A file -> what the error says of it. The dataset is hourly and has no gaps.
+# A file -> the error. The dataset is hourly and has no gaps.
 REFUSED: dict[str, tuple[str | bytes, str]] = {
     "newest first": (
         text(stamps(30)[::-1]),
@@ -281,7 +281,7 @@ def test_refused(tmp_path: Path, case: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-# Days from which the rows go on, and the time stamp of the 10th: Arrow reads each as another time.
+# The first day of the rows, and the time stamp of row 10, which Arrow reads as another time.
 IMPOSSIBLE: dict[str, tuple[str, str]] = {
     "30 February": ("2020-02-29", "2020-02-30 00:00:00"),
     "29 February of no leap year": ("2021-02-28", "2021-02-29 00:00:00"),
@@ -342,14 +342,14 @@ def _endless(path: Path) -> None:
     ],
     ids=["pipe", "device", "folder", "loop"],
 )
-def test_what_is_not_a_regular_file_is_not_opened(
+def test_only_regular_files_are_opened(
     tmp_path: Path, make: Callable[[Path], None], reason: str
 ) -> None:
     path = tmp_path / "own.csv"
     make(path)
     with pytest.raises(DataError, match=re.escape(f"{path}: cannot be read: {reason}")):
         parse(OWN, path)
-    if Path("/proc/kmsg").exists():  # a regular file by its kind, which waits for ever
+    if Path("/proc/kmsg").exists():  # a regular file of the kernel, of which a read never returns
         with pytest.raises(DataError, match="/proc/kmsg: empty"):
             parse(OWN, Path("/proc/kmsg"))
     with pytest.raises(DataError, match=r"nowhere\.csv: no such file"):
@@ -380,7 +380,7 @@ def test_the_hash_is_that_of_the_file(tmp_path: Path) -> None:
     assert raw.fingerprint(packed) == raw.load(packed).sha256 != raw.fingerprint(plain)
 
 
-# What is done to the published file -> it is not that file any more.
+# Changes of the published file.
 SPOILT: dict[str, Callable[[list[bytes]], list[bytes]]] = {
     "one digit": lambda lines: [*lines[:500], lines[500].replace(b"2", b"3", 1), *lines[501:]],
     "two columns swapped": lambda lines: [
@@ -418,9 +418,9 @@ def test_another_dataset_is_refused() -> None:
         read(DATASETS["ETTh1"], path)
 
 
-# The step between rows is checked for these, as the files are: what is odd is listed.
+# The step between rows is checked for these files; irregular time stamps are listed.
 @pytest.mark.parametrize("name", ["ETTh1", "ETTm2", "Weather", "Exchange", "ILI", "Appliances"])
-def test_what_is_irregular_in_published_files_is_known(name: str) -> None:
+def test_irregular_time_stamps_of_published_files_are_listed(name: str) -> None:
     dataset = DATASETS[name]
     path = SHARED / "datasets" / dataset.file
     if not path.exists():
@@ -433,7 +433,7 @@ def test_what_is_irregular_in_published_files_is_known(name: str) -> None:
             read(replace(dataset, irregular=rest), path)
 
 
-def test_missing_rows_and_values_are_gaps_where_the_rule_fills(tmp_path: Path) -> None:
+def test_missing_rows_and_values_are_gaps_if_the_rule_fills_them(tmp_path: Path) -> None:
     path = tmp_path / "own.csv"
     lines = text(without(slice(10, 14))).splitlines()
     lines[1] = lines[1].replace("0.5", "NA")

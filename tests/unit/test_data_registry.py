@@ -16,7 +16,7 @@ SHARED = Path(__file__).parents[3] / "shared"
 CHECKSUMS = SHARED / "reference" / "dataset_checksums.csv"
 UCI = ("Appliances", "BeijingPM25", "HouseholdPower")
 PUBLISHED = [row for row in DATASETS.values() if row.urls and row.name not in UCI]
-# A file of one's own, in a folder of `data.mirrors`.
+# A dataset whose file is only in a folder of `data.mirrors`.
 LOCAL = replace(DATASETS["ETTh1"], name="Local", file="local.csv", urls=(), sha256=("0" * 64,))
 
 # Borders that the published loaders give: end of training, of validation, of test.
@@ -39,7 +39,7 @@ PROTOCOL = {
 }
 
 
-def test_all_datasets_are_there() -> None:
+def test_all_published_datasets_are_registered() -> None:
     assert list(DATASETS) == [
         *("ETTh1", "ETTh2", "ETTm1", "ETTm2", "Weather", "Electricity", "Traffic", "Exchange"),
         *("ILI", "Solar", "PEMS03", "PEMS04", "PEMS07", "PEMS08"),
@@ -48,7 +48,7 @@ def test_all_datasets_are_there() -> None:
 
 
 @pytest.mark.parametrize("dataset", [*DATASETS.values(), LOCAL], ids=lambda row: row.name)
-def test_row_is_sound(dataset: Dataset) -> None:
+def test_each_row_is_consistent(dataset: Dataset) -> None:
     assert dataset.rows > 0
     assert dataset.channels > 0
     assert pd.tseries.frequencies.to_offset(dataset.step) is not None
@@ -75,7 +75,7 @@ def test_row_with_a_file_can_be_fetched(dataset: Dataset) -> None:
     assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in dataset.sha256)
 
 
-def test_no_hash_serves_two_datasets() -> None:
+def test_no_two_datasets_have_a_common_hash() -> None:
     hashes = [digest for dataset in DATASETS.values() for digest in dataset.sha256]
     assert len(hashes) == len(set(hashes))
 
@@ -126,7 +126,7 @@ def test_rows_agree_with_the_published_checksums() -> None:
         assert set(dataset.urls) <= urls, dataset.name
 
 
-def test_registry_is_light() -> None:
+def test_the_registry_imports_no_heavy_package() -> None:
     code = (
         "import sys, spat.data.registry\n"
         "heavy = {'numpy', 'pandas', 'torch', 'pyarrow', 'pooch'} & set(sys.modules)\n"
@@ -136,6 +136,6 @@ def test_registry_is_light() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_row_is_a_value() -> None:
+def test_borders_follow_the_number_of_rows() -> None:
     longer = replace(DATASETS["synthetic"], rows=100)
     assert borders(longer, 100) == Borders((0, 70), (70, 80), (80, 100))

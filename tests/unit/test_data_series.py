@@ -1,4 +1,4 @@
-"""Reading each format, refusing what is wrong with one clear error, standardising, saving."""
+"""Each format is read, invalid files are refused with one clear error, series are prepared."""
 
 import gzip
 import re
@@ -59,7 +59,7 @@ def toy(rows: int = 20, channels: int = 2) -> Dataset:
 
 
 def lines(rows: int = 20) -> list[str]:
-    """A sound toy file: header, then hourly rows."""
+    """A valid toy file: header, then hourly rows."""
     body = [f"2020-01-{1 + i // 24:02d} {i % 24:02d}:00:00,{i}.5,{-i}e-1" for i in range(rows)]
     return ["date,load,OT", *body]
 
@@ -178,7 +178,7 @@ def test_pems_takes_the_flow(tmp_path: Path, features: int) -> None:
     assert series.times is None
 
 
-# What is done to a sound file of 20 rows -> what the error says.
+# A change of a valid file of 20 rows -> the error.
 BAD: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
     "empty": (lambda t: [], "empty, or without a header"),
     "header only": (lambda t: t[:1], "0 rows x 2 channels, expected 20 x 2 (truncated?)"),
@@ -252,7 +252,7 @@ def test_a_bad_csv_gets_one_clear_error(tmp_path: Path, case: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_the_sound_file_is_read(tmp_path: Path) -> None:
+def test_the_valid_file_is_read(tmp_path: Path) -> None:
     assert read(toy(), write(tmp_path / "toy.csv", lines())).values.shape == (20, 2)
 
 
@@ -322,7 +322,7 @@ def series_of(values: np.ndarray, timed: bool = True) -> Series:
     return Series(values.astype(np.float64), names, times if timed else None)
 
 
-def test_standardised_by_the_training_rows_alone() -> None:
+def test_values_are_standardised_by_the_training_rows_only() -> None:
     values = np.random.default_rng(1).normal(50, 7, (100, 3))
     prepared = prepare(toy(100, 3), series_of(values), "abc")
     np.testing.assert_allclose(prepared.mean, values[:70].mean(0), rtol=1e-13)
@@ -345,9 +345,9 @@ def test_a_constant_channel_keeps_scale_one(constant: float) -> None:
     np.testing.assert_allclose(prepared.values[70:, 1], 2.0, atol=1e-6)
 
 
-def test_only_the_rows_that_are_used_are_kept() -> None:
+def test_rows_after_the_test_split_are_dropped() -> None:
     values = np.random.default_rng(1).normal(size=(14500, 7))
-    values[14400:] = np.nan  # never looked at
+    values[14400:] = np.nan  # not used
     prepared = prepare(DATASETS["ETTh1"], series_of(values), "")
     assert prepared.values.shape == (14400, 7)
     assert prepared.marks is not None
@@ -385,7 +385,9 @@ def test_the_same_series_gives_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 
-def test_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_leaves_no_partial_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prepared = prepare(toy(50, 3), series_of(np.random.default_rng(2).normal(size=(50, 3))), "")
     path = tmp_path / "toy.npz"
     save(prepared, path)

@@ -1,4 +1,4 @@
-"""The generated series: the same for the same arguments, with the structure that it promises."""
+"""The generated series: reproducible, and with the documented structure."""
 
 from dataclasses import replace
 
@@ -49,7 +49,7 @@ def test_seasons_without_noise() -> None:
 
 def test_there_is_a_trend() -> None:
     values = generate(24 * 91 * 4, 8, seed=0, coupling=0.0, noise=0.0).values
-    quarter = 24 * 91  # whole seasons: what is left of the difference of means is the trend
+    quarter = 24 * 91  # The means are over whole seasons, so their difference is the trend.
     rise = values[-quarter:].mean(0) - values[:quarter].mean(0)
     assert (np.abs(rise) > 0.05).sum() >= 6
     assert (np.abs(rise) <= 1.0).all()

@@ -45,5 +45,5 @@ def test_against_the_calendar_of_pandas() -> None:
     assert features.max() == 0.5
 
 
-def test_minutes_do_not_count() -> None:
+def test_minutes_do_not_change_the_features() -> None:
     np.testing.assert_array_equal(at("2020-05-05T07:00:00"), at("2020-05-05T07:59:59"))

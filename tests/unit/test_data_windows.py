@@ -40,7 +40,7 @@ def test_a_batch_equals_slices() -> None:
         assert torch.equal(batch.future_marks[b], marks[a + 8 : a + 11])
 
 
-def test_every_window_of_the_range_and_none_beyond() -> None:
+def test_every_window_lies_within_the_rows() -> None:
     windows = Windows(counting(50), None, 5, 45, lookback=8, horizon=3)
     batch = windows.batch(torch.arange(len(windows)))
     assert batch.x[0, 0, 0] == 50.0
@@ -69,7 +69,7 @@ def test_splits_share_the_series(prepared: Prepared) -> None:
     assert splits.train._past.untyped_storage().data_ptr() == prepared.values.ctypes.data
 
 
-def test_look_back_crosses_the_border_and_targets_do_not(prepared: Prepared) -> None:
+def test_inputs_cross_the_border_of_a_split_and_targets_do_not(prepared: Prepared) -> None:
     lookback, horizon = 24, 12
     splits = split(prepared, lookback, horizon)
     values = torch.from_numpy(prepared.values)

@@ -1,4 +1,4 @@
-"""A change reruns what depends on it and no more: modules and settings of each stage."""
+"""The modules and settings of each stage: a change reruns only the stages that depend on it."""
 
 import json
 import shutil
@@ -76,9 +76,7 @@ def imported() -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_module_that_is_really_imported_is_declared(
-    stage: str, imported: dict[str, list[str]]
-) -> None:
+def test_every_imported_module_is_declared(stage: str, imported: dict[str, list[str]]) -> None:
     computing = {
         module
         for module in set(imported[stage]) - digests.EXCLUDED
@@ -98,7 +96,7 @@ def test_files_exist_and_are_relative_to_the_working_directory(
         assert Path(path).is_file()
 
 
-# Models that are changes of another model.
+# Models that are subclasses of another model.
 BUILT_ON = {
     "Nonstationary": "Transformer",
     "Informer": "Transformer",
@@ -146,7 +144,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         cached.cache_clear()
 
 
-def test_comments_and_docstrings_are_no_code(package: Path) -> None:
+def test_comments_and_docstrings_do_not_change_a_digest(package: Path) -> None:
     before = digests.code_digest("pretrain", "iTransformer")
     loop = package / "training" / "loop.py"
     loop.write_text('"""Another docstring."""\n# A comment.\n\n' + loop.read_text())
@@ -170,7 +168,7 @@ def test_comments_and_docstrings_are_no_code(package: Path) -> None:
         ("pipeline/config.py", "pretrain", False),
     ],
 )
-def test_code_counts_where_it_computes(
+def test_a_change_of_code_changes_the_digests_of_the_stages_that_run_it(
     package: Path, changed: str, stage: str, matters: bool
 ) -> None:
     before = digests.code_digest(stage, "iTransformer")
@@ -225,7 +223,7 @@ def changed(change: dict[str, Any], run: Run = RUN) -> set[str]:
         ({"results": "elsewhere"}, set()),
     ],
 )
-def test_a_setting_counts_for_the_stages_that_read_it(
+def test_a_setting_changes_the_digests_of_the_stages_that_read_it(
     change: dict[str, Any], stages: set[str]
 ) -> None:
     assert changed(change) == stages

@@ -16,7 +16,7 @@ from small_models import LOSSES
 from torch import Tensor, nn
 
 import spat
-from spat.attention import discovery, graph
+from spat.attention import discovery
 from spat.attention.errors import (
     AttentionWarning,
     InlineAttention,
@@ -34,7 +34,17 @@ from spat.surgery.foreign import Removal
 
 
 def test_torch_has_the_internals_that_the_graph_is_read_with() -> None:
-    assert graph.unsupported() == []
+    assert hasattr(torch._C._autograd, "_get_sequence_nr")
+    x = torch.rand(1, 1, 3, 2, requires_grad=True)
+    fused = nn.functional.scaled_dot_product_attention(x, x, x).grad_fn
+    softmax = x.softmax(-1).grad_fn
+    names = ("query", "key", "value", "is_causal", "scale")
+    for node, saved in ((fused, names), (softmax, ("result", "dim"))):
+        for attribute in (
+            *("register_prehook", "next_functions", "_sequence_nr", "name"),
+            *(f"_saved_{name}" for name in saved),
+        ):
+            assert hasattr(node, attribute)
 
 
 @pytest.mark.parametrize("name", zoo.REMOVABLE)
@@ -46,7 +56,7 @@ def test_sites_are_found_in_forward_order(name: str) -> None:
     assert {(site.queries, site.keys) for site in sites} == {(zoo.TOKENS, zoo.TOKENS)}
 
 
-def test_what_a_site_says_of_itself() -> None:
+def test_a_site_has_its_calls_kind_parameters_and_branch() -> None:
     (site,) = spat.find_sites(zoo.make(zoo.Twice), zoo.loss, zoo.batch())
     size = sum(p.numel() for p in zoo.Nano().parameters())
     assert (site.calls, site.kind, site.parameters, site.branch) == (2, "self", size, ())
@@ -65,7 +75,9 @@ def test_what_a_site_says_of_itself() -> None:
         (lambda: zoo.Layer(zoo.Local()), TooCoarse),
     ],
 )
-def test_what_cannot_be_removed_says_why(maker: Any, refusal: type[Exception]) -> None:
+def test_a_site_that_cannot_be_removed_gives_the_reason(
+    maker: Any, refusal: type[Exception]
+) -> None:
     model = zoo.make(maker)
     (site,) = spat.find_sites(model, zoo.loss, zoo.batch())
     assert isinstance(site.refusal, refusal)
@@ -104,7 +116,7 @@ class OfHeld(zoo.Layer):
         (lambda: zoo.Biased(computed=True), SharedOutput, "'second' uses what 'first' computes"),
     ],
 )
-def test_what_cannot_be_removed_is_known_before_it_is_tried(
+def test_a_site_that_cannot_be_removed_is_known_before_the_attempt(
     maker: Any, refusal: type[Exception], message: str
 ) -> None:
     sites = spat.find_sites(zoo.make(maker), zoo.loss, zoo.batch())
@@ -124,7 +136,7 @@ def test_an_output_without_tensors_has_no_scores() -> None:
 
 @pytest.mark.parametrize("units", [(), ("*.attention",)])
 def test_cosine_compares_the_residual_stream_and_not_its_norm(units: tuple[str, ...]) -> None:
-    model = zoo.make(zoo.REMOVABLE["nanoGPT"][0]).eval()  # a norm stands before the attention
+    model = zoo.make(zoo.REMOVABLE["nanoGPT"][0]).eval()  # there is a norm before the attention
     streams: dict[str, Tensor] = {}
     for i in range(2):
         layer: Any = model.get_submodule(str(i))
@@ -228,7 +240,9 @@ def test_units_replace_discovery() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_frozen_model_of_any_precision_is_found_and_left_as_it_was(dtype: torch.dtype) -> None:
+def test_sites_of_a_frozen_model_of_any_precision_are_found_without_a_change(
+    dtype: torch.dtype,
+) -> None:
     model = zoo.make(lambda: zoo.Layer(zoo.Nano()), dtype).requires_grad_(False)
     with torch.no_grad():
         assert len(spat.find_sites(model, zoo.loss, zoo.batch(dtype))) == 1
@@ -433,7 +447,7 @@ def test_scores_are_a_table_and_give_the_lowest() -> None:
 
 
 class Sigmoid(zoo.Nano):
-    """Attention of another form, which only `units` can name."""
+    """Attention of another form, which only `units` can specify."""
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (zoo.split(t) for t in self.qkv(x).chunk(3, -1))
@@ -525,7 +539,7 @@ def test_attention_of_another_form_is_not_taken_for_softmax_of_q_k_times_v(maker
     assert [site.name for site in sites] == ["1.attention"]
     with pytest.raises(NoSites):
         spat.find_sites(zoo.make(lambda: zoo.Layer(maker())), zoo.loss, zoo.batch())
-    # Named as a unit it can be removed, and ranked by what its output shows, but not by its map.
+    # As a unit it can be removed, and ranked by its output, but not by its attention map.
     given: Any = {"units": ["*.attention"]}
     scores = spat.score(model, [zoo.batch()], zoo.loss, criterion="cosine", **given)
     assert [site.name for site in scores.sites] == ["0.attention", "1.attention"]
@@ -536,7 +550,7 @@ def test_attention_of_another_form_is_not_taken_for_softmax_of_q_k_times_v(maker
     assert small.spat_removal.removed == ("0.attention",)
 
 
-def test_attention_that_is_added_to_nothing_is_not_compared_with_its_input() -> None:
+def test_attention_without_a_residual_is_not_compared_with_its_input() -> None:
     model = zoo.make(zoo.NoSum)
     assert spat.score(model, [zoo.batch()], zoo.loss, criterion="michel").values > 0
     with pytest.raises(ValueError, match="view Residual.*its output is added to"):

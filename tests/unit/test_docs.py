@@ -1,4 +1,4 @@
-"""The documentation is built, and shows what a user calls."""
+"""The documentation is built, and contains the public names."""
 
 import re
 import subprocess

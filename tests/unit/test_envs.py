@@ -42,7 +42,7 @@ def test_the_container_installs_the_same_file_on_the_same_python() -> None:
         assert (ROOT / name).exists(), f"Containerfile copies {name}, which is not there"
 
 
-def test_pins_satisfy_what_the_project_asks_for() -> None:
+def test_pins_satisfy_the_requirements_of_the_project() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     optional = project["optional-dependencies"].items()
     extras = [texts for extra, texts in optional if extra != "language"]  # a file of its own
@@ -53,7 +53,7 @@ def test_pins_satisfy_what_the_project_asks_for() -> None:
         assert wanted.specifier.contains(pin), f"{text}, but pinned {pin}"
 
 
-def test_what_runs_here_is_what_is_pinned() -> None:
+def test_installed_versions_are_the_pinned_ones() -> None:
     for name, pin in PINNED.items():
         assert metadata.version(name).split("+")[0] == pin, name
 

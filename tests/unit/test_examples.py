@@ -18,7 +18,7 @@ def shown(notebook: Any) -> str:
     return "\n".join(o.get("text") or o.get("data", {}).get("text/plain", "") for o in outputs)
 
 
-def test_the_notebook_runs_and_shows_what_it_says() -> None:
+def test_the_notebook_runs_and_its_output_agrees_with_its_text() -> None:
     committed = nbformat.read(NOTEBOOK, as_version=4)
     run = copy.deepcopy(committed)
     where = {"metadata": {"path": str(FOLDER)}}

@@ -1,4 +1,4 @@
-"""Every shipped experiment can be loaded and planned, and is what its comments say."""
+"""Every shipped experiment can be loaded and planned, and agrees with its comments."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def experiment(name: str) -> tuple[Config, tuple[Planned, ...]]:
     return config, runs.plan(config)
 
 
-def test_all_are_there() -> None:
+def test_all_experiments_are_listed() -> None:
     generated = ["offline", "planted", "smoke", "unplanted"]
     real = [
         *(
@@ -68,7 +68,7 @@ def test_default_is_the_laptop_run() -> None:
     assert config.transfer.pairs == (("ETTh1", "ETTh2"), ("ETTh2", "ETTh1"))
 
 
-def test_quick_is_a_part_of_the_default_with_the_same_errors() -> None:
+def test_quick_is_part_of_the_default_run_with_the_same_errors() -> None:
     (quick, part), (default, whole) = experiment("quick"), experiment("default")
     assert {p.run.model for p in part} == {"iTransformer", "DLinear"}
     assert set(part) < set(whole)
@@ -94,7 +94,7 @@ def test_offline_is_the_default_on_generated_data() -> None:
 
 
 @pytest.mark.parametrize("name", ["smoke", "offline", "planted", "unplanted"])
-def test_generated_data_never_stand_beside_real_ones(name: str) -> None:
+def test_no_experiment_mixes_generated_and_real_data(name: str) -> None:
     config, planned = experiment(name)
     used = {p.run.dataset for p in planned} | {d for pair in config.transfer.pairs for d in pair}
     assert all(DATASETS[d].format == "synthetic" for d in used)

@@ -80,7 +80,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
-def test_one_message_and_no_traceback(
+def test_a_failure_is_one_message_without_a_traceback(
     error: BaseException,
     says: str,
     configuration: Path,
@@ -208,7 +208,7 @@ def test_ctrl_c_says_what_is_kept(configuration: Path) -> None:
     assert shown.startswith("spat collect: interrupted.") and "Traceback" not in shown
 
 
-def test_a_closed_pipe_and_a_narrow_locale_are_no_failure(configuration: Path) -> None:
+def test_a_closed_pipe_and_an_ascii_locale_do_not_fail(configuration: Path) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     program = (
         "from spat.pipeline import cli\n"

@@ -1,4 +1,4 @@
-"""The figures: what they show, and that all of it can be read."""
+"""The figures: their content and their legibility."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ KINDS: dict[str, dict[str, object]] = {
         "pairs": (("ETTh1", "ETTh2"), ("ETTm1", "ETTh2"), ("ETTm2", "ETTm1")),
     },
 }  # fmt: skip
-# Figures of what an experiment does not hold: these are not made.
+# Figures that are not made, since the experiment has no data for them.
 ABSENT = {
     ("one", "transfer"),
     *((kind, name) for kind in KINDS for name in ("robustness", "controls")),
@@ -91,7 +91,7 @@ def texts(figure: Figure) -> list[Text]:
 
 
 def overlap(one: Bbox, other: Bbox) -> float:
-    """Pixels by which two boxes reach into each other."""
+    """Pixels by which two boxes overlap."""
     width = min(one.x1, other.x1) - max(one.x0, other.x0)
     height = min(one.y1, other.y1) - max(one.y0, other.y0)
     return min(width, height)
@@ -118,7 +118,7 @@ def test_a_figure_shows_data_and_names_its_axes(name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "name"), MADE)
-def test_nothing_is_cut_off(name: str, kind: str) -> None:
+def test_no_text_of_a_figure_is_cut_off(name: str, kind: str) -> None:
     figure = drawn(name, kind)
     box = figure.bbox.padded(1)
     ticks = {id(text) for axes in figure.axes for text in _tick_labels(axes)}
@@ -127,7 +127,7 @@ def test_nothing_is_cut_off(name: str, kind: str) -> None:
         inside = box.x0 <= extent.x0 and extent.x1 <= box.x1
         inside &= box.y0 <= extent.y0 and extent.y1 <= box.y1
         assert inside or id(text) in ticks, f"{text.get_text()!r} at {extent.bounds}"
-    # Tick labels as far as they are drawn, and everything else.
+    # The tick labels that are drawn, and all other texts.
     tight = figure.get_tightbbox().transformed(figure.dpi_scale_trans)
     assert tight.x0 >= box.x0 and tight.x1 <= box.x1, tight
     assert tight.y0 >= box.y0 and tight.y1 <= box.y1, tight
@@ -162,7 +162,7 @@ def test_a_figure_without_input_is_not_made(name: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_drawing_leaves_no_trace() -> None:
+def test_drawing_does_not_change_global_state() -> None:
     before = dict(mpl.rcParams)
     draw("pareto", frames("one"))
     import matplotlib.pyplot as plt
@@ -199,7 +199,7 @@ def test_series_differ_without_colour() -> None:
 
 
 def test_many_cells_share_panels() -> None:
-    assert len(drawn("pareto", "many").axes) == 2  # a panel a model
+    assert len(drawn("pareto", "many").axes) == 2  # one panel per model
     assert len(drawn("history", "many").axes) == style.FACETS
     assert len(drawn("pareto").axes) == 4
 
@@ -215,7 +215,7 @@ def test_models_never_share_a_panel(count: int) -> None:
     assert [rows["model"].nunique() for _, rows in style.panels(frame, keys)] == [1] * count
 
 
-# what they show
+# content
 
 
 def mse(mask: Mask, phase: str, seed: int) -> float:
@@ -246,7 +246,7 @@ def test_pareto_points_are_changes_against_the_control_with_their_interval() -> 
     assert axis.get_xlabel() == "" and "FLOPs" in drawn("pareto").axes[-1].get_xlabel()
 
 
-def test_the_front_holds_what_nothing_beats() -> None:
+def test_the_front_holds_the_undominated_points() -> None:
     axis = panels(drawn("pareto"))["ETTh1 iTransformer"]
     handles, labels = axis.get_legend_handles_labels()
     front = dict(zip(labels, handles, strict=True))["front"]
@@ -311,7 +311,7 @@ def test_the_main_criteria_differ_in_grey_and_without_markers() -> None:
     assert set(methods.CRITERIA_IN_ORDER) == set(CRITERIA)
 
 
-def test_a_mark_follows_from_the_name_alone() -> None:
+def test_the_mark_of_a_name_is_always_the_same() -> None:
     assert style.mark("sam (tuned)") == replace(style.mark("sam"), label="SAM (tuned)")
     assert style.mark("SPAT 50 %") == style.share(0.5, "SPAT 50 %")
     assert style.mark("send").label == "SEND"
@@ -339,7 +339,7 @@ def test_a_method_has_the_same_mark_in_every_figure() -> None:
     }
 
 
-def test_rivals_join_a_pruned_model_to_what_is_left_of_it() -> None:
+def test_rivals_joins_the_points_of_a_dense_and_its_pruned_model() -> None:
     axis = panels(drawn("rivals"))["ETTh1"]
     rows = methods.at_home(frames("default"))
     rows = rows[(rows["dataset"] == "ETTh1") & (rows["model"] == "iTransformer")]
@@ -426,7 +426,7 @@ def test_heads_are_sorted_within_their_site_and_divided_by_the_mean_of_the_run()
     assert len(limits) == 1, "one scale for all panels"
 
 
-def test_one_head_a_site_leaves_nothing_to_compare() -> None:
+def test_sites_of_one_head_have_no_heads_to_compare() -> None:
     made = build(datasets=("ETTh1",), models=("iTransformer",), seeds=(0,), pairs=())
     made["scores"] = made["scores"].query("head < 1")
     with pytest.raises(Absent, match="several heads"):
@@ -546,7 +546,7 @@ def test_heads_vs_modules_of_one_seed_has_an_interval_over_windows() -> None:
 def test_criteria_are_ordered_by_gain() -> None:
     left = drawn("criteria_quality").axes[0]
     order = [text.get_text() for text in left.get_yticklabels()]
-    assert order[-1] == "send"  # the best stands on top
+    assert order[-1] == "send"  # the best is on top
     gains = left.lines[0].get_xdata()
     assert list(gains) == sorted(gains)
 
@@ -561,7 +561,7 @@ def test_criteria_of_one_model_are_no_empty_rows_of_another() -> None:
     assert rows["PatchTST"] and not any("heads" in row for row in rows["PatchTST"])
 
 
-def test_the_legend_names_all_masks_only_where_there_are_more_than_those_of_send() -> None:
+def test_the_legend_names_all_masks_only_if_there_are_more_than_those_of_send() -> None:
     def legend(made: dict[str, pd.DataFrame]) -> set[str]:
         figure = draw("sites_removed", Frames.of(**made))
         return {text.get_text() for text in figure.legends[0].get_texts()}
@@ -590,7 +590,7 @@ def test_ranks_are_over_stations_and_criteria_that_differ_are_not_joined() -> No
     assert bars and not any(min(bar) == 1 and max(bar) > 3.5 for bar in bars)
 
 
-def test_too_few_sources_are_said_and_not_ranked() -> None:
+def test_too_few_sources_are_reported_and_not_ranked() -> None:
     with pytest.raises(Absent, match=r"iTransformer deep 2 \(5 criteria\).*at least 6"):
         draw("critical_difference", frames("default"))
     alone = frames("default").selections.query("criterion in ('send', 'control')")
@@ -619,7 +619,7 @@ def test_transfer_shows_the_change_on_the_target_and_at_home() -> None:
     assert values[:2] == pytest.approx([change("ETTh1"), change("ETTh2")], abs=0.05)
 
 
-def test_a_tone_means_the_same_in_every_matrix() -> None:
+def test_all_matrices_have_one_colour_scale() -> None:
     axes = drawn("transfer").axes
     for kind in (axes[::2], axes[1::2]):
         assert len({axis.collections[0].get_clim() for axis in kind}) == 1

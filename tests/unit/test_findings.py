@@ -1,8 +1,8 @@
 """Every number in the findings is computed again from the committed frames.
 
-A claim is a piece of text with its numbers left out, and the function that computes them. Each has
-to stand in the file, with the numbers as they are computed. What is left when all claims are
-taken out must hold no number, so that no number is without a claim.
+A claim is a piece of text with its numbers left out, and the function that computes the numbers.
+Each claim must be in the file with the computed numbers. The text without all claims must contain
+no number, so that every number belongs to a claim.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def p_of(name: str, measure: str, metric: str = "MSE", digits: int = 2) -> str:
 
 @cache
 def of_sources(name: str) -> pd.Series:
-    """The change of each source, for the hypothesis whose name begins like this."""
+    """The change of each source, for the hypothesis whose name begins with a text."""
     claims = hypotheses.claims(frames(C))
     claims = claims[claims["hypothesis"].str.startswith(name) & (claims["metric"] == "MSE")]
     return average(claims, ["change"]).set_index("source")["change"]
@@ -381,8 +381,8 @@ def one_seed() -> int:
     return int(horizon)
 
 
-def test_what_the_comparison_says_without_numbers() -> None:
-    """Sentences that hold no number, or one that is no value of a frame."""
+def test_statements_without_numbers_of_the_comparison_hold() -> None:
+    """Statements without a number, or with a number that is not a value of a frame."""
     kept = selected("validation").query("removed == 0")["dataset"]
     assert set(kept) == {"ILI", "HouseholdPower"}, "where validation keeps all modules"
     assert prefers("ETTh2", keeps_none) == prefers("BeijingPM25", keeps_none) == {True}
@@ -703,7 +703,7 @@ def same_sites() -> pd.DataFrame:
     return rows[rows["dataset"] == "ETTh1"][["seed", "site"]].drop_duplicates()
 
 
-def test_what_the_ablation_says_without_numbers() -> None:
+def test_statements_without_numbers_of_the_ablation_hold() -> None:
     table = page(A, "better")
     none = table[table["method"] == NONE_LEFT].set_index(["dataset", "model", "horizon"])
     values = set(none[(none["low"] > 0) | (none["high"] < 0)].index)
@@ -732,7 +732,7 @@ def systems() -> pd.DataFrame:
 
 
 def whole() -> pd.DataFrame:
-    """Those at their published setting, trained on all windows."""
+    """The rivals at their published setting, trained on all windows."""
     return systems()[systems()["variant"] == "published"]
 
 
@@ -946,7 +946,7 @@ ZEROSHOT: tuple[Claim, ...] = (
 )  # fmt: skip
 
 
-def test_what_zeroshot_says_without_numbers() -> None:
+def test_statements_without_numbers_of_zeroshot_hold() -> None:
     assert (changes_by_source().idxmin(), changes_by_source().idxmax()) == ("ETTh2", "Exchange")
     for target in ("ETTm1", "Exchange"):
         assert seasonal_is_better().xs(target, level="target").all()
@@ -967,7 +967,7 @@ def image_frames() -> pd.DataFrame:
 
 
 def error_rate(method: str) -> pd.Series:
-    """In percent, by seed."""
+    """The change in percent, by seed."""
     rows = image_frames().query("method == @method").drop_duplicates("seed")
     return 100 * rows.set_index("seed")["mae"]
 
@@ -1169,7 +1169,7 @@ def over_chance(criterion: str) -> tuple[str, ...]:
     return interval(row(T, "quality", criterion=criterion, measure="gain over chance"))
 
 
-# the pretrained model, and why some models lose attention for free
+# the pretrained model, and why some models do not need their attention
 
 
 @cache
@@ -1225,7 +1225,7 @@ def looks(what: str) -> tuple[str, ...]:
 
 
 def better_draws(criterion: str, removed: int) -> int:
-    """How many random draws have a lower loss."""
+    """The number of random draws with a lower loss."""
     rows = pretrained()[pretrained()["removed"] == removed]
     own = rows.loc[rows["criterion"] == criterion, "loss"].item()
     return int((rows.loc[rows["criterion"] == "random", "loss"] < own).sum())
@@ -1233,7 +1233,7 @@ def better_draws(criterion: str, removed: int) -> int:
 
 @cache
 def described(folder: str) -> pd.DataFrame:
-    """By dataset, the means over sites and runs of what the attention looks like."""
+    """Statistics of the attention maps by dataset, means over sites and runs."""
     if folder == "smollm2":
         scores = pd.read_csv(REFERENCE / T / folder / "scores.csv").assign(dataset=folder)
         wide = scores.pivot_table(index="dataset", columns="criterion", values="value")
@@ -1446,7 +1446,7 @@ def test_the_pages_of_the_pretrained_model_are_made_from_its_frame() -> None:
 
 
 def left(text: str, claims: tuple[Claim, ...]) -> str:
-    """The text without the claims.
+    """Remove the claims from a text.
 
     Raises:
         AssertionError: naming the claim that does not stand in the text as it is computed.
@@ -1460,7 +1460,7 @@ def left(text: str, claims: tuple[Claim, ...]) -> str:
 
 
 def numbers(text: str) -> list[str]:
-    """The numbers in a text that are no part of a name, each with what is around it."""
+    """The numbers in a text that are not part of a name, each with the text around it."""
     plain = NAMES.sub("…", text)
     return [plain[max(0, m.start() - 40) : m.end() + 20] for m in WRITTEN.finditer(plain)]
 
@@ -1475,7 +1475,7 @@ def test_every_number_of_the_findings_is_computed(folder: str) -> None:
 
 
 @pytest.mark.parametrize("folder", FINDINGS)
-def test_findings_are_short_and_lead_somewhere(folder: str) -> None:
+def test_findings_are_short_and_their_links_exist(folder: str) -> None:
     text = (REFERENCE / folder / "FINDINGS.md").read_text()
     assert len(text.split()) < MOST_WORDS
     targets = re.findall(r"\]\(([^)]+)\)", text)

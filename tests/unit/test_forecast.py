@@ -109,7 +109,7 @@ def test_a_frame_that_does_not_fit_says_why(
         forecaster().predict(spoil(rows()))
 
 
-def test_what_comes_before_the_lookback_may_be_anything() -> None:
+def test_rows_before_the_lookback_are_not_used() -> None:
     forecast, frame = forecaster(), rows()
     expected = forecast.predict(frame)
     frame.iloc[:6] = np.nan

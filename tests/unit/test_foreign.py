@@ -1,4 +1,4 @@
-"""Removal from any model: what is left equals the model with the attention at zero."""
+"""Removal from any model: the pruned model equals the model with the attention set to zero."""
 
 import copy
 import math
@@ -32,7 +32,7 @@ from spat.surgery.foreign import Removal, Removed
 
 
 def pruned(model: nn.Module, names: Any, **given: Any) -> nn.Module:
-    """The pruned copy, without the warnings that other tests are about."""
+    """The pruned copy, without warnings, which other tests check."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AttentionWarning)
         return spat.prune(model, names, zoo.loss, zoo.batch(), **given)
@@ -63,13 +63,13 @@ def test_every_site_alone_and_all_together_can_be_removed(name: str) -> None:
 
 
 def branches(model: nn.Module, names: list[str]) -> list[str]:
-    """What goes with the sites of these names."""
+    """The modules that are removed with the sites of these names."""
     sites = spat.find_sites(model, zoo.loss, zoo.batch())
     return [part for site in sites if site.name in names for part in site.branch]
 
 
 def zeroed(model: nn.Module, names: Any, x: Tensor) -> Tensor:
-    """What a copy computes with the output of these modules at zero, its biases included (R13)."""
+    """The output of a copy in which the outputs of these modules, with biases, are zero (R13)."""
     model = copy.deepcopy(model).eval()
 
     def zero(_module: nn.Module, _args: Any, y: Any) -> Any:
@@ -99,7 +99,7 @@ def test_the_loss_drop_of_a_site_is_that_of_its_removal(name: str) -> None:
         assert scores[one] == pytest.approx(less - whole, abs=1e-12)
 
 
-def test_a_shared_module_goes_from_every_place() -> None:
+def test_a_shared_module_is_removed_from_every_place() -> None:
     small: Any = pruned(zoo.make(zoo.Alias), ["a.attention"])
     assert isinstance(small.a.attention, Removed)
     assert small.a.attention is small.b.attention
@@ -111,7 +111,7 @@ def test_a_norm_that_only_the_attention_used_becomes_the_identity() -> None:  # 
     assert record(small).identity == ("n1",) and record(small).dead == ()
 
 
-def test_dead_parameters_are_named() -> None:  # R12
+def test_unused_parameters_are_named() -> None:  # R12
     class Positions(zoo.Layer):
         def __init__(self) -> None:
             super().__init__(zoo.Nano())
@@ -126,7 +126,7 @@ def test_dead_parameters_are_named() -> None:  # R12
     assert record(small).dead == ("positions",)
 
 
-def test_a_lost_input_is_warned_of() -> None:  # R11
+def test_a_warning_names_an_input_that_is_no_longer_used() -> None:  # R11
     class Summary(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -167,7 +167,7 @@ def test_padded_samples_pass_without_gradients() -> None:  # R10
 def test_a_model_that_draws_is_verified_with_fixed_noise() -> None:
     model = zoo.make(zoo.Draws)
     state = torch.get_rng_state()
-    # Discovery itself runs the model, which draws.
+    # Discovery runs the model, which uses random numbers.
     with torch.random.fork_rng():
         small: Any = pruned(model, ["layer.attention"])
     assert isinstance(small.layer.attention, Removed)
@@ -177,7 +177,7 @@ def test_a_model_that_draws_is_verified_with_fixed_noise() -> None:
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="accelerators have own generators")
 def test_the_noise_is_fixed_without_the_slow_call(monkeypatch: pytest.MonkeyPatch) -> None:
     model = zoo.make(zoo.Draws)
-    # A call takes a millisecond, and there are thousands in the verification of a deep model.
+    # A call takes a millisecond, and the verification of a deep model makes thousands of calls.
     monkeypatch.setattr(torch, "manual_seed", None)
     pruned(model, ["layer.attention"])
 
@@ -219,7 +219,7 @@ def test_a_model_with_noise_of_its_own_is_refused() -> None:
         ),
     ],
 )
-def test_what_cannot_be_meant_is_refused(wrong: Any, refusal: Any, message: str) -> None:
+def test_contradictory_arguments_are_refused(wrong: Any, refusal: Any, message: str) -> None:
     with pytest.raises(refusal, match=message):
         wrong(zoo.make(lambda: zoo.Layer(zoo.Nano())), zoo.batch())
 
@@ -260,7 +260,7 @@ def test_unknown_names_are_refused() -> None:
         pruned(zoo.make(zoo.Twice), ["layer.atention"])
 
 
-def test_layer_zero_of_a_cache_and_save_pretrained_are_warned_of() -> None:  # R8, R9
+def test_a_warning_names_layer_zero_of_a_cache_and_save_pretrained() -> None:  # R8, R9
     class Cached(zoo.Nano):
         def __init__(self) -> None:
             super().__init__()
@@ -285,7 +285,7 @@ class Pretrained(zoo.Layer):
         torch.save(self.state_dict(), path)
 
 
-def test_save_pretrained_of_a_pruned_model_is_warned_of_where_it_is_called(tmp_path: Path) -> None:
+def test_save_pretrained_of_a_pruned_model_warns_at_its_call(tmp_path: Path) -> None:
     small = pruned(zoo.make(Pretrained), ["attention"])
     spat.save(small, tmp_path / "small.safetensors")
     loaded = spat.load(Pretrained().double(), tmp_path / "small.safetensors")
@@ -338,7 +338,7 @@ def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", zoo.CONTAINERS)
-def test_what_an_attention_returns_does_not_change_its_scores(name: str) -> None:
+def test_the_container_of_an_output_does_not_change_scores(name: str) -> None:
     inside, bare = (
         spat.score(zoo.make(maker), [zoo.batch()], zoo.loss, criterion=criterion).values
         for criterion in ("send",)
@@ -377,7 +377,7 @@ def test_costs_are_compared() -> None:  # R6
     assert report.flops[0] - report.flops[1] == gone
     assert report.parameters[0] - report.parameters[1] == 3 * (4 * width**2 + 4 * width)
     assert "milliseconds" in str(report) and len(report.table()) == 4
-    # What the fused layer of the dense model holds counts too.
+    # The parameters of the fused layer of the dense model count, too.
     assert report.megabytes[1] < report.megabytes[0]
 
 
@@ -496,7 +496,7 @@ def test_families_of_transformers(name: str, attention: str) -> None:
         assert record(small).after < record(small).before
 
 
-def test_a_pruned_llama_keeps_what_it_is_only_by_spat_save(tmp_path: Path) -> None:  # R8, R9
+def test_a_pruned_llama_is_kept_only_by_spat_save(tmp_path: Path) -> None:  # R8, R9
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     sizes = {"hidden_size": 16, "num_attention_heads": 4, **HUGGING_FACE["Llama"]}
     config = transformers.LlamaConfig(vocab_size=50, pad_token_id=0, **sizes)

@@ -1,4 +1,4 @@
-"""The check that aggregation makes: duplicates, gaps and unknown columns are refused."""
+"""The check of frames: duplicates, gaps and unknown columns are refused."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def history(*changes: dict[str, object]) -> pd.DataFrame:
     return pd.DataFrame([{**ROW, **change} for change in changes])
 
 
-def test_a_good_frame_comes_back_ordered_and_typed() -> None:
+def test_a_valid_frame_is_returned_sorted_and_typed() -> None:
     shuffled = history({}, {"epoch": 2})[sorted(ROW)]
     checked = frames.checked("history", shuffled)
     assert list(checked) == list(frames.COLUMNS["history"])
@@ -102,7 +102,7 @@ def test_a_file_of_another_frame_is_refused_when_it_is_read(
     assert named in str(e.value)
 
 
-# A frame, and columns of one more row of it -> what the error says.
+# A frame, and changes of an additional row -> the error.
 STRANGERS: list[tuple[str, dict[str, Any], str]] = [
     ("measurements", {"mask": "0.1.1.1.1"}, "of no network in `networks`, such as .* 0.1.1.1.1"),
     ("measurements", {"mask": "all"}, "column 'mask': 'all' is not of the form none"),
@@ -137,7 +137,7 @@ STRANGERS: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("name", "change", "says"), STRANGERS)
-def test_a_row_of_what_is_not_known_is_refused_when_it_is_read(
+def test_a_row_with_unknown_values_is_refused_when_it_is_read(
     name: str,
     change: dict[str, Any],
     says: str,

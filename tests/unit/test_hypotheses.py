@@ -28,7 +28,7 @@ SEND = (0.3, 0.1, 0.4, 0.2)
 
 
 def effect(keys: planted.Keys) -> float:
-    """A number of its own for each dataset and seed."""
+    """A different number for each dataset and seed."""
     return 0.01 * (SOURCES.index(keys["dataset"]) - 2) + 0.001 * keys["seed"]
 
 
@@ -132,11 +132,11 @@ def test_holm_adjusts_over_hypotheses_and_over_the_families_within_one() -> None
     assert declared({H1: None, H2: 0.01})[H1] is None
 
 
-def test_better_is_changes_where_the_control_is_the_better() -> None:
+def test_the_figure_better_shows_the_sources_on_which_the_control_is_the_reference() -> None:
     frames = frames_of()
     table = TABLES["better"].function(frames)
     changes = TABLES["changes"].function(frames)
-    # In the frames of the builder fine-tuning always helps.
+    # Fine-tuning always helps in the frames of the builder.
     own = table[table["method"] != "control"]
     columns = ["dataset", "model", "horizon", "method", "mean", "low", "high"]
     left, right = (

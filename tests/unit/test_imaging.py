@@ -39,7 +39,7 @@ def idx(values: np.ndarray) -> bytes:  # type: ignore[type-arg]
 
 
 def drawn(count: int, seed: int) -> Labelled:
-    """Noise, brighter in images of a later class."""
+    """Images of noise, which are brighter for later classes."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, SHAPE.classes, count)
     noise = generator.integers(0, 60, (count, SHAPE.height, SHAPE.width))
@@ -76,7 +76,7 @@ def written(folder: Path, contents: tuple[bytes, ...] = CONTENTS) -> Path:
 
 
 def vit() -> ViT:
-    """A ViT in which no bias or gain is at its neutral start."""
+    """A ViT in which no bias or gain has its neutral initial value."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = ViT(SETTINGS, SHAPE)

@@ -67,7 +67,7 @@ def idx(values: np.ndarray) -> bytes:  # type: ignore[type-arg]
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Run]:
-    """A finished run on images that are the brighter, the later their class."""
+    """A finished run on images that are brighter for later classes."""
     folder = tmp_path_factory.mktemp("imaging")
     generator = np.random.default_rng(0)
     files = []
@@ -111,7 +111,7 @@ def test_the_setting_is_the_size_of_the_images(tmp_path: Path) -> None:
         ({"variants": {"tiny": {"model": {"patch_size": 5}}}}, "patch_size 5 does not divide"),
     ],
 )
-def test_what_cannot_be_run_is_refused(
+def test_impossible_configurations_are_refused(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -186,7 +186,7 @@ def test_pages_are_in_the_words_of_the_task(finished: tuple[Config, Run]) -> Non
     shown = {text.get_text() for text in draw("sites_removed", frames).findobj(Text)}  # type: ignore[union-attr]
     assert "Cross entropy vs control (%)" in shown
     assert not any(foreign.search(text) for text in shown)
-    assert "forecaster" in not_made(frames, own.folder)  # the table `precision` is about those
+    assert "forecaster" in not_made(frames, own.folder)  # the table `precision` needs them
 
 
 def test_loss_curves_and_tracking(finished: tuple[Config, Run]) -> None:

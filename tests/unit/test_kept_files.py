@@ -1,4 +1,4 @@
-"""Any kept file may be deleted or damaged: it is named, and the same command mends it."""
+"""Any kept file may be deleted or damaged: it is named, and the same command repairs it."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def configured(results: Path) -> Config:
 
 
 def finish(config: Config) -> dict[str, pd.DataFrame]:
-    """Everything, as the frames show it."""
+    """All results, as the frames show them."""
     grid(config, "*", minutes=9)
     collect(config)
     frames = {n: pd.read_parquet(config.folder / "data" / f"{n}.parquet") for n in COLUMNS}
@@ -107,7 +107,7 @@ def copied(whole: Config, results: Path) -> Config:
     [(name, DAMAGE[i % len(DAMAGE)]) for i, name in enumerate(FILES)],
     ids=lambda value: getattr(value, "__name__", None) or str(value),
 )
-def test_the_same_command_mends_it(
+def test_the_same_command_repairs_a_damaged_file(
     name: str,
     damage: Callable[[Path], None],
     whole: tuple[Config, dict[str, Any]],
@@ -134,7 +134,7 @@ def test_the_same_command_mends_it(
         assert not changed
 
 
-# Records with a right checksum, as if another version or another run had written them.
+# Records with a valid checksum, as if another version or another run had written them.
 
 METRICS = {"validation": {"mse": 0.1, "mae": 0.1}, "test": {"mse": 0.1}}
 
@@ -191,7 +191,7 @@ def without_errors(masks: list[dict[str, Any]]) -> list[dict[str, Any]]:
         ),
     ],
 )
-def test_wrong_content_is_named_and_the_command_in_the_message_mends_it(
+def test_wrong_content_is_named_and_the_command_in_the_message_repairs_it(
     name: str,
     key: str,
     value: Any,
@@ -310,10 +310,10 @@ def test_kept_work_with_wrong_content_is_computed_again(
         pd.testing.assert_frame_equal(frames[frame], rows)
 
 
-# Values that no key of a record has, but for these.
+# Values that no key of a record may have, with exceptions.
 IMPOSSIBLE: tuple[Any, ...] = ({"x": 1}, ["x"], "../../../victim", -1, True, None, float("nan"))
 POSSIBLE = {"not_offered": [["x"]], "file": [None, "../../../victim"]}
-# What only some versions wrote, or is not there for all.
+# Keys that only some versions or some runs write.
 OPTIONAL = {"learning_rates", "not_offered", "uncertain", "latency_spread_ms", "wall_s"}
 OPTIONAL |= {"swept_params", "dead_params"}
 
@@ -356,7 +356,7 @@ def test_the_metrics_of_records_are_those_of_the_tasks() -> None:
     assert wanted == records.METRICS
 
 
-# Something else is in the place of a file.
+# A folder, pipe or link in the place of a file.
 
 
 def folder(path: Path, outside: Path) -> None:
@@ -401,7 +401,7 @@ OTHERS: tuple[Callable[[Path, Path], None], ...] = (folder, pipe, link_to_a_fold
     ],
     ids=lambda value: getattr(value, "__name__", None) or str(value),
 )
-def test_what_is_not_a_file_is_replaced(
+def test_a_folder_or_pipe_in_the_place_of_a_file_is_replaced(
     name: str,
     replaced: Callable[[Path, Path], None],
     whole: tuple[Config, dict[str, Any]],
@@ -420,7 +420,7 @@ def test_what_is_not_a_file_is_replaced(
     assert (outside / "thesis.txt").read_text() == "precious"
 
 
-def test_stray_files_of_another_folder_are_no_dead_end(
+def test_stray_files_do_not_block_a_run(
     whole: tuple[Config, dict[str, Any]], tmp_path: Path
 ) -> None:
     config = copied(whole[0], tmp_path)

@@ -26,7 +26,7 @@ def _seeded() -> None:
 
 @pytest.fixture(params=["oneDNN", "torch"])
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What multiplies, whichever is the faster here."""
+    """The library of products, whichever is faster on this machine."""
     if request.param == "oneDNN" and not kernels._HAS_ONEDNN:
         pytest.skip("this torch is built without oneDNN")
     monkeypatch.setattr(kernels, "_THROUGH_ONEDNN", request.param == "oneDNN")
@@ -40,7 +40,7 @@ def gradients(y: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize(("inner", "outer"), [(6, 5), (4, 40), (40, 4), (1, 1)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_linear_and_its_gradients_equal_torchs(inner: int, outer: int, bias: bool) -> None:
+def test_linear_and_its_gradients_equal_those_of_torch(inner: int, outer: int, bias: bool) -> None:
     linear = Linear(inner, outer, bias=bias)
     x = torch.randn(3, 7, inner, requires_grad=True)
     inputs = (x, *linear.parameters())
@@ -65,7 +65,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("bias", [True, False])
-def test_linear_in_degenerate_shapes_equals_torchs(layout: str, bias: bool) -> None:
+def test_linear_in_degenerate_shapes_equals_that_of_torch(layout: str, bias: bool) -> None:
     for batch, rows, inner, outer in product((1, 2, 3), repeat=4):
         linear = Linear(inner, outer, bias=bias)
         x = LAYOUTS[layout](torch.randn(batch, rows, inner)).detach().requires_grad_()
@@ -73,7 +73,7 @@ def test_linear_in_degenerate_shapes_equals_torchs(layout: str, bias: bool) -> N
         inputs = (x, *linear.parameters())
         output, expected = linear(x), F.linear(x, linear.weight, linear.bias)
         torch.testing.assert_close(output, expected)
-        # As gradients arrive: whole, transposed, or one number for all.
+        # Layouts of gradients: contiguous, transposed, or one number expanded.
         for gradient in (weights, LAYOUTS["last first"](weights), torch.ones(()).expand_as(output)):
             for a, b in zip(
                 torch.autograd.grad(output, inputs, gradient, retain_graph=True),
@@ -144,7 +144,7 @@ def test_linear_takes_any_strides() -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_linear_in_double_precision_is_torchs() -> None:
+def test_linear_in_double_precision_is_that_of_torch() -> None:
     linear = Linear(6, 5).double()
     x = torch.randn(4, 6, dtype=torch.float64)
     assert torch.equal(linear(x), F.linear(x, linear.weight, linear.bias))
@@ -158,7 +158,7 @@ def test_linear_in_double_precision_is_torchs() -> None:
         ("GenuineIntel", "AVX512", False),
     ],
 )
-def test_onednn_multiplies_where_mkl_holds_back(
+def test_onednn_multiplies_on_processors_where_mkl_is_slower(
     vendor: str, capability: str, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels.Path, "read_text", lambda _, encoding: f"vendor_id : {vendor}")
@@ -167,7 +167,7 @@ def test_onednn_multiplies_where_mkl_holds_back(
     assert kernels._mkl_holds_back() is expected
 
 
-def test_linear_starts_as_torchs() -> None:
+def test_linear_is_initialised_like_that_of_torch() -> None:
     torch.manual_seed(3)
     linear = Linear(6, 5)
     torch.manual_seed(3)
@@ -220,7 +220,7 @@ def test_a_masked_product_and_its_gradient() -> None:
 
 
 @pytest.mark.cuda
-def test_dropout_on_a_card_is_that_of_the_cpu_but_for_the_draws() -> None:
+def test_dropout_on_a_card_equals_that_of_the_cpu_except_the_draws() -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     x = torch.ones(1001, 999, device="cuda", requires_grad=True)
@@ -233,7 +233,7 @@ def test_dropout_on_a_card_is_that_of_the_cpu_but_for_the_draws() -> None:
     assert torch.equal(gradient, y)
 
 
-def test_dropout_follows_torchs_generator() -> None:
+def test_dropout_follows_the_generator_of_torch() -> None:
     module, x = Dropout(0.5), torch.randn(50)
     torch.manual_seed(1)
     state = torch.get_rng_state()
@@ -244,7 +244,7 @@ def test_dropout_follows_torchs_generator() -> None:
     assert not torch.equal(first, second)
 
 
-def test_dropout_leaves_evaluation_and_zero_probability_alone() -> None:
+def test_dropout_does_nothing_in_evaluation_or_at_probability_zero() -> None:
     x = torch.randn(50)
     assert Dropout(0.5).eval()(x) is x
     assert Dropout(0.0)(x) is x
@@ -266,7 +266,7 @@ def test_attention_equals_its_formula(keys: int, causal: bool) -> None:
 
 @pytest.mark.parametrize("keys", [12, 24])
 @pytest.mark.parametrize("causal", [False, True])
-def test_dropout_of_attention_falls_on_the_weights(keys: int, causal: bool) -> None:
+def test_dropout_of_attention_drops_weights(keys: int, causal: bool) -> None:
     q, k = torch.randn(40, 4, keys, 8), torch.randn(40, 4, keys, 8)
     v = torch.eye(keys).expand(40, 4, keys, keys)  # so that the output is the weights
     whole = attend(q, k, v, 0.0, causal)
@@ -280,7 +280,7 @@ def test_dropout_of_attention_falls_on_the_weights(keys: int, causal: bool) -> N
 def attended(
     shape: tuple[int, int, int, int], keys: int, causal: bool
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
-    """O, the gradients of q, k and v in the layout of a fused projection, and what comes next."""
+    """O, the gradients of q, k and v (in the layout of a fused projection), a next random number."""
     windows, heads, queries, width = shape
     q, k, v = (
         torch.randn(windows, n, heads, width, requires_grad=True) for n in (queries, keys, keys)
@@ -312,7 +312,7 @@ def test_attention_without_kept_weights_computes_the_same(
     output, of_found, drawn = attended(shape, keys, causal)
     assert output.grad_fn is not None and output.grad_fn.name() == "_AttentionBackward"
     assert torch.equal(drawn, next_draws)
-    # Products of another number of heads at a time may be rounded otherwise.
+    # Products of another number of heads may be rounded differently.
     torch.testing.assert_close(output, expected, atol=1e-6, rtol=1e-6)
     assert torch.equal(output == 0, expected == 0)
     for a, b in zip(of_found, its_gradients, strict=True):
@@ -320,7 +320,7 @@ def test_attention_without_kept_weights_computes_the_same(
 
 
 def saved(make: Callable[[], object]) -> int:
-    """Bytes that autograd keeps for the backward pass."""
+    """Bytes that autograd stores for the backward pass."""
     storages: dict[int, int] = {}
 
     def pack(x: Tensor) -> Tensor:
@@ -342,14 +342,14 @@ def test_wide_attention_keeps_a_byte_a_weight() -> None:
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_attention_of_published_narrow_series_is_what_it_was(causal: bool) -> None:
+def test_attention_of_the_published_narrow_series_stores_its_weights(causal: bool) -> None:
     """The Transformer's 96 steps, PatchTST's 42 patches, 21 channels: weights are kept."""
     for keys in (96, 42, 25):
         q = torch.randn(2, 8, keys, 4, requires_grad=True)
         assert attend(q, q, q, 0.1, causal).grad_fn.name() == "UnsafeViewBackward0"  # type: ignore[union-attr]
 
 
-def test_dropout_that_keeps_bytes_is_equal_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropout_with_stored_bytes_is_bit_identical(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(7, 33, 5, requires_grad=True)
     results = []
     for large in (2**60, 1):

@@ -18,7 +18,7 @@ from spat.pipeline.resources import group
 
 ROOT = Path(__file__).parents[2]
 PROFILE = ROOT / "profiles" / "kubernetes"
-# Keeps what it is given, and answers what a test sets.
+# Stores its input, and prints the answer that a test sets.
 KUBECTL = """#!/bin/sh
 echo "$@" >> "$KEPT/calls"
 if [ "$1" = create ]; then
@@ -56,7 +56,7 @@ def submitted(folder: Path, *options: str) -> dict[str, Any]:
 AMOUNTS = ("--cpu", "4", "--memory", "3000", "--minutes", "90")
 
 
-def test_a_job_gets_what_it_asks_for(kubectl: Path) -> None:
+def test_a_job_gets_the_requested_resources(kubectl: Path) -> None:
     job = submitted(kubectl, *AMOUNTS, "--gpu", "1", "--exclusive", "0")
     pod = job["spec"]["template"]["spec"]
     (container,) = pod["containers"]
@@ -70,7 +70,7 @@ def test_a_job_gets_what_it_asks_for(kubectl: Path) -> None:
     assert container["volumeMounts"] == [{"name": "shared", "mountPath": "/the-mount"}]
 
 
-def test_a_job_without_a_card_names_none_and_one_that_measures_is_alone(kubectl: Path) -> None:
+def test_a_job_without_a_card_requests_none_and_a_measuring_job_is_alone(kubectl: Path) -> None:
     other = submitted(kubectl, *AMOUNTS, "--gpu", "0", "--exclusive", "0")
     measures = submitted(kubectl, *AMOUNTS, "--gpu", "0", "--exclusive", "1")
     for job, avoids in ((other, {"spat-exclusive": "true"}), (measures, {"app": "spat"})):
@@ -98,7 +98,7 @@ def test_a_refused_job_is_an_error(kubectl: Path, monkeypatch: pytest.MonkeyPatc
         ("", "1", "running"),  # no answer
     ],
 )
-def test_how_a_job_ended(
+def test_the_status_of_a_job_is_reported(
     shown: str, pods: str, status: str, kubectl: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SHOWN", shown)
@@ -120,7 +120,7 @@ def test_the_profile_and_the_pod_of_snakemake_name_what_exists() -> None:
     submit = profile["cluster-generic-submit-cmd"]
     named = set(re.findall(r"\{resources\.(\w+)\}", submit))
     assert named == {"mem_mb", "runtime", "gpu", "exclusive"}
-    # What not every rule sets has a default.
+    # Resources that not every rule sets have a default.
     assert {"gpu", "exclusive"} <= profile["default-resources"].keys()
     head = list(yaml.safe_load_all((PROFILE / "head.yaml").read_text(encoding="utf-8")))
     assert [part["kind"] for part in head][-1] == "Job"

@@ -1,4 +1,4 @@
-"""GPT4TS and Time-LLM: blocks equal those of transformers, and names say whose weights they are."""
+"""GPT4TS and Time-LLM: their blocks equal those of transformers, and names give the weights."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SHAPE = Shape(lookback=24, horizon=12, channels=3)
 
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test reads its own files and has its own random numbers."""
+    """Each test has its own files and random numbers."""
     monkeypatch.delenv(pretrained.FOLDER, raising=False)
     torch.manual_seed(0)
     yield
@@ -119,7 +119,7 @@ def test_a_gguf_file_of_llama_equals_transformers(
 
 
 def _write_gguf(gguf: Any, file: Path, model: nn.Module, family: str) -> None:
-    """As llama.cpp converts: the two halves of a rotated head are interleaved."""
+    """Convert as llama.cpp does: the two halves of a rotated head are interleaved."""
     config, state = model.config, model.state_dict()
 
     def interleaved(weight: Tensor, heads: int) -> Tensor:
@@ -188,7 +188,7 @@ def test_grouped_attention_loses_heads_and_the_keys_that_no_head_reads(kept: lis
         attention.keep_heads([6])
 
 
-def test_rotary_attention_is_causal_and_follows_distances_alone() -> None:
+def test_rotary_attention_is_causal_and_depends_only_on_distances() -> None:
     attention, x = RotaryAttention(24, 6, 2, base=100.0), torch.randn(2, 7, 24)
     changed = x.clone()
     changed[:, 4] += 1
@@ -204,7 +204,7 @@ def test_rotary_attention_is_causal_and_follows_distances_alone() -> None:
     assert (rows_q, rows_k, rest) == (slice(0, 24), slice(24, 32), [])
 
 
-# Where weights come from.
+# The sources of weights.
 
 
 def test_random_weights_are_the_same_for_every_seed_and_frozen() -> None:
@@ -220,7 +220,7 @@ def test_random_weights_are_the_same_for_every_seed_and_frozen() -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_random_weights_start_as_those_of_gpt2() -> None:
+def test_random_weights_have_the_initialisation_of_gpt2() -> None:
     model, _ = language_model("random", 2, width=64, heads=4)
     block = model.blocks[1]
     for parameter, deviation in (
@@ -254,7 +254,7 @@ def test_missing_packages_are_named_with_the_remedy(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("name", [n for n in MODELS if n.startswith(("GPT4TS", "Time-LLM"))])
-def test_the_name_says_whose_weights(name: str) -> None:
+def test_the_name_of_a_model_gives_its_weights(name: str) -> None:
     backbone = name.rpartition("-")[2]
     assert setup(name, "published", "ETTh1", 96).settings.backbone == backbone
     for other in {"gpt2", "smollm2", "random"} - {backbone}:
@@ -307,7 +307,7 @@ def test_gpt4ts_trains_norms_positions_and_its_two_maps() -> None:
 
 @pytest.mark.parametrize("make", [random_gpt4ts, random_timellm])
 @pytest.mark.parametrize("shape", [SHAPE, Shape(9, 1, 1), Shape(17, 30, 2)], ids=str)
-def test_any_shape_and_every_window_on_its_own(make: Any, shape: Shape) -> None:
+def test_any_shape_works_and_windows_are_independent(make: Any, shape: Shape) -> None:
     model = make(shape).eval()
     x = torch.randn(4, shape.lookback, shape.channels)
     y = model(x)
@@ -349,7 +349,7 @@ def test_architecture_of_heads_and_groups() -> None:
 @pytest.mark.parametrize(
     ("name", "dataset", "lookback", "counted", "trained"),
     [
-        # Of One-Fits-All, without the table of words (50,257 x 768), which is never read.
+        # Of One-Fits-All, without the token embedding (50,257 x 768), which is never used.
         ("GPT4TS-gpt2", "ETTh1", 336, 85_022_304 - 38_597_376, 3_916_128),
         ("GPT4TS-random", "ETTh1", 336, 85_022_304 - 38_597_376, 3_916_128),
         ("GPT4TS-gpt2", "Weather", 512, 86_644_320 - 38_597_376, 5_538_144),
@@ -423,7 +423,7 @@ def test_a_prompt_describes_the_window() -> None:
         assert "top 5 lags are : [0, 12, 24, 36, 1]" in periodic
 
 
-def test_prompts_are_filled_in_front_and_keep_their_end() -> None:
+def test_prompts_are_padded_in_front_and_cut_at_their_beginning() -> None:
     series = torch.randn(2, 24)
     short, long = (random_timellm(prompt_tokens=n) for n in (9, 400))
     encode, end = tokeniser("random", 60)
@@ -515,7 +515,7 @@ def _insisted(model: Forecaster, criterion: str) -> None:
 
 
 def test_sizes_of_time_llm_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="1020 words of prompt and 6 patches exceed the context"):
+    with pytest.raises(ValueError, match="1020 tokens of prompt and 6 patches exceed the context"):
         random_timellm(prompt_tokens=1020)
     with pytest.raises(ValueError, match="d_ff 20 exceeds the width of the language model, 16"):
         random_timellm(d_ff=20)
@@ -546,5 +546,5 @@ def test_the_installed_smollm2_writes_prompts() -> None:
     prompts = random_timellm(Shape(96, 96, 1)).prompts(torch.randn(3, 96))
     numbers = encode(prompts)
     assert all(0 <= number < 49152 for prompt in numbers for number in prompt)
-    assert max(map(len, numbers)) <= 128  # the published length of ours: no beginning is lost
+    assert max(map(len, numbers)) <= 128  # the published number of tokens: no beginning is cut off
     assert 0 <= end < 49152

@@ -70,7 +70,7 @@ def test_training_that_diverges_is_not_kept(tmp_path: Path) -> None:
     assert metrics["recipe"]["learning_rate"] == 1e-3
 
 
-def test_the_rates_are_part_of_what_a_run_depends_on(tmp_path: Path) -> None:
+def test_the_rates_are_part_of_the_digest_of_a_run(tmp_path: Path) -> None:
     (one, run), (two, _) = trained(tmp_path, 1e-3), trained(tmp_path, 1e-3, 1e-2)
     first, second = (digests.settings_digest(config, "pretrain", run) for config in (one, two))
     assert first != second

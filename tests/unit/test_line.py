@@ -1,4 +1,4 @@
-"""The library stands without the pipeline: what its packages load, and how long that takes."""
+"""The library works without the pipeline: the modules that it loads, and the time of the import."""
 
 import pkgutil
 import subprocess
@@ -66,14 +66,14 @@ except ImportError as error:
 """
 
 
-def test_the_library_works_where_the_pipeline_is_not_installed() -> None:
-    """What `pip install .` brings is enough; the command says what to install."""
+def test_the_library_works_without_the_packages_of_the_pipeline() -> None:
+    """The packages of `pip install .` are enough; the command names missing packages."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extra = {
         canonicalize_name(Requirement(text).name)
         for text in project["optional-dependencies"]["pipeline"]
     }
-    extra -= {"filelock"}  # torch brings it along
+    extra -= {"filelock"}  # torch requires it
     names = {
         module
         for module, distributions in metadata.packages_distributions().items()

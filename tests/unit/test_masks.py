@@ -1,4 +1,4 @@
-"""Masks: their names are canonical, and a name is one mask."""
+"""Masks: their names are canonical, and each name belongs to one mask."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_mask_that_empties_a_site_head_by_head_is_the_site_mask() -> None:
     assert full.without_heads([(0, h) for h in range(4)]) == full.without_sites([0])
 
 
-def test_what_is_kept_and_removed() -> None:
+def test_a_mask_lists_kept_and_removed_sites() -> None:
     mask = Mask.parse("1.0.101", (2, 2, 3))
     assert mask.sites_removed == (1,)
     assert mask.removed_heads == ((1, 0), (1, 1), (2, 1))
@@ -80,7 +80,7 @@ def test_other_names_are_refused(name: str, message: str) -> None:
         Mask.parse(name, (2, 2, 2))
 
 
-def test_what_is_not_there_cannot_be_removed() -> None:
+def test_a_site_or_head_that_does_not_exist_cannot_be_removed() -> None:
     with pytest.raises(ValueError, match="no site 2"):
         Mask.full((2, 2)).without_sites([2])
     with pytest.raises(ValueError, match="site 1 has no head 2"):

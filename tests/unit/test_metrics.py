@@ -1,4 +1,4 @@
-"""Errors: exact, whatever the batch size, and without a trace on the model."""
+"""Errors are exact for every batch size, and their computation does not change the model."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_the_mode_comes_back_after_a_failure(windows: Windows) -> None:
     assert broken.training
 
 
-def test_no_gradient_is_recorded_and_training_goes_on(windows: Windows, model: Mixer) -> None:
+def test_no_gradient_is_recorded_and_training_continues(windows: Windows, model: Mixer) -> None:
     evaluate(model, TASK, windows)
     batch = windows.batch(torch.arange(4))
     model.train()(batch.x).square().mean().backward()
@@ -136,7 +136,9 @@ def test_no_gradient_is_recorded_and_training_goes_on(windows: Windows, model: M
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
-def test_forecasts_that_are_not_finite_give_such_errors(windows: Windows, value: float) -> None:
+def test_forecasts_that_are_not_finite_give_errors_that_are_not_finite(
+    windows: Windows, value: float
+) -> None:
     errors = evaluate(Constant(value), TASK, windows)
     assert not np.isfinite(errors.means["mse"])
     assert not np.isfinite(errors.cases["mse"]).any()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import SHAPE, sized
+from small_models import SHAPE, inputs, sized
 from torch import Tensor, nn
 
 from spat.data.registry import DATASETS
@@ -22,6 +22,7 @@ from spat.models.layers.blocks import RevIN, StepEmbedding, normalise, sinusoids
 from spat.models.registry import FORECASTERS, VARIANTS, Setup, Shape, build, setup
 from spat.models.settings import FITSSettings, Settings
 from spat.models.tsmixer import StepChannelNorm
+from spat.training.device.costs import parameters
 
 
 def names_of(settings: type[Settings]) -> set[str]:
@@ -37,11 +38,11 @@ PUBLISHED = list(
         resources.files("spat.study").joinpath("authors_parameters.csv").read_text().splitlines()
     )
 )
-# How many sites the variant `deep` has where it cannot have four.
+# The number of sites of the variant `deep` of models that cannot have four.
 DEEP_SITES = {"PAttn": 1, "SAMformer": 1, "Crossformer": 5}
 DEEP_SITES |= {f"GPT4TS-{backbone}": 6 for backbone in ("gpt2", "smollm2", "random")}
 DEEP_SITES |= {f"Time-LLM-{backbone}": 7 for backbone in ("gpt2", "smollm2", "random")}
-# The sites of the small models; a model that is not listed is held to what all must fulfil.
+# The sites of the small models; for a model that is not listed, only general properties are tested.
 SITES = {
     "iTransformer": ["encoder.0.self", "encoder.1.self", "encoder.2.self"],
     "PatchTST": ["encoder.0.self", "encoder.1.self", "encoder.2.self"],
@@ -68,18 +69,6 @@ def _seeded() -> Iterator[None]:
 
 def small(name: str, shape: Shape = SHAPE, **changes: float | bool) -> Forecaster:
     return build(name, sized(name, **changes), shape)
-
-
-def inputs(shape: Shape = SHAPE, windows: int = 3) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        torch.randn(windows, shape.lookback, shape.channels),
-        torch.rand(windows, shape.lookback, shape.marks) - 0.5,
-        torch.rand(windows, shape.horizon, shape.marks) - 0.5,
-    )
-
-
-def counted(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
 
 
 # The table.
@@ -123,7 +112,7 @@ def test_the_most_specific_row_wins(
 def test_every_row_of_a_table_can_be_reached_and_says_where_it_is_from(name: str) -> None:
     text = resources.files("spat.models").joinpath(f"{name.lower()}.csv").read_text()
     for row in csv.DictReader(text.splitlines()):
-        if row["dataset"] == "*":  # also for datasets that are yet to come
+        if row["dataset"] == "*":  # also for datasets that are added later
             continue
         variant = "deep" if row["variant"] == "*" else row["variant"]
         horizon = 1 if row["horizon"] == "*" else int(row["horizon"])
@@ -171,7 +160,7 @@ def test_every_run_of_the_registries_can_be_built(name: str) -> None:
                 y = model(*(inputs(shape, 2) if shape.marks else inputs(shape, 2)[:1]))
             assert y.shape == (2, horizon, dataset.channels)
             assert bool(model.sites()) == (FORECASTERS[name].role == "attention")
-            assert bool(counted(model)) == (FORECASTERS[name].role != "naive")
+            assert bool(parameters(model)) == (FORECASTERS[name].role != "naive")
             if variant == "deep" and model.sites():
                 assert len(model.sites()) == DEEP_SITES.get(name, 4)
 
@@ -214,7 +203,7 @@ def test_every_run_of_the_registries_can_be_built(name: str) -> None:
         ),
     ],
 )
-def test_what_is_not_in_the_table_is_named(arguments: tuple, message: str) -> None:  # type: ignore[type-arg]
+def test_an_unknown_name_is_reported(arguments: tuple, message: str) -> None:  # type: ignore[type-arg]
     with pytest.raises(ValueError, match=message):
         setup(*arguments)
 
@@ -238,11 +227,11 @@ def test_parameters_are_as_many_as_published(row: dict[str, str]) -> None:
     settings = setup(row["model"], "published", row["dataset"], horizon, width).settings
     with torch.device("meta"):
         model = build(row["model"], settings, Shape(lookback, horizon, channels, 4))
-    assert counted(model) == int(row["parameters"]) + int(row["difference"])
+    assert parameters(model) == int(row["parameters"]) + int(row["difference"])
     assert bool(row["why"]) == (row["difference"] != "0")
 
 
-# What holds for every model.
+# Properties of every model.
 
 
 @pytest.mark.parametrize("name", FORECASTERS)
@@ -286,7 +275,7 @@ def test_the_loss_falls(name: str) -> None:
 def test_a_window_does_not_depend_on_its_batch(name: str) -> None:
     model = small(name, dropout=0.5, time_features=name in MARKED)
     batch = inputs(windows=8)
-    model(*batch)  # moves the running statistics of batch normalisation off their start
+    model(*batch)  # changes the running statistics of batch normalisation
     model.eval()
     together = model(*batch)
     assert torch.equal(model(*batch), together)
@@ -305,7 +294,7 @@ def test_dropout_follows_the_seed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ATTENTION)
-def test_sites_stand_in_forward_order(name: str) -> None:
+def test_sites_are_in_forward_order(name: str) -> None:
     model, order = small(name), []
     names = {site.attention: site.name for site in model.sites()}
     for attention in names:
@@ -318,7 +307,7 @@ def test_sites_stand_in_forward_order(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ATTENTION)
-def test_no_site_gives_all_windows_the_same(name: str) -> None:
+def test_the_output_of_every_site_depends_on_the_window(name: str) -> None:
     model, shown = small(name).eval(), {}
     for site in model.sites():
         site.modules[-1].register_forward_hook(
@@ -333,13 +322,13 @@ def test_no_site_gives_all_windows_the_same(name: str) -> None:
 @pytest.mark.parametrize("name", ATTENTION)
 def test_a_removed_site_is_still_listed(name: str) -> None:
     model = small(name)
-    before, last = counted(model), model.sites()[-1]
-    of_site = sum(counted(module) for module in last.modules)
+    before, last = parameters(model), model.sites()[-1]
+    of_site = sum(parameters(module) for module in last.modules)
     assert of_site == 4 * 16 * 16 + 4 * 16 or last.heads == 1
     last.remove()
     kept = [site.attention is not None for site in model.sites()]
     assert kept == [True] * (len(kept) - 1) + [False]
-    assert before - counted(model) == of_site > 0
+    assert before - parameters(model) == of_site > 0
     assert model(*inputs()).shape == (3, 12, 5)
 
 
@@ -372,7 +361,7 @@ def test_without_any_site_the_forecast_still_depends_on_the_input(name: str) -> 
 
 @pytest.mark.parametrize("name", MARKED)
 def test_missing_time_features_are_named(name: str) -> None:
-    with pytest.raises(ValueError, match="no timestamps"):
+    with pytest.raises(ValueError, match="no time stamps"):
         small(name, Shape(24, 12, 5), time_features=True)
     model, (x, past, _) = small(name, time_features=True), inputs()
     with pytest.raises(ValueError, match="past_marks"):
@@ -390,7 +379,7 @@ def test_the_forecast_follows_the_scale_of_the_window(name: str) -> None:
     assert (plain(4 * x - 3) - (4 * plain(x) - 3)).abs().max() > 0.1
 
 
-# What holds for one.
+# Properties of single models.
 
 
 def test_itransformer_commutes_with_the_order_of_channels() -> None:
@@ -399,7 +388,7 @@ def test_itransformer_commutes_with_the_order_of_channels() -> None:
     torch.testing.assert_close(model(x[:, :, order], past), model(x, past)[:, :, order])
 
 
-def test_marks_of_itransformer_end_with_the_last_attention() -> None:
+def test_tokens_of_marks_of_itransformer_are_dropped_after_the_last_attention() -> None:
     model, (x, past, _) = small("iTransformer", time_features=True).eval(), inputs()
     widths: list[int] = []
     for layer in model.layers:
@@ -408,7 +397,7 @@ def test_marks_of_itransformer_end_with_the_last_attention() -> None:
     for removed, expected in (([], [9, 9, 9]), ([2], [9, 9, 5]), ([0, 1], [5, 5, 5])):
         for index in removed:
             model.sites()[index].remove()
-        # The reference carries the marks through to the end.
+        # The reference keeps the tokens of time features to the end.
         tokens = model.embedding(torch.cat([normal, past], -1).transpose(1, 2))
         for layer in model.layers:
             tokens = layer(tokens)
@@ -450,7 +439,7 @@ def test_patches_cover_the_padded_window(lookback: int, patches: int) -> None:
     torch.testing.assert_close(seen[0], wanted.expand(2, patches, 16))
 
 
-def test_a_lookback_without_a_patch_is_an_error() -> None:
+def test_a_lookback_shorter_than_a_patch_is_an_error() -> None:
     with pytest.raises(ValueError, match="lookback 7 with stride 8 holds no patch of 16"):
         small("PatchTST", Shape(7, 12, 2), patch_len=16, stride=8)
 
@@ -474,7 +463,7 @@ def test_the_forecast_is_the_end_of_the_decoder() -> None:
     assert moved.tolist() == [False] * 11 + [True]
 
 
-def test_the_last_cross_attention_of_the_transformer_is_no_site() -> None:
+def test_the_last_cross_attention_of_the_transformer_is_not_a_site() -> None:
     model = small("Transformer", e_layers=1, d_layers=1)
     assert [site.name for site in model.sites()] == ["encoder.0.self", "decoder.0.self"]
 
@@ -599,7 +588,7 @@ def test_fits_keeps_the_published_number_of_frequencies(
 def test_tsmixer_has_the_parameters_of_its_formula() -> None:
     L, H, C, n, inner = 24, 12, 5, 3, 24
     block = 4 * L * C + L * (L + 1) + C * inner + inner + inner * C + C
-    assert counted(small("TSMixer")) == 2 * C + n * block + (L + 1) * H
+    assert parameters(small("TSMixer")) == 2 * C + n * block + (L + 1) * H
 
 
 def test_a_batch_of_one_window_is_normalised_by_the_running_statistics() -> None:

@@ -30,7 +30,7 @@ def small(
     seeds: tuple[int, ...] = (0,),
     **sections: Any,
 ) -> Config:
-    """Minutes of a large machine in seconds: width 8, one epoch, generated data."""
+    """A small configuration of every part: width 8, one epoch, generated data."""
     site = {"criteria": ["send"], "ratios": [1.0]}
     changed = {"d_model": 8, "d_ff": 8, "n_heads": heads, "e_layers": layers}
     return load(
@@ -135,7 +135,7 @@ def write_all(frames: Frames, folder: Path) -> None:
     registry.write_all("figure", frames, folder / "figures")
     assert (folder / "tables" / "main.csv").exists()
     assert (folder / "figures" / "pareto.png").exists()
-    # Nothing is missing without a reason.
+    # Every missing page has a reason.
     names = {"table": registry.TABLES, "figure": registry.FIGURES}
     listed = registry.not_made(frames, folder)
     for kind, every in names.items():

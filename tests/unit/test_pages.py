@@ -1,4 +1,4 @@
-"""The declared pages: their names, their captions, and what the workflow loads to know them."""
+"""The declared pages: their names, their captions, and the modules that the workflow loads."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_tables_have_a_layout_and_figures_have_none() -> None:
         page("figure", "new", title="t", caption="c", layout=Layout(("a",), "b"))
 
 
-def test_what_pages_share_is_computed_once_and_changed_by_none() -> None:
+def test_a_shared_table_is_computed_once_and_never_changed() -> None:
     calls: list[object] = []
 
     @once

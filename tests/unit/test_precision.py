@@ -1,4 +1,4 @@
-"""SEND in float32: the committed table is what the command prints, and what rounding explains."""
+"""SEND in float32: the command prints the committed table, and rounding explains its errors."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_errors_vanish_in_the_limit_and_grow_as_the_sensitivities_shrink(name: s
         assert near.shape == (2, 8)
         assert float(near[0].abs().max()) < 1e-2
         assert float(near[0].abs().mean()) < float(far[0].abs().mean())
-        # Nothing is left where S is far below the resolution of float32.
+        # If S is far below the resolution of float32, no digit is right.
         gone = float32.errors(record, 1e12)
         assert float(gone[1].min()) > 0.2
         assert math.isfinite(float(gone[0].sum()))

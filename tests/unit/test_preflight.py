@@ -1,4 +1,4 @@
-"""What is said before the default run: which files are missing and why, and what runs instead."""
+"""The notice before the default run: missing files with reasons, and the run on generated data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def mirror(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def config(tmp_path: Path, mirror: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
-    """Two benchmarks, and a generated series that nobody has to fetch; no network."""
+    """A configuration of two benchmarks and a generated series, without a network."""
     for name in ("ETTh1", "ETTh2"):
         row = replace(DATASETS[name], sha256=(hashlib.sha256(CONTENT).hexdigest(),))
         monkeypatch.setitem(DATASETS, name, row)
@@ -37,19 +37,19 @@ def config(tmp_path: Path, mirror: Path, monkeypatch: pytest.MonkeyPatch) -> Con
     return load({"experiment": "tried", "grid": [grid], "data": data})
 
 
-def test_nothing_is_said_when_copies_are_there(config: Config, mirror: Path) -> None:
+def test_there_is_no_notice_if_copies_exist(config: Config, mirror: Path) -> None:
     (mirror / "ETTh1.csv").write_bytes(CONTENT)
     assert preflight(config) == ("", "")
 
 
-def test_nothing_is_said_when_the_network_has_what_is_missing(
+def test_there_is_no_notice_if_the_network_has_the_missing_files(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_reachable", lambda host, timeout: True)
     assert preflight(config) == ("", "")
 
 
-def test_the_notice_names_what_is_missing_and_how_to_draw_what_runs_instead(
+def test_the_notice_names_missing_files_and_the_commands_of_the_run_on_generated_data(
     config: Config, mirror: Path
 ) -> None:
     arguments, notice = preflight(config)
@@ -72,7 +72,7 @@ def test_the_notice_names_a_copy_with_a_wrong_hash(config: Config, mirror: Path)
     )
 
 
-def test_a_file_without_an_address_is_not_had_from_the_network(
+def test_a_file_without_a_url_cannot_be_downloaded(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_reachable", lambda host, timeout: True)

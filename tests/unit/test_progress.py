@@ -44,7 +44,7 @@ def test_a_long_job_weighs_more_than_many_short_ones(monkeypatch: pytest.MonkeyP
     assert shown.share(NOW + 45) == pytest.approx(0.55)
 
 
-def test_the_time_left_follows_what_the_machine_turns_out_to_do(
+def test_the_time_left_follows_the_measured_speed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shown = display([job(0, 50), job(1, 50)], monkeypatch, io.StringIO())
@@ -108,7 +108,7 @@ def record(text: str, **extra: object) -> logging.LogRecord:
     return made
 
 
-def test_a_failure_of_the_display_is_told_once_and_ends_nothing(
+def test_a_failure_of_the_display_is_reported_once_and_stops_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     handler = LogHandler(settings(), None)  # type: ignore[arg-type]
@@ -163,7 +163,7 @@ def test_short_runs_without_attention_share_jobs_of_bounded_length() -> None:
         assert path not in packed or not planned.prune
     # Wide series take a linear model minutes.
     assert "Traffic/DLinear-published/l96-h720/seed0" not in packed
-    # Naive models leave their start-up alone.
+    # Naive models only take their start-up.
     default = load_files(ROOT / "config.yaml")
     (pack,) = expected.packs(default, {p.run.path: p for p in checked_plan(default)})
     assert len(pack) == 6
@@ -189,7 +189,7 @@ def test_the_progress_of_short_runs_is_read_from_the_log_of_each(
     )
 
 
-def test_snakemake_finds_the_plugin_and_it_loads_no_package_of_ours() -> None:
+def test_snakemake_finds_the_plugin_and_the_plugin_does_not_import_spat() -> None:
     code = (
         "import sys; from snakemake_interface_logger_plugins.registry import LoggerPluginRegistry;"
         "assert LoggerPluginRegistry().is_installed('spat');"

@@ -1,4 +1,4 @@
-"""The README quotes what the committed results say, and names what exists."""
+"""The README quotes the committed results, and names files and commands that exist."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_the_main_table_is_the_one_of_the_committed_default_run() -> None:
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!http)([^)#]+)\)", README))))
-def test_links_lead_somewhere(target: str) -> None:
+def test_links_point_to_existing_files(target: str) -> None:
     assert (ROOT / target).exists()
 
 
@@ -42,7 +42,7 @@ def test_every_make_target_exists(target: str) -> None:
 
 
 def commands(lines: list[str]) -> dict[str, str]:
-    """Commands of shell lines without their comments; by what they are for any experiment."""
+    """Commands of shell lines without comments, in their form for any experiment."""
     stripped = (re.sub(r"\s+# .*", "", line).strip() for line in lines)
     starts = (line for line in stripped if line.startswith(("snakemake ", "make ", "python -m ")))
     return {re.sub(r"experiments/\w+", "experiments/NAME", command): command for command in starts}
@@ -87,7 +87,7 @@ def test_the_snippet_for_any_model_runs_as_printed(
 def test_the_snippet_prunes_fine_tunes_and_saves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As printed, on small stand-ins of the files that `make run` leaves."""
+    """The snippet as printed, on small stand-ins of the files of `make run`."""
     snippet = snippets()[1]
     data, dense = (tmp_path / path for path in re.findall(r'"(results/[^"]+)"', snippet)[::-1])
     values = np.random.default_rng(0).standard_normal((620, 3)).astype(np.float32)

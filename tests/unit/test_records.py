@@ -1,4 +1,4 @@
-"""What jobs write: whole or not at all, the same digest on any machine, headers that say who."""
+"""Files of jobs are complete or absent, digests are portable, headers name code and machine."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
 
 
-def test_what_is_not_finite_becomes_null(tmp_path: Path) -> None:
+def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"a": [float("nan"), 1.5], "b": {"c": float("inf")}})
     assert read_json(path) == {"a": [None, 1.5], "b": {"c": None}}
@@ -47,13 +47,13 @@ def test_broken_json_names_the_file(tmp_path: Path) -> None:
         read_json(path)
 
 
-def test_digests_see_values_and_not_the_order_of_keys() -> None:
+def test_digests_depend_on_values_and_not_on_the_order_of_keys() -> None:
     assert records.digest({"a": 1, "b": 2}) == records.digest({"b": 2, "a": 1})
     assert records.digest({"a": 1}) != records.digest({"a": 2})
     assert records.digest([1, 2]) != records.digest([2, 1])
 
 
-def test_a_header_says_what_ran_where(tmp_path: Path) -> None:
+def test_a_header_names_the_code_and_the_machine(tmp_path: Path) -> None:
     block = {"datasets": ["synthetic"], "models": ["DLinear"], "variants": ["published"]}
     config = configuration.load({"experiment": "e", "grid": [block]}, "test")
     header = records.header(config, "pretrain", RUN, "cpu")
@@ -77,7 +77,7 @@ def test_a_header_says_what_ran_where(tmp_path: Path) -> None:
         ("metrics.json.{host}.{gone}.tmp", False),
     ],
 )
-def test_what_a_killed_process_left_is_removed(
+def test_files_of_a_killed_process_are_removed(
     name: str, is_abandoned: bool, tmp_path: Path
 ) -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
@@ -103,7 +103,7 @@ def test_a_killed_write_leaves_nothing_after_the_next_one(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("tracked", [False, True])
-def test_the_commit_of_a_repository_around_the_code_is_not_the_codes(
+def test_the_commit_of_a_surrounding_repository_is_not_that_of_the_code(
     tracked: bool, tmp_path: Path
 ) -> None:
     package = Path(files.__file__).parents[1]

@@ -1,6 +1,6 @@
-"""The committed results: their frames are whole, and their tables and figures are there.
+"""The committed results: their frames are complete, and their tables and figures exist.
 
-A folder that is not there is no failure: the experiments are committed as they end.
+A missing folder is not a failure, since experiments are committed when they end.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAY_BE_ABSENT = ("losses",)
 
 
 def gaps(made: Made) -> list[str]:
-    """What is missing, one line a run: an empty list is a whole experiment."""
+    """The missing parts, one line per run; the list is empty if the experiment is complete."""
     return [*_measured(made["results"]), *_decided(made), *_recorded(made)]
 
 
@@ -113,7 +113,7 @@ def test_csv_holds_what_parquet_holds(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", EXPERIMENTS, ids=lambda folder: folder.name)
-def test_every_table_and_figure_is_there_or_listed_with_the_reason(folder: Path) -> None:
+def test_every_table_and_figure_exists_or_is_listed_with_the_reason(folder: Path) -> None:
     listed = (folder / "not_made.md").read_text()
     for kind, names in (("table", TABLES), ("figure", FIGURES)):
         made = {name for name in names if f"| {kind} | `{name}` |" not in listed}
@@ -122,7 +122,7 @@ def test_every_table_and_figure_is_there_or_listed_with_the_reason(folder: Path)
             path.name for path in (folder / f"{kind}s").glob("*.*") if path.stat().st_size > 0
         }
         assert written == wanted
-    # Pages without a file are asked again for the reason.
+    # Pages without a file are made again, which gives the reason.
     assert listed == not_made(read(folder), folder)
 
 
@@ -140,7 +140,7 @@ def test_tables_are_those_of_the_frames(folder: Path) -> None:
             assert texts[ending] == written, (name, ending)
 
 
-# what the checks would find
+# faults that the checks find
 
 
 def spoilt(change: Callable[[Made], None]) -> list[str]:

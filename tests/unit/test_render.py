@@ -1,4 +1,4 @@
-"""The pages of the tables: what is bold, what the notes say, what compiles, what is written."""
+"""The pages of the tables: bold values, notes, LaTeX, and written files."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_table_says_which_models_have_no_send(models: list[str], says: bool) -
     ]
 
 
-def test_what_is_compared_with_itself_is_zero_without_sign_or_interval() -> None:
+def test_a_comparison_with_itself_is_zero_without_sign_or_interval() -> None:
     frame = pd.DataFrame({"row": ["random", "send", "some"], "method": "gain"})
     frame = frame.assign(mean=[-1e-16, -0.004, 0.0], low=[-2e-15, -0.1, -0.3], high=[1e-15, 0.1, 0])
     frame = frame.assign(sd=np.nan, n=1, missing=0, unit="%")
@@ -89,7 +89,7 @@ def test_what_is_compared_with_itself_is_zero_without_sign_or_interval() -> None
     }
 
 
-def test_nothing_is_best_alone_or_among_equals() -> None:
+def test_a_single_value_or_equal_values_are_not_marked_as_best() -> None:
     assert styles(page_of({"a": 0.3})) == {"a": ""}
     assert set(styles(page_of({"a": 0.3, "b": 0.30001})).values()) == {""}
     assert set(styles(page_of({"a": 1.0, "b": 2.0}, unit="%")).values()) == {""}
@@ -156,7 +156,7 @@ def test_a_spread_is_named_only_where_one_is_shown() -> None:
         (float("nan"), "", "–"),
     ],
 )
-def test_numbers(value: float, unit: str, shown: str) -> None:
+def test_numbers_are_formatted(value: float, unit: str, shown: str) -> None:
     cell = page_of({"a": value}, unit=unit).body[0][1][0]
     assert cell.value == shown
 
@@ -301,7 +301,7 @@ def test_a_damaged_frame_is_named(damage: str, tmp_path: Path) -> None:
         _ = Frames.load(tmp_path).results
 
 
-def test_tables_survive_the_way_through_parquet(tmp_path: Path) -> None:
+def test_tables_are_unchanged_after_parquet(tmp_path: Path) -> None:
     for name, frame in long(build()).items():
         frame.to_parquet(tmp_path / f"{name}.parquet")
     frames = Frames.load(tmp_path)

@@ -1,4 +1,4 @@
-"""What jobs ask of the machine."""
+"""The resources that jobs request."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from spat.models.registry import MODELS
 from spat.pipeline import resources
 
 
-def test_a_gpu_is_asked_for_where_jobs_will_use_one(tmp_path: Path) -> None:
+def test_jobs_request_a_gpu_only_if_they_use_one(tmp_path: Path) -> None:
     assert resources.gpus("auto", "PatchTST", cards=tmp_path / "absent") == 0
     assert resources.gpus("auto", "PatchTST", cards=tmp_path) == 0
     (tmp_path / "0000:01:00.0").mkdir()
@@ -42,7 +42,7 @@ def test_wide_data_get_more_memory() -> None:
     assert resources.memory_mb(7) < resources.memory_mb(862)
 
 
-def test_cuda_is_prepared_but_for_what_the_user_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_is_prepared_except_variables_set_by_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "4")
     resources.prepare_cuda()

@@ -1,4 +1,4 @@
-"""Manipulated sites: what is done to them, what is measured of them, and who notices."""
+"""Manipulated sites: the manipulations, the measurements, and the criteria that notice them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def windows(dtype: torch.dtype = torch.float64) -> Windows:
 
 
 def records_of(model: Forecaster) -> dict[str, Any]:
-    """What the probe sees; A is computed when it is first asked for, so that is here."""
+    """The traces of the probe; A is computed at its first use, so it is computed here."""
     traces = probe.observe(model, windows().batch(torch.arange(6)), LOSSES)
     return {trace.name: trace for trace in traces}
 
@@ -83,12 +83,12 @@ def possible(model: Forecaster, names: tuple[str, ...] = EVERY) -> list[tuple[in
     return [(i, name) for i, name in pairs if not obstacle(model.sites()[i], name)]
 
 
-# What a manipulation does
+# Manipulations
 
 
 @pytest.mark.parametrize("name", ATTENTION)
 @pytest.mark.parametrize("kind", ATTENTIONS)
-def test_the_probe_sees_the_attention_that_was_put_there(name: str, kind: str) -> None:
+def test_the_probe_sees_the_manipulated_attention(name: str, kind: str) -> None:
     model = dense(name)
     for index, _ in possible(model, (kind,)):
         site = model.sites()[index]
@@ -113,9 +113,7 @@ def test_the_probe_sees_the_attention_that_was_put_there(name: str, kind: str) -
 
 @pytest.mark.parametrize("name", ATTENTION)
 @pytest.mark.parametrize("manipulation", EVERY)
-def test_forecasts_change_inside_the_block_and_nothing_stays_after_it(
-    name: str, manipulation: str
-) -> None:
+def test_forecasts_change_only_inside_the_block(name: str, manipulation: str) -> None:
     model = dense(name)
     before, plain = {k: v.clone() for k, v in model.state_dict().items()}, forecast(model)
     modules = [type(module) for module in model.modules()]
@@ -165,7 +163,7 @@ def test_every_manipulation_reaches_a_site_without_output_projection() -> None:
 
 
 @pytest.mark.parametrize("name", ATTENTION)
-def test_noise_moves_q_and_k_alone_and_grows_along_one_direction(name: str) -> None:
+def test_noise_changes_only_q_and_k_and_grows_along_one_direction(name: str) -> None:
     model = dense(name)
     for index, _ in possible(model, ("noise:1",)):
         site = model.sites()[index]
@@ -181,7 +179,7 @@ def test_noise_moves_q_and_k_alone_and_grows_along_one_direction(name: str) -> N
                 seen[size] = (q.weight - trained).detach()
             # The probe computes A from the q and k that the forward pass had.
             if type(attention.core) is not AttentionCore:
-                continue  # another formula makes A of q and k
+                continue  # another formula computes A from q and k
             logits = noisy.source.q @ noisy.source.k.mT / noisy.source.q.shape[-1] ** 0.5
             hidden = ~noisy.mixing.allowed
             torch.testing.assert_close(
@@ -208,7 +206,7 @@ def test_patterns_and_noise_follow_the_seed() -> None:
         assert not torch.equal(forecasts[0], forecasts[2])
 
 
-def test_what_cannot_be_done_is_refused_with_the_reason() -> None:
+def test_an_impossible_manipulation_is_refused_with_the_reason() -> None:
     model = dense("Transformer")
     (cross,) = (site for site in model.sites() if site.name == "decoder.0.cross")
     assert "no key is its own" in obstacle(cross, "identity")
@@ -222,7 +220,7 @@ def test_what_cannot_be_done_is_refused_with_the_reason() -> None:
 
 
 @pytest.mark.parametrize("name", ATTENTION)
-def test_a_closed_gate_scores_zero_and_leaving_it_out_changes_nothing(name: str) -> None:
+def test_a_closed_gate_scores_zero_and_its_removal_changes_nothing(name: str) -> None:
     model, data = dense(name), windows()
     index = [torch.arange(40)]
     gradient = ["send_keys", "michel", "taylor", "fisher", "snip", "cosine", "magnitude", "wanda"]
@@ -279,7 +277,7 @@ def test_a_pattern_that_was_made_for_inference_can_be_trained() -> None:
     assert all(p.grad is not None for p in model.layers[1].parameters())
 
 
-def test_a_site_that_is_no_softmax_attention_is_left_alone() -> None:
+def test_a_site_without_softmax_attention_is_not_manipulated() -> None:
     layer = torch.nn.Module()
     layer.inner = torch.nn.Linear(3, 3)
     site = Site("encoder.0.scan", layer, "inner", 1, "scan")
@@ -377,7 +375,7 @@ def values_of(config: Config, phase: str, split: str, quantity: str) -> pd.Serie
     return rows[rows["quantity"] == quantity].set_index(["manipulation", "site"])["value"]
 
 
-def test_the_stage_leaves_a_valid_frame_with_every_case(studied: Config) -> None:
+def test_the_stage_writes_a_valid_frame_with_every_case(studied: Config) -> None:
     (run,) = runs.studied(studied)
     frame = pd.read_parquet(folder_of(studied, "robustness") / "robustness.parquet")
     frames.checked("robustness", frame.assign(**runs.columns(studied, run)))
@@ -429,7 +427,7 @@ def test_an_open_gate_is_the_intact_network_and_a_closed_one_no_site(studied: Co
     assert values_of(studied, "untuned", "train", "magnitude")["gate:0"].tolist() == [0.0, 0.0]
 
 
-def test_finished_work_is_kept_and_what_is_added_is_added(
+def test_finished_work_is_kept_and_new_cases_are_added(
     studied: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[str] = []
@@ -456,7 +454,7 @@ def test_finished_work_is_kept_and_what_is_added_is_added(
     pd.testing.assert_frame_equal(pd.read_parquet(path), before)
 
 
-def test_what_cannot_be_manipulated_is_left_out_and_said(tmp_path: Path) -> None:
+def test_sites_that_cannot_be_manipulated_are_left_out_and_reported(tmp_path: Path) -> None:
     config = config_of(tmp_path, robustness={"manipulations": ["identity", "uniform"]})
     cases, skipped = stage._cases(dense("Transformer"), config.robustness.manipulations)
     (row,) = skipped
@@ -501,7 +499,7 @@ def planted(values: dict[str, Value], seeds: int = 3, dataset: str = "ETTh1") ->
 
 
 def lower(seed: int, site: int, kind: str) -> float:
-    """Lower wherever it is `bad`, whatever the seed; higher where it is `odd`."""
+    """Lower for the manipulation `bad` with any seed; higher for `odd`."""
     return 10.0 * site + 0.1 * seed + {"intact": 0.0, "bad": -1.0, "odd": 1.0}[kind]
 
 
@@ -512,7 +510,7 @@ def means(frame: pd.DataFrame, **options: Any) -> pd.Series:
     )["auroc"]
 
 
-def test_auroc_knows_who_sees_who_does_not_and_who_sees_the_opposite() -> None:
+def test_auroc_tells_good_blind_and_reversed_criteria_apart() -> None:
     frame = planted(
         {
             "sees": lower,
@@ -574,8 +572,8 @@ def test_the_interval_covers_the_value_and_shrinks_with_checkpoints() -> None:
     assert widths[1] < widths[0]
 
 
-def test_the_measured_change_decides_what_is_right() -> None:
-    # `bad` really is worth less before fine-tuning, and worth more after it.
+def test_the_measured_change_decides_the_right_direction() -> None:
+    # With `bad`, a site is worth less before fine-tuning and worth more after it.
     frame = planted(
         {
             "send": lower,
@@ -614,15 +612,15 @@ def test_a_checkpoint_is_compared_with_itself() -> None:
     assert study.agreement(frame, "finetuned").empty
 
 
-def test_no_measured_change_decides_nothing() -> None:
+def test_without_a_measured_change_there_is_no_auroc() -> None:
     frame = planted({"send": lower})
     assert study.auroc(frame, phase="finetuned").empty
     assert study.measured(frame, "untuned").empty
     assert study.auroc(empty("robustness")).empty
 
 
-def test_a_site_that_was_not_manipulated_so_counts_for_nothing() -> None:
-    """Identity is skipped at a cross-attention: the other sites alone are compared."""
+def test_a_site_without_the_manipulation_is_left_out() -> None:
+    """A cross-attention has no manipulation `identity`, so only the other sites are compared."""
 
     def second_higher(seed: int, site: int, kind: str) -> float:
         return lower(seed, site, kind) if site == 0 else -lower(seed, site, kind)
@@ -643,7 +641,7 @@ def test_runs_that_diverged_are_left_out() -> None:
     assert not rows.duplicated([*RUN, "criterion", "manipulation"]).any()
 
 
-# What is shown of it
+# Tables and figures
 
 
 @pytest.fixture(scope="module")
@@ -657,7 +655,7 @@ def shown() -> Frames:
     return Frames.of(robustness=planted(values))
 
 
-def test_the_table_tells_who_sees_and_what_is_true(shown: Frames) -> None:
+def test_the_table_shows_criteria_and_measured_changes(shown: Frames) -> None:
     table = study.robustness(shown)
     assert table["mean"].notna().all()
     measured = table.set_index(["measure", "criterion", "manipulation"])["mean"]
@@ -673,7 +671,7 @@ def test_the_table_tells_who_sees_and_what_is_true(shown: Frames) -> None:
         assert "send" in text, ending
 
 
-def test_the_measured_changes_are_told_by_site(shown: Frames) -> None:
+def test_the_measured_changes_are_shown_by_site(shown: Frames) -> None:
     table = study.leave_one_out(shown).set_index(["site", "manipulation"])
     # 10 site + 0.1 seed, of an MSE of 2, in percent.
     assert table.loc[("encoder.1.self", "intact"), "mean"] == pytest.approx(505.0)
@@ -693,11 +691,11 @@ def test_the_figure_shows_each_criterion_and_each_manipulation(shown: Frames) ->
 
 
 @pytest.mark.parametrize("name", ["robustness", "leave_one_out"])
-def test_without_a_study_the_tables_say_how_to_have_one(name: str) -> None:
+def test_without_the_study_the_tables_name_the_setting_that_runs_it(name: str) -> None:
     with pytest.raises(Absent, match=r"robustness\.runs"):
         rendered(name, Frames.of())
 
 
-def test_without_a_study_the_figure_says_how_to_have_one() -> None:
+def test_without_the_study_the_figure_names_the_setting_that_runs_it() -> None:
     with pytest.raises(Absent, match=r"robustness\.runs"):
         draw("robustness", Frames.of())

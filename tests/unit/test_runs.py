@@ -48,7 +48,7 @@ def test_other_paths_are_refused_by_name(path: str) -> None:
         Run.parse(path)
 
 
-def test_seeds_depend_on_run_and_purpose_alone() -> None:
+def test_seeds_depend_only_on_run_and_purpose() -> None:
     assert RUN.seed_for("weights") == Run.parse(RUN.path).seed_for("weights")
     others = {RUN.seed_for("order", 0), RUN.seed_for("order", 1), RUN.seed_for("weights")}
     others.add(Run("ETTh1", "iTransformer", "deep", "l96-h192", 4).seed_for("weights"))
@@ -65,7 +65,7 @@ def test_a_block_is_a_product_with_the_datasets_own_shapes() -> None:
     }
 
 
-def test_only_attention_is_pruned_and_only_if_asked() -> None:
+def test_only_models_with_attention_are_pruned_and_only_on_request() -> None:
     block = {"datasets": ["ETTh1"], "models": ["PatchTST", "DLinear"], "horizons": [96]}
     assert [p.prune for p in runs.plan(config(block))] == [True, False]
     assert [p.prune for p in runs.plan(config({**block, "prune": False}))] == [False, False]
@@ -149,9 +149,9 @@ def test_settings_that_do_not_fit_are_refused_before_the_first_job(
         runs.plan(mine)
 
 
-def test_time_features_need_timestamps() -> None:
+def test_time_features_need_time_stamps() -> None:
     block = {"datasets": ["Solar"], "models": ["Transformer"], "variants": ["marked"]}
     marked = {"marked": {"base": "published", "model": {"time_features": True}}}
     mine = config({**block, "horizons": [96]}, variants=marked)
-    with pytest.raises(ConfigError, match="the dataset has no timestamps"):
+    with pytest.raises(ConfigError, match="the dataset has no time stamps"):
         runs.plan(mine)

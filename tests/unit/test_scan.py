@@ -17,7 +17,7 @@ SIZES = [(2, 5, 3, 4), (3, 1, 2, 2), (1, 7, 1, 6), (4, 6, 1, 3), (2, 5, 1, 1)]
 
 
 def plain(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """The scan as its formula says, one token at a time."""
+    """The scan by its formula, one token at a time."""
     h, ys = x.new_zeros(x.shape[0], x.shape[2], A.shape[1]), []
     for t in range(x.shape[1]):
         h = torch.exp(delta[:, t, :, None] * A) * h + (delta * x)[:, t, :, None] * B[:, t, None]
@@ -60,7 +60,7 @@ def test_equals_a_plain_loop_under_autograd(size: tuple[int, ...]) -> None:
     torch.testing.assert_close(y, expected, atol=1e-12, rtol=1e-12)
     for ours, theirs in zip(gradients(y, given), gradients(expected, given), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
-    with torch.no_grad():  # keeps the last state alone
+    with torch.no_grad():  # keeps only the last state
         assert torch.equal(selective_scan(*given), y)
 
 
@@ -122,7 +122,9 @@ def test_the_fused_kernel_gets_its_own_layout(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("fused", [False, True])
-def test_on_a_card_it_equals_the_processor(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scan_on_a_card_equals_that_on_the_cpu(
+    fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if fused:
         pytest.importorskip("mamba_ssm")
     else:
@@ -144,7 +146,7 @@ def block(**changes: int | bool) -> Mamba:
 
 
 def by_formula(block: Mamba, u: Tensor) -> Tensor:
-    """The block as the paper writes it, with torch's own convolution and a plain scan."""
+    """The block by the formulas of the paper, with torch's own convolution and a plain scan."""
     x, z = F.linear(u, block.input.weight).chunk(2, -1)
     features, taps = x.shape[-1], len(block.kernel)
     convolved = F.conv1d(
@@ -191,7 +193,7 @@ def test_a_block_for_one_token_is_the_full_block_without_decay() -> None:
         short(u.expand(4, 2, 24))
 
 
-def test_parameters_and_start_are_those_of_mamba() -> None:
+def test_parameters_and_initialisation_are_those_of_mamba() -> None:
     mamba = Mamba(128, states=16, kernel=4, expand=2)
     d, D, N, k, r = 128, 256, 16, 4, 8
     expected = 2 * d * D + D * (k + 1) + D * (r + 2 * N) + r * D + D + D * N + D + D * d

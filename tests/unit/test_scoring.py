@@ -1,4 +1,4 @@
-"""The contract of every criterion on every model, and the frame of scores."""
+"""Every criterion on every model, and the frame of scores."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from spat.scoring.probe import loss_drops
 
 COMPUTED = tuple(name for name, row in CRITERIA.items() if row.origin != "draws")
 VIEW = {"Output": Output, "Residual": Residual, "Heads": Heads, "Mixing": Mixing}
-# Delays are chosen by their correlation: rounding chooses others.
+# Delays are chosen by their correlation, so rounding may change the choice.
 CHOOSING = ("Autoformer",)
 
 
 def places(name: str, view: str, heads: bool) -> list[tuple[int, str, int]]:
-    """Index, name and head (-1 for the site) of what a criterion scores."""
+    """Index, name and head (-1 for the site) of each score of a criterion."""
     shown = [t.offers(VIEW[view]) for t in traces(small(name), windows().batch(torch.arange(2)))]
     sites = small(name).sites()
     assert all(shown) or view not in MODELS[name].views
@@ -78,7 +78,7 @@ def test_every_criterion_scores_every_site_of_every_model(name: str, criterion: 
 
 
 @pytest.mark.parametrize("name", ATTENTIVE)
-def test_the_same_batch_scores_the_same_twice(name: str) -> None:
+def test_scores_of_the_same_batch_are_equal_twice(name: str) -> None:
     model, cases, cut = small(name), windows(), batches(8, 8)
     first, second = (score_frame(model, cases, cut) for _ in range(2))
     pd.testing.assert_frame_equal(first, second, check_exact=True)
@@ -95,7 +95,7 @@ def test_the_frame_has_its_schema_and_a_value_per_batch(name: str) -> None:
     expected = {*COMPUTED} & {*offered(MODELS[name].views)}
     criteria = set(frame["criterion"])
     most = {*COMPUTED, *STATISTICS} - (set() if name in MIXING else {"send_train"})
-    assert expected <= criteria <= most  # some sites of a model may show more than the others
+    assert expected <= criteria <= most  # some sites of a model may offer more views than others
     assert criteria == most or "Residual" not in MODELS[name].views or name not in MIXING
     of = frame.groupby("criterion")["batch"].unique()
     for key, row in (CRITERIA | STATISTICS).items():
@@ -117,7 +117,7 @@ def test_scores_do_not_depend_on_the_batch_size(name: str, size: int) -> None:
 
 @pytest.mark.parametrize("size", [1, 7, 64])
 @pytest.mark.parametrize("name", ATTENTIVE)
-def test_nor_on_the_size_of_a_pass(name: str, size: int) -> None:
+def test_scores_do_not_depend_on_the_size_of_a_pass(name: str, size: int) -> None:
     model = small(name)
     scores = by_place(aggregate(score_frame(model, windows(), batches(32), batch_size=size)))
     # The windows of a training batch share a mask in `send`: its value depends on their number.
@@ -138,14 +138,14 @@ def test_scores_of_single_windows_average_to_the_whole(name: str) -> None:
         for name in mean.index.get_level_values(0)
     ]
     np.testing.assert_allclose(mean[linear], whole[linear], rtol=1e-9, atol=1e-15)
-    # A mean of absolute values, roots or variances is another thing.
+    # A mean of absolute values, roots or variances differs from that of the whole.
     one_sign = name == "SAMformer"  # its only gate has the same sign in all windows
     assert (abs(mean["taylor"] / whole["taylor"] - 1) > 1e-3).any() or one_sign
     assert name not in MIXING or (abs(mean["flap"] / whole["flap"] - 1) > 1e-4).all()
 
 
 @pytest.mark.parametrize("name", ATTENTIVE)
-def test_float32_models_score_alike(name: str) -> None:
+def test_float32_models_have_close_scores(name: str) -> None:
     single = score_frame(small(name, torch.float32), windows(torch.float32), batches(32))
     in_float32 = by_place(aggregate(single))
     expected = by_place(aggregate(scored(name, 32)))[in_float32.index]
@@ -176,7 +176,7 @@ def test_a_model_without_attention_has_no_scores(name: str) -> None:
     assert score_frame(model, windows(torch.float32), batches(32)).empty
 
 
-def test_only_what_was_asked_for() -> None:
+def test_only_requested_criteria_are_computed() -> None:
     frame = score_frame(small("iTransformer"), windows(), batches(32), ["michel", "random"])
     assert set(frame["criterion"]) == {"michel", "uniformity"}
 
@@ -189,7 +189,7 @@ def test_only_what_was_asked_for() -> None:
         ("send_train", "'send_train': it is the mean over the record of pre-training"),
     ],
 )
-def test_what_cannot_be_scored_is_an_error(criterion: str, message: str) -> None:
+def test_a_model_that_cannot_be_scored_is_an_error(criterion: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         score_frame(small("iTransformer"), windows(), batches(32), [criterion])
     with pytest.raises(ValueError, match="at least one batch"):
@@ -197,7 +197,7 @@ def test_what_cannot_be_scored_is_an_error(criterion: str, message: str) -> None
 
 
 @pytest.mark.parametrize("criterion", ["send", "loss_drop"])
-def test_a_plain_module_is_told_what_it_lacks(criterion: str) -> None:
+def test_the_error_names_the_method_that_a_plain_module_lacks(criterion: str) -> None:
     plain = torch.nn.Linear(3, 3)
     with pytest.raises(TypeError, match=r"Linear has no method `sites\(\)`: give the sites"):
         score_frame(plain, windows(), batches(8), [criterion])  # type: ignore[arg-type]

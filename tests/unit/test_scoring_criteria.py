@@ -1,4 +1,4 @@
-"""Every criterion against its definition, written out slowly."""
+"""Every criterion against a slow implementation of its definition."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Place = tuple[int, int]
 
 
 def values(model: Forecaster, *criteria: str) -> list[dict[Place, float]]:
-    """Of each criterion, (site, head) -> score."""
+    """(site, head) -> score, for each criterion."""
     return _values(aggregate(score_frame(model, windows(), batches(16), criteria)), criteria)
 
 
@@ -54,7 +54,7 @@ def scored(name: str) -> pd.DataFrame:
 
 
 def known(name: str, *criteria: str) -> list[dict[Place, float]]:
-    """The same of a model as it is built, scored once."""
+    """The scores of a newly built model, computed once."""
     return _values(scored(name), criteria)
 
 
@@ -190,7 +190,7 @@ def test_the_stream_and_the_output_projection(name: str) -> None:
         for scores, start, end in pairs:
             cos = (start * end).sum(-1) / (start.norm(dim=-1) * end.norm(dim=-1))
             cos = cos.nan_to_num()  # zero has no direction
-            cos[(start == 0).all(-1) & (end == 0).all(-1)] = 1  # what stays zero does not turn
+            cos[(start == 0).all(-1) & (end == 0).all(-1)] = 1  # a zero vector does not turn
             assert scores[r.index, -1] == pytest.approx(float((1 - cos).mean()))
         assert r.heads is not None or name not in MIXING
         if r.heads is None:
@@ -318,7 +318,7 @@ def test_rows_count_the_keys_that_a_query_may_attend_to() -> None:
     for query in range(1, 5):
         shares = S[:, :, query, : query + 1].softmax(-1)
         torch.testing.assert_close(deviations[:, :, query - 1], shares.std(-1, correction=0))
-    # What lies beyond is not looked at.
+    # Later keys are not used.
     assert torch.equal(dispersion(S + 9 * torch.ones(5, 5).triu(1), causal), deviations)
     assert dispersion(S[..., :1], torch.ones(5, 1, dtype=torch.bool)).shape == (2, 3, 0)
 
@@ -362,7 +362,7 @@ def test_a_silent_site_scores_zero_in_every_gradient_criterion(name: str, projec
     assert not (scores.loc[~silent, "value"].abs() <= 1e-12).any()
     if name not in MIXING:
         return
-    # magnitude and wanda see it too, without a gradient
+    # magnitude and wanda notice it, too, without a gradient
     magnitude, wanda, rounded = values(model, "magnitude", "wanda", "send_float32")
     # In float32 the mean of equal shares is rounded, so that their deviation is not quite zero.
     assert 0 <= rounded[index, -1] < 1e-8
@@ -370,8 +370,8 @@ def test_a_silent_site_scores_zero_in_every_gradient_criterion(name: str, projec
 
 
 @pytest.mark.parametrize(("keys", "least", "most"), [(7, 0, 1e-4), (42, 0, 1e-4), (321, 0.05, 1)])
-def test_why_float64(keys: int, least: float, most: float) -> None:
-    """With hundreds of keys SEND is biased in float32; of batch-mean losses, nothing is left."""
+def test_send_needs_float64_for_hundreds_of_keys(keys: int, least: float, most: float) -> None:
+    """With hundreds of keys SEND is biased in float32, and lost with a mean loss over the batch."""
     # As in an iTransformer: A and dL/dO are both divided by the number of variates.
     S = 0.01 / keys**2 * torch.randn(256, keys, generator=torch.Generator().manual_seed(0)).double()
     exact = dispersion(S, torch.ones(256, keys, dtype=torch.bool))

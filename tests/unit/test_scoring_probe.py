@@ -1,4 +1,4 @@
-"""The probe: S is what it says, and probing leaves no trace."""
+"""The probe: S equals its definition, and probing does not change the model."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_the_cases_hold_self_causal_and_cross_attention_and_independent_channels
 
 
 @pytest.mark.parametrize("name", [*SOFTMAX, "Informer"])
-def test_its_sum_is_the_gradient_by_gates_on_heads_and_site(name: str) -> None:
+def test_the_sum_of_sensitivities_is_the_gradient_by_gates(name: str) -> None:
     model = small(name)
     for trace in traces(model, windows().batch(FEW)):
         heads = mixed(trace).S.shape[2]
@@ -158,7 +158,7 @@ def test_its_sum_is_the_gradient_by_gates_on_heads_and_site(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in ATTENTIVE if name not in SOFTMAX])
-def test_the_gate_of_a_site_without_heads_is_that_of_what_it_adds(name: str) -> None:
+def test_the_gate_of_a_site_without_heads_scales_its_output(name: str) -> None:
     model = small(name).eval()
     for trace in traces(model, windows().batch(FEW)):
         site = model.sites()[trace.index]
@@ -181,7 +181,7 @@ def test_the_gate_of_a_site_without_heads_is_that_of_what_it_adds(name: str) -> 
 
 
 class SharedReference(MaskedReference):
-    """The same with one mask for all windows and independent channels."""
+    """The sensitivity by one mask for all windows and independent channels."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         A = self.weights(q, k)
@@ -220,8 +220,8 @@ def test_send_is_the_printed_formula_of_one_mask_a_batch(name: str, size: int) -
 
 
 @pytest.mark.parametrize("name", MIXING)
-def test_send_in_float32_is_what_the_default_precision_gives(name: str) -> None:
-    """Rounding aside, the same; S here is large enough for float32 to resolve it."""
+def test_send_in_float32_is_close_to_that_of_the_default_precision(name: str) -> None:
+    """The values are equal except for rounding, since S is large enough for float32."""
     names = ["send", "send_float32"]
     model = small(name, torch.float32)
     scores = score_frame(model, windows(torch.float32), batches(32), names, statistics=False)
@@ -243,7 +243,7 @@ def test_sensitivity_of_a_window_does_not_depend_on_the_others(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", ATTENTIVE)
-def test_probing_leaves_no_trace(name: str) -> None:
+def test_probing_does_not_change_the_model(name: str) -> None:
     model = small(name, torch.float32)
     model.get_submodule(next(n for n, _ in model.named_modules() if n)).eval()
     flags = {n: m.training for n, m in model.named_modules()}
@@ -264,7 +264,7 @@ def test_probing_leaves_no_trace(name: str) -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-def test_a_forward_pass_that_fails_leaves_no_trace_either() -> None:
+def test_a_failed_forward_pass_does_not_change_the_model() -> None:
     model = small("iTransformer")
     batch = windows().batch(FEW)
     with pytest.raises(RuntimeError):
@@ -273,7 +273,7 @@ def test_a_forward_pass_that_fails_leaves_no_trace_either() -> None:
     assert not any(m._forward_hooks for m in model.modules())
 
 
-def test_it_works_without_gradients_and_on_a_frozen_model() -> None:
+def test_the_probe_works_without_gradients_and_on_a_frozen_model() -> None:
     model = small("iTransformer")
     expected = traces(model, windows().batch(FEW))
     with torch.no_grad():
@@ -326,7 +326,7 @@ def test_means_are_those_of_the_windows_of_each_batch(monkeypatch: pytest.Monkey
     assert (site.site, site.name) == (0, "encoder.0.self")
     means = [expected.mean(), *(part.mean() for part in torch.split(expected, 15))]
     torch.testing.assert_close(site.means["S"], torch.stack(means), rtol=1e-9, atol=0)
-    # Windows pass in parts where the arrays would be large.
+    # If arrays would be large, windows are processed in parts.
     monkeypatch.setitem(views.ELEMENTS, "cpu", 1)
     (again, *_) = averaged(model, windows(), cut, size)
     torch.testing.assert_close(again.means["S"], site.means["S"], rtol=1e-12, atol=0)

@@ -1,4 +1,4 @@
-"""Selection: how many, which, and what a configuration asks for."""
+"""Selection: the number of sites, the sites, and the requests of a configuration."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_draws_are_distinct_and_reproducible() -> None:
     assert drawn != choose.random_draws(32, 8, 10, seed=4)
 
 
-def test_where_there_are_fewer_choices_than_draws_all_are_drawn_once() -> None:
+def test_all_choices_are_drawn_once_if_there_are_fewer_than_draws() -> None:
     drawn = choose.random_draws(4, 2, 10, seed=0)
     assert sorted(drawn) == list(itertools.combinations(range(4), 2))
     assert choose.random_draws(4, 4, 10, seed=0) == ((0, 1, 2, 3),)
@@ -213,7 +213,7 @@ def test_gap(scores: list[float], k: int | None) -> None:
     assert choose.gap(scores) == k
 
 
-def test_loss_drop_bound_lets_go_only_what_surely_does_no_harm() -> None:
+def test_loss_drop_bound_removes_only_sites_that_are_surely_harmless() -> None:
     noise = np.random.default_rng(0).normal(size=(4, 600))
     drops = noise + np.array([[-1.0], [1.0], [0.0], [-1.0]])
     options = {"block": 20, "draws": 500, "confidence": 0.95, "seed": 1}
@@ -228,7 +228,7 @@ def test_one_standard_error_takes_the_smallest_network_within_the_noise() -> Non
     options = {"block": 20, "draws": 500, "seed": 1}
     errors[2] += errors[1].mean() - errors[2].mean() + 1e-4
     assert choose.one_standard_error(errors, **options) == 2
-    # Equal up to a shift that every window shows: no noise hides it, however uneven the months.
+    # The errors differ by the same shift in every window, so noise between months does not hide it.
     shifted = [level, level + 1e-3]
     assert choose.one_standard_error(shifted, **options) == 0
     assert choose.one_standard_error([level, level], **options) == 1

@@ -1,4 +1,4 @@
-"""SEND against uniformity, where the correlation is planted."""
+"""SEND against uniformity, on frames with a known correlation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_points_are_those_of_the_kept_epoch_over_all_batches() -> None:
     points = send_uniformity.points(frame)
     assert len(points) == 2 * 4 * 3
     assert points["places"].value_counts().to_dict() == {"heads": 16, "sites": 8}
-    # The trajectory of the first epoch is reversed, and is not looked at.
+    # The scores of the first epoch are reversed and must not be used.
     assert (points["score"] == points["uniformity"]).all()
 
 
@@ -91,5 +91,5 @@ def test_cells_are_not_pooled() -> None:
     assert table["rho"].tolist() == pytest.approx([-1] * 4)
 
 
-def test_without_uniformity_there_is_nothing() -> None:
+def test_without_uniformity_there_are_no_correlations() -> None:
     assert send_uniformity.correlations(scores(runs(), {"send": lambda keys: range(4)})).empty

@@ -33,7 +33,7 @@ def test_windows_are_spread_over_the_text_and_overlap_nowhere() -> None:
         smollm2.windows(range(29), 3, 9)
 
 
-def test_the_lowest_scores_go_first_and_draws_differ() -> None:
+def test_the_lowest_scores_are_removed_first_and_draws_differ() -> None:
     orders = smollm2.removals(scores(send=[3, 1, 2, 1], cosine=[1, 2, 3, 4], other=[0] * 4), NAMES)
     assert orders["send", 0] == ["b", "d", "c", "a"] and orders["cosine", 0] == list("abcd")
     drawn = [order for (criterion, _), order in orders.items() if criterion == "random"]
@@ -42,7 +42,7 @@ def test_the_lowest_scores_go_first_and_draws_differ() -> None:
     assert len(orders) == smollm2.DRAWS + 2
 
 
-def test_a_set_of_sites_is_measured_once_and_stands_in_each_row_that_chose_it() -> None:
+def test_a_set_of_sites_is_measured_once_for_all_rows_that_chose_it() -> None:
     orders = {("send", 0): list("badc"), ("michel", 0): list("abcd"), ("random", 3): list("cdab")}
     measured = {
         frozenset(sites): np.array([value, value + 2])

@@ -51,9 +51,7 @@ class KeepsTo(TorchDispatchMode):
 
 @pytest.mark.parametrize("rho", RHO)
 @pytest.mark.parametrize("name", TRAINED)
-def test_a_step_waits_for_nothing_and_copies_nothing_to_its_device(
-    name: str, rho: float | None
-) -> None:
+def test_a_step_does_not_synchronise_or_copy_to_its_device(name: str, rho: float | None) -> None:
     # Tensors without storage: to read a value of theirs is an error, as it is under capture.
     rows = torch.zeros(100, SHAPE.channels, device="meta")
     marks = torch.zeros(100, SHAPE.marks, device="meta")
@@ -71,7 +69,7 @@ def test_a_step_waits_for_nothing_and_copies_nothing_to_its_device(
     assert watch.seen > 10
 
 
-def test_the_watch_notices_what_comes_from_elsewhere() -> None:
+def test_the_watch_notices_tensors_of_another_device() -> None:
     with pytest.raises(AssertionError, match="cpu"), KeepsTo("meta"):
         torch.zeros(3, device="meta") + torch.tensor(1.0)
 

@@ -14,7 +14,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch)
 
 
-def test_streams_are_distinct_wherever_the_deal_stands() -> None:
+def test_streams_are_distinct_at_every_state_of_the_pool() -> None:
     for _ in range(streams.MOST):
         handles = {stream.cuda_stream for stream in streams.distinct(CARD, 20)}
         assert len(handles) == 20
@@ -33,7 +33,7 @@ def test_a_lane_keeps_its_stream_and_the_process_gets_one() -> None:
         assert torch.cuda.current_stream(CARD) is worker
 
 
-def test_work_on_the_own_stream_comes_after_what_was_before_and_before_what_follows() -> None:
+def test_work_on_the_own_stream_is_ordered_with_earlier_and_later_work() -> None:
     DEFAULT.waited_for.clear()
     with streams.on_own(CARD):
         inside: FakeStream = torch.cuda.current_stream(CARD)  # type: ignore[assignment]

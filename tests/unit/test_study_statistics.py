@@ -44,7 +44,7 @@ def test_two_thousand_draws_take_well_under_a_second() -> None:
     assert time.perf_counter() - started < 1.0
 
 
-def test_pairing_removes_what_both_share() -> None:
+def test_pairing_removes_common_variation() -> None:
     hard = 1 + np.abs(overlapping(2785, 0, memory=0.9))
     rng = np.random.default_rng(1)
     seeds = np.stack([hard + 0.01 * rng.standard_normal(2785) for _ in range(3)])
@@ -55,7 +55,7 @@ def test_pairing_removes_what_both_share() -> None:
     assert change.se < standard_error(seeds, BLOCK) / 100
 
 
-def test_the_interval_covers_a_true_change_about_as_often_as_it_says() -> None:
+def test_the_interval_covers_a_true_change_as_often_as_nominal() -> None:
     hits = []
     for seed in range(150):
         reference = 2 + overlapping(2785, 2 * seed)
@@ -196,7 +196,7 @@ def test_a_summary_has_the_nested_mean_and_an_interval_over_seeds() -> None:
 
 
 @pytest.mark.parametrize("seeds", [{"ETTh1": 3}, {"ETTh1": 10, "ETTh2": 10, "ETTm1": 1}])
-def test_the_interval_of_a_summary_covers_as_often_as_it_says(seeds: dict[str, int]) -> None:
+def test_the_interval_of_a_summary_covers_as_often_as_nominal(seeds: dict[str, int]) -> None:
     rng = np.random.default_rng(1)
     of = [k for name, count in seeds.items() for k in runs([name], seeds=count)]
     frame = pd.concat([pd.DataFrame(of).assign(trial=trial) for trial in range(400)])
@@ -385,7 +385,7 @@ def test_ranking_needs_enough_cases() -> None:
     assert tests.ranking(holes).test.n == 5
 
 
-def test_the_smallest_detectable_difference_has_the_power_it_promises() -> None:
+def test_the_smallest_detectable_difference_has_the_nominal_power() -> None:
     sd, n = 0.02, 10
     effect = tests.detectable(sd, n, power=0.8)
     rng = np.random.default_rng(0)

@@ -108,7 +108,7 @@ def test_gradients_are_those_of_the_masked_dense_network(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ATTENTION)
-def test_every_parameter_left_is_reached_and_can_be_trained(name: str) -> None:
+def test_every_remaining_parameter_is_reached_and_can_be_trained(name: str) -> None:
     model = dense(name)
     assert sweep.unreached(model, partial(called, model))[0] == {}
     for mask in masks_of(model)[::3]:
@@ -158,7 +158,7 @@ def test_the_full_mask_changes_nothing(name: str) -> None:
     assert all(after[path] is before[path] for path in before)
 
 
-def test_surgery_leaves_mode_gradients_and_random_numbers_alone() -> None:
+def test_surgery_does_not_change_mode_gradients_or_random_state() -> None:
     model = dense("PatchTST").train()
     statistics = model.norm.running_mean.clone()
     random = torch.get_rng_state()
@@ -169,7 +169,7 @@ def test_surgery_leaves_mode_gradients_and_random_numbers_alone() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_surgery_wants_the_dense_model_and_its_mask() -> None:
+def test_surgery_refuses_a_pruned_model_and_a_mask_of_another_model() -> None:
     model = dense("iTransformer")
     with pytest.raises(ValueError, match=r"mask '1\.1' is of a model with heads \(4, 4\)"):
         prune(model, Mask.full((4, 4)))
@@ -185,7 +185,7 @@ def test_surgery_wants_the_dense_model_and_its_mask() -> None:
 
 
 @pytest.mark.parametrize("name", FORECASTERS)
-def test_files_give_the_same_network_back(name: str, tmp_path: Path) -> None:
+def test_a_saved_network_is_loaded_unchanged(name: str, tmp_path: Path) -> None:
     model = build(name, sized(name), SHAPE).eval()
     for index, mask in enumerate(masks_of(model)[-3:] if name in ATTENTION else [Mask(())]):
         smaller, _ = pruned(model, mask)
@@ -294,7 +294,7 @@ ENCODER = 8 * 8 + 8 + 2 * 6
 ATTENTION_PARAMETERS = 4 * (8 * 8 + 8)
 
 
-def test_what_is_neither_reached_nor_called_is_swept() -> None:
+def test_modules_that_are_neither_reached_nor_called_are_removed() -> None:
     model = Memory(lazy=True)
     inputs = inputs_of(model, 2)
     mask = Mask.parse("1.0", (2, 2))
@@ -310,7 +310,7 @@ def test_what_is_neither_reached_nor_called_is_swept() -> None:
     assert sweep.unreached(model, partial(called, model))[0] == {}
 
 
-def test_what_is_called_in_vain_is_counted_and_stays() -> None:
+def test_modules_that_are_called_without_effect_are_counted_and_kept() -> None:
     model = Memory(lazy=False)
     operation = prune(model, Mask.parse("1.0", (2, 2)))
     assert operation.swept == 0
@@ -319,6 +319,6 @@ def test_what_is_called_in_vain_is_counted_and_stays() -> None:
     model(*inputs_of(model))
 
 
-def test_a_model_of_ones_own_is_pruned_but_not_saved(tmp_path: Path) -> None:
+def test_a_model_outside_the_registry_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"Memory is not in the model registry"):
         storage.save(Memory(lazy=True), tmp_path)

@@ -193,7 +193,7 @@ def test_main_ignores_other_data_orders_and_the_validation_split() -> None:
     )
 
 
-def test_dlinear_stands_in_the_cells_of_another_variant() -> None:
+def test_dlinear_appears_in_the_cells_of_another_variant() -> None:
     made = build()
     rows = made["results"]
     rows.loc[rows["model"] == "DLinear", "variant"] = "published"
@@ -204,7 +204,7 @@ def test_dlinear_stands_in_the_cells_of_another_variant() -> None:
     assert row["variant"] == "deep"
 
 
-def test_changes_have_intervals_round_the_change() -> None:
+def test_intervals_of_changes_contain_the_change() -> None:
     table = TABLES["changes"].function(default())
     control = errors(default(), FULL, "finetuned").mean()
     empty = errors(default(), EMPTY, "finetuned").mean()
@@ -240,7 +240,7 @@ def test_sources_are_averaged_and_tested_as_one_each() -> None:
     assert "mixed model" not in many.index, "no source has several cells"
 
 
-def test_one_source_says_nothing_of_others() -> None:
+def test_the_table_by_source_needs_several_sources() -> None:
     of = planted.results(planted.runs(), lambda k, m, o: 1.0)
     with pytest.raises(Absent, match="come from ETT1:"):
         rendered("by_source", Frames.of(results=of))
@@ -286,7 +286,7 @@ def test_controls_put_other_variants_beside_the_masks() -> None:
     assert set(table["variant"]) == {"deep"}
 
 
-def test_variants_that_are_controls_stand_in_no_other_table() -> None:
+def test_variants_that_are_controls_appear_in_no_other_table() -> None:
     frames = frames_of(controls={"narrow": 0.02})
     assert len(frames.controls) == 2 * 2 * 3 * 2  # models, datasets, seeds, splits
     for name in ("main", "efficiency", "changes", "zeroshot"):
@@ -577,7 +577,7 @@ def test_replicates_say_whether_there_is_a_ranking(
     assert (agreement > 0.5) == (ranking == "yes")
 
 
-def test_what_the_seeds_can_show_needs_no_replicates() -> None:
+def test_detectable_differences_of_seeds_need_no_replicates() -> None:
     table = TABLES["replicates"].function(default())
     assert set(table["ranking"]) == {"not replicated", "one mask"}
     control = errors(default(), FULL, "finetuned")
@@ -615,7 +615,7 @@ def test_precision_shows_where_float32_fails() -> None:
 # the systems at their own settings
 
 
-def test_rivals_sets_each_network_beside_the_code_of_its_authors() -> None:
+def test_rivals_compares_each_network_with_the_code_of_its_authors() -> None:
     made = build(datasets=("ETTh1",), variant="published", pairs=())
     theirs = authors_code().set_index("model")
     rows = made["results"]
@@ -665,7 +665,7 @@ def test_authors_code_has_the_parameters_of_our_models() -> None:
         assert sum(p.numel() for p in model.parameters()) == used, row.model
 
 
-def test_old_results_show_their_reading_of_send() -> None:
+def test_results_without_send_show_the_masks_of_send_window() -> None:
     """Results without `send` show the masks of `send_window` as SPAT, and a note says so."""
     made = default()
     rows = made.selections

@@ -65,7 +65,7 @@ def gpt() -> GPT:
     return model.eval()
 
 
-def test_topics_follow_in_the_order_of_their_names(tmp_path: Path) -> None:
+def test_topics_are_sorted_by_name(tmp_path: Path) -> None:
     content = source(TOPICS)
     (tmp_path / "topics.py").write_bytes(content)
     text = texts.obtain(dataset(content), tmp_path / "cache", [tmp_path])
@@ -95,7 +95,7 @@ def test_the_published_text_is_that_of_python_3_11_7(tmp_path: Path) -> None:
     assert len(text) == row.size
 
 
-def test_sequences_follow_one_another_and_predict_the_next_byte() -> None:
+def test_sequences_are_consecutive_and_predict_the_next_byte() -> None:
     content = np.arange(200, dtype=np.uint8)
     splits = texts.split(content, Borders((0, 100), (100, 150), (150, 200)), 8)
     assert [len(cases) for cases in splits] == [12, 6, 6]
@@ -132,7 +132,7 @@ def test_losses_and_errors_are_those_of_the_definition() -> None:
     assert TASK.errors(output, batch)[1].tolist() == [0.5]
 
 
-def test_a_byte_does_not_see_those_after_it() -> None:
+def test_a_byte_does_not_depend_on_later_bytes() -> None:
     model, x = gpt(), TASK.example(SHAPE, 2).x
     with torch.no_grad():
         before = model(x)
@@ -154,7 +154,7 @@ def test_a_pruned_gpt_is_the_dense_one_without_those_branches() -> None:
     assert_pruned_equals_silenced(gpt(), TASK, TASK.example(SHAPE, 4))
 
 
-def test_attention_predicts_what_a_byte_alone_does_not() -> None:
+def test_attention_predicts_repeated_pairs_that_a_byte_alone_does_not() -> None:
     """In a text of pairs that repeat after four bytes, only attention sees what comes next."""
     generator = np.random.default_rng(0)
     pieces = np.tile(generator.integers(97, 123, (75, 4)), (1, 2)).astype(np.uint8)
@@ -227,7 +227,9 @@ def test_all_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"models": ["PatchTST"]}, "an experiment has one task"),
     ],
 )
-def test_what_cannot_be_run_is_refused(block: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_impossible_configurations_are_refused(
+    block: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     whole = {**BLOCK, "variants": ["tiny"], **block}
     with pytest.raises(ConfigError, match=message):
         runs.plan(config(tmp_path, grid=[whole]))

@@ -523,7 +523,7 @@ def test_rebuilding_gives_the_same_view(config: Config) -> None:
     assert json.loads(rebuilt) == json.loads(json.dumps([[len(before)] * 2, before]))
 
 
-def test_rebuilding_drops_what_has_no_files_and_leaves_a_users_own_run(config: Config) -> None:
+def test_rebuilding_drops_runs_without_files_and_keeps_a_users_own_run(config: Config) -> None:
     write_all(config)
     log_all(config)
     store = client(config)
@@ -576,7 +576,7 @@ def test_a_model_that_does_not_train_has_no_epochs(config: Config) -> None:
     assert run.data.metrics["test/mse"] == 0.38
 
 
-def test_more_values_than_a_call_takes_all_arrive(config: Config) -> None:
+def test_values_beyond_the_limit_of_a_call_all_arrive(config: Config) -> None:
     write_stage(config, RUN, "pretrain", settings=SETTINGS | {f"h{i}": i for i in range(150)})
     folder = runs.folder(config, RUN, "pretrain")
     path = folder / "history.csv"
@@ -632,7 +632,7 @@ def test_six_jobs_that_open_a_fresh_store_at_once_land_in_one_experiment(tmp_pat
 @pytest.mark.parametrize(
     "uri", ["http://user:$SPAT_TEST_WORD@127.0.0.1:9", "sqlite:////proc/none/mlflow.db"]
 )
-def test_a_dead_store_costs_one_warning(
+def test_an_unreachable_store_causes_one_warning(
     tmp_path: Path, uri: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in tracking.ENVIRONMENT:
@@ -654,7 +654,7 @@ def test_a_dead_store_costs_one_warning(
         tracking.rebuild(config)
 
 
-def test_unreadable_files_cost_one_warning_too(
+def test_unreadable_files_cause_one_warning(
     config: Config, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_stage(config, RUN, "pretrain")
@@ -839,7 +839,7 @@ def test_many_masks_do_not_wait_for_a_slow_server_one_after_the_other(tmp_path: 
         assert shown == ["FINISHED"] * (2 + count)
 
 
-def test_a_server_that_drips_costs_at_most_the_stated_time(
+def test_a_slow_server_delays_a_job_by_at_most_the_stated_time(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlflow  # noqa: F401  (its import is not what is timed)

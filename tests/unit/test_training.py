@@ -113,7 +113,7 @@ def test_training_follows_the_schedule(splits: Splits) -> None:
     assert [row["learning_rate"] for row in fitted.history] == [1e-3, 1e-4, 1e-4, 5e-5]
 
 
-def test_set_rate_reaches_tensor_and_float_rates() -> None:
+def test_set_rate_changes_tensor_and_float_rates() -> None:
     parameter = torch.nn.Parameter(torch.ones(1))
     plain = torch.optim.Adam([parameter], lr=1.0)
     tensor = torch.optim.Adam([parameter], lr=torch.tensor(1.0), capturable=False)
@@ -147,7 +147,7 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("name", [n for n, model in FORECASTERS.items() if model.role != "naive"])
-def test_a_resumed_run_ends_bit_for_bit_where_an_undisturbed_one_does(
+def test_a_resumed_run_ends_with_weights_bit_identical_to_an_uninterrupted_run(
     name: str, splits: Splits, tmp_path: Path
 ) -> None:
     def made(seed: int = 0) -> Forecaster:
@@ -200,7 +200,7 @@ def foreign(functional: bool = False) -> Foreign:
 
 
 @pytest.mark.parametrize("functional", [False, True])
-def test_a_foreign_model_with_dropout_resumes_bit_for_bit(
+def test_a_foreign_model_with_dropout_resumes_with_bit_identical_weights(
     functional: bool, splits: Splits, tmp_path: Path
 ) -> None:
     undisturbed, resumed = foreign(functional), foreign(functional)
@@ -273,7 +273,7 @@ def test_divergence_is_a_result(splits: Splits) -> None:
     assert fitted.epochs < 4
 
 
-def test_what_after_epoch_returns_survives_a_resume(splits: Splits, tmp_path: Path) -> None:
+def test_results_of_after_epoch_survive_a_resume(splits: Splits, tmp_path: Path) -> None:
     def record(epoch: int, _: Forecaster) -> list[dict[str, object]]:
         return [{"epoch": epoch}]
 
@@ -423,7 +423,7 @@ def test_a_share_of_the_windows_is_drawn_anew_for_each_epoch(
     assert 0.8 < ratio < 1.6, "a mean over a quarter of the windows, early in training"
 
 
-def test_an_absent_card_asked_for_by_name_is_an_error() -> None:
+def test_a_missing_card_that_is_requested_by_name_is_an_error() -> None:
     if torch.cuda.is_available():
         pytest.skip("a CUDA device is present")
     with pytest.raises(RuntimeError, match="cuda"):

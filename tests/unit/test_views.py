@@ -332,7 +332,7 @@ class Bare(nn.Module):
         return self.head(x.transpose(1, 2))  # type: ignore[no-any-return]
 
 
-def test_without_a_layer_round_it_a_site_is_its_own_block() -> None:
+def test_without_a_surrounding_layer_a_site_is_its_own_block() -> None:
     torch.manual_seed(0)
     model = Bare().double()
     site = Site("encoder.0.self", model, "inner", 2)
@@ -355,7 +355,7 @@ class PreNorm(nn.Module):
         return self.map(x)  # type: ignore[no-any-return]
 
 
-def test_behind_a_norm_a_site_is_compared_with_the_stream_it_is_added_to() -> None:
+def test_after_a_norm_a_site_is_compared_with_the_residual_stream() -> None:
     model = built(PreNorm(), PreNorm())
     sites = [
         Site(f"{i}", layer, "inner", 2, added_to="layer") for i, layer in enumerate(model.layers)
@@ -381,7 +381,7 @@ class Widening(nn.Module):
         return x.new_zeros(*x.shape[:-1], 2 * WIDTH) if self.inner is None else self.inner(x)
 
 
-def test_a_site_that_is_added_to_nothing_is_not_compared_with_its_input() -> None:
+def test_a_site_without_a_residual_is_not_compared_with_its_input() -> None:
     model = built(Widening(), nn.Linear(2 * WIDTH, WIDTH))
     site = Site("layer.0", model.layers[0], "inner", 1, "cross", added_to="nothing")
     (trace,) = observe(model, Cases().x, losses, [site])
@@ -456,7 +456,7 @@ def test_a_shared_mask_allows_what_any_window_allows(function: Any) -> None:
 
 
 @pytest.mark.parametrize("name", PER_WINDOW)
-def test_padded_cases_score_as_if_they_had_been_cut(name: str) -> None:
+def test_padded_cases_score_like_unpadded_ones(name: str) -> None:
     lengths = [5, 3, 4, 2]
     real = torch.stack([torch.arange(5) < n for n in lengths])
     # Rows and keys beyond the length of a case do not exist.
@@ -469,7 +469,7 @@ def test_padded_cases_score_as_if_they_had_been_cut(name: str) -> None:
         torch.testing.assert_close(value[w : w + 1], PER_WINDOW[name](trace_of(cut)))
 
 
-def test_rows_that_do_not_exist_count_nowhere() -> None:
+def test_padded_rows_do_not_count() -> None:
     values = torch.randn(3, 1, 2, 4, 6, dtype=torch.float64)
     allowed = torch.ones(3, 1, 2, 4, 6, dtype=torch.bool)
     allowed[0, :, :, 1] = False  # no key

@@ -94,7 +94,7 @@ def test_the_page_has_every_table_and_figure_and_needs_no_network() -> None:
     assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(?!data:)', text)
 
 
-def test_the_verdict_is_that_of_the_table_better() -> None:
+def test_the_verdict_agrees_with_the_table_better() -> None:
     frames = read(DEFAULT)
     table = better(frames)
     lines = webpage.verdict(frames)
@@ -134,7 +134,7 @@ def test_the_command_writes_the_page_beside_the_frames(
 
 @pytest.mark.skipif(not BROWSER, reason="no Chromium is installed")
 @pytest.mark.parametrize("width", [1200, 390])
-def test_tables_sort_and_nothing_is_cut_off_in_a_browser(tmp_path: Path, width: int) -> None:
+def test_tables_sort_and_fit_in_a_browser(tmp_path: Path, width: int) -> None:
     text = committed().replace("<head>", "<head>" + PROBE)
     (tmp_path / "index.html").write_text(text, encoding="utf-8")
     page = tmp_path / "around.html"

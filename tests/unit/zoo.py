@@ -1,4 +1,4 @@
-"""Models in common styles of writing attention, none of which knows this package."""
+"""Models with attention written in common styles, without any use of this package."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def split(t: Tensor, heads: int = HEADS) -> Tensor:
 
 
 class Einsum(nn.Module):
-    """Attention by einsum, with heads behind tokens; returns a pair."""
+    """Attention by einsum, with the axis of heads after that of tokens; returns a pair."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Sloped(Nano):
 
 
 class Null(Nano):
-    """A last key that is always there and has the value 0: A is padded before its product."""
+    """A last key that is always present and has the value 0: A is padded before its product."""
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = map(split, self.qkv(x).chunk(3, -1))
@@ -163,7 +163,7 @@ class Interpolated(Layer):
 
 
 class Pair(NamedTuple):
-    """An output as a named tuple: the weights first, as nobody uses them."""
+    """An output as a named tuple; its first element, the weights, is not used."""
 
     weights: Tensor | None
     y: Tensor
@@ -280,7 +280,7 @@ class Inline(nn.Module):
 
 
 class NoSum(nn.Module):
-    """Nothing is added to the output of the attention."""
+    """The output of the attention has no residual connection."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -331,7 +331,7 @@ class Biased(nn.Module):
             return self.o((logits.softmax(-1) @ v).transpose(1, 2).flatten(2)), bias
 
     class Computing(Attention):
-        """The bias is computed, so that the graph shows who uses it."""
+        """The bias is computed, so that the graph shows which modules use it."""
 
         def forward(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
             y, bias = super().forward(x, bias)
@@ -420,7 +420,7 @@ class Decoder(nn.Module):
 
 
 class Draws(nn.Module):
-    """Attention that draws, before another module that draws, in evaluation too."""
+    """Attention with random numbers, also in evaluation, before another such module."""
 
     class Noise(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -11,13 +11,13 @@ from project import COPIED, SMOKE, Project
 
 @pytest.fixture(scope="session")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A copy in which nothing is ever run, only planned."""
+    """A copy in which jobs are planned and never run."""
     return Project(tmp_path_factory.mktemp("pristine"))
 
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A copy in which the experiment `smoke` has run; whoever edits a file restores it."""
+    """A copy in which the experiment `smoke` has run; a test that edits a file restores it."""
     project = Project(tmp_path_factory.mktemp("smoke"))
     # `test_paths.py` runs an experiment with tracking.
     untracked = ("--config", "tracking={'enabled': False}")
@@ -27,7 +27,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture
 def smoke_copy(smoke: Project, tmp_path: Path) -> Project:
-    """That one again, with its results and Snakemake's records, to go on from."""
+    """A copy of `smoke` with its results and Snakemake's records, which a test may change."""
     return Project(
         tmp_path / "copy", smoke.folder, (*COPIED, "results", ".snakemake", "printed.txt")
     )
@@ -35,5 +35,5 @@ def smoke_copy(smoke: Project, tmp_path: Path) -> Project:
 
 @pytest.fixture
 def new_project(tmp_path: Path) -> Callable[[str], Project]:
-    """Makes copies of the test's own."""
+    """A function that makes copies for one test."""
     return lambda name: Project(tmp_path / name)

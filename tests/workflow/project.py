@@ -1,4 +1,4 @@
-"""A copy of the project to run Snakemake in, so that tests may edit it and kill it."""
+"""A copy of the project in which tests run Snakemake, edit files and kill jobs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TINY: dict[str, Any] = {
 
 
 class Project:
-    """A copy of the project in a folder of its own."""
+    """A copy of the project in its own folder."""
 
     def __init__(self, folder: Path, origin: Path = ROOT, names: tuple[str, ...] = COPIED) -> None:
         self.folder = folder
@@ -55,7 +55,7 @@ class Project:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The tests' own interpreter, and the copy of the package before an installed one."""
+        """The interpreter of the tests, and the package of this copy before an installed one."""
         kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "SNAKEMAKE_PROFILE")}
         return {**kept, "PYTHONPATH": os.pathsep.join(self.path)}
 
@@ -77,12 +77,12 @@ class Project:
     def snakemake(
         self, *arguments: str, fails: bool = False, cores: int = 1, timeout: float = 900
     ) -> str:
-        """Run Snakemake in this copy; what it prints."""
+        """Run Snakemake in this copy, and return its output."""
         process = self.start(*arguments, cores=cores)
         try:
             shown, _ = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
-            process.kill()  # it may hang on a gentler signal
+            process.kill()  # a process that hangs may ignore other signals
             raise
         assert (process.returncode != 0) == fails, shown[-8000:]
         return shown
@@ -98,7 +98,7 @@ class Project:
         }
 
     def python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Python in this copy; a failure fails the test."""
+        """Run Python in this copy; a failure fails the test."""
         done = subprocess.run(
             [sys.executable, *arguments],
             cwd=self.folder,

@@ -1,4 +1,4 @@
-"""A network that is no longer whole is trained again by the same command, and no other one is."""
+"""The same command trains a damaged network again, and no other network."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.mark.parametrize("damage", ["deleted", "cut", "flipped", "wrong content"])
-def test_a_damaged_network_alone_is_trained_again(finished: Project, damage: str) -> None:
+def test_only_the_damaged_network_is_trained_again(finished: Project, damage: str) -> None:
     folder = finished.folder / PRUNE
     trained = {path: path.stat().st_mtime_ns for path in folder.glob("masks/*/order0/metrics.json")}
     assert len(trained) == 2
@@ -47,18 +47,19 @@ def test_a_damaged_network_alone_is_trained_again(finished: Project, damage: str
     elif damage == "cut":
         path.write_bytes(content[:-1])
     else:
-        # As long as before, so that only a job that reads it notices.
+        # The size is the same, so only a job that reads the file notices the damage.
         command = until("collect")
         if damage == "flipped":
             path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-            notices = ("losses.npy: damaged", "run the same command again")
+            messages = ("losses.npy: damaged", "run the same command again")
         else:
+            # The checksum is right, too.
             record = read_json(path.with_name("metrics.json"))
             values = {k: v for k, v in record.items() if k not in ("files", "checksum")}
             write_record(path.parent, {**values, "epochs": 0}, record["files"])
-            notices = ("metrics.json: `best_epoch` is 1, but `epochs` is 0",)
+            messages = ("metrics.json: `best_epoch` is 1, but `epochs` is 0",)
         shown = finished.snakemake(*command, "--forcerun", "collect", fails=True)
-        assert all(notice in shown for notice in notices)
+        assert all(message in shown for message in messages)
         assert "Traceback" not in shown
     finished.snakemake(*command)
     assert path.read_bytes() == content

@@ -31,7 +31,7 @@ def overlay(name: str) -> tuple[str, ...]:
 def test_an_experiment_plans_the_jobs_of_its_grid(
     name: str, pristine: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Seconds of the processor, not of the clock: a busy machine is no slower plan.
+    # CPU seconds are measured, since wall-clock time depends on other work.
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     jobs = pristine.planned(*overlay(name))
     seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
@@ -117,7 +117,7 @@ def test_profiles_plan_the_same_jobs(profile: str, pristine: Project) -> None:
 def test_a_cluster_gets_one_job_for_a_run(profile: str, pristine: Project, tmp_path: Path) -> None:
     text = (ROOT / f"profiles/{profile}/profile.yaml").read_text(encoding="utf-8")
     values = yaml.safe_load(text)
-    # A dry run needs no executor, which need not be installed.
+    # A dry run does not need the executor, which may not be installed.
     kept = {key: value for key, value in values.items() if not key.startswith(EXECUTORS)}
     (tmp_path / "profile.yaml").write_text(yaml.safe_dump(kept), encoding="utf-8")
     shown = pristine.snakemake("--dry-run", "--workflow-profile", str(tmp_path), *overlay("smoke"))
@@ -128,7 +128,7 @@ def test_a_cluster_gets_one_job_for_a_run(profile: str, pristine: Project, tmp_p
 EXECUTORS = ("executor", "slurm-", "cluster-generic-")
 
 
-def test_a_key_that_is_there_twice_fails_before_any_job(pristine: Project, tmp_path: Path) -> None:
+def test_a_duplicate_key_fails_before_any_job(pristine: Project, tmp_path: Path) -> None:
     overlay = tmp_path / "twice.yaml"
     overlay.write_text("finetune: {epochs: 1}\nfinetune: {epochs: 2}\n", encoding="utf-8")
     shown = pristine.snakemake("--configfile", str(overlay), fails=True)

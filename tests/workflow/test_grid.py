@@ -1,4 +1,4 @@
-"""`python -m spat grid`: the same files as the rules make, with neither Snakemake nor MLflow."""
+"""`python -m spat grid` makes the same files as the rules, without Snakemake and MLflow."""
 
 from __future__ import annotations
 

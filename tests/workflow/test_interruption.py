@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 RUN = "results/kill/synthetic/iTransformer-tiny/l48-h24/seed0"
 EPOCHS = 6
-# Long enough an epoch that a kill falls between two of them.
+# An epoch is long enough for a kill between two epochs.
 EXPERIMENT = f"""
 experiment: kill
 grid:
@@ -87,7 +87,7 @@ def epochs_logged(project: Project, stage: str) -> int:
 def kill_the_job(
     project: Project, command: tuple[str, ...], stage: str, state: Path, cores: int = 1
 ) -> list[psutil.Process]:
-    """Kill the job of a stage as soon as its state is there; the processes it had started."""
+    """Kill the job of a stage when it has written its state; return its child processes."""
     running = project.start(*command, cores=cores)
     wait_for(state, running)
     job = job_of(running, stage)
@@ -98,7 +98,7 @@ def kill_the_job(
     return workers
 
 
-def test_a_killed_pretraining_goes_on(new_project: NewProject, undisturbed: Project) -> None:
+def test_a_killed_pretraining_is_resumed(new_project: NewProject, undisturbed: Project) -> None:
     project = killable(new_project, "pretraining")
     state = project.folder / RUN / "pretrain" / "kept" / "state.pt"
     kill_the_job(project, arguments(PRETRAINED), "pretrain", state)
@@ -109,7 +109,7 @@ def test_a_killed_pretraining_goes_on(new_project: NewProject, undisturbed: Proj
     assert_same(project, undisturbed, f"{RUN}/pretrain/scores.parquet")
 
 
-def test_a_killed_finetuning_goes_on(new_project: NewProject, undisturbed: Project) -> None:
+def test_a_killed_finetuning_is_resumed(new_project: NewProject, undisturbed: Project) -> None:
     project = killable(new_project, "finetuning")
     folder = project.folder / RUN / "prune"
     kill_the_job(project, arguments(MANIFEST), "prune", folder / CONTROL / "state.pt")
@@ -128,7 +128,7 @@ def test_the_workers_of_a_killed_job_end_with_it(new_project: NewProject) -> Non
     assert not left
 
 
-def test_after_a_killed_snakemake_its_orphan_and_the_successor_keep_apart(
+def test_after_a_killed_snakemake_the_next_job_waits_for_its_orphan(
     new_project: NewProject, undisturbed: Project
 ) -> None:
     project = killable(new_project, "orphan")
@@ -144,7 +144,7 @@ def test_after_a_killed_snakemake_its_orphan_and_the_successor_keep_apart(
     project.snakemake("--unlock", *arguments(PRETRAINED))
     project.snakemake(*arguments(PRETRAINED))
     assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE
-    # All epochs are the orphan's: its successor waited, and took them over.
+    # The orphan trained all epochs; the next job waited for them and used them.
     assert epochs_logged(project, "pretrain") == 0
     assert_same(project, undisturbed, PRETRAINED)
 

@@ -1,4 +1,4 @@
-"""A folder of results may have any name that a file system takes; text never becomes a command."""
+"""A folder of results may have any name that the file system allows; names are never executed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import yaml
 from project import TINY, Project
 
-# What a shell, a wildcard pattern, a regular expression and a glob would each read in its own way.
+# Characters with a meaning in a shell, a wildcard pattern, a regular expression or a glob.
 ODD = "my \"own\" 'results' größe $(touch F) `touch F` [a] *;&| %20#"
 
 

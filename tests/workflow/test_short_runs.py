@@ -1,4 +1,4 @@
-"""Linear and naive runs share a process: the files of each are those of a process of its own."""
+"""Linear and naive runs share a process, and write the same files as in separate processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EXPERIMENT = {
             "seeds": [0, 1, 2],
         }
     ],
-    # Long enough an epoch that a kill falls between two of them.
+    # An epoch is long enough for a kill between two epochs.
     "data": {"synthetic": {"rows": 8000, "channels": 3}},
     "training": {"device": "cpu", "epochs": EPOCHS, "patience": EPOCHS},
     "tracking": {"enabled": False},
@@ -61,14 +61,14 @@ def log(project: Project, run: str) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def test_a_pack_that_was_killed_goes_on_where_it_was(new_project: NewProject) -> None:
+def test_a_killed_pack_is_resumed(new_project: NewProject) -> None:
     project = short(new_project, "killed")
     running = project.start(*COMMAND)
     wait_for(stage(project, RUNS[1]) / "kept/state.pt", running)
     job_of(running, "pretrain").kill()
     shown, _ = running.communicate(timeout=120)
     assert running.returncode != 0, shown
-    # When it was written is in the record, and the time of the file changes with that of its link.
+    # The record holds the time of writing, since the time of the file changes with its links.
     kept = stage(project, RUNS[0]) / "kept/metrics.json"
     trained = kept.read_bytes()
 
@@ -78,7 +78,7 @@ def test_a_pack_that_was_killed_goes_on_where_it_was(new_project: NewProject) ->
     epochs = [log(project, run).count(f"/{EPOCHS}: train mse") for run in RUNS]
     assert epochs[0] == 0 < epochs[1] < EPOCHS == epochs[2]
 
-    # Each log begins with the command for this run alone, which leaves the same weights.
+    # Each log begins with the command for its run, which gives the same weights.
     alone = short(new_project, "alone")
     command = log(project, RUNS[1]).splitlines()[0].split()
     assert command[:4] == ["python", "-m", "spat", "pretrain"] and command[-1] == RUNS[1]

@@ -1,4 +1,4 @@
-"""The experiment `smoke` from end to end, and what a second invocation would do after a change."""
+"""The experiment `smoke` from end to end, and the jobs of a second invocation after a change."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from spat.study.pages.registry import ENDINGS, FIGURES, TABLES, tables
 pytestmark = pytest.mark.slow
 
 REPORT = {"collect": 1, "tables": 1, "figures": 1}
-# What only leads from the command line to a stage.
+# Modules that only connect the command line with a stage.
 ENTRANCE = ("spat.pipeline.cli", "spat.pipeline.stages.report")
-# Stages that are functions of a module of another name.
+# The module of a stage, if it has another name.
 MODULES = dict.fromkeys(("tables", "figures"), "report")
 # Runs of the experiment, those that are pruned, and transfers.
 PRUNED, TRANSFERS = 3, 2
@@ -40,7 +40,7 @@ EVERYTHING = {
 }
 
 
-def test_it_leaves_every_frame_table_and_figure(smoke: Project) -> None:
+def test_the_run_writes_every_frame_table_and_figure(smoke: Project) -> None:
     folder = smoke.folder / "results" / "smoke"
     for name in COLUMNS:
         assert len(pd.read_parquet(folder / "data" / f"{name}.parquet")), name
@@ -58,7 +58,7 @@ def _made(smoke: Project, kind: str) -> set[str]:
     return {path.stem for path in folder.glob("*.*") if not path.name.startswith(".")}
 
 
-def test_it_ends_with_the_main_table_and_where_everything_lies(smoke: Project) -> None:
+def test_the_run_ends_with_the_main_table_and_the_folders(smoke: Project) -> None:
     printed = (smoke.folder / "printed.txt").read_text()
     end = printed[printed.rindex("100%") :]
     main = (smoke.folder / "results" / "smoke" / "tables" / "main.md").read_text()
@@ -67,7 +67,7 @@ def test_it_ends_with_the_main_table_and_where_everything_lies(smoke: Project) -
     assert "results/smoke/figures" in end
 
 
-def test_it_says_what_is_ahead_and_what_is_running(smoke: Project) -> None:
+def test_the_run_shows_expected_and_running_jobs(smoke: Project) -> None:
     printed = (smoke.folder / "printed.txt").read_text()
     jobs = re.search(r"^smoke: (\d+) jobs, about \d+ \w+ on 2 cores", printed, re.MULTILINE)
     assert jobs and f"100% {jobs[1]} jobs in " in printed
@@ -106,7 +106,7 @@ def test_a_second_run_has_nothing_to_do(smoke: Project) -> None:
         (("training={'epochs': 3}",), EVERYTHING),
     ],
 )
-def test_a_setting_reruns_what_depends_on_it_and_no_more(
+def test_a_setting_reruns_only_jobs_that_depend_on_it(
     settings: tuple[str, ...], jobs: dict[str, int], smoke: Project
 ) -> None:
     assert smoke.planned(*SMOKE, "--config", *settings) == jobs
@@ -147,7 +147,7 @@ def test_another_run_adds_its_own_jobs_only(smoke: Project, tmp_path: Path) -> N
         ),
     ],
 )
-def test_an_edit_reruns_what_depends_on_it_and_no_more(
+def test_an_edit_reruns_only_jobs_that_depend_on_it(
     edited: tuple[str, ...], jobs: dict[str, int], smoke: Project
 ) -> None:
     before = {
@@ -168,7 +168,7 @@ def test_touched_files_rerun_nothing(smoke: Project) -> None:
     assert smoke.planned(*SMOKE) == {}
 
 
-def test_another_ratio_trains_the_masks_that_it_adds(smoke_copy: Project) -> None:
+def test_another_ratio_trains_only_its_new_masks(smoke_copy: Project) -> None:
     folder = smoke_copy.folder / "results/smoke/synthetic/PatchTST-tiny/l48-h24/seed0/prune"
     trained = {path: path.stat().st_mtime_ns for path in folder.glob("masks/*/order0/metrics.json")}
     weights = folder.parent / "pretrain" / "model.safetensors"
@@ -182,7 +182,7 @@ def test_another_ratio_trains_the_masks_that_it_adds(smoke_copy: Project) -> Non
     assert weights.stat().st_mtime_ns == before
 
 
-def test_tables_and_figures_come_from_the_frames_alone(smoke: Project, tmp_path: Path) -> None:
+def test_tables_and_figures_are_made_only_from_the_frames(smoke: Project, tmp_path: Path) -> None:
     project = Project(tmp_path / "frames")
     data = Project(tmp_path / "data", smoke.folder / "results" / "smoke", ("data",))
     (project.folder / "results" / "smoke").mkdir(parents=True)
@@ -210,7 +210,7 @@ def test_the_report_holds_every_table_and_figure(smoke: Project) -> None:
     assert "It opens on this summary" in text
 
 
-# The commands in `commands.json`, each in a child of a process that has imported what takes long.
+# Run each command of `commands.json` in a child of a process that has imported the large packages.
 BY_HAND = """
 import json, os, sys
 from pathlib import Path
@@ -229,16 +229,16 @@ for stage, command in json.loads(Path("commands.json").read_text()).items():
 """
 
 
-def test_every_job_runs_by_hand_and_imports_what_its_rule_declares(smoke_copy: Project) -> None:
+def test_every_job_runs_by_hand_and_imports_only_declared_modules(smoke_copy: Project) -> None:
     logs = sorted((smoke_copy.folder / "results" / "smoke" / "logs").rglob("*.log"))
     lines = [path.read_text().splitlines()[0] for path in logs]
     assert all(line.startswith("python -m spat ") for line in lines)
-    # The log of each run, and not those of the jobs that several short runs share.
+    # The logs of single runs, without those of the jobs that several short runs share.
     alone = [shlex.split(line)[3:] for line in lines if "--logs" not in line]
     commands = {command[0]: command for command in reversed(alone)}
     assert len(alone) == len(lines) - len(SHORT)
     assert {"prepare", "pretrain", "robustness", "transfer", "figures"} <= set(commands)
-    # Without tracking, which reads everything after the work.
+    # Tracking is off, since it reads all files after the work.
     (smoke_copy.folder / "untracked.yaml").write_text("tracking: {enabled: false}\n")
     for command in commands.values():
         command.insert(command.index("--config") + 2, "untracked.yaml")
