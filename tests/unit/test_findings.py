@@ -935,7 +935,7 @@ ZEROSHOT: tuple[Claim, ...] = (
         better_than_spat("RLinear"), better_than_spat("SAMformer"),
         len(transfer_change("RLinear", DENSE)),
     )),
-    ("has a lower MSE than SPAT in {} of {} pairs, among them all with ETTm1 or", lambda: (
+    ("has a lower MSE than SPAT in {} of {} pairs, including all pairs with ETTm1 or", lambda: (
         seasonal_is_better().sum(), len(transfers()),
     )),
     ("{} seed and {} architecture", lambda: ("One", "one")),
@@ -1083,7 +1083,7 @@ VISION: tuple[Claim, ...] = (
         lambda: image_gain("send"),
     ),
     (
-        "(p = {} by Holm over the criteria). It is the best of {} criteria but for `{}` ({} %)",
+        "(p = {} by Holm over the criteria). It is the best of {} criteria except `{}` ({} %)",
         lambda: (
             image_p("send"),
             len(image_gains().columns) - 1,

@@ -280,7 +280,7 @@ def test_dropout_of_attention_drops_weights(keys: int, causal: bool) -> None:
 def attended(
     shape: tuple[int, int, int, int], keys: int, causal: bool
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
-    """O, the gradients of q, k and v (in the layout of a fused projection), a next random number."""
+    """O, the gradients of q, k and v (in a fused layout), and a next random number."""
     windows, heads, queries, width = shape
     q, k, v = (
         torch.randn(windows, n, heads, width, requires_grad=True) for n in (queries, keys, keys)

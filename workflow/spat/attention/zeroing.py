@@ -17,7 +17,7 @@ from spat.attention.containers import Container
 def zeroed(model: nn.Module, names: Mapping[str, Container | None]) -> Iterator[None]:
     """Set the output of modules to zero within the block.
 
-    `names` has the containers that the outputs stand in, None for bare tensors.
+    `names` has the containers of the outputs, and None for outputs that are tensors.
     """
 
     def zero(container: Container | None) -> Callable[..., Any]:

@@ -359,7 +359,7 @@ class _Noted:
         """The views of the site, computed from the gradients of its targets."""
 
         def fold(t: Tensor) -> Tensor:
-            # [W * R, ...] -> [W, R, ...]: the sequences of a window stand next to each other.
+            # [W * R, ...] -> [W, R, ...]: the sequences of a window are consecutive.
             return t.detach().reshape(windows, -1, *t.shape[1:])
 
         def rows(tensors: list[Tensor]) -> Tensor:

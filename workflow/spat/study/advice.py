@@ -1,4 +1,4 @@
-"""Can attention go from a forecaster of your own data, and what is saved?
+"""Can attention be removed from a forecaster of your own data, and what is saved?
 
 Holds the result of `spat.pipeline.advise` and renders it as text, table and figure. The number of
 attention modules to remove is chosen on validation windows; the change of the error is measured on

@@ -186,7 +186,7 @@ def pairs(results: pd.DataFrame, selections: pd.DataFrame, scores: pd.DataFrame)
 
 
 def _with_window_intervals(table: pd.DataFrame, rows: pd.DataFrame, frames: Frames) -> pd.DataFrame:
-    """`table` with intervals over test windows, in percent, where a cell has one seed.
+    """`table` with intervals over test windows, in percent, for cells of one seed.
 
     `rows` are the result of `pairs`. The losses of random masks of a run are averaged. If the
     losses per window were not kept, there is no interval.

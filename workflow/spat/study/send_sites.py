@@ -121,7 +121,7 @@ def send_heads(frames: Frames) -> Figure:
         means = part.pivot_table(index="site", columns="place", values="value")
         sites = whole.merge(part[keys].drop_duplicates(), on=keys).groupby("site")["value"].mean()
         names = part.drop_duplicates("site").set_index("site")["name"].sort_index()
-        # An empty column stands between the heads and the whole site.
+        # An empty column separates the heads from the whole site.
         matrix = np.column_stack([means, np.full(len(means), np.nan), sites.reindex(means.index)])
         image = axis.imshow(
             matrix, cmap="Oranges", vmin=0, vmax=largest, aspect="auto", interpolation="nearest"
