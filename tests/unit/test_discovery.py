@@ -4,6 +4,7 @@ import gc
 import math
 import subprocess
 import sys
+import warnings
 from typing import Any
 
 import pytest
@@ -34,17 +35,27 @@ from spat.surgery.foreign import Removal
 
 
 def test_torch_has_the_internals_that_the_graph_is_read_with() -> None:
-    assert hasattr(torch._C._autograd, "_get_sequence_nr")
+    problems = []
+    if not hasattr(torch._C._autograd, "_get_sequence_nr"):
+        problems.append("torch has no sequence number of autograd nodes (_get_sequence_nr)")
     x = torch.rand(1, 1, 3, 2, requires_grad=True)
     fused = nn.functional.scaled_dot_product_attention(x, x, x).grad_fn
-    softmax = x.softmax(-1).grad_fn
-    names = ("query", "key", "value", "is_causal", "scale")
-    for node, saved in ((fused, names), (softmax, ("result", "dim"))):
-        for attribute in (
-            *("register_prehook", "next_functions", "_sequence_nr", "name"),
-            *(f"_saved_{name}" for name in saved),
-        ):
-            assert hasattr(node, attribute)
+    product: Any = (x[0] @ x[0].mT).grad_fn
+    nodes = {
+        fused: ("query", "key", "value", "is_causal", "scale"),
+        x.softmax(-1).grad_fn: ("result", "dim"),
+        x.sum(-1).grad_fn: ("dim",),
+        x.log_softmax(-1).grad_fn: ("dim",),
+        x.logsumexp(-1).grad_fn: ("dim",),
+        product.next_functions[0][0]: ("self", "mat2"),
+    }
+    for node, saved in nodes.items():
+        needed = ("register_prehook", "next_functions", "_sequence_nr", "_input_metadata", "name")
+        for attribute in (*needed, *(f"_saved_{name}" for name in saved)):
+            if not hasattr(node, attribute):
+                kind = type(node).__name__
+                problems.append(f"the backward node {kind} has no attribute {attribute}")
+    assert problems == []
 
 
 @pytest.mark.parametrize("name", zoo.REMOVABLE)
@@ -507,39 +518,296 @@ def test_the_library_needs_neither_pandas_nor_the_pipeline() -> None:
     assert "attention" in done.stdout and "flops" in done.stdout
 
 
-class Talking(nn.Module):
-    """Heads whose attention maps are mixed by a linear map."""
+class Mapped(zoo.Nano):
+    """Attention whose weights are computed in a way of their own; a mask may multiply them."""
 
-    def __init__(self) -> None:
+    def __init__(self, function: Any, maps: int = 1, **parts: Any) -> None:
         super().__init__()
-        self.qkv, self.o = nn.Linear(zoo.WIDTH, 3 * zoo.WIDTH), nn.Linear(zoo.WIDTH, zoo.WIDTH)
-        self.mix = nn.Linear(zoo.HEADS, zoo.HEADS)
+        self.function, self.maps, self.mask = function, maps, None
+        self.qk = nn.Linear(zoo.WIDTH, 2 * maps * zoo.WIDTH)
+        for name, part in parts.items():
+            setattr(self, name, nn.Parameter(part) if isinstance(part, Tensor) else part)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = map(zoo.split, self.qkv(x).chunk(3, -1))
-        A = self.mix((q @ k.mT).softmax(-1).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return self.o((A @ v).transpose(1, 2).flatten(2))
+        v = zoo.split(self.qkv(x).chunk(3, -1)[2])
+        q, k = (zoo.split(t, zoo.HEADS * self.maps) for t in self.qk(x).chunk(2, -1))
+        A = self.function(self, q @ k.mT)
+        A = A if self.mask is None else A * self.mask
+        y: Tensor = self.o((A @ v).transpose(1, 2).flatten(2))
+        return y
 
 
-class Latent(nn.Module):
-    """A query that is a bare parameter."""
+def exp_over_sum(_: Any, x: Tensor) -> Tensor:
+    e = (x - x.amax(-1, keepdim=True)).exp()
+    return e / e.sum(-1, keepdim=True)
 
-    def __init__(self) -> None:
+
+def masked_exp_over_sum(_: Any, x: Tensor) -> Tensor:
+    hidden = torch.ones(x.shape[-2:]).triu(1).bool()
+    e = x.exp().masked_fill(hidden, 0.0)
+    return e * (e.sum(-1)[..., None] + 1e-9).reciprocal()
+
+
+def to_heads_last(function: Any) -> Any:
+    """A map over the last axis, which is applied to the axis of heads."""
+    return lambda x: function(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def subtracted(m: Any, x: Tensor) -> Tensor:
+    first, second = x.softmax(-1).chunk(2, 1)
+    return first - m.scale.exp() * second
+
+
+def interleaved(m: Any, x: Tensor) -> Tensor:
+    A = x.softmax(-1).unflatten(1, (zoo.HEADS, 2))
+    return A[:, :, 0] - m.scale * A[:, :, 1]
+
+
+def renormalised(m: Any, x: Tensor) -> Tensor:
+    A = x.softmax(-1) * m.scale
+    return A / A.sum(-1, keepdim=True)
+
+
+HEADS_SQUARED = (zoo.HEADS, zoo.HEADS)
+# name -> maker of attention whose weights are no plain softmax
+FORMS: dict[str, Any] = {
+    "exp over sum": lambda: Mapped(exp_over_sum),
+    "exp over sum with a mask": lambda: Mapped(masked_exp_over_sum),
+    "exp of log_softmax": lambda: Mapped(lambda _, x: F.log_softmax(x, -1).exp()),
+    "exp less logsumexp": lambda: Mapped(lambda _, x: (x - x.logsumexp(-1)[..., None]).exp()),
+    "over all keys and one more": lambda: Mapped(
+        lambda _, x: x.exp() / (1 + x.exp().sum(-1, keepdim=True))
+    ),
+    "talking heads after": lambda: Mapped(
+        lambda m, x: to_heads_last(m.mix)(x.softmax(-1)), mix=nn.Linear(*HEADS_SQUARED)
+    ),
+    "talking heads before": lambda: Mapped(
+        lambda m, x: to_heads_last(m.mix)(x).softmax(-1), mix=nn.Linear(*HEADS_SQUARED)
+    ),
+    "talking heads before and after": lambda: Mapped(
+        lambda m, x: torch.einsum(
+            "bhqk,hg->bgqk", torch.einsum("bhqk,hg->bgqk", x, m.before).softmax(-1), m.after
+        ),
+        before=torch.randn(HEADS_SQUARED),
+        after=torch.randn(HEADS_SQUARED),
+    ),
+    "talking heads by convolution": lambda: Mapped(
+        lambda m, x: m.mix(x.softmax(-1)), mix=nn.Conv2d(*HEADS_SQUARED, 1)
+    ),
+    "mixed heads and their norm": lambda: Mapped(
+        lambda m, x: to_heads_last(m.norm)(torch.einsum("bhqk,hg->bgqk", x.softmax(-1), m.mix)),
+        mix=torch.randn(HEADS_SQUARED),
+        norm=nn.LayerNorm(zoo.HEADS),
+    ),
+    "difference": lambda: Mapped(subtracted, 2, scale=torch.tensor(0.3)),
+    "difference of neighbours": lambda: Mapped(interleaved, 2, scale=torch.tensor(0.3)),
+    "softmax by hand, then mixed": lambda: Mapped(
+        lambda m, x: to_heads_last(m.mix)(exp_over_sum(m, x)), mix=nn.Linear(*HEADS_SQUARED)
+    ),
+    "normalised again": lambda: Mapped(renormalised, scale=torch.rand(zoo.TOKENS) + 0.5),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_weights_of_any_form_are_found_with_their_sensitivity(name: str) -> None:
+    model: Any = zoo.make(lambda: zoo.Layer(FORMS[name]())).eval()
+    (site,) = spat.find_sites(model, zoo.loss, zoo.batch())
+    assert (site.name, site.calls, site.heads, site.kind) == ("attention", 1, zoo.HEADS, "self")
+    assert (site.queries, site.keys, site.refusal) == (zoo.TOKENS, zoo.TOKENS, None)
+    (trace,) = discovery.traces(model, zoo.loss, zoo.batch())
+    attention, S = model.attention, trace.mixing.S[:, 0]
+    attention.mask = torch.ones(*S.shape, dtype=torch.float64, requires_grad=True)
+    (exact,) = torch.autograd.grad(zoo.loss(model, zoo.batch()).sum(), attention.mask)
+    assert float((S - exact).abs().max() / exact.abs().max()) < 1e-12
+    # The sum of S is the gradient by a gate on O = A V.
+    gate = model.attention.o.weight, trace.gate[:, 0]
+    assert gate[1] == pytest.approx(exact.flatten(1).sum(1), rel=1e-9)
+    attention.mask = None
+    small = spat.prune(model, ["attention"], zoo.loss, zoo.batch())
+    assert isinstance(small.spat_removal, Removal)
+    assert small.spat_removal.removed == ("attention",)
+    for criterion in ("send", "michel", "cosine", "attention_std", "snip"):
+        values = spat.score(model, [zoo.batch()], zoo.loss, criterion=criterion).values
+        assert math.isfinite(values[0]), criterion
+
+
+class Latents(nn.Module):
+    """Queries that are a parameter, and tokens that the results are added to."""
+
+    def __init__(self, shape: tuple[int, ...], rule: str, weigh: str) -> None:
         super().__init__()
-        self.query = nn.Parameter(torch.randn(zoo.TOKENS, zoo.WIDTH))
+        self.query, self.mask = nn.Parameter(torch.randn(shape)), None
+        self.kv, self.rule, self.weigh = nn.Linear(zoo.WIDTH, 2 * zoo.WIDTH), rule, weigh
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.query @ x.mT).softmax(-1) @ x
+        k, v = self.kv(x).chunk(2, -1)
+        if "h" in self.rule:
+            k, v = zoo.split(k), zoo.split(v)
+        A = torch.einsum(self.rule, self.query, k).softmax(-1)
+        y = torch.einsum(self.weigh, A if self.mask is None else A * self.mask, v)
+        return y.unsqueeze(1).expand_as(x) if y.ndim == 2 else y
 
 
-@pytest.mark.parametrize("maker", [Talking, Latent])
-def test_attention_of_another_form_is_not_taken_for_softmax_of_q_k_times_v(maker: Any) -> None:
-    model = zoo.make(lambda: nn.Sequential(zoo.Layer(maker()), zoo.Layer(zoo.Nano())))
-    sites = spat.find_sites(model, zoo.loss, zoo.batch())
-    assert [site.name for site in sites] == ["1.attention"]
-    with pytest.raises(NoSites):
-        spat.find_sites(zoo.make(lambda: zoo.Layer(maker())), zoo.loss, zoo.batch())
-    # As a unit it can be removed, and ranked by its output, but not by its attention map.
+# shape of the query, logits, product with v, expected heads and queries
+LATENTS = {
+    "latents": ((zoo.TOKENS, zoo.WIDTH), "qd,bkd->bqk", "bqk,bkd->bqd", (1, zoo.TOKENS)),
+    "one query": ((zoo.WIDTH,), "d,bkd->bk", "bk,bkd->bd", (1, 1)),
+    "latents of heads": (
+        (zoo.HEADS, zoo.TOKENS, zoo.WIDTH // zoo.HEADS),
+        "hqd,bhkd->bhqk",
+        "bhqk,bhkd->bqhd",
+        (zoo.HEADS, zoo.TOKENS),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LATENTS)
+def test_queries_may_be_a_parameter(name: str) -> None:
+    shape, rule, weigh, (heads, queries) = LATENTS[name]
+
+    class Flat(Latents):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            return y.flatten(2) if y.ndim > 3 else y
+
+    model: Any = zoo.make(lambda: zoo.Layer(Flat(shape, rule, weigh))).eval()
+    (site,) = spat.find_sites(model, zoo.loss, zoo.batch())
+    assert (site.name, site.kind, site.refusal) == ("attention", "cross", None)
+    assert (site.heads, site.queries, site.keys) == (heads, queries, zoo.TOKENS)
+    (trace,) = discovery.traces(model, zoo.loss, zoo.batch())
+    S = trace.mixing.S
+    given = S[:, 0] if heads > 1 else S[:, 0, 0] if queries > 1 else S[:, 0, 0, 0]
+    model.attention.mask = torch.ones(given.shape, dtype=torch.float64, requires_grad=True)
+    (exact,) = torch.autograd.grad(zoo.loss(model, zoo.batch()).sum(), model.attention.mask)
+    assert float((given - exact).abs().max() / exact.abs().max()) < 1e-12
+    model.attention.mask = None
+    small = spat.prune(model, ["attention"], zoo.loss, zoo.batch())
+    assert isinstance(small.spat_removal, Removal) and small.spat_removal.removed
+
+
+class NoAttention(nn.Module):
+    """A softmax that weighs something, but not values by queries and keys."""
+
+    def __init__(self, function: Any, **parts: Any) -> None:
+        super().__init__()
+        self.function, self.f = function, nn.Linear(zoo.WIDTH, zoo.WIDTH)
+        self.experts = nn.Parameter(torch.randn(5, zoo.WIDTH, zoo.WIDTH) / 4)
+        for name, part in parts.items():
+            setattr(self, name, nn.Parameter(part) if isinstance(part, Tensor) else part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x + self.function(self, self.f(x))
+        return y
+
+
+def experts(m: Any, x: Tensor, gates: Tensor) -> Tensor:
+    return torch.einsum("bte,btef->btf", gates, torch.einsum("btd,edf->btef", x, m.experts))
+
+
+def pooled(scores: Tensor, x: Tensor) -> Tensor:
+    return (scores.softmax(1).mT @ x).mean(1, keepdim=True)
+
+
+def expert_norm(x: Tensor) -> Tensor:
+    return F.normalize(x, dim=-1)
+
+
+OTHERS: dict[str, tuple[Any, str]] = {
+    "router": (
+        lambda: NoAttention(
+            lambda m, x: experts(m, x, (x @ m.router).softmax(-1)),
+            router=torch.randn(zoo.WIDTH, 5),
+        ),
+        "not of a product of q and k",
+    ),
+    "router by hand": (
+        lambda: NoAttention(
+            lambda m, x: experts(m, x, exp_over_sum(m, x @ m.router)),
+            router=torch.randn(zoo.WIDTH, 5),
+        ),
+        "not of a product of q and k",
+    ),
+    "router by cosine": (
+        lambda: NoAttention(
+            lambda m, x: experts(m, x, (expert_norm(x) @ expert_norm(m.router).mT).softmax(-1)),
+            router=torch.randn(5, zoo.WIDTH),
+        ),
+        "other values in each row, as a mixture of experts",
+    ),
+    "pooling by scores": (
+        lambda: NoAttention(lambda m, x: pooled(m.score(x), x), score=nn.Linear(zoo.WIDTH, 1)),
+        "not of a product of q and k",
+    ),
+    "token learner": (
+        lambda: NoAttention(
+            lambda m, x: pooled(m.score(x), x), score=nn.Linear(zoo.WIDTH, 3, bias=False)
+        ),
+        "not of a product of q and k",
+    ),
+    "gated pooling": (
+        lambda: NoAttention(
+            lambda m, x: pooled(m.score(x.tanh() * m.gate(x).sigmoid()), x),
+            score=nn.Linear(zoo.WIDTH, 1),
+            gate=nn.Linear(zoo.WIDTH, zoo.WIDTH),
+        ),
+        "not of a product of q and k",
+    ),
+    "gated features": (
+        lambda: NoAttention(lambda m, x: m.f(x).softmax(-1) * x),
+        "not of a product of q and k",
+    ),
+    "memory": (
+        lambda: NoAttention(
+            lambda m, x: (x @ m.keys).softmax(-1) @ m.values,
+            keys=torch.randn(zoo.WIDTH, 5),
+            values=torch.randn(5, zoo.WIDTH),
+        ),
+        "not of a product of q and k",
+    ),
+    "similarities": (
+        lambda: NoAttention(lambda m, x: (x @ x.mT).softmax(-1).mean(-1, keepdim=True)),
+        "not multiplied with values",
+    ),
+    "mixed keys": (
+        lambda: NoAttention(
+            lambda m, x: m.mix((x @ x.mT).softmax(-1)) @ x, mix=nn.Linear(zoo.TOKENS, zoo.TOKENS)
+        ),
+        "not as weights of its own keys",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_softmax_that_is_not_attention_is_named_but_is_no_site(name: str) -> None:
+    maker, reason = OTHERS[name]
+    with pytest.raises(NoSites, match=r"units=") as raised:
+        spat.find_sites(zoo.make(maker), zoo.loss, zoo.batch())
+    assert "in 'NoAttention' " in str(raised.value) and reason in str(raised.value)
+    # Beside attention only a map that may be attention of another form is worth a warning.
+    model = zoo.make(lambda: nn.Sequential(maker(), zoo.Layer(zoo.Nano())))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        (site,) = spat.find_sites(model, zoo.loss, zoo.batch())
+    assert site.name == "1.attention"
+    messages = [str(one.message) for one in caught]
+    if name == "mixed keys":
+        assert len(messages) == 1 and "units=" in messages[0] and "in '0' " in messages[0]
+    else:
+        assert messages == []
+
+
+def test_a_softmax_over_classes_is_no_attention() -> None:
+    model = zoo.make(lambda: nn.Sequential(zoo.Layer(zoo.Nano()), nn.Linear(zoo.WIDTH, 5)))
+
+    def loss(model: Any, given: Any) -> Tensor:
+        shares = model(given[0]).softmax(-1)
+        return (shares @ shares.mT).square().mean((1, 2))  # a product of two activations
+
+    assert [site.name for site in spat.find_sites(model, loss, zoo.batch())] == ["0.attention"]
+
+
+def test_a_unit_of_another_form_is_ranked_by_its_output_and_not_by_its_map() -> None:
+    model = zoo.make(lambda: nn.Sequential(zoo.Layer(Sigmoid()), zoo.Layer(FORMS["difference"]())))
     given: Any = {"units": ["*.attention"]}
     scores = spat.score(model, [zoo.batch()], zoo.loss, criterion="cosine", **given)
     assert [site.name for site in scores.sites] == ["0.attention", "1.attention"]
@@ -548,6 +816,10 @@ def test_attention_of_another_form_is_not_taken_for_softmax_of_q_k_times_v(maker
     small = spat.prune(model, ["0.attention"], zoo.loss, zoo.batch(), **given)
     assert isinstance(small.spat_removal, Removal)
     assert small.spat_removal.removed == ("0.attention",)
+    # A unit with attention of a form that is found has the score of the site.
+    found = spat.score(model, [zoo.batch()], zoo.loss)
+    named = spat.score(model, [zoo.batch()], zoo.loss, units="1.attention")
+    assert named.values == pytest.approx(found.values, rel=1e-12)
 
 
 def test_attention_without_a_residual_is_not_compared_with_its_input() -> None:

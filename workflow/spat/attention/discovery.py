@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
@@ -20,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from spat.attention.containers import Container
 from spat.attention.errors import (
     AttentionError,
+    AttentionWarning,
     InlineAttention,
     NoResidual,
     NoSites,
@@ -37,6 +39,7 @@ from spat.attention.zeroing import fixed_noise, zeroed
 
 # How many names a message lists.
 MOST_NAMES: Final = 20
+FEW: Final = 3
 
 # model, batch -> the loss of each sample [B]; a scalar where the docstring allows it.
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
@@ -100,7 +103,14 @@ def find_sites(
         TypeError: if the model is not a module.
         ValueError: if the loss is not finite.
     """
-    with looking(model, loss, batch, units) as (_, _, candidates):
+    with looking(model, loss, batch, units) as (_, graph, candidates):
+        if graph.unsure and not units:
+            warnings.warn(
+                f"not taken for attention: {_listed(graph.unsure)}. If it is attention, name its "
+                "module, and those of the other sites, as units=",
+                AttentionWarning,
+                stacklevel=2,
+            )
         return tuple(_described(one, model) for one in candidates)
 
 
@@ -130,10 +140,11 @@ def looking(
         candidates = _units(model, graph, units) if units else _sites(graph)
         if not candidates:
             raise NoSites(
-                f"{type(model).__name__}: the loss was computed without a softmax(q k^T) v. If the "
-                "model is compiled, pass `model._orig_mod`; if it is scripted, pass the original "
-                "module; turn checkpointing and custom kernels off. Name attention of another form "
-                "(sigmoid, linear, talking heads) as units=. A model without attention has no sites"
+                f"{type(model).__name__}: the loss was computed without a softmax(q k^T) v. "
+                + (f"Not attention: {_listed(graph.others)}. " if graph.others else "")
+                + "If the model is compiled, pass `model._orig_mod`; if it is scripted, pass the "
+                "original module; turn checkpointing and custom kernels off. Name attention of "
+                "another form (sigmoid, linear) as units=. A model without attention has no sites"
             )
         yield each, graph, candidates
 
@@ -244,6 +255,12 @@ def unknown(name: str, names: Sequence[str]) -> UnknownSite:
     choice = f"choose from {', '.join(names[:MOST_NAMES])}{more}"
     hint = f"did you mean {close[0]!r}?" if close else choice
     return UnknownSite(f"there is no site {name!r}: {hint}")
+
+
+def _listed(sentences: Sequence[str]) -> str:
+    """The first sentences, and the number of the others."""
+    more = [f"and {len(sentences) - FEW} more"] if len(sentences) > FEW else []
+    return "; ".join([*sentences[:FEW], *more])
 
 
 def _sites(graph: Graph) -> list[Candidate]:
@@ -471,7 +488,7 @@ def _kind(site: Candidate) -> Literal["self", "cross"]:
     return "cross" if (q or k) and q.isdisjoint(k) else "self"
 
 
-def _batch(site: Candidate, core: Core) -> int:
+def _batch(site: Candidate, core: Core, windows: int | None = None) -> int:
     """The number of sequences in the input of the module that computes the attention."""
     call = core.call
     x = call.x if call is not None else None
@@ -479,13 +496,29 @@ def _batch(site: Candidate, core: Core) -> int:
         call, x = site.call, site.call.x
     if x is None or x.ndim < 2:
         return core.shape[0]
-    return x.shape[1] if getattr(call.module, "batch_first", True) is False else x.shape[0]
+    return x.shape[1] if _tokens_first(call, core, windows) else x.shape[0]
+
+
+def _tokens_first(call: Call, core: Core | None, windows: int | None) -> bool:
+    """Whether the input of a call is [tokens, batch, ...].
+
+    A module says so as nn.MultiheadAttention does, or the first axis has the number of queries, and
+    only the second one can be the batch.
+    """
+    x = call.x
+    if x is None or x.ndim < 2 or getattr(call.module, "batch_first", True) is False:
+        return x is not None and x.ndim > 1
+    if core is None or x.ndim != 3 or x.shape[0] == windows or x.shape[1] % (windows or 1):
+        return False
+    first, second = x.shape[:2]
+    return first == core.shape[-2] != second and core.shape[0] % second == 0
 
 
 def _trace(index: int, site: Candidate, slopes: dict[int, Any], windows: int) -> Trace:
     # With `batch_first=False` the first axis is tokens, also of tensors of the input's shape.
-    calls = [core.call for core in site.cores[:1] if core.call] + [site.call]
-    turned = [call.x for call in calls if getattr(call.module, "batch_first", True) is False]
+    core = next(iter(site.cores), None)
+    owners = [site.call, *([core.call] if core is not None and core.call else [])]
+    turned = [call.x for call in owners if _tokens_first(call, core, windows)]
     shapes = [x.shape[:2] for x in turned if x is not None]
 
     def rows(tensors: list[Tensor]) -> Tensor:
@@ -526,7 +559,7 @@ def _trace(index: int, site: Candidate, slopes: dict[int, Any], windows: int) ->
         output = Residual(x, shown, output.dy, stream, total, before, after)
     sources = []
     for core in site.cores:
-        batch = _batch(site, core)
+        batch = _batch(site, core, windows)
         if (batch % windows and len(core.shape) < 4) or core.shape[0] % windows:
             raise _apart(site, core.shape, windows)
         sources.append(core.source(windows, batch))
