@@ -822,6 +822,181 @@ def test_a_unit_of_another_form_is_ranked_by_its_output_and_not_by_its_map() -> 
     assert named.values == pytest.approx(found.values, rel=1e-12)
 
 
+class RootNorm(nn.Module):
+    """A norm by hand, whose epsilon is added to a mean that comes from the attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(zoo.WIDTH) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+
+
+class NormedWithin(zoo.Nano):
+    """The norm stands before the output projection, as in BitNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = RootNorm()
+        self.o = nn.Sequential(self.norm, self.o)  # type: ignore[assignment]
+
+
+class NormedAfter(zoo.Layer):
+    """The output of the attention is normed before the sum, as in Gemma 2."""
+
+    def __init__(self) -> None:
+        super().__init__(zoo.Nano())
+        self.after = RootNorm()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.after(self.attention(self.n1(x)))
+        return x + self.mlp(self.n2(x))
+
+
+class Parallel(zoo.Layer):
+    """Attention and MLP read the same stream, and their sum is added to it, as in GPT-J."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = self.mlp(self.n2(x))
+        both = both + self.attention(self.n1(x))
+        return x + both
+
+
+class WindowsOutside(zoo.Layer):
+    """The layer cuts the stream into windows and joins them again, as in Swin."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.n1(x).unfold(1, 4, 4).mT.flatten(0, 1)
+        x = x + self.attention(parts).reshape(x.shape)
+        return x + self.mlp(self.n2(x))
+
+
+# name -> maker of a layer, what the layer adds to its input
+STREAMS: dict[str, tuple[Any, Any]] = {
+    "norm within": (
+        lambda: zoo.Layer(NormedWithin()),
+        lambda m, x: m.attention(m.n1(x)),
+    ),
+    "norm after": (NormedAfter, lambda m, x: m.after(m.attention(m.n1(x)))),
+    "parallel": (lambda: Parallel(zoo.Nano()), lambda m, x: m.attention(m.n1(x))),
+    "windows": (
+        lambda: WindowsOutside(zoo.Nano()),
+        lambda m, x: m.attention(m.n1(x).unfold(1, 4, 4).mT.flatten(0, 1)).reshape(x.shape),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize("first", [True, False])
+def test_the_stream_is_what_the_attention_reads_from(name: str, first: bool) -> None:
+    maker, branch = STREAMS[name]
+    given = tuple(torch.randn(zoo.SAMPLES, 8, zoo.WIDTH).double() for _ in range(2))
+    before = nn.Identity() if first else nn.Linear(zoo.WIDTH, zoo.WIDTH)
+    model: Any = zoo.make(lambda: nn.Sequential(before, maker())).eval()
+    (site,) = spat.find_sites(model, zoo.loss, given)
+    assert (site.name, site.refusal) == ("1.attention", None)
+    assert site.branch == (("1.after",) if name == "norm after" else ())
+    with torch.no_grad():
+        x = model[0](given[0])
+        total = x + branch(model[1], x)
+    expected = float((1 - torch.cosine_similarity(x, total, dim=-1)).mean())
+    scores = spat.score(model, [given], zoo.loss, criterion="cosine")
+    assert scores.values == pytest.approx([expected], rel=1e-9)
+    assert isinstance(spat.prune(model, [site], zoo.loss, given).spat_removal, Removal)
+
+
+def test_a_constant_that_is_added_to_attention_is_no_residual_stream() -> None:
+    class Placed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.f = zoo.Nano(), nn.Linear(3, zoo.WIDTH)
+            self.register_buffer("places", torch.randn(1, zoo.TOKENS, zoo.WIDTH))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.attention(self.f(x)) + self.places
+
+    x, y = zoo.batch()
+    (site,) = spat.find_sites(zoo.make(Placed), zoo.loss, (x[..., :3], y))
+    assert isinstance(site.refusal, NoResidual)
+
+
+def test_a_site_that_cannot_be_removed_does_not_keep_others_from_a_score() -> None:
+    model = zoo.make(lambda: nn.Sequential(zoo.NoSum(), zoo.Layer(zoo.Nano())))
+    scores = spat.score(model, [zoo.batch()] * 2, zoo.loss, criterion="cosine")
+    assert math.isnan(scores["0.attention"]) and scores["1.attention"] > 0
+    assert scores.per_batch.shape == (2, 2) and scores.lowest(1.0) == ("1.attention",)
+    assert len(scores.table()) == 2 and "nan" in str(scores)
+    alone = spat.score(nn.Sequential(model[1]), [zoo.batch()], zoo.loss, criterion="cosine")
+    assert alone.values > 0
+    assert (spat.score(model, [zoo.batch()], zoo.loss).values > 0).all()
+
+
+class AlongBoth(nn.Module):
+    """One attention along the tokens of each channel, and along the channels of each token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = zoo.Einsum()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.stack([x, 2 * x, 3 * x], 1)  # [B, C, T, width]
+        size = x.shape
+        x = x + self.attention(x.flatten(0, 1))[0].reshape(size)
+        x = x.transpose(1, 2)
+        y = self.attention(x.flatten(0, 1))[0].reshape(x.shape)
+        return (x + y).mean(2)
+
+
+def test_calls_of_a_shared_module_may_have_other_numbers_of_sequences() -> None:
+    model = zoo.make(AlongBoth)
+    (site,) = spat.find_sites(model, zoo.loss, zoo.batch())
+    assert (site.calls, site.refusal) == (2, None)
+    (trace,) = discovery.traces(model, zoo.loss, zoo.batch())
+    # 3 channels x 7 queries x 7 keys, then 7 tokens x 3 queries x 3 keys.
+    rows = 3 * zoo.TOKENS + zoo.TOKENS * 3
+    assert trace.mixing.S.shape == (zoo.SAMPLES, 1, zoo.HEADS, rows, zoo.TOKENS)
+    assert trace.gate[:, 0] == pytest.approx(
+        trace.output.gate[:, 0] - _bias(trace, model), rel=1e-9
+    )
+    for criterion in ("send", "michel", "uniformity"):
+        assert spat.score(model, [zoo.batch()], zoo.loss, criterion=criterion).values > 0
+
+
+def _bias(trace: Any, model: Any) -> Tensor:
+    """The part of <dy, y> that is due to the bias of the output projection."""
+    return (trace.output.dy * model.attention.o.bias).flatten(1).sum(1).detach()
+
+
+class Fairseq(zoo.Nano):
+    """[tokens, batch, width], without an attribute that says so; heads join the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        T, B, _ = x.shape
+        parts = self.qkv(x).view(T, B * zoo.HEADS, -1).transpose(0, 1).chunk(3, -1)
+        q, k, v = parts
+        y: Tensor = self.o(((q @ k.mT).softmax(-1) @ v).transpose(0, 1).reshape(T, B, -1))
+        return y
+
+
+@pytest.mark.parametrize("size", [2, 3, 14])
+def test_tokens_may_stand_in_the_first_axis_of_any_module(size: int) -> None:
+    model = zoo.make(lambda: zoo.Layer(Fairseq()))
+    given = tuple(torch.randn(zoo.TOKENS, size, zoo.WIDTH).double() for _ in range(2))
+
+    def loss(model: Any, given: Any) -> Tensor:
+        return F.mse_loss(model(given[0]), given[1], reduction="none").mean((0, 2))
+
+    (site,) = spat.find_sites(model, loss, given)
+    assert (site.heads, site.queries) == (zoo.HEADS, zoo.TOKENS)
+    whole = spat.score(model, [given], loss, criterion="michel").values
+    each = [
+        spat.score(model, [tuple(t[:, [i]] for t in given)], loss, criterion="michel").values
+        for i in range(size)
+    ]
+    assert whole == pytest.approx(sum(each) / size, rel=1e-9)
+
+
 def test_attention_without_a_residual_is_not_compared_with_its_input() -> None:
     model = zoo.make(zoo.NoSum)
     assert spat.score(model, [zoo.batch()], zoo.loss, criterion="michel").values > 0

@@ -255,6 +255,14 @@ def test_a_batch_in_the_place_of_batches_is_named() -> None:
     assert "[batch] for a single batch" in raised.value.__notes__[0]
 
 
+def test_an_attribute_of_a_removed_module_is_named() -> None:
+    small: Any = pruned(zoo.make(lambda: zoo.Layer(zoo.Nano())), ["attention"])
+    with pytest.raises(AttributeError, match="removed by spat.prune.*no attribute 'qkv': change"):
+        small.attention.qkv  # noqa: B018
+    assert not hasattr(small.attention, "qkv")
+    assert torch.equal(copy.deepcopy(small)(zoo.batch()[0]), small(zoo.batch()[0]))
+
+
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(UnknownSite, match="did you mean 'layer.attention'"):
         pruned(zoo.make(zoo.Twice), ["layer.atention"])

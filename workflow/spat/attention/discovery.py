@@ -32,7 +32,7 @@ from spat.attention.errors import (
     TooCoarse,
     UnknownSite,
 )
-from spat.attention.graph import Call, Core, Graph, read, recording, sums_directly
+from spat.attention.graph import Call, Core, Graph, read, recording, shape_of, sums_directly
 from spat.attention.modes import evaluating
 from spat.attention.views import Joined, Output, Residual, Trace
 from spat.attention.zeroing import fixed_noise, zeroed
@@ -364,7 +364,7 @@ def _located(core: Core, graph: Graph) -> Candidate:
         )
     chain = inner.chain()
     passed = False
-    for node, path, outer in graph.sums(core.node):
+    for node, path, _ in graph.sums(core.node):
         home = graph.call_of(node)
         if home is None or home is inner:
             passed = True
@@ -378,7 +378,7 @@ def _located(core: Core, graph: Graph) -> Candidate:
         branch = list(dict.fromkeys(_branch(path, site, home, top, graph)))
         candidate = Candidate(site.name, site, branch, top, [core])
         candidate.outputs = [max([site, *branch], key=lambda call: call.stop)]
-        _note_sum(candidate, node, outer, graph)
+        _note_sum(candidate, core.node, node, graph)
         if passed:
             of = f" of {inner.name!r}" if inner is not site else ""
             candidate.refusal = TooCoarse(
@@ -400,15 +400,20 @@ def _located(core: Core, graph: Graph) -> Candidate:
     return Candidate(inner.name, inner, [], None, [core], error, [inner], [None], [None])
 
 
-def _note_sum(site: Candidate, node: Any, outer: Any, graph: Graph) -> None:
-    """Record what the last output of a site is added to (`outer`), and the sum (`node`)."""
+def _note_sum(site: Candidate, start: Any, first: Any, graph: Graph) -> None:
+    """Record what the last output of a site is added to, and the sum, from the sum `first` on."""
     output = site.outputs[-1]
     stream = total = None
-    if node is not None and output.y is not None:
-        stream = graph.tensor(outer, output.y, site.owner)
-        total = graph.tensor(node, output.y, None)
-        if total is None and stream is not None and sums_directly(node, output.end):
-            total = (stream + output.y).detach()
+    if first is not None and output.y is not None:
+        node, outer = graph.stream(start, first, site.call)
+        shape = shape_of(node)
+        stream = graph.tensor(outer, shape, site.owner)
+        # In x + mlp(x) + y, the sum of interest is x + y.
+        plain = node is first or sums_directly(node, first)
+        if node is first:
+            total = graph.tensor(node, shape, None)
+        if total is None and stream is not None and plain and sums_directly(first, output.end):
+            total = (stream + output.y).detach() if stream.shape == output.y.shape else None
     site.streams.append(stream)
     site.totals.append(total)
 
@@ -440,8 +445,7 @@ def _units(model: nn.Module, graph: Graph, units: Sequence[str]) -> list[Candida
         one = candidate.setdefault(call.name, Candidate(call.name, call, [], call.parent, []))
         one.outputs.append(call)
         sums = graph.sums(call.end) if call.end else iter(())
-        node, _, outer = next(sums, (None, [], None))
-        _note_sum(one, node, outer, graph)
+        _note_sum(one, call.end, next(sums, (None,))[0], graph)
         one.cores += [core for core in graph.cores if core.call and call in core.call.chain()]
     return list(candidate.values())
 
@@ -531,6 +535,9 @@ def _trace(index: int, site: Candidate, slopes: dict[int, Any], windows: int) ->
                 raise _apart(site, tuple(t.shape), windows)
             tokens = t[0, ..., 0].numel()
             folded.append(t.reshape(windows, -1, tokens, t.shape[-1]))
+        # The calls of a shared module may have other numbers of sequences.
+        if len({t.shape[1] for t in folded}) > 1:
+            folded = [t.reshape(windows, 1, -1, t.shape[-1]) for t in folded]
         return folded[0] if len(folded) == 1 else torch.cat(folded, dim=-2)
 
     calls = site.outputs
@@ -554,7 +561,7 @@ def _trace(index: int, site: Candidate, slopes: dict[int, Any], windows: int) ->
         owner = site.owner
         if owner is not None and owner.parent is not None and len(calls) == 1:
             layer = [owner.x, owner.y]
-            if all(t is not None and t.shape == y[0].shape for t in layer):
+            if all(t is not None and t.shape == streams[0].shape for t in layer):
                 before, after = (rows([t]) for t in layer if t is not None)
         output = Residual(x, shown, output.dy, stream, total, before, after)
     sources = []

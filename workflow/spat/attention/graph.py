@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -197,7 +198,7 @@ class _Product:
     @property
     def rows(self) -> tuple[int, int]:
         """The numbers of products and of rows of A in each."""
-        *lead, first, second = self.node._input_metadata[0].shape
+        *lead, first, second = shape_of(self.node)
         return math.prod(lead), second if self.side else first
 
     def weights(self, node: Any) -> Tensor:
@@ -241,8 +242,8 @@ class Graph:
     def sums(self, start: Any) -> Iterator[tuple[Any, list[Any], Any]]:
         """The sums with one addend that depends on `start` and one that does not, in forward order.
 
-        Yields each sum with the nodes between it and `start`, and the node of the other addend.
-        The addition of a bias is not such a sum.
+        Yields each sum with the nodes between it and `start`, and the node of the other addend,
+        None for an input of the model. The addition of a bias or constant is not such a sum.
         """
         reached, waiting, count = {start}, [(start._sequence_nr(), 0, start)], 1
         while waiting:
@@ -250,7 +251,7 @@ class Graph:
             parts = _addends(node, reached) if node is not start else []
             if parts and (parts[0] in reached) != (parts[1] in reached):
                 inner, outer = parts if parts[0] in reached else parts[::-1]
-                if not _bias(outer):
+                if self._is_input(node) if outer is None else not _bias(outer):
                     yield node, _between(inner, reached), outer
             for user in self.users[node]:
                 if user not in reached:
@@ -258,17 +259,44 @@ class Graph:
                     heapq.heappush(waiting, (user._sequence_nr(), count, user))
                     count += 1
 
-    def tensor(self, node: Any, like: Tensor, owner: Call | None) -> Tensor | None:
-        """The tensor of a node: an input or output of a module with the shape of `like`, or None.
+    def _is_input(self, total: Any) -> bool:
+        """Whether the addend without a node of a sum may be an input of the model.
+
+        It may be if a module has an input of its size without gradient. The other such addends are
+        constants, for example the epsilon in a norm, whose sum has a last axis of size 1.
+        """
+        shape = shape_of(total)
+        inputs = (call.x for call in self.calls if call.x is not None and not call.x.requires_grad)
+        size = math.prod(shape)
+        return len(shape) > 0 and shape[-1] > 1 and any(x.numel() == size for x in inputs)
+
+    def stream(self, start: Any, first: Any, call: Call) -> tuple[Any, Any]:
+        """The residual sum behind `start`, from the sum `first` on, and its other addend.
+
+        The input of the call comes from that addend: in x + mlp(x) + attention(x), the first sum
+        may be that with the other branch. If there is no such sum, the result is `first`.
+        """
+        found = None
+        for node, _, outer in itertools.islice(self.sums(start), 5):
+            if _number(node) < _number(first):
+                continue
+            found = (node, outer) if found is None else found
+            if _comes_from(call.x, outer):
+                return node, outer
+        assert found is not None
+        return found
+
+    def tensor(self, node: Any, shape: Sequence[int], owner: Call | None) -> Tensor | None:
+        """The tensor of a node: an input or output of a module with this shape, or None.
 
         An input of the model has no node; then it is the first input of `owner`.
         """
         if node is None:
             x = owner.x if owner is not None else None
-            return x if x is not None and not x.requires_grad and x.shape == like.shape else None
+            return x if x is not None and not x.requires_grad and x.shape == shape else None
         for call in self.calls:
             for t in (call.x, call.y):
-                if t is not None and t.grad_fn is node and t.shape == like.shape:
+                if t is not None and t.grad_fn is node and t.shape == shape:
                     return t
         return None
 
@@ -374,7 +402,7 @@ def read(loss: Tensor, calls: list[Call]) -> Graph:
         elif found:
             inner = graph.call_of(softmax)
             where = repr(inner.name or type(inner.module).__name__) if inner else "the loss"
-            size = " x ".join(map(str, softmax._input_metadata[0].shape))
+            size = " x ".join(map(str, shape_of(softmax)))
             graph.others.append(f"the softmax ({size}) in {where} {found}")
             if found == _UNCLEAR:
                 graph.unsure.append(graph.others[-1])
@@ -404,8 +432,13 @@ def floating(tree: Any) -> list[Tensor]:
     return tensors
 
 
+def shape_of(node: Any, output: int = 0) -> tuple[int, ...]:
+    """The shape of a result of a node."""
+    return tuple(map(int, node._input_metadata[output].shape))
+
+
 def _axes(node: Any) -> int:
-    return len(node._input_metadata[0].shape)
+    return len(shape_of(node))
 
 
 def _number(node: Any) -> int:
@@ -441,6 +474,23 @@ def _addends(node: Any, reached: set[Any]) -> list[Any]:
     if node.name().startswith("SubBackward") and parts[1] is None:
         return []
     return parts if _is(node, ("AddBackward", "SubBackward")) and len(parts) == 2 else []
+
+
+def _comes_from(x: Tensor | None, node: Any) -> bool:
+    """Whether a tensor was computed from the result of a node; None is an input of the model."""
+    if x is None or x.grad_fn is None or node is None:
+        return node is None
+    seen: set[Any] = set()
+    waiting: list[Any] = [x.grad_fn]
+    while waiting:
+        one = waiting.pop()
+        if one is node:
+            return True
+        if one is None or one in seen or _number(one) < _number(node):
+            continue
+        seen.add(one)
+        waiting += [part for part, _ in one.next_functions]
+    return False
 
 
 def sums_directly(node: Any, term: Any) -> bool:
@@ -499,8 +549,8 @@ def _attention(graph: Graph, softmax: Any, maps: Mapping[Any, int]) -> Core | st
     made = before or query
     assert made is not None
     count, rows = product.rows
-    sizes = [1, 1, *map(int, made._input_metadata[0].shape)]
-    asked = sizes[-1] * sizes[-2] // softmax._input_metadata[0].shape[maps[softmax]]
+    sizes = [1, 1, *map(int, shape_of(made))]
+    asked = sizes[-1] * sizes[-2] // shape_of(softmax)[maps[softmax]]
     if before and rows == 1 < asked and count == math.prod(sizes[:-2]) * asked:
         return _OWN_VALUES
     if query:
@@ -508,7 +558,7 @@ def _attention(graph: Graph, softmax: Any, maps: Mapping[Any, int]) -> Core | st
         call, around = graph.call_of(query), graph.call_of(product.node)
         if call is not None and (around is None or call not in around.chain()):
             return _NO_INPUT
-    shape = node._input_metadata[0].shape
+    shape = shape_of(node)
     if len(order) == 2 and rows == 1:
         order = (order[0], -1, order[1])
     if len(order) < 3:
@@ -639,7 +689,7 @@ def _product_before(logits: tuple[Any, int], keys: int) -> Any:
 
 def _aligned(edge: tuple[Any, int], keys: int, product: Any) -> bool:
     """Whether a result of a product reaches only one query and key, though all heads may mix."""
-    sizes, outer = product._input_metadata[0].shape, edge[0]._input_metadata[edge[1]].shape
+    sizes, outer = shape_of(product), shape_of(*edge)
     axes = _traced(edge, keys, product)[1]
     for inner in {len(sizes) - 1, len(sizes) - 2} & axes.keys():
         other = 2 * len(sizes) - 3 - inner
@@ -670,10 +720,10 @@ def _learned_query(logits: tuple[Any, int], keys: int) -> Any:
             continue
         if product.name().startswith("Addmm"):
             continue
-        sizes = product._input_metadata[0].shape
+        sizes = shape_of(product)
         bare = [_bare(part) is not None for part in factors]
         share, axes = _traced(logits, keys, product)
-        size = logits[0]._input_metadata[logits[1]].shape[keys]
+        size = shape_of(*logits)[keys]
         of_parameter = len(sizes) - (2 if bare[0] else 1)
         vector = product.name().startswith("MvBackward")
         if sum(bare) == 1 and 0 < share <= 1 / size < 1 and (vector or of_parameter not in axes):
@@ -738,7 +788,7 @@ def _traced(edge: tuple[Any, int], axis: int, node: Any) -> tuple[float, dict[in
     noise = torch.rand(one.shape, generator=torch.Generator().manual_seed(0))
     one.copy_(noise + 0.5)
     places = _pull(edge, node, given).nonzero()
-    shape = node._input_metadata[0].shape
+    shape = shape_of(node)
     single = {
         axis: int(places[0, axis])
         for axis, size in enumerate(shape)

@@ -208,7 +208,8 @@ class Joined:
     """Several mixings of one site, concatenated along the rows.
 
     A shared block is called several times in a forward pass, and a router pair has two modules. If
-    the parts differ in their number of keys, the missing keys are not allowed.
+    the parts differ in their number of keys, the missing keys are not allowed. If they differ in
+    their number of sequences or heads, these become rows.
     """
 
     parts: tuple[Source, ...]
@@ -221,6 +222,9 @@ class Joined:
     def mixing(self, dtype: torch.dtype) -> Mixing:
         """A and S, computed in this precision."""
         parts = [part.mixing(dtype) for part in self.parts]
+        if len({part.A.shape[1:3] for part in parts}) > 1:
+            apart = len({part.A.shape[2] for part in parts}) > 1
+            parts = [_rows(part, apart) for part in parts]
         keys = max(part.A.shape[-1] for part in parts)
         axes = max(part.allowed.ndim for part in parts)
         lead = (*parts[0].A.shape[:3],) if axes > 2 else ()
@@ -319,6 +323,17 @@ class SharedMask:
     name: str
     S: Tensor  # [1, R, H, rows, keys]; each independent channel has its own mask
     allowed: Tensor  # as in `Mixing`: the keys that any window of the group allows
+
+
+def _rows(mixing: Mixing, heads: bool) -> Mixing:
+    """A mixing whose sequences (and heads) are rows: [W, 1, H or 1, R (H) rows, keys]."""
+    W, _, H, _, keys = mixing.A.shape
+
+    def joined(t: Tensor) -> Tensor:
+        return t.transpose(1, 2).reshape(W, 1, 1 if heads else H, -1, keys)
+
+    allowed = mixing.allowed.to(mixing.A.device).expand_as(mixing.A)
+    return Mixing(joined(mixing.A), joined(mixing.S), joined(allowed))
 
 
 def _padded(values: Tensor, keys: int) -> Tensor:

@@ -42,8 +42,9 @@ LOSS_DROP: Final = "loss_drop"
 
 # Why a site does not offer a view.
 _LACKS: Final = {
-    "Mixing": "no softmax(q k^T) v was found in it",
-    "Residual": "its output is added to a tensor that is not the input or output of a module",
+    "Mixing": "no softmax(q k^T) v was found in it. Criteria without maps are cosine and loss_drop",
+    "Residual": "its output is added to a tensor that is not the input or output of a module. "
+    "Criteria without this tensor are send, michel and loss_drop",
 }
 
 
@@ -52,7 +53,8 @@ class Scores:
     """The score of each site by one criterion; a high score means keep. Prints as a table.
 
     `values` is [sites], `per_batch` [sites, batches], and `heads` has an array [heads] for each
-    site, which is empty if single heads have no score.
+    site, which is empty if single heads have no score. The score of a site that cannot be removed
+    is NaN if the criterion cannot be computed for it.
     """
 
     criterion: str
@@ -172,6 +174,7 @@ def score(
             + (f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(works)}")
         )
     sites: tuple[ForeignSite, ...] = ()
+    known: list[str] = []
     total: list[Any] = []
     parts, windows = [], 0
     for number, batch in enumerate(batches):
@@ -183,13 +186,18 @@ def score(
             raise
         if not sites:
             sites = find_sites(model, loss, batch, units=units)
-        _check_same(number, [trace.name for trace in traced], sites)
-        for trace in traced:
-            if not trace.offers(rule.needs):
+        _check_same(number, [trace.name for trace in traced], [site.name for site in sites])
+        offers = [trace.offers(rule.needs) for trace in traced]
+        free = [site.refusal is None for site in sites]
+        for trace, has, wanted in zip(traced, offers, free, strict=True):
+            if not has and (wanted or not any(offers)):
                 raise ValueError(
                     f"criterion {criterion!r} needs the view {rule.needs.__name__}, which "
                     f"{trace.name!r} does not offer: {_LACKS[rule.needs.__name__]}"
                 )
+        traced = [trace for trace, has in zip(traced, offers, strict=True) if has]
+        known = known or [trace.name for trace in traced]
+        _check_same(number, [trace.name for trace in traced], known)
         _warn_of_nothing(traced)
         size = traced[0].windows
         single: dict[str, Any] = {}
@@ -213,7 +221,6 @@ def score(
         windows += size
     if not parts:
         raise _no_batches()
-    names = [site.name for site in sites]
 
     def finished(index: int, means: Any) -> NDArray[np.float64]:
         values = rule.finish(means.unsqueeze(0))
@@ -222,8 +229,15 @@ def score(
 
     import numpy as np
 
-    whole = [finished(i, total[i] / windows) for i in range(len(names))]
-    each = [[finished(i, m[i].means["value"][0])[0] for m in parts] for i in range(len(names))]
+    whole, each = [], []
+    for site in sites:
+        if site.name not in known:
+            whole.append(np.array([np.nan]))
+            each.append([np.nan] * len(parts))
+            continue
+        i = known.index(site.name)
+        whole.append(finished(i, total[i] / windows))
+        each.append([finished(i, m[i].means["value"][0])[0] for m in parts])
     return Scores(
         criterion,
         sites,
@@ -242,7 +256,7 @@ def _loss_drops(
     for number, batch in enumerate(batches):
         sites = sites or find_sites(model, loss, batch, units=units)
         drops = drops_of_batch(model, loss, batch, units)
-        _check_same(number, list(drops), sites)
+        _check_same(number, list(drops), [site.name for site in sites])
         means.append([float(drop.double().mean()) for drop in drops.values()])
         sizes.append(len(next(iter(drops.values()))))
     if not sizes:
@@ -254,8 +268,8 @@ def _loss_drops(
     return Scores(LOSS_DROP, sites, values, per_batch, tuple(np.zeros(0) for _ in sites))
 
 
-def _check_same(number: int, names: Sequence[str], sites: Sequence[ForeignSite]) -> None:
-    if list(names) != [site.name for site in sites]:
+def _check_same(number: int, names: Sequence[str], first: Sequence[str]) -> None:
+    if list(names) != list(first):
         raise ValueError(
             f"batch {number} uses other sites than the first batch: score it separately"
         )

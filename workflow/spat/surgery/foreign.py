@@ -79,6 +79,15 @@ class Removed(nn.Module):
         # With this, nn.TransformerEncoderLayer does not use its fused path, which reads weights.
         self.batch_first = False
 
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            raise AttributeError(
+                f"the module was removed by spat.prune, so it has no attribute {name!r}: change "
+                "the code that uses it, or keep the module"
+            ) from None
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return zeros instead of the output."""
         x = floating((args, kwargs))[self.like]
