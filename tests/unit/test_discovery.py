@@ -959,7 +959,7 @@ def test_calls_of_a_shared_module_may_have_other_numbers_of_sequences() -> None:
     assert trace.gate[:, 0] == pytest.approx(
         trace.output.gate[:, 0] - _bias(trace, model), rel=1e-9
     )
-    for criterion in ("send", "michel", "uniformity"):
+    for criterion in ("send", "michel", "attention_std"):
         assert spat.score(model, [zoo.batch()], zoo.loss, criterion=criterion).values > 0
 
 
