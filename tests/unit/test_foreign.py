@@ -24,6 +24,8 @@ from spat.attention.errors import (
     AttentionWarning,
     DeadParameters,
     InputLost,
+    NoSites,
+    NotDifferentiable,
     SharedOutput,
     Stochastic,
     UnknownSite,
@@ -193,6 +195,17 @@ def test_a_model_with_noise_of_its_own_is_refused() -> None:
     pruned(zoo.make(Own), ["layer.attention"], verify=False)
 
 
+class Spare(nn.Module):
+    """A model with a second one that it does not use."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.spare = model, copy.deepcopy(model)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.model(x)
+
+
 @pytest.mark.parametrize(
     ("wrong", "refusal", "message"),
     [
@@ -202,13 +215,88 @@ def test_a_model_with_noise_of_its_own_is_refused() -> None:
             TypeError,
             "a Scores is not a site",
         ),
-        (lambda m, b: spat.prune(m, [0], zoo.loss, b), TypeError, "a int is not a site"),
+        (lambda m, b: spat.prune(m, [0], zoo.loss, b), TypeError, "a int is not a site.*lowest"),
+        (
+            lambda m, b: spat.find_sites(m, b, zoo.loss),
+            TypeError,
+            "the loss is a tuple: give a fun",
+        ),
+        (lambda m, b: spat.find_sites(m.state_dict(), zoo.loss, b), TypeError, "load its weights"),
+        (lambda m, b: spat.find_sites(zoo.Nano, zoo.loss, b), TypeError, "is the class Nano, not"),
+        (
+            lambda m, b: spat.find_sites(torch.jit.trace(m, b[0]), zoo.loss, b),
+            TypeError,
+            "scripted or traced: give the module that it was made from",
+        ),
+        (
+            lambda m, b: spat.find_sites(m, lambda m, b: zoo.loss(m, b).mean().item(), b),
+            NotDifferentiable,
+            "returned a float: return a tensor, without .item",
+        ),
+        (
+            lambda m, b: spat.prune(m, "attention", lambda _, b: zoo.loss(m, b), b),
+            NoSites,
+            "did not call the model that it was given: use its first argument",
+        ),
+        (
+            lambda m, b: spat.score(m, [tuple(t[:0] for t in b)], zoo.loss),
+            ValueError,
+            "no values: give a batch that is not empty",
+        ),
+        (
+            lambda m, b: spat.find_sites(m, zoo.loss, b, units=[m.attention]),
+            TypeError,
+            "a Nano is not a name: give names of modules",
+        ),
+        (
+            lambda m, b: spat.find_sites(Spare(m), zoo.loss, b, units="spare.attention"),
+            NoSites,
+            "the loss does not call spare.attention: name modules that take part",
+        ),
+        (
+            lambda m, b: spat.score(pruned(m, "attention"), [b], zoo.loss),
+            NoSites,
+            "from this one spat.prune removed attention",
+        ),
+        (
+            lambda m, b: pruned(pruned(nn.Sequential(m, Spare(m)), "0.attention"), "0.attention"),
+            UnknownSite,
+            "'0.attention' was removed before: leave it out",
+        ),
+        (
+            lambda m, b: spat.prune(m, "attention", zoo.loss, b, tolerance=-1),
+            ValueError,
+            "tolerance=-1: give a number of at least 0",
+        ),
+        (
+            lambda m, b: spat.score(m, zoo.loss, [b]),
+            TypeError,
+            "function: give .* model, batches, l",
+        ),
+        (lambda m, b: spat.score(m, "data", zoo.loss), TypeError, "batches is a str"),
+        (
+            lambda m, b: spat.score(m, [b], zoo.loss, criterion=["send"]),
+            TypeError,
+            "give one name, such as 'send'",
+        ),
+        (lambda m, b: spat.score(m, [b], zoo.loss, batches_max=0.5), ValueError, "a whole number"),
+        (lambda m, b: spat.compare(m.state_dict(), m, b[0]), TypeError, "the dense model is a Ord"),
+        (lambda m, b: spat.save("m.safetensors", m), TypeError, "is a str, not a torch.nn.Module"),
+        (lambda m, b: spat.save(m, None), TypeError, "path is a NoneType: give the model first"),
+        (lambda m, b: spat.save(m, Path()), IsADirectoryError, "give the name of a file"),
+        (lambda m, b: spat.load("m.safetensors", m), TypeError, "is a str, not a torch.nn.Module"),
+        (lambda m, b: spat.load(m, m), TypeError, "path is a Layer: give the model first"),
         (lambda m, b: spat.find_sites(m.forward, zoo.loss, b), TypeError, "a method, not a torch"),
         (lambda m, b: spat.score(m, b[0], zoo.loss), TypeError, "give an iterable of batches"),
         (lambda m, b: spat.score(m, {"x": b[0]}, zoo.loss), TypeError, "batches is a dict"),
         (lambda m, b: spat.score(m, [b], zoo.loss, batches_max=0), ValueError, "batches_max=0"),
         (lambda m, b: spat.score(m, [b], zoo.loss, criterion="SEND"), ValueError, "mean 'send'"),
         (lambda m, b: spat.compare(m, m, b[0], repeats=0), ValueError, "repeats=0"),
+        (
+            lambda m, b: spat.compare(m, m, b[0], repeats=1.5),
+            ValueError,
+            "repeats=1.5: give a whole",
+        ),
         *(
             (
                 lambda m, b, amount=amount: spat.score(m, [b], zoo.loss).lowest(amount),
@@ -222,6 +310,24 @@ def test_a_model_with_noise_of_its_own_is_refused() -> None:
 def test_contradictory_arguments_are_refused(wrong: Any, refusal: Any, message: str) -> None:
     with pytest.raises(refusal, match=message):
         wrong(zoo.make(lambda: zoo.Layer(zoo.Nano())), zoo.batch())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "note"),
+    [
+        (
+            lambda m, b: spat.find_sites(m, nn.MSELoss(), b),
+            r"by loss\(model, batch\) with a Layer and a batch that is a tuple of \(torch.float64 "
+            "tensor of 3 x 7 x 16, .*check the order",
+        ),
+        (lambda m, b: spat.find_sites(m, zoo.loss, [b[0].float(), b[1]]), "list of .*float32"),
+        (lambda m, b: spat.compare(m, m, b), "give a tensor, .* without the target"),
+    ],
+)
+def test_an_error_of_the_model_says_with_what_it_was_called(wrong: Any, note: str) -> None:
+    with pytest.raises((TypeError, AttributeError, RuntimeError)) as raised:
+        wrong(zoo.make(lambda: zoo.Layer(zoo.Nano())), zoo.batch())
+    assert re.search(note, raised.value.__notes__[0])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -252,7 +358,7 @@ def test_a_batch_in_the_place_of_batches_is_named() -> None:
     model = zoo.make(lambda: zoo.Layer(zoo.Nano()))
     with pytest.raises(Exception) as raised:
         spat.score(model, zoo.batch(), zoo.loss)
-    assert "[batch] for a single batch" in raised.value.__notes__[0]
+    assert "[batch] for a single batch" in raised.value.__notes__[-1]
 
 
 def test_an_attribute_of_a_removed_module_is_named() -> None:
@@ -338,7 +444,7 @@ def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="small"):
         spat.load(zoo.Twice(), path)
     spat.save(pruned(zoo.make(zoo.Twice), ["layer.attention"]), path)
-    with pytest.raises(ValueError, match="of a Twice"):
+    with pytest.raises(ValueError, match="weights of a Twice.*build the model that was saved"):
         spat.load(zoo.Alias(), path)
     path.write_bytes(b"nothing")
     with pytest.raises(ValueError, match="not a file of spat.save"):

@@ -100,8 +100,8 @@ def find_sites(
     Raises:
         NoSites: if there is no attention, or no module that `units` names.
         NotDifferentiable: if the loss has no gradient.
-        TypeError: if the model is not a module.
-        ValueError: if the loss is not finite.
+        TypeError: if the model is not a module, the loss no function, or a unit no name.
+        ValueError: if the batch is empty, or the loss is not finite.
     """
     with looking(model, loss, batch, units) as (_, graph, candidates):
         if graph.unsure and not units:
@@ -119,13 +119,28 @@ def looking(
     model: nn.Module, loss: Loss, batch: Any, units: Sequence[str] = ()
 ) -> Iterator[tuple[Tensor, Graph, list[Candidate]]]:
     """The loss of a batch, its graph, and the sites in forward order."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"the model is a {type(model).__name__}, not a torch.nn.Module")
-    units = (units,) if isinstance(units, str) else units
+    check_model(model)
+    if not callable(loss):
+        raise TypeError(
+            f"the loss is a {type(loss).__name__}: give a function of model and batch, for example "
+            "lambda model, batch: ..., in its place among the arguments"
+        )
+    units = tuple(_unit_names(units))
     with differentiable(model):
         with recording(model) as calls:
-            each = loss(model, batch)
-        if not isinstance(each, Tensor) or each.grad_fn is None:
+            each = value_of(loss, model, batch)
+        if not calls:
+            raise NoSites(
+                "the loss did not call the model that it was given: use its first argument, and no "
+                "model of the surrounding code (prune works on a copy)"
+            )
+        if not isinstance(each, Tensor):
+            raise NotDifferentiable(
+                f"the loss returned a {type(each).__name__}: return a tensor, without .item()"
+            )
+        if each.numel() == 0:
+            raise ValueError("the loss has no values: give a batch that is not empty")
+        if each.grad_fn is None:
             raise NotDifferentiable(
                 f"the loss of {type(model).__name__} has no gradient: return a tensor that was "
                 "computed from the model, without detach, no_grad, inference_mode or reentrant "
@@ -138,15 +153,70 @@ def looking(
             )
         graph = read(each.sum(), calls)
         candidates = _units(model, graph, units) if units else _sites(graph)
+        if not candidates and units:
+            raise NoSites(
+                f"units: the loss does not call {', '.join(units)}: name modules that take part in "
+                "the forward pass"
+            )
         if not candidates:
+            gone = hasattr(model, "spat_removal")
             raise NoSites(
                 f"{type(model).__name__}: the loss was computed without a softmax(q k^T) v. "
                 + (f"Not attention: {_listed(graph.others)}. " if graph.others else "")
                 + "If the model is compiled, pass `model._orig_mod`; if it is scripted, pass the "
                 "original module; turn checkpointing and custom kernels off. Name attention of "
                 "another form (sigmoid, linear) as units=. A model without attention has no sites"
+                + (", and from this one spat.prune removed attention" if gone else "")
             )
         yield each, graph, candidates
+
+
+def check_model(model: Any, name: str = "the model") -> None:
+    """Check that a model is a module that is not scripted.
+
+    Raises:
+        TypeError: if it is something else.
+    """
+    if not isinstance(model, nn.Module):
+        what = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        a = "" if isinstance(model, type) else "a "
+        raise TypeError(
+            f"{name} is {a}{what}, not a torch.nn.Module: build the model, load its weights, and "
+            "give the module"
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(f"{name} is scripted or traced: give the module that it was made from")
+
+
+def value_of(loss: Loss, model: nn.Module, batch: Any) -> Any:
+    """The loss of a batch; an error of the model or loss says with what they were called."""
+    try:
+        return loss(model, batch)
+    except Exception as error:
+        error.add_note(
+            f"raised by loss(model, batch) with a {type(model).__name__} and a batch that is a "
+            f"{form(batch)}: check the order of the arguments, and the types, sizes and devices"
+        )
+        raise
+
+
+def form(value: Any) -> str:
+    """The type of a value, with the sizes of tensors."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype} tensor of {' x '.join(map(str, value.shape)) or 'one value'}"
+    if isinstance(value, tuple | list):
+        return f"{type(value).__name__} of ({', '.join(form(part) for part in value[:3])})"
+    return type(value).__name__
+
+
+def _unit_names(units: Any) -> Iterator[str]:
+    for unit in (units,) if isinstance(units, str | nn.Module) else units:
+        if not isinstance(unit, str):
+            raise TypeError(
+                f"units: a {type(unit).__name__} is not a name: give names of modules, such as "
+                "'layers.0.attention' or 'layers.*.attention'"
+            )
+        yield unit
 
 
 @contextlib.contextmanager

@@ -147,15 +147,24 @@ def score(
         NotPerSample: if the loss is not [B].
         TooCoarse: if the output of a site is not a tensor or a container of tensors.
         NoSites, NotDifferentiable: see `find_sites`.
-        TypeError: if the model is not a module, or `batches` is a single batch.
+        TypeError: if the model is not a module, `batches` is a single batch or no iterable, or the
+            criterion is not a name.
         ValueError: if the criterion is unknown or cannot be computed, the loss is not finite, or
             there are no batches.
     """
-    if batches_max is not None and batches_max < 1:
-        raise ValueError(f"batches_max={batches_max}: give a number above 0, or None for all")
-    if isinstance(batches, torch.Tensor | Mapping):
+    whole = isinstance(batches_max, Integral) and not isinstance(batches_max, bool)
+    if batches_max is not None and not (whole and batches_max > 0):
+        raise ValueError(
+            f"batches_max={batches_max!r}: give a whole number above 0, or None for all"
+        )
+    if isinstance(batches, torch.Tensor | Mapping | str) or not isinstance(batches, Iterable):
         raise TypeError(
-            f"batches is a {type(batches).__name__}: give an iterable of batches, [batch] for one"
+            f"batches is a {type(batches).__name__}: give an iterable of batches, [batch] for one "
+            "(the arguments are model, batches, loss)"
+        )
+    if not isinstance(criterion, str):
+        raise TypeError(
+            f"criterion={criterion!r}: give one name, such as 'send', and call score once for each"
         )
     tensors = isinstance(batches, tuple | list) and all(
         isinstance(part, torch.Tensor) for part in batches
@@ -170,7 +179,7 @@ def score(
         works.append(LOSS_DROP)
         close = difflib.get_close_matches(criterion.lower(), works, n=1)
         raise ValueError(
-            f"criterion {criterion!r} cannot be computed for any model: "
+            f"criterion {criterion!r} is none of those that work for models of any kind: "
             + (f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(works)}")
         )
     sites: tuple[ForeignSite, ...] = ()
@@ -229,21 +238,21 @@ def score(
 
     import numpy as np
 
-    whole, each = [], []
+    totals, each = [], []
     for site in sites:
         if site.name not in known:
-            whole.append(np.array([np.nan]))
+            totals.append(np.array([np.nan]))
             each.append([np.nan] * len(parts))
             continue
         i = known.index(site.name)
-        whole.append(finished(i, total[i] / windows))
+        totals.append(finished(i, total[i] / windows))
         each.append([finished(i, m[i].means["value"][0])[0] for m in parts])
     return Scores(
         criterion,
         sites,
-        np.array([values[0] for values in whole]),
+        np.array([values[0] for values in totals]),
         np.array(each),
-        tuple(values[1:] for values in whole),
+        tuple(values[1:] for values in totals),
     )
 
 

@@ -7,9 +7,11 @@ import copy
 import inspect
 import json
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -24,7 +26,9 @@ from spat.attention.discovery import (
     Candidate,
     ForeignSite,
     Loss,
+    check_model,
     differentiable,
+    form,
     looking,
     place,
     unknown,
@@ -36,6 +40,7 @@ from spat.attention.errors import (
     InputLost,
     SharedOutput,
     Stochastic,
+    UnknownSite,
 )
 from spat.attention.graph import Call, floating
 from spat.attention.zeroing import fixed_noise, zeroed
@@ -141,14 +146,21 @@ def prune(
     Raises:
         UnknownSite: if the model has no such site.
         TypeError: if the model is not a module, or `sites` holds something else than sites.
-        ValueError: if the loss is not finite.
+        ValueError: if the loss or the tolerance is not finite.
         InlineAttention, NoResidual, TooCoarse, SharedModule: if a site cannot be removed.
         SharedOutput: if the verification fails; the model is not changed.
         Stochastic: if the model gives different results at each call.
         NoSites, NotDifferentiable: see `find_sites`.
     """
-    model = model if inplace else copy.deepcopy(model)
     wanted = _names(sites)
+    check_model(model)
+    real = isinstance(tolerance, Real) and not isinstance(tolerance, bool)
+    if not (real and 0 <= tolerance < math.inf):
+        raise ValueError(f"tolerance={tolerance!r}: give a number of at least 0, such as 1e-5")
+    for name in wanted:
+        if isinstance(_get(model, name), Removed):
+            raise UnknownSite(f"{name!r} was removed before: leave it out")
+    model = model if inplace else copy.deepcopy(model)
     with looking(model, loss, batch, units) as (_, _, candidates):
         chosen = _chosen(candidates, wanted)
         stubs = {call.name: _stub(call) for one in chosen for call in (one.call, *one.branch)}
@@ -210,7 +222,15 @@ def save(model: nn.Module, path: str | Path) -> None:
     """Write the weights of a model and the names of removed modules to one safetensors file.
 
     Tensors that share memory are written once.
+
+    Raises:
+        TypeError: if the model is not a module, or the path is no path.
+        IsADirectoryError: if the path is a folder.
     """
+    check_model(model)
+    path = _path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder; give the name of a file in it")
     weights: dict[str, Tensor] = {}
     seen: set[Any] = set()
     for name, value in model.state_dict().items():
@@ -230,7 +250,7 @@ def save(model: nn.Module, path: str | Path) -> None:
         "removed": stubs,
         "removal": asdict(removal) if isinstance(removal, Removal) else None,
     }
-    with replacing(Path(path)) as temporary:
+    with replacing(path) as temporary:
         save_file(weights, temporary, metadata={KEY: json.dumps(values)})
 
 
@@ -239,10 +259,12 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
 
     Raises:
         FileNotFoundError: if there is no such file.
+        TypeError: if the model is not a module, or the path is no path.
         ValueError: naming the file, if it is damaged, was not written by `save`, or belongs to
             another model. The model may then be partly pruned: build it again.
     """
-    path = Path(path)
+    check_model(model)
+    path = _path(path)
     if not path.is_file():
         what = "not a file" if path.exists() else "there is no such file"
         raise FileNotFoundError(f"{path}: {what}")
@@ -252,10 +274,15 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
         weights = load_file(path)
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: not a file of spat.save ({error!r})") from None
-    if values["version"] != VERSION or values["class"] != type(model).__name__:
+    if values["version"] != VERSION:
         raise ValueError(
-            f"{path}: version {values['version']} of a {values['class']}, but this package reads "
-            f"version {VERSION}, and the model is a {type(model).__name__}"
+            f"{path}: has version {values['version']}, but this package reads version {VERSION}: "
+            "load it with the version of the package that saved it"
+        )
+    if values["class"] != type(model).__name__:
+        raise ValueError(
+            f"{path}: holds the weights of a {values['class']}, but the model is a "
+            f"{type(model).__name__}: build the model that was saved"
         )
     names = [name for name, _ in model.named_modules()]
     removal = values["removal"] or {}
@@ -279,7 +306,8 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
     wrong = [n for n, value in weights.items() if n not in own or own[n].shape != value.shape]
     if missing or wrong:
         raise ValueError(
-            f"{path}: belongs to another model (first differences: {(missing + wrong)[:3]})"
+            f"{path}: belongs to another model (first differences: {(missing + wrong)[:3]}): build "
+            "the model with the same arguments as before it was pruned"
         )
     model.load_state_dict(weights, strict=False)
     if removal:
@@ -335,15 +363,25 @@ def compare(dense: nn.Module, pruned: nn.Module, inputs: Any, *, repeats: int = 
     two models alternate.
 
     Raises:
-        ValueError: if `repeats` is below 1.
+        TypeError: if one of the models is not a module.
+        ValueError: if `repeats` is not a whole number above 0.
     """
-    if repeats < 1:
-        raise ValueError(f"repeats={repeats}: give a number above 0")
+    check_model(dense, "the dense model")
+    check_model(pruned, "the pruned model")
+    if not isinstance(repeats, int) or repeats < 1:
+        raise ValueError(f"repeats={repeats!r}: give a whole number above 0")
     models = {"dense": dense, "pruned": pruned}
     task, batch = cast(Any, _Calls()), inputs
     device = next((t.device for m in models.values() for t in m.parameters()), torch.device("cpu"))
-    with _without_fast_path():  # FLOPs of the fused encoder layer are not counted
-        flops = [costs.flops(model, task, batch) for model in models.values()]
+    try:
+        with _without_fast_path():  # FLOPs of the fused encoder layer are not counted
+            flops = [costs.flops(model, task, batch) for model in models.values()]
+    except Exception as error:
+        error.add_note(
+            f"raised by a model that was called with the inputs, a {form(inputs)}: give a tensor, "
+            "a tuple of arguments or a mapping of keyword arguments, without the target"
+        )
+        raise
     times = costs.latency(models, task, batch, repeats, device)
     # On the CPU the memory within a fused layer is not measured, but that of its pruned copy is.
     with _without_fast_path() if device.type == "cpu" else contextlib.nullcontext():
@@ -413,6 +451,12 @@ class _Run:
         )
 
 
+def _path(path: Any) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"the path is a {type(path).__name__}: give the model first, then the path")
+    return Path(path)
+
+
 def _names(sites: Any) -> list[str]:
     given = [sites] if isinstance(sites, str | ForeignSite) else sites
     if not isinstance(given, Iterable) or isinstance(given, Mapping):
@@ -420,7 +464,8 @@ def _names(sites: Any) -> list[str]:
     for site in given:
         if not isinstance(site, str | ForeignSite):
             raise TypeError(
-                f"sites: a {type(site).__name__} is not a site: give names, or sites of find_sites"
+                f"sites: a {type(site).__name__} is not a site: give names, or sites of "
+                "find_sites, for example scores.lowest(2)"
             )
     return [site if isinstance(site, str) else site.name for site in given]
 
