@@ -23,6 +23,7 @@ from spat.pipeline.stages import score
 ROOT = Path(__file__).parents[2]
 BLOCK = {"datasets": ["ETTh1"], "models": ["PatchTST"]}
 SMALL = {"experiment": "small", "grid": [BLOCK]}
+CUSTOM = {"file": "own.csv", "step": "1h"}
 
 
 def test_defaults_need_only_an_experiment_and_a_grid() -> None:
@@ -107,7 +108,7 @@ def test_defaults_need_only_an_experiment_and_a_grid() -> None:
         ({"finetune": {"lr_scale": math.nan}}, "finetune.lr_scale", "finite number (given: nan)"),
         ({"finetune": {"epochs": math.inf}}, "finetune.epochs", "finite number (given: inf)"),
         ({"finetune": {"epochs": 1.5}}, "finetune.epochs", "a valid integer"),
-        ({"finetune": {"epochs": 10**30}}, "finetune.epochs", "less than or equal to 1000000"),
+        ({"finetune": {"epochs": 10**30}}, "finetune.epochs", "less than or equal to 10000 (g"),
         ({"grid": [{**BLOCK, "seeds": [True]}]}, "grid.0.seeds", "true is a truth value"),
         ({"grid": [{**BLOCK, "seeds": [0, 0]}]}, "grid.0.seeds", "0 is in the list twice"),
         (
@@ -127,7 +128,8 @@ def test_defaults_need_only_an_experiment_and_a_grid() -> None:
         ({"measure": {"batch_sizes": [10**9]}}, "measure.batch_sizes.0", "or equal to 65536"),
         ({"measure": {"batch_sizes": [True]}}, "measure.batch_sizes", "true is a truth value"),
         ({"pruning": {"site": {"criteria": ["send", "send"]}}}, "pruning.site.criteria", "twice"),
-        ({"pruning": {"site": {"ratios": [0.5, "0.5"]}}}, "pruning.site.ratios", "0.5 is in the"),
+        ({"pruning": {"site": {"ratios": [0.5, 0.5]}}}, "pruning.site.ratios", "0.5 is in the"),
+        ({"pruning": {"site": {"ratios": ["0.5"]}}}, "pruning.site.ratios", "'0.5' is neither a"),
         ({"pruning": {"site": {"ratios": [True]}}}, "pruning.site.ratios", "True is neither a"),
         ({"transfer": {"pairs": [["ETTh1", "ETTh2"]] * 2}}, "transfer.pairs", "twice"),
         ({"data": {"synthetic": {"noise": math.inf}}}, "data.synthetic.noise", "finite number"),
@@ -147,6 +149,75 @@ def test_defaults_need_only_an_experiment_and_a_grid() -> None:
         ({"results": True}, "results", "true is a truth value"),
         ({"experiment": True}, "experiment", "true is a truth value"),
         ({"experiment": None}, "experiment", "valid string"),
+        # Numbers and truth values in quotes.
+        ({"finetune": {"epochs": "5"}}, "finetune.epochs", "'5' is text: write the number witho"),
+        ({"finetune": {"lr_scale": "1e-3"}}, "finetune.lr_scale", "'1e-3' is text: write the n"),
+        ({"training": {"patience": "3"}}, "training.patience", "'3' is text"),
+        ({"grid": [{**BLOCK, "lookback": "96"}]}, "grid.0.lookback", "'96' is text"),
+        ({"grid": [{**BLOCK, "horizons": [96, "192"]}]}, "grid.0.horizons", "'192' is text"),
+        ({"grid": [{**BLOCK, "seeds": ["0"]}]}, "grid.0.seeds", "'0' is text"),
+        ({"grid": [{**BLOCK, "prune": "yes"}]}, "grid.0.prune", "'yes' is not a boolean"),
+        ({"grid": [{**BLOCK, "prune": 1}]}, "grid.0.prune", "1 is not a boolean"),
+        ({"tracking": {"enabled": "false"}}, "tracking.enabled", "'false' is not a boolean"),
+        ({"data": {"synthetic": {"noise": "nan"}}}, "data.synthetic.noise", "'nan' is text"),
+        ({"variants": {"w": {"learning_rates": ["1e-3"]}}}, "variants.w.learning_rates", "is text"),
+        # Values that no one means, one for each field with a bound.
+        (
+            {"pruning": {"draws": 10**6}},
+            "pruning.draws",
+            "equal to 1000 (given: 1000000). A larger",
+        ),
+        ({"pruning": {"draws": 10**6}}, "pruning.draws", "raise the bound in workflow/spat/pipel"),
+        ({"grid": [{**BLOCK, "orders": 10**4}]}, "grid.0.orders", "equal to 1000 (given: 10000)"),
+        ({"grid": [{**BLOCK, "lookback": 10**6}]}, "grid.0.lookback", "equal to 100000 "),
+        ({"grid": [{**BLOCK, "horizons": [10**6]}]}, "grid.0.horizons.0", "equal to 100000 "),
+        ({"finetune": {"lr_scale": 1e30}}, "finetune.lr_scale", "equal to 1000 (given: 1e+30)"),
+        ({"training": {"epochs": 10**6}}, "training.epochs", "equal to 10000 "),
+        ({"training": {"patience": 10**6}}, "training.patience", "equal to 10000 "),
+        ({"scoring": {"batch_size": 10**6}}, "scoring.batch_size", "equal to 65536 "),
+        ({"scoring": {"batches": 10**6}}, "scoring.batches", "equal to 100000 "),
+        ({"measure": {"batch_sizes": [10**6]}}, "measure.batch_sizes.0", "equal to 65536 "),
+        ({"measure": {"repeats": 10**6}}, "measure.repeats", "equal to 1000 "),
+        ({"data": {"synthetic": {"channels": 10**6}}}, "data.synthetic.channels", "to 10000 "),
+        ({"data": {"synthetic": {"noise": 1e30}}}, "data.synthetic.noise", "equal to 1000 "),
+        ({"statistics": {"margin": 1e30}}, "statistics.margin", "equal to 1 "),
+        ({"variants": {"w": {"sam_rho": 1e30}}}, "variants.w.sam_rho", "equal to 100 "),
+        ({"variants": {"w": {"epochs": 10**6}}}, "variants.w.epochs", "equal to 10000 "),
+        ({"variants": {"w": {"learning_rates": [1e9]}}}, "variants.w.learning_rates.0", "to 10 "),
+        ({"robustness": {"manipulations": ["noise:5000"]}}, "robustness.manip", "up to 1000"),
+        (
+            {"robustness": {"manipulations": ["gate:" + "9" * 400]}},
+            "robustness.manip",
+            "at most 20",
+        ),
+        ({"experiment": "x" * 9999}, "experiment", "at most 64 letters"),
+        # Keys that contradict each other.
+        (
+            {"data": {"custom": {"own": {**CUSTOM, "gap_limit": 3}}}},
+            "data.custom.own",
+            "gap_limit:",
+        ),
+        (
+            {"data": {"custom": {"own": {**CUSTOM, "gap_limit": 3, "gaps": "refuse"}}}},
+            "data.custom.own",
+            "gap_limit: 3 has no effect, since gaps are refused: set `gaps: forward`",
+        ),
+        (
+            {"data": {"custom": {"own": {**CUSTOM, "season": "24"}}}},
+            "data.custom.own.season",
+            "text",
+        ),
+        (
+            {"data": {"custom": {"own": {**CUSTOM, "split": ["1", 1, 1]}}}},
+            "data.custom.own.spl",
+            "'1'",
+        ),
+        ({"data": {"custom": {"own": {**CUSTOM, "mean": "true"}}}}, "data.custom.own.mean", "bool"),
+        (
+            {"data": {"custom": {"own": {**CUSTOM, "horizons": []}}}},
+            "data.custom.own.hor",
+            "1 item",
+        ),
     ],
 )
 def test_invalid_values_are_named(change: dict[str, object], key: str, says: str) -> None:
@@ -165,6 +236,24 @@ def test_the_home_folder_is_filled_in(path: str, monkeypatch: pytest.MonkeyPatch
     config = load({**SMALL, "results": path, "data": {"mirrors": [path]}})
     assert config.results == Path("/home/someone/runs")
     assert config.data.mirrors == (Path("/home/someone/runs"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-3", 0.001), ("1.5e2", 150.0), ("5", 5.0), (".5", 0.5), ("1E+1", 10.0)],
+)
+def test_numbers_without_quotes_are_read(text: str, value: float, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(SMALL) + f"finetune: {{lr_scale: {text}}}\n")
+    assert load_files(path).finetune.lr_scale == value
+    # Nested numbers of Snakemake's `--config` are texts.
+    given = {"finetune": {"epochs": "7", "lr_scale": text}, "grid": [{**BLOCK, "prune": "false"}]}
+    config = load_files(path, given=given)
+    assert (config.finetune.epochs, config.finetune.lr_scale) == (7, value)
+    assert not config.grid[0].prune
+    with pytest.raises(ConfigError, match="finetune.lr_scale"):
+        path.write_text(yaml.safe_dump(SMALL) + f"finetune: {{lr_scale: '{text}'}}\n")
+        load_files(path)
 
 
 def test_files_merge_section_by_section_and_lists_are_replaced(tmp_path: Path) -> None:
@@ -253,6 +342,27 @@ def test_aliases_and_merged_keys_are_read(tmp_path: Path) -> None:
     [
         ({"robustness": {"runs": ["ILI/*"]}}, "robustness.runs: 'ILI/*' matches no run"),
         ({"variants": {"deep2": {"model": {"d_model": 10**7}}}}, "d_model: 10000000 is too large"),
+        *(
+            ({"variants": {"deep2": {"model": {key: value}}}}, f"{key}: {value!r} is too large to")
+            for key, value in (
+                *(
+                    ("e_layers", 1000),
+                    ("batch_size", 10**6),
+                    ("epochs", 10**6),
+                    ("patience", 10**6),
+                ),
+                *(("learning_rate", 1e30), ("weight_decay", 1e30), ("sam_rho", 1e30)),
+            )
+        ),
+        ({"variants": {"deep2": {"model": {"d_model": "8"}}}}, "d_model: '8' is not of type int"),
+        (
+            {"pruning": {"exhaustive": True}, "variants": {"deep2": {"model": {"e_layers": 13}}}},
+            "has 13 layers, so at least 2^13 masks would be trained",
+        ),
+        (
+            {"grid": [{**BLOCK, "seeds": list(range(6_000)), "horizons": [24, 48, 96, 192]}]},
+            "grid: 24000 runs are more than 20000: divide them among several experiments",
+        ),
         ({"variants": {"deep2": {"model": {"d_model": True}}}}, "d_model: True is not of type int"),
         ({"variants": {"deep2": {"model": {"e_layers": 0}}}}, "e_layers: 0 is not a positive"),
         ({"variants": {"deep2": {"model": {"n_heads": 512}}}}, "n_heads 512 exceeds d_model"),

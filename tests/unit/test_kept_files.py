@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from spat.files import read_json
 from spat.pipeline import cli, records
@@ -207,14 +210,23 @@ def test_wrong_content_is_named_and_the_command_in_the_message_repairs_it(
         collect(config)
     message = str(caught.value)
     assert str(path) in message and key.removeprefix("*") in message
+    obey(message, config, tmp_path, capsys)
+    require_same_frames(config, expected)
+
+
+def obey(message: str, config: Config, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Run the command that a message names; it must succeed."""
     untracked = config.tracking.model_copy(update={"enabled": False})
-    file = tmp_path / "config.yaml"
+    file = folder / "config.yaml"
     file.write_text(dump(config.model_copy(update={"tracking": untracked})), "utf-8")
     command = re.search(r"By hand, first run `python -m spat ([^`]+)`", message)
     assert command, message
     capsys.readouterr()
     words = shlex.split(command[1].replace("FILE", shlex.quote(str(file))))
     assert cli.main(words) == 0, capsys.readouterr().err
+
+
+def require_same_frames(config: Config, expected: dict[str, Any]) -> None:
     collect(config)
     for frame in expected:
         actual = pd.read_parquet(config.folder / "data" / f"{frame}.parquet")
@@ -244,9 +256,13 @@ def other_arrays(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable
     return write
 
 
-def an_object(path: Path) -> None:
-    path.unlink()
-    np.save(path, np.array(["x", "y"]))
+def other_array(change: Callable[[Any], Any]) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        values = change(np.load(path))
+        path.unlink()
+        np.save(path, values)
+
+    return write
 
 
 @pytest.mark.parametrize(
@@ -266,14 +282,16 @@ def an_object(path: Path) -> None:
         ("robustness/robustness.parquet", other_columns(lambda f: f.assign(split="x")), "'split'"),
         ("pretrain/history.csv", other_columns(lambda f: f.iloc[:0]), "0 rows, but 'epochs' of"),
         (f"{MASK}/history.csv", other_columns(lambda f: pd.concat([f, f])), "2 rows, but 'epo"),
-        (f"{MASK}/losses.npy", an_object, "1 dimensions"),
+        (f"{MASK}/losses.npy", other_array(lambda _: np.array(["x", "y"])), "1 dimensions"),
+        (f"{MASK}/losses.npy", other_array(lambda a: a + 1), "the mean of"),
+        ("pretrain/losses.npy", other_array(lambda a: a[:0]), "the mean of 0 values"),
         ("score/maps.npz", other_arrays(lambda _: {}), "no array"),
         ("measure/maps.npz", other_arrays(lambda _: {}), "no array"),
         ("pretrain/forecasts.npz", other_arrays(lambda a: {**a, "input": np.ones(3)}), "'input'"),
         (f"{MASK}/forecasts.npz", other_arrays(lambda _: {"x": np.ones(3)}), "'window'"),
     ],
 )
-def test_a_table_with_wrong_content_and_a_right_hash_is_named(
+def test_a_table_with_wrong_content_and_a_right_hash_is_named_and_its_kept_copy_is_forgotten(
     name: str,
     change: Callable[[Path], None],
     says: str,
@@ -282,15 +300,117 @@ def test_a_table_with_wrong_content_and_a_right_hash_is_named(
 ) -> None:
     config = copied(whole[0], tmp_path)
     path = config.folder / RUN.path / name
+    with_right_hashes(path, change)
+    with pytest.raises(DamagedError) as caught:
+        collect(config)
+    assert str(path) in str(caught.value) and says in str(caught.value)
+    assert "By hand, first run `python -m spat" in str(caught.value)
+    for record in (path.parent / "kept/metrics.json", path.parent / "metrics.json"):
+        if record.with_name("digest").exists():
+            assert str(record) in str(caught.value) and not record.exists()
+
+
+def with_right_hashes(path: Path, change: Callable[[Path], None]) -> None:
+    """Change a file, its record and the kept copies of both, as if a job had written them so."""
     change(path)
     record = read_json(path.parent / "metrics.json")
     (path.parent / "metrics.json").unlink()
     values = {k: v for k, v in record.items() if k not in ("files", "checksum")}
     write_record(path.parent, values, record["files"])
-    with pytest.raises(DamagedError) as caught:
+    if (kept := path.parent / "kept").is_dir() and path.parent.name == "pretrain":
+        for file in (path.name, "metrics.json"):
+            shutil.copy(path.parent / file, kept / file)
+
+
+def as_json(change: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        values = change(read_json(path))
+        path.unlink()
+        path.write_text(json.dumps(values), "utf-8")
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "stage", "says"),
+    [
+        ("pretrain/history.csv", other_columns(lambda f: f.iloc[:0]), ["collect"], "0 rows"),
+        (f"{MASK}/history.csv", other_columns(lambda f: f.iloc[:0]), ["collect"], "0 rows"),
+        ("pretrain/losses.npy", other_array(lambda a: a + 1), ["collect"], "the mean of"),
+        (
+            "pretrain/architecture.json",
+            as_json(lambda v: {**v, "mask": "1.0"}),
+            ["score"],
+            "none in the network",
+        ),
+        (
+            "pretrain/architecture.json",
+            as_json(lambda v: {**v, "settings": {**v["settings"], "d_model": -3}}),
+            ["score"],
+            "d_model: -3 is not a positive",
+        ),
+        (
+            "pretrain/architecture.json",
+            as_json(lambda v: {**v, "shape": {**v["shape"], "horizon": 0}}),
+            ["transfer", "--target", "synthetic2"],
+            "shape.horizon: 0 is not a whole number from 1",
+        ),
+        (f"{MASK}/architecture.json", as_json(lambda _: {}), ["measure"], "'model'"),
+        (
+            f"{MASK}/model.safetensors",
+            lambda path: save_file({"x": torch.zeros(1)}, path),
+            ["measure"],
+            "missing in the weights",
+        ),
+        (
+            f"{MASK}/validation_losses.npy",
+            other_array(lambda a: a[:-1] + 1),
+            ["decide"],
+            "the mean of",
+        ),
+        (
+            "select/selections.csv",
+            other_columns(lambda f: f.assign(mask=f["mask"] + ".1")),
+            ["decide"],
+            "sites",
+        ),
+    ],
+)
+def test_what_has_wrong_content_and_a_right_hash_is_made_again(
+    name: str,
+    change: Callable[[Path], None],
+    stage: list[str],
+    says: str,
+    whole: tuple[Config, dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pristine, expected = whole
+    config = copied(pristine, tmp_path / "results")
+    with_right_hashes(config.folder / RUN.path / name, change)
+    file = tmp_path / "resolved.yaml"
+    file.write_text(dump(config), "utf-8")
+    run = [] if stage == ["collect"] else ["--run", RUN.path]
+    words = [stage[0], "--config", str(file), *run, *stage[1:]]
+    assert cli.main(words) == 1
+    message = capsys.readouterr().err
+    assert says in message
+    obey(message, config, tmp_path, capsys)
+    assert cli.main(words) == 0, capsys.readouterr().err
+    require_same_frames(config, expected)
+
+
+def test_a_list_of_masks_that_do_not_fit_the_run_is_written_again(
+    whole: tuple[Config, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pristine, expected = whole
+    config = copied(pristine, tmp_path / "results")
+    manifest = config.folder / RUN.path / "prune/manifest.json"
+    rewrite(manifest, "masks", lambda masks: [{**masks[0], "mask": "1.1.1.1.1"}, *masks[1:]])
+    with pytest.raises(DamagedError, match="the model 2") as caught:
         collect(config)
-    assert str(path) in str(caught.value) and says in str(caught.value)
-    assert "By hand, first run `python -m spat" in str(caught.value)
+    obey(str(caught.value), config, tmp_path, capsys)
+    require_same_frames(config, expected)
 
 
 @pytest.mark.parametrize("name", ["pretrain/kept/metrics.json", f"{MASK}/metrics.json"])

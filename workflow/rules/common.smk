@@ -25,7 +25,7 @@ from spat.pipeline import datasets, digests, expected, runs
 from spat.pipeline.resources import BASE_MB, gpus, group, memory_mb, prune_threads
 from spat.pipeline.checks import checked_plan
 from spat.pipeline.failures import explain, failed_jobs
-from spat.pipeline.config import ConfigError, load, read_file
+from spat.pipeline.config import ConfigError, load_files
 from spat.pipeline.stages import trained
 from spat.study.pages import registry
 from spat.study.pages.words import OF_TASK
@@ -42,10 +42,11 @@ os.environ.update(
 
 try:
     # Snakemake lists config.yaml last, although the other files are merged over it.
+    # Its reader accepts a duplicate key, and reads 1e-3 as text, so the files are read again.
     *overlays, base = workflow.configfiles
-    for file in [base, *overlays]:
-        read_file(Path(file))  # Snakemake's reader accepts a duplicate key
-    CONFIG = load(config, " + ".join(map(str, [base, *overlays])))
+    CONFIG = load_files(
+        Path(base), *map(Path, overlays), given=workflow.config_settings.config
+    )
     PLAN = {planned.run.path: planned for planned in checked_plan(CONFIG)}
     STUDIED = [run.path for run in runs.studied(CONFIG)]
     RESOLVED = digests.write_resolved(CONFIG).as_posix()

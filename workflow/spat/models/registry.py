@@ -41,9 +41,6 @@ _VIEWS: Final[tuple[View, ...]] = get_args(View)
 
 VARIANTS: Final = ("published", "deep")
 
-# The largest whole number in settings and recipes: a layer of this width has 10^10 weights.
-MOST: Final = 100_000
-
 # A naive model has nothing to train.
 _UNTRAINED: Final = Recipe(learning_rate=0.0, batch_size=32, epochs=0, patience=0)
 
@@ -279,6 +276,18 @@ def registered(name: str) -> Model:
     return MODELS[name]
 
 
+def settings_from(model: str, values: Mapping[str, Any]) -> Settings:
+    """The settings of a model from plain values, such as those of a file.
+
+    Raises:
+        ValueError: on an unknown model, or a value of the wrong type or range.
+        TypeError: naming the setting that is missing or unknown.
+    """
+    kind = registered(model).settings
+    kinds = _kinds(kind)
+    return kind(**{n: _checked(n, v, kinds) if n in kinds else v for n, v in values.items()})
+
+
 def build(name: str, settings: Settings, shape: Any, seed: int = 0) -> Network:
     """A newly initialised network on the CPU; its weights depend only on the arguments.
 
@@ -426,8 +435,12 @@ def _checked(name: str, value: Any, kinds: Mapping[str, Any]) -> Any:
             raise ValueError(f"{name}: {value!r} is negative or not finite")
     elif kind in (int, float) and not 0 < value < math.inf:
         raise ValueError(f"{name}: {value!r} is not a positive, finite number")
-    if kind is int and value > MOST:
-        raise ValueError(f"{name}: {value!r} is too large to train: choose at most {MOST}")
+    most = own.MOST.get(name, own.MOST_OF_OTHERS if kind is int else math.inf)
+    if kind in (int, float) and value > most:
+        raise ValueError(
+            f"{name}: {value!r} is too large to train: choose at most {most} (or raise this bound "
+            "in spat/models/settings.py)"
+        )
     return value
 
 

@@ -37,6 +37,31 @@ Backbone = Literal["gpt2", "smollm2", "random"]
 # The largest network: its weights, gradients and optimiser state take 32 GB in float32.
 MOST_WEIGHTS: Final = 2 * 10**9
 
+# The largest values of settings and recipes, and of the sections of a configuration that replace
+# them. They are far above useful values: a larger one would fail after hours, or never end.
+MOST_EPOCHS: Final = 10_000
+MOST_IN_BATCH: Final = 2**16
+MOST_LEARNING_RATE: Final = 10.0
+MOST_RADIUS: Final = 100.0
+MOST: Final[dict[str, float]] = {
+    **dict.fromkeys(("d_model", "d_ff", "d_keys", "n1", "n2", "projector_width"), 10_000),
+    **dict.fromkeys(("llm_width", "prototypes"), 10_000),
+    **dict.fromkeys(("d_state", "d_conv", "step_width", "marks_width", "routers", "factor"), 1000),
+    **dict.fromkeys(("e_layers", "d_layers", "llm_layers", "projector_layers", "expand"), 100),
+    **dict.fromkeys(("epochs", "patience"), MOST_EPOCHS),
+    "batch_size": MOST_IN_BATCH,
+    "learning_rate": MOST_LEARNING_RATE,
+    "sam_rho": MOST_RADIUS,
+    "weight_decay": 10.0,
+}
+# Of other settings: lengths in steps, most of which must also fit the data.
+MOST_OF_OTHERS: Final = 100_000
+
+# How many layers the published language models have.
+_LAYERS: Final = {"gpt2": 12, "smollm2": 30}
+# Settings that are widths of layers.
+_WIDTHS: Final = ("d_model", "llm_width", "projector_width", "n1", "n2")
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -119,17 +144,26 @@ class Settings:
         # The window of a moving average is centred.
         if (average := getattr(self, "moving_average", 1)) % 2 == 0:
             return f"moving_average {average}: choose an odd width"
-        heads, width = getattr(self, "n_heads", 1), getattr(self, "d_model", 1)
-        if heads > width:
-            return f"n_heads {heads} exceeds d_model {width}: choose fewer heads"
-        inner = getattr(self, "d_ff", 0)
+        for of_heads, of_width in (("n_heads", "d_model"), ("llm_heads", "llm_width")):
+            heads, width = getattr(self, of_heads, 1), getattr(self, of_width, 1)
+            if heads > width:
+                return f"{of_heads} {heads} exceeds {of_width} {width}: choose fewer heads"
+        width = max(getattr(self, name, 1) for name in _WIDTHS)
+        inner = max(getattr(self, "d_ff", 0), getattr(self, "expand", 0) * width)
         layers = getattr(self, "e_layers", 1) + getattr(self, "d_layers", 0)
+        layers = max(layers, *(getattr(self, f"{part}_layers", 1) for part in ("llm", "projector")))
         # The projections of queries, keys, values and outputs, and the two feed-forward matrices.
         weights = layers * width * (4 * width + 2 * inner)
         if weights > MOST_WEIGHTS:
             return (
-                f"d_model {width} and d_ff {inner} in {layers} layers are about {weights:.1e} "
-                f"weights, more than can be trained: choose smaller ones"
+                f"layers of width {width} (inner width {inner}), {layers} of them, are about "
+                f"{weights:.1e} weights, more than can be trained: choose smaller ones"
+            )
+        steps = getattr(shape, "lookback", 0) * getattr(shape, "horizon", 0)
+        if steps > MOST_WEIGHTS:
+            return (
+                f"a layer from lookback {shape.lookback} to horizon {shape.horizon} has "
+                f"{steps:.1e} weights, more than can be trained: choose shorter ones"
             )
         return None
 
@@ -350,6 +384,16 @@ class PatchedLanguageSettings(Settings):
     def patches(self, shape: Shape) -> int:
         """The number of patches of a window; its end is padded by one stride."""
         return (shape.lookback + self.stride - self.patch_len) // self.stride + 1
+
+    def problem(self, shape: Shape) -> str | None:
+        """As `Settings`; a published language model has no more layers than were published."""
+        published = _LAYERS.get(self.backbone, self.llm_layers)
+        if self.llm_layers > published:
+            return (
+                f"llm_layers {self.llm_layers}: {self.backbone} has {published}; choose at most "
+                f"{published}"
+            )
+        return super().problem(shape)
 
 
 @dataclass(frozen=True, kw_only=True)

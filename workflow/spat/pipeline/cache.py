@@ -49,7 +49,8 @@ class Finished:
 
     `marker` is the file by which Snakemake knows that the job is done (by default `metrics.json` of
     the folder). If a file is damaged the marker is removed, so that the same command creates the
-    file again.
+    file again. If a file has the recorded hash but wrong content, the record of its kept copy is
+    removed too, since the same command would publish that copy again.
     """
 
     def __init__(self, folder: Path, marker: Path | None = None) -> None:
@@ -104,14 +105,19 @@ class Finished:
             _require(records.table_fault(path, frame))
             return frame
 
-    def array(self, name: str) -> np.ndarray[Any, Any]:
-        """Read an array (`.npy`); raises the errors of `path`."""
+    def array(self, name: str, mean: float | None = None) -> np.ndarray[Any, Any]:
+        """Read an array (`.npy`), which must have this mean if it is given; raises like `path`."""
         import numpy as np
 
         path = self.path(name)
         with self._reading(path):
             array: np.ndarray[Any, Any] = np.load(path, allow_pickle=False)
             _require(records.array_fault(path, {"": array}))
+            if mean is not None and not np.isclose(array.mean(dtype=float), mean, rtol=1e-4):
+                raise DamagedError(
+                    f"{path}: the mean of {array.size} values is {array.mean(dtype=float):.6g}, "
+                    f"but {self.folder / RESULT} has {mean:.6g}"
+                )
             return array
 
     def arrays(self, name: str, keys: Iterable[str] = ()) -> dict[str, np.ndarray[Any, Any]]:
@@ -129,20 +135,40 @@ class Finished:
 
     @contextlib.contextmanager
     def _reading(self, path: Path) -> Iterator[None]:
+        """Context manager in which a file with the recorded hash is read and its content checked.
+
+        Raises:
+            DamagedError: naming the file, in place of any error of the block except those of the
+                machine (too little memory, a missing package, an error of the system).
+        """
         try:
             yield
-        except MemoryError:
+        except (MemoryError, ImportError):
             raise
         except DamagedError as error:
-            raise self.damaged(str(error)) from None
+            raise self.wrong(str(error)) from None
         except Exception as error:
-            raise self.damaged(f"{path}: cannot be read ({error})") from None
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise self.wrong(f"{path}: cannot be read ({error})") from None
 
     def damaged(self, problem: str, record: str = RESULT) -> DamagedError:
         """Remove the marker and return the error to raise for a problem of a record."""
-        remove(self._marker)
-        remedy = _remedy(self.folder / record)
-        return DamagedError(f"{problem}. {self._marker} was removed. {remedy}")
+        return self._forgotten(problem, record, [self._marker])
+
+    def wrong(self, problem: str) -> DamagedError:
+        """As `damaged`, for a file that has the recorded hash: also forget its kept copy."""
+        own = self.folder / RESULT
+        records = [kept / RESULT for kept in (self.folder, self.folder / "kept")]
+        # A kept copy with other files than the published one may be right.
+        same = [r for r in records if r.with_name(STAMP).is_file() and _lists_the_same(r, own)]
+        return self._forgotten(problem, RESULT, [self._marker, *same])
+
+    def _forgotten(self, problem: str, record: str, files: list[Path]) -> DamagedError:
+        for file in files:
+            remove(file)
+        were = f"{' and '.join(map(str, files))} {'was' if len(files) == 1 else 'were'} removed"
+        return DamagedError(f"{problem}. {were}. {_remedy(self.folder / record)}")
 
 
 class Kept(Finished):
@@ -289,6 +315,14 @@ def _other_digest(path: Path, body: Mapping[str, Any]) -> str | None:
             if body.get("digest") != digest:
                 return f"{path}: 'digest' is {body.get('digest')!r}, but {stamp} has {digest!r}"
     return None
+
+
+def _lists_the_same(record: Path, other: Path) -> bool:
+    """Whether two records list the same files with the same hashes."""
+    try:
+        return bool(_record(record)["files"] == _record(other)["files"])
+    except (FileNotFoundError, DamagedError):
+        return False
 
 
 def _require(problem: str | None) -> None:

@@ -12,16 +12,28 @@ from spat.pipeline import datasets, runs
 from spat.pipeline.config import STORE, Config, ConfigError, unset_variable
 from spat.pipeline.runs import Planned
 
+# With more layers `pruning.exhaustive` would train more than 4096 masks of a run.
+MOST_EXHAUSTIVE = 12
+
 
 def checked_plan(config: Config) -> tuple[Planned, ...]:
     """The runs of the grid (`runs.plan`), after checks for later stages.
 
     Raises:
         ConfigError: see `runs.plan`, `runs.studied`, `require_folders` and, if MLflow is used,
-            `require_variables`; also if a run does not fit the dataset that it is transferred to.
+            `require_variables`; also if a run does not fit the dataset that it is transferred to,
+            or has too many layers for `pruning.exhaustive`.
     """
     plan = runs.plan(config)
     runs.studied(config)
+    for run in (p.run for p in plan if p.prune and config.pruning.exhaustive):
+        settings = runs.setup_of(config, run).settings
+        layers = getattr(settings, "e_layers", 1) + getattr(settings, "d_layers", 0)
+        if layers > MOST_EXHAUSTIVE:
+            raise ConfigError(
+                f"pruning.exhaustive: {run.path} has {layers} layers, so at least 2^{layers} masks "
+                f"would be trained: choose at most {MOST_EXHAUSTIVE} layers, or leave it out"
+            )
     for run in (planned.run for planned in plan):
         for target in runs.targets(config, run):
             there = replace(run, dataset=target)

@@ -29,17 +29,25 @@ from pydantic import (
 )
 
 from spat.data.registry import DATASETS, DIRECTIVES, WITHOUT_TIME, GapRule, step_seconds
+from spat.models import settings
 from spat.pipeline import yaml_reader
 from spat.training.options import Device, Precision
 
 Rule = Literal["gap", "one_se", "loss_drop_bound", "validation"]
 # The bounds are far above useful values, and below values that would fail after hours.
 Count = Annotated[int, Field(ge=1, le=10**6)]
+Steps = Annotated[int, Field(ge=1, le=settings.MOST_OF_OTHERS)]
+Epochs = Annotated[int, Field(ge=1, le=settings.MOST_EPOCHS)]
+Batch = Annotated[int, Field(ge=1, le=settings.MOST_IN_BATCH)]
+Draws = Annotated[int, Field(ge=1, le=1000)]
+LearningRate = Annotated[float, Field(gt=0.0, le=settings.MOST_LEARNING_RATE)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Ratio = Annotated[float, Field(gt=0.0, le=1.0)]
 
 # The largest number of values of a generated series: 4 GB.
 MOST_GENERATED = 5 * 10**8
+# The largest FACTOR and SIZE of a manipulation.
+MOST_MANIPULATED = 1000
 
 # Names become folders and arguments of shell commands.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
@@ -128,13 +136,27 @@ class Section(BaseModel):
             raise ValueError(f"{bad} is a truth value; quote it if a name is meant")
         return value
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_texts_as_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if kind is bool and not isinstance(value, bool):
+            raise ValueError(f"{value!r} is not a boolean: write true or false, without quotes")
+        names = set(re.findall(r"\w+", str(kind)))
+        is_number = names & {"int", "float"} and not names & {"str", "Path", "Literal", "dict"}
+        if is_number and (text := _number_in_quotes(value)) is not None:
+            raise ValueError(f"{text!r} is text: write the number without quotes")
+        return value
+
     @field_validator("*")
     @classmethod
     def _nothing_twice(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, tuple) and info.field_name not in cls._MAY_REPEAT:
-            for i, item in enumerate(value):
-                if item in value[:i]:
+            seen = set()
+            for item in value:
+                if item in seen:
                     raise ValueError(f"{_shown(item)} is in the list twice")
+                seen.add(item)
         return value
 
     _MAY_REPEAT: ClassVar[frozenset[str]] = frozenset()
@@ -147,6 +169,20 @@ def _truth_value(value: Any) -> str | None:
     if isinstance(value, list | tuple):
         return next(filter(None, map(_truth_value, value)), None)
     return None
+
+
+def _number_in_quotes(value: Any) -> str | None:
+    """The first text in a list, or the value itself if it is text, that pydantic would convert."""
+    if isinstance(value, list | tuple):
+        return next((text for part in value if (text := _number_in_quotes(part))), None)
+    try:
+        return value if isinstance(value, str) and float(value) is not None else None
+    except ValueError:
+        return None
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _shown(item: Any) -> str:
@@ -163,12 +199,12 @@ class GridBlock(Section):
         min_length=1,
         description="`published` (the authors' sizes), `deep` (four sites), or one of `variants`.",
     )
-    lookback: Count | None = Field(None, description="Input steps; the dataset's own when absent.")
-    horizons: Annotated[tuple[Count, ...], Field(min_length=1)] | None = Field(
+    lookback: Steps | None = Field(None, description="Input steps; the dataset's own when absent.")
+    horizons: Annotated[tuple[Steps, ...], Field(min_length=1)] | None = Field(
         None, description="Forecast steps; the dataset's standard horizons when absent."
     )
     seeds: tuple[Seed, ...] = Field((0,), min_length=1, description="Each seed is a separate run.")
-    orders: Count = Field(1, description="Data orders in which each mask is fine-tuned.")
+    orders: Draws = Field(1, description="Data orders in which each mask is fine-tuned.")
     prune: bool = Field(True, description="False stops after pre-training (dense errors only).")
 
 
@@ -182,7 +218,10 @@ class VariantSection(Section):
         default_factory=dict, description="Hyper-parameters to change: d_model, e_layers, dropout."
     )
     sam_rho: float | None = Field(
-        None, gt=0.0, description="Radius of sharpness-aware minimisation; none when absent."
+        None,
+        gt=0.0,
+        le=settings.MOST_RADIUS,
+        description="Radius of sharpness-aware minimisation; none when absent.",
     )
 
     share: float = Field(
@@ -192,10 +231,10 @@ class VariantSection(Section):
         description="Share of the training windows in an epoch, drawn anew for each epoch; for "
         "models that are too slow for all windows.",
     )
-    epochs: Count | None = Field(
+    epochs: Epochs | None = Field(
         None, description="Epochs of pre-training at most; those of `training` when absent."
     )
-    learning_rates: tuple[Annotated[float, Field(gt=0.0)], ...] = Field(
+    learning_rates: tuple[LearningRate, ...] = Field(
         (),
         description="Rates tried in pre-training: the one with the best validation MSE is kept.",
     )
@@ -213,12 +252,14 @@ class SyntheticSection(Section):
     """The generated series (datasets `synthetic` and `synthetic2`)."""
 
     rows: Count = Field(6000, description="Time steps.")
-    channels: Count = Field(7, description="Channels.")
+    channels: Annotated[int, Field(ge=1, le=10_000)] = Field(7, description="Channels.")
     seed: Seed = Field(0, description="Seed of the generator; `synthetic2` uses the next one.")
     coupling: float = Field(
         0.6, ge=0.0, le=1.0, description="Share of a channel that follows another one with a lag."
     )
-    noise: float = Field(0.3, ge=0.0, description="Standard deviation of the white noise.")
+    noise: float = Field(
+        0.3, ge=0.0, le=1000.0, description="Standard deviation of the white noise."
+    )
 
     @model_validator(mode="after")
     def _fits_into_memory(self) -> SyntheticSection:
@@ -245,8 +286,8 @@ class CustomSection(Section):
     season: Count | None = Field(
         None, description="Steps of the main season; a day, a week (daily) or a year (weekly)."
     )
-    lookback: Count = Field(96, description="Input steps, if the grid sets none.")
-    horizons: tuple[Count, ...] = Field(
+    lookback: Steps = Field(96, description="Input steps, if the grid sets none.")
+    horizons: tuple[Steps, ...] = Field(
         (96, 192, 336), min_length=1, description="Forecast steps, if the grid sets none."
     )
     source: Name | None = Field(
@@ -333,6 +374,11 @@ class CustomSection(Section):
 
     @model_validator(mode="after")
     def _agree(self) -> CustomSection:
+        if self.gap_limit is not None and self.gaps == "refuse":
+            raise ValueError(
+                f"gap_limit: {self.gap_limit} has no effect, since gaps are refused: set "
+                "`gaps: forward` or `gaps: interpolate`, or leave out `gap_limit`"
+            )
         if self.separator == self.decimal:
             raise ValueError(f"separator and decimal are both {self.decimal!r}")
         if not self.date and (self.mean or self.date_format):
@@ -368,10 +414,10 @@ class TrainingSection(Section):
         "float32",
         description="TF32 and bf16 only if asked for; bf16 on a CPU needs AVX512_BF16 or AMX.",
     )
-    epochs: Count | None = Field(
+    epochs: Epochs | None = Field(
         None, description="Maximum number of epochs; that of the model registry when absent."
     )
-    patience: Count | None = Field(
+    patience: Epochs | None = Field(
         None, description="Epochs without a better validation MSE after which training stops."
     )
 
@@ -379,15 +425,8 @@ class TrainingSection(Section):
 class ScoringSection(Section):
     """The one pass from which every criterion is computed."""
 
-    batches: Count = Field(16, description="Number of training batches that are scored.")
-    batch_size: Count = Field(32, description="Windows per scored batch.")
-
-
-def _number(value: Any) -> Any:
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+    batches: Steps = Field(16, description="Number of training batches that are scored.")
+    batch_size: Batch = Field(32, description="Windows per scored batch.")
 
 
 def _is_share(value: Any) -> bool:
@@ -407,13 +446,11 @@ class LevelSection(Section):
     def _shares_or_rules(cls, ratios: Any) -> Any:
         if not isinstance(ratios, list | tuple):
             return ratios
-        # `snakemake --config` passes numbers in a list as text.
-        numbers = [_number(ratio) for ratio in ratios]
-        for ratio in numbers:
+        for ratio in ratios:
             if not _is_share(ratio) and str(ratio).removeprefix("auto:") not in get_args(Rule):
                 rules = ", ".join(f"auto:{rule}" for rule in get_args(Rule))
                 raise ValueError(f"{ratio!r} is neither a number in (0, 1] nor one of {rules}")
-        return numbers
+        return ratios
 
     @property
     def fixed(self) -> tuple[float, ...]:
@@ -433,7 +470,7 @@ class PruningSection(Section):
         criteria=("send",), ratios=(0.25, 0.5, 0.75, 1.0, "auto:validation")
     )
     head: LevelSection = LevelSection()
-    draws: Count = Field(10, description="Random masks per ratio for the criterion `random`.")
+    draws: Draws = Field(10, description="Random masks per ratio for the criterion `random`.")
     exhaustive: bool = Field(
         False, description="Train every site mask, which the comparison with the oracle needs."
     )
@@ -445,10 +482,12 @@ class PruningSection(Section):
 class FinetuneSection(Section):
     """Fine-tuning of every mask, including the full mask (the control)."""
 
-    epochs: Count = Field(
+    epochs: Epochs = Field(
         3, description="Number of epochs, the same for every mask; the best of 1..epochs is kept."
     )
-    lr_scale: float = Field(1.0, gt=0.0, description="Factor on the learning rate of pre-training.")
+    lr_scale: float = Field(
+        1.0, gt=0.0, le=1000.0, description="Factor on the learning rate of pre-training."
+    )
 
 
 class RobustnessSection(Section):
@@ -483,6 +522,11 @@ class RobustnessSection(Section):
                     f"{name!r} is not one of uniform, identity, pattern, gate:FACTOR, noise:SIZE "
                     "(a number of at least 0 in its shortest form: gate:0.5, noise:1)"
                 )
+            if size and (len(size) > 20 or float(size) > MOST_MANIPULATED):
+                raise ValueError(
+                    f"{_cut(name)}: choose a number of at most 20 characters, up to "
+                    f"{MOST_MANIPULATED}"
+                )
         return manipulations
 
 
@@ -495,10 +539,10 @@ class TransferSection(Section):
 class MeasureSection(Section):
     """Measurement of latency and memory, without other jobs on the machine."""
 
-    batch_sizes: tuple[Annotated[int, Field(ge=1, le=2**16)], ...] = Field(
+    batch_sizes: tuple[Batch, ...] = Field(
         (1, 128), min_length=1, description="Windows per forward pass."
     )
-    repeats: Count = Field(15, description="Alternating rounds; the lower quartile is reported.")
+    repeats: Draws = Field(15, description="Alternating rounds; the lower quartile is reported.")
 
 
 class TrackingSection(Section):
@@ -538,7 +582,9 @@ class StatisticsSection(Section):
 
     bootstrap: Annotated[int, Field(ge=100, le=10**6)] = Field(2000, description="Bootstrap draws.")
     confidence: float = Field(0.95, gt=0.0, lt=1.0, description="Level of the intervals.")
-    margin: float = Field(0.01, gt=0.0, description="Equivalence margin, as a fraction of the MSE.")
+    margin: float = Field(
+        0.01, gt=0.0, le=1.0, description="Equivalence margin, as a fraction of the MSE."
+    )
 
 
 class Config(Section):
@@ -677,12 +723,16 @@ def read_file(path: Path) -> dict[str, Any]:
     return values
 
 
-def load_files(*paths: Path) -> Config:
-    """Validate YAML files, each merged over the previous one (lists are replaced, not joined)."""
+def load_files(*paths: Path, given: Mapping[str, Any] | None = None) -> Config:
+    """Validate YAML files, each merged over the previous one (lists are replaced, not joined).
+
+    `given` are values of Snakemake's `--config`, which are merged over the files.
+    """
     merged: dict[str, Any] = {}
     for path in paths:
         values = read_file(path)
         merged = _merge(merged, values)
+    merged = _merge(merged, yaml_reader.typed(dict(given or {})))
     return load(merged, " + ".join(map(str, paths)))
 
 
@@ -758,12 +808,17 @@ def _explain(error: ValidationError, source: str) -> str:
         for pattern, words in _IN_YAML.items():
             message = re.sub(pattern, words, message)
         shown = problem["input"]
-        value = "" if isinstance(shown, dict | BaseModel) else f" (given: {shown!r})"
+        value = "" if isinstance(shown, dict | BaseModel) else f" (given: {_cut(repr(shown))})"
         value = without_secrets(value)
         if problem["type"] == "extra_forbidden":
             valid = _valid_keys(problem["loc"])
             meant = _meant(str(problem["loc"][-1]), valid)
             message = f"unknown key; valid here: {', '.join(valid)}{meant}"
+        elif problem["type"] == "less_than_equal":
+            value += (
+                ". A larger value is most often a mistake; if you need it, raise the bound in "
+                "workflow/spat/pipeline/config.py"
+            )
         elif problem["type"] == "value_error":  # from validators, which name the value
             message, value = str(problem["ctx"]["error"]), ""
         # The message of an error about several sections names the key.

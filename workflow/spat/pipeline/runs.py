@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,8 @@ _NUMBER = r"(0|[1-9][0-9]{0,18})"
 _PATH = re.compile(rf"({NAME.pattern})/([A-Za-z0-9]+)-({NAME.pattern})/({WRITTEN})/seed{_NUMBER}")
 # BASE+KIND: a variant that is a control of the variant BASE.
 _CONTROL = re.compile(r"([^+]+)\+.+")
+# The largest number of runs of an experiment. `paper` has a few hundred.
+MOST_RUNS = 20_000
 
 
 @dataclass(frozen=True, order=True)
@@ -114,10 +117,16 @@ def plan(config: Config) -> tuple[Planned, ...]:
     """All runs of the grid, each once, in the order of the grid.
 
     Raises:
-        ConfigError: if two blocks have different options for one run, a dataset is too short for a
-            run, or a model cannot be built with its settings.
+        ConfigError: if there are too many runs, two blocks have different options for one run, a
+            dataset is too short for a run, or a model cannot be built with its settings.
     """
     plans: dict[Run, Planned] = {}
+    lists = ("datasets", "models", "variants", "horizons", "seeds")
+    count = sum(prod(len(getattr(b, key) or " ") for key in lists) for b in config.grid)
+    if count > MOST_RUNS:
+        raise ConfigError(
+            f"grid: {count} runs are more than {MOST_RUNS}: divide them among several experiments"
+        )
     for index, block in enumerate(config.grid):
         for run in _expand(config, block, index):
             if problem := does_not_fit(config, run):

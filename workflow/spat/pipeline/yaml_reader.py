@@ -38,6 +38,17 @@ def read(path: Path) -> Any:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
 
 
+def typed(value: Any) -> Any:
+    """A value of Snakemake's `--config`, in which nested numbers and truth values are texts."""
+    if isinstance(value, dict):
+        return {key: typed(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [typed(part) for part in value]
+    if isinstance(value, str) and _NUMBER_OR_TRUTH.fullmatch(value):
+        return yaml.load(value, _Loader)
+    return value
+
+
 class _Loader(yaml.SafeLoader):
     def get_single_node(self) -> yaml.Node | None:
         node: yaml.Node | None = super().get_single_node()
@@ -82,9 +93,17 @@ def _check(node: yaml.Node, sizes: dict[int, int]) -> int:
 
 
 # Plain decimal numbers. YAML 1.1 has other forms: 010 is 8, 1:30 is 90, 1_0 is 10.
+_EXPONENT: Final = r"[-+]?(0|[1-9]\d*)(\.\d*)?[eE][-+]?\d+"
 _PLAIN: Final = re.compile(
-    r"[-+]?(0|[1-9]\d*|(0|[1-9]\d*)?\.\d+([eE][-+]\d+)?|(0|[1-9]\d*)\.(\d*([eE][-+]\d+)?))"
+    rf"{_EXPONENT}"
+    r"|[-+]?(0|[1-9]\d*|(0|[1-9]\d*)?\.\d+([eE][-+]\d+)?|(0|[1-9]\d*)\.(\d*([eE][-+]\d+)?))"
     r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+)
+
+_NUMBER_OR_TRUTH: Final = re.compile(rf"{_PLAIN.pattern}|true|false|null")
+# YAML 1.1 reads `1e-3` and `1.5e3` as texts; YAML 1.2 and JSON as numbers.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(f"(?:{_EXPONENT})$"), list("-+0123456789")
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError
@@ -15,12 +15,18 @@ from torch import Tensor, nn
 from spat.attention.mask import Mask
 from spat.files import read_json, replacing, write_json
 from spat.models.base import Network
-from spat.models.registry import MODELS, build, registered
+from spat.models.registry import MODELS, build, registered, settings_from
 from spat.surgery.cut import heads_of, prune, require_same
 from spat.tasks.registry import task_named
 
 WEIGHTS = "model.safetensors"
 ARCHITECTURE = "architecture.json"
+# The largest length of an input or output, and number of channels.
+MOST_IN_SHAPE: Final = 10**7
+
+
+class DamagedNetworkError(ValueError):
+    """The files of a network are damaged, or do not belong together; the message names them."""
 
 
 def architecture(model: Network, mask: Mask | None = None) -> dict[str, Any]:
@@ -43,15 +49,21 @@ def rebuild(values: Mapping[str, Any]) -> Network:
     """The network of an `architecture`, on the CPU, with fresh weights.
 
     Raises:
-        ValueError: naming the key that is missing or unknown, the model that is not registered, or
-            the mask that belongs to another model.
+        ValueError: naming the key that is missing or unknown, the model that is not registered, the
+            setting or length with an impossible value, or the mask that belongs to another model.
     """
     try:
         name, mask = values["model"], values["mask"]
-        settings = registered(name).settings(**values["settings"])
         task = task_named(registered(name).task)
+        settings = settings_from(name, values["settings"])
+        for key, length in values["shape"].items():
+            least = 0 if key == "marks" else 1
+            if type(length) is not int or not least <= length <= MOST_IN_SHAPE:
+                raise ValueError(
+                    f"shape.{key}: {length!r} is not a whole number from {least} to {MOST_IN_SHAPE}"
+                )
         shape = task.shape(**values["shape"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"the architecture was written by another version of this package: {error}"
         ) from None
@@ -95,14 +107,16 @@ def load(folder: Path, device: str | torch.device = "cpu") -> Network:
 
     Raises:
         FileNotFoundError: naming the file that is missing.
-        ValueError: naming the folder, if a file is damaged or the two do not belong together.
+        DamagedNetworkError: naming the folder, if a file is damaged or the two do not belong
+            together.
+        ValueError: naming the folder, if the weights of its language model are others.
     """
     try:
         values = read_json(folder / ARCHITECTURE)
         model = rebuild(values)
         weights = load_file(folder / WEIGHTS)
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{folder}: {error}; delete it and run its job again") from None
+    except (SafetensorError, ValueError, ArithmeticError) as error:
+        raise DamagedNetworkError(f"{folder}: {error}; delete it and run its job again") from None
     if values.get("base") != model.base:
         raise ValueError(
             f"{folder}: the network was saved with other weights of its language model (SHA-256 "
@@ -111,7 +125,7 @@ def load(folder: Path, device: str | torch.device = "cpu") -> Network:
     own = model.state_dict()
     weights = {name: own[name] for name in model.frozen()} | weights
     if problem := _mismatch(weights, model):
-        raise ValueError(f"{folder}: {problem}; delete it and run its job again")
+        raise DamagedNetworkError(f"{folder}: {problem}; delete it and run its job again")
     model.load_state_dict(weights, strict=True)
     return model.to(device).eval()
 

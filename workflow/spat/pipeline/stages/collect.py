@@ -13,9 +13,11 @@ import pandas as pd
 
 from spat.attention.mask import Mask
 from spat.files import replacing
+from spat.models.registry import MODELS
 from spat.pipeline import frames, runs, scores_frame
 from spat.pipeline.cache import MANIFEST, RESULT, Finished, make_way
 from spat.pipeline.config import Config
+from spat.pipeline.records import METRICS
 from spat.pipeline.runs import Planned, Run
 from spat.pipeline.stages import select
 from spat.pipeline.stages.trained import Job, finetuned, trained
@@ -288,7 +290,7 @@ def _long(files: Finished) -> pd.DataFrame:
     """The history of a network, which has a row for each of its epochs."""
     history, epochs = files.table("history.csv"), files.metrics["epochs"]
     if history["epoch"].tolist() != list(range(1, epochs + 1)):
-        raise files.damaged(
+        raise files.wrong(
             f"{files.folder / 'history.csv'}: {len(history)} rows, but 'epochs' of {RESULT} is "
             f"{epochs}"
         )
@@ -299,11 +301,14 @@ def _losses(config: Config, planned: Planned) -> Iterator[dict[str, Any]]:
     run = planned.run
     dense = _files(config, run, "pretrain")
     base = {**runs.columns(config, run), "target": run.dataset}
+    primary = METRICS[MODELS[run.model].task][0]
     row = {**base, "order": 0, "mask": dense.metrics["mask"], "phase": "dense"}
-    yield {**row, "losses": dense.array("losses.npy")}
+    mean = dense.metrics["errors"]["test"][primary]
+    yield {**row, "losses": dense.array("losses.npy", mean)}
     for job, files in _masks(config, planned):
         row = {**base, "order": job.order, "mask": job.mask, "phase": job.phase}
-        yield {**row, "losses": files.array("losses.npy")}
+        mean = files.metrics["errors"]["finetuned"]["test"][primary]
+        yield {**row, "losses": files.array("losses.npy", mean)}
 
 
 def _manipulations(config: Config, run: Run) -> Path:

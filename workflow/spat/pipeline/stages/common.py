@@ -185,7 +185,10 @@ def network(trained: Finished, device: str | torch.device) -> Network:
     """
     for name in (storage.ARCHITECTURE, storage.WEIGHTS):
         trained.path(name)
-    return storage.load(trained.folder, device)
+    try:
+        return storage.load(trained.folder, device)
+    except storage.DamagedNetworkError as error:
+        raise trained.wrong(str(error)) from None
 
 
 def stage_folder(config: Config, run: Run, stage: str) -> Path:

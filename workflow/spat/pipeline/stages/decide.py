@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spat.attention.mask import Mask
+from spat.models.registry import MODELS
 from spat.pipeline import digests, records, runs, tasks
 from spat.pipeline.cache import Finished, write_record
 from spat.pipeline.config import Config
@@ -23,7 +24,12 @@ def decide(config: Config, run: Run) -> None:
     trained = Finished(runs.folder(config, run, "pretrain")).metrics
     decisions = select.read(config, run, "select")
     path = decisions.loc[decisions["rule"] == "path", "mask"].tolist()
-    losses = [finetuned(config, run, mask).array("validation_losses.npy") for mask in path]
+    primary = records.METRICS[MODELS[run.model].task][0]
+    losses = []
+    for mask in path:
+        files = finetuned(config, run, mask)
+        mean = files.metrics["errors"]["finetuned"]["validation"][primary]
+        losses.append(files.array("validation_losses.npy", mean))
     rules, draws = config.pruning.site.rules, config.statistics.bootstrap
     chosen = _chosen(run, losses, rules, draws) if path else {}
     heads = tuple(trained["heads"])

@@ -13,7 +13,7 @@ import pandas as pd
 from spat.attention.mask import Mask
 from spat.models.registry import MODELS
 from spat.pipeline import digests, records, runs, scores_frame, tasks
-from spat.pipeline.cache import DamagedError, Finished, make_way, save_table, write_record
+from spat.pipeline.cache import Finished, make_way, save_table, write_record
 from spat.pipeline.config import Config, PruningSection
 from spat.pipeline.runs import Run
 from spat.scoring.names import CRITERIA, offered
@@ -127,11 +127,12 @@ def read(config: Config, run: Run, stage: str) -> pd.DataFrame:
         DamagedError: naming the file, if it is damaged or has a mask that does not fit the run.
     """
     folder = runs.folder(config, run, stage)
-    frame = Finished(folder).table(SELECTIONS, dtype={"mask": str, "rule": str})
+    files = Finished(folder)
+    frame = files.table(SELECTIONS, dtype={"mask": str, "rule": str})
     heads = Finished(runs.folder(config, run, "pretrain")).metrics["heads"]
     try:
         for name in frame["mask"].unique():
             Mask.parse(str(name), heads)
     except ValueError as error:
-        raise DamagedError(f"{folder / SELECTIONS}: {error}") from None
+        raise files.damaged(f"{folder / SELECTIONS}: {error}") from None
     return frame.assign(rule=frame["rule"].fillna(""))

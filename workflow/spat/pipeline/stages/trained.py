@@ -57,11 +57,13 @@ def trained(config: Config, run: Run) -> list[tuple[Job, Finished]]:
     """
     folder = runs.folder(config, run, "prune")
     heads = Finished(runs.folder(config, run, "pretrain")).metrics["heads"]
-    entries = Finished(folder, folder / MANIFEST).record(MANIFEST)["masks"]
+    files = Finished(folder, folder / MANIFEST)
     try:
-        jobs = [Job.parse(entry, heads) for entry in entries]
+        jobs = [Job.parse(entry, heads) for entry in files.record(MANIFEST)["masks"]]
+    except DamagedError:
+        raise
     except ValueError as error:
-        raise DamagedError(f"{folder / MANIFEST}: {error}") from None
+        raise files.damaged(f"{folder / MANIFEST}: {error}", MANIFEST) from None
     return [(job, files_of(config, run, job)) for job in jobs]
 
 
