@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -257,6 +259,38 @@ def test_the_block_that_add_prints_can_be_used(
     assert set(block["custom"]["my-file_1"]) <= {
         *("file", "step", "separator", "decimal", "gaps", "gap_limit")
     }
+
+
+def test_files_are_found_where_the_locale_is_not_utf_8(tmp_path: Path) -> None:
+    file = write(tmp_path / "my folder" / "Meßwerte ü.csv")
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+    def spat(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "spat", *words],
+            env={**os.environ, **locale},
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.decode("ascii")
+
+    block = yaml.safe_load(spat("add", str(file)))["data"]
+    (name,) = block["custom"]
+    assert block["custom"][name]["file"] == str(file)
+    results = tmp_path / "Läufe 1"
+    values = {
+        "experiment": "own",
+        "results": str(results),
+        "grid": [{"datasets": [name], "models": ["DLinear"], "horizons": [12]}],
+        "data": {**block, "mirrors": []},
+        "tracking": {"enabled": False},
+    }
+    path = tmp_path / "über.yaml"
+    path.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
+    spat("prepare", "--config", str(path), "--dataset", name)
+    prepared = series.load(results / "own" / "prepared" / f"{name}.npz")
+    assert prepared.values.shape == (ROWS, 2)
 
 
 def test_a_column_of_row_numbers_is_not_a_channel(tmp_path: Path) -> None:

@@ -187,6 +187,27 @@ def test_two_dashes_are_no_value(option: str, capsys: pytest.CaptureFixture[str]
     assert f"{option}: expected a value, not '--'" in capsys.readouterr().err
 
 
+def test_another_checkout_does_not_run_the_installed_package(
+    configuration: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["folder", "--config", str(configuration)]
+    other = tmp_path / "other"
+    (other / "workflow" / "spat").mkdir(parents=True)
+    (other / "workflow" / "spat" / "__init__.py").touch()
+    monkeypatch.chdir(other)
+    assert cli.main(words) == 0  # not a checkout of the project
+    (other / "Snakefile").touch()
+    assert cli.main(words) == 1
+    error = capsys.readouterr().err
+    assert f"this folder has the package {other / 'workflow' / 'spat'}" in error
+    assert f"set PYTHONPATH={other / 'workflow'}" in error
+    monkeypatch.chdir(Path(__file__).parents[2])
+    assert cli.main(words) == 0
+
+
 def test_ctrl_c_says_what_is_kept(configuration: Path) -> None:
     program = (
         "import time; from spat.pipeline import cli\n"

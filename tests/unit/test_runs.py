@@ -135,8 +135,14 @@ def test_a_variant_that_changes_nothing_known_is_named() -> None:
         ("PatchTST", 96, {"patch_len": 200}, "holds no patch of 200 steps"),
         ("iTransformer", 96, {"d_model": 4, "n_heads": 8}, "n_heads 8 exceeds d_model 4"),
         ("Transformer", 96, {"d_model": 4}, "n_heads 8 exceeds d_model 4"),
-        ("iTransformer", 96, {"d_model": 50_000}, "more than can be trained"),
-        ("PatchTST", 96, {"d_ff": 99_999, "e_layers": 99_999}, "more than can be trained"),
+        ("iTransformer", 96, {"d_model": 10_000, "e_layers": 9}, "more than can be trained"),
+        ("PatchTST", 96, {"d_ff": 10_000, "d_model": 9_000, "e_layers": 9}, "more than can be tr"),
+        ("S-Mamba", 96, {"d_model": 10_000, "expand": 100}, "more than can be trained"),
+        ("Nonstationary", 96, {"projector_width": 10_000, "projector_layers": 100}, "more than"),
+        ("GPT4TS-random", 96, {"llm_width": 10_000, "llm_layers": 100}, "more than can be trained"),
+        ("GPT4TS-random", 96, {"llm_heads": 800}, "llm_heads 800 exceeds llm_width 768"),
+        ("GPT4TS-gpt2", 96, {"llm_layers": 13}, "gpt2 has 12; choose at most 12"),
+        ("GPT4TS-smollm2", 96, {"llm_layers": 31}, "smollm2 has 30; choose at most 30"),
         ("DLinear", 96, {"moving_average": 24}, "moving_average 24: choose an odd width"),
     ],
 )
@@ -144,7 +150,8 @@ def test_settings_that_do_not_fit_are_refused_before_the_first_job(
     model: str, lookback: int, changes: dict[str, int], problem: str
 ) -> None:
     block = {"datasets": ["ETTh1"], "models": [model], "variants": ["odd"], "horizons": [96]}
-    mine = config({**block, "lookback": lookback}, variants={"odd": {"model": changes}})
+    block |= {"lookback": lookback, "prune": False}
+    mine = config(block, variants={"odd": {"model": changes}})
     with pytest.raises(ConfigError, match=rf"grid\.0: ETTh1/{model}-odd/.*{problem}"):
         runs.plan(mine)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ def add(path: Path) -> str:
         notes += f"# values are missing; the longest gap has {row.gaps.limit} steps\n"
     times = series.times
     head = _HEAD.format(
-        name=path.name,
+        name=_in_utf8(path.name),
         rows=row.rows,
         channels=row.channels,
         first="no time stamps" if times is None else times[0],
@@ -48,8 +50,15 @@ def add(path: Path) -> str:
         names=", ".join(series.names),
         notes=notes,
     )
-    block = {"data": {"custom": {name: keys}}}
-    return head + yaml.safe_dump(block, sort_keys=False, allow_unicode=True)
+    block = {"data": {"custom": {name: {**keys, "file": _in_utf8(keys["file"])}}}}
+    # Escapes can be printed where the locale is not UTF-8.
+    is_utf8 = sys.getfilesystemencoding() == "utf-8"
+    return head + yaml.safe_dump(block, sort_keys=False, allow_unicode=is_utf8)
+
+
+def _in_utf8(path: str) -> str:
+    """A path as a configuration, which is UTF-8, has it in any locale."""
+    return os.fsencode(path).decode("utf-8", "surrogateescape")
 
 
 def described(path: Path) -> tuple[str, dict[str, Any], Guess]:

@@ -66,7 +66,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130 if interrupted else 1
 
 
+def _require_one_package() -> None:
+    """The package is that of the working directory, if this is a checkout of the project.
+
+    Raises:
+        ValueError: naming both packages, if not.
+    """
+    here, own = Path("workflow", "spat").absolute(), Path(__file__).parents[1]
+    if Path("Snakefile").is_file() and (here / "__init__.py").is_file() and not here.samefile(own):
+        raise ValueError(
+            f"this folder has the package {here}, but Python has loaded that of {own}: run "
+            f"`pip install --no-deps -e .` here, or set PYTHONPATH={here.parent}"
+        )
+
+
 def _run(options: argparse.Namespace) -> int:
+    _require_one_package()
     if options.command in (
         _schema,
         _models,

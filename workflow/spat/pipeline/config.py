@@ -81,6 +81,8 @@ def _path(text: Any) -> Any:
     """
     if not isinstance(text, str):
         return text
+    # Names of files are bytes, which are UTF-8 even where the locale is another one.
+    text = os.fsdecode(text.encode("utf-8", "surrogateescape"))
     try:
         path = os.path.expandvars(Path(text).expanduser())
     except RuntimeError:

@@ -320,7 +320,7 @@ def _code(module: str) -> str:
 
 
 def _tree(module: str) -> ast.Module:
-    return ast.parse(_file(module).read_text())
+    return ast.parse(_file(module).read_text(encoding="utf-8"))
 
 
 def _exists(module: str) -> bool:
