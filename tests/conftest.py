@@ -15,7 +15,7 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Files whose tests share computed results, and therefore a process. Any other file is its own group.
+# Files whose tests share computed results run in one process. Any other file is its own group.
 GROUPS = {
     **dict.fromkeys(("test_reference", "test_findings", "test_webpage"), "committed"),
     **dict.fromkeys(("test_render", "test_figures", "test_tables"), "built"),
@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Collect garbage rarely, and never look at what the imports have made: a tenth of the time."""
+    """Exempt imported objects from garbage collection, and collect rarely, which saves time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GARBAGE)

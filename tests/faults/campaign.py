@@ -22,6 +22,7 @@ import os
 import pkgutil
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -44,9 +45,11 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 from project import TINY  # noqa: E402
+from safetensors.numpy import save_file  # noqa: E402
 
 from spat.files import write_json  # noqa: E402
 from spat.pipeline import cli, records  # noqa: E402
+from spat.pipeline.cache import write_record  # noqa: E402
 from spat.pipeline.frames import COLUMNS  # noqa: E402
 
 RUN: Final = "synthetic/iTransformer-tiny/l24-h12/seed0"
@@ -153,6 +156,7 @@ def configuration(folder: Path, **changes: Any) -> Path:
 GRID: Final = ["grid", "--config", "tiny.yaml"]
 COLLECT: Final = ["collect", "--config", "tiny.yaml"]
 TABLES: Final = ["tables", "--config", "tiny.yaml"]
+PAGE: Final = ["page", "--config", "tiny.yaml"]
 
 
 def snapshot(folder: Path) -> dict[str, str]:
@@ -285,7 +289,7 @@ class Campaign:
         tables = folder / "results/tiny/tables"
         before = {p.name: p.read_bytes() for p in tables.iterdir() if p.is_file()}
         damage(folder / "results/tiny/data" / name, how)
-        status, shown = call(folder, TABLES)
+        status, shown = call(folder, TABLES, PAGE)
         if status == 0:
             same = {p.name: p.read_bytes() for p in tables.iterdir() if p.is_file()} == before
             return Outcome("no effect" if same else "silent", shown)
@@ -297,6 +301,174 @@ class Campaign:
             path.rmdir()  # as it says
         status, more = call(folder, COLLECT, TABLES)
         return Outcome("mended", shown) if status == 0 else Outcome("dead end", shown + more)
+
+    def contents(self) -> Iterator[Case]:
+        """Files with a right hash and wrong content, also in the kept copy; frames likewise."""
+        results = self.pristine / "results" / "tiny"
+        for path in sorted((results / RUN).rglob("*")):
+            file = path.relative_to(results)
+            if path.is_file() and "kept" not in file.parts:
+                for how in wrong_contents(path):
+                    name = f"{file} {how}"
+                    yield name, lambda f, p=file, h=how: self._content(f, p, h)
+        for path in sorted((results / "data").glob("*.parquet")):
+            for how in wrong_contents(path):
+                if how != "rows twice" or len(pd.read_parquet(path)):
+                    yield (
+                        f"data/{path.name} {how}",
+                        lambda f, n=path.name, h=how: self._wrong(f, n, h),
+                    )
+
+    def _content(self, folder: Path, file: Path, how: str) -> Outcome:
+        self.copy(folder)
+        path = folder / "results" / "tiny" / file
+        wrong_contents(path)[how]()
+        record = json.loads((path.parent / "metrics.json").read_text())
+        del record["checksum"]
+        files = record.pop("files")
+        write_record(path.parent, record, files)
+        kept = path.parent / "kept"
+        for name in (path.name, "metrics.json") if kept.is_dir() else ():
+            shutil.copy(path.parent / name, kept / name)
+        if path.suffix in (".json", ".safetensors"):  # no stage after these reads them
+            for stage in ("score", "measure", "transfer/synthetic2"):
+                (folder / "results" / "tiny" / RUN / stage / "metrics.json").unlink()
+            status, shown = call(folder, GRID)
+        else:
+            status, shown = call(folder, COLLECT)
+        if status and unexplained(status, shown):
+            return Outcome("traceback", shown)
+        if status and path.parent.name not in shown:
+            return Outcome("dead end", f"the file is not named: {shown}")
+        return self.again(folder, report=shown, name="mended" if status else "no effect")
+
+    def _wrong(self, folder: Path, name: str, how: str) -> Outcome:
+        self.copy(folder)
+        tables = folder / "results/tiny/tables"
+        before = {p.name: p.read_bytes() for p in tables.iterdir() if p.is_file()}
+        wrong_contents(folder / "results/tiny/data" / name)[how]()
+        status, shown = call(folder, TABLES, PAGE)
+        if status == 0:
+            same = {p.name: p.read_bytes() for p in tables.iterdir() if p.is_file()} == before
+            return Outcome("no effect" if same else "silent", shown)
+        if unexplained(status, shown):
+            return Outcome("traceback", shown)
+        return Outcome("refused" if name in shown else "dead end", shown)
+
+    def places(self) -> Iterator[Case]:
+        """Something else in the place of each kept file: links, pipes, other files of the run."""
+        results = self.pristine / "results" / "tiny"
+        files = [p.relative_to(results) for p in sorted((results / RUN).rglob("*"))]
+        files += [p.relative_to(results) for p in sorted((results / "prepared").iterdir())]
+        files = [f for f in files if (results / f).is_file() and ".locks" not in f.parts]
+        for file in files:
+            for how in (
+                "a link",
+                "a link to a folder",
+                "a broken link",
+                "a link to itself",
+                "a pipe",
+            ):
+                yield f"{file} {how}", lambda f, p=file, h=how: self._place(f, p, h)
+            for other in files:
+                if other.suffix == file.suffix and other > file:
+                    name = f"{file} exchanged with {other}"
+                    yield name, lambda f, p=file, o=other: self._place(f, p, "", o)
+
+    def _place(self, folder: Path, file: Path, how: str, other: Path | None = None) -> Outcome:
+        self.copy(folder)
+        results, outside = folder / "results" / "tiny", folder / "outside"
+        outside.mkdir()
+        path, thesis = results / file, outside / "thesis"
+        content = path.read_bytes()
+        path.unlink()
+        if other:
+            path.write_bytes((results / other).read_bytes())
+            (results / other).unlink()
+            (results / other).write_bytes(content)
+        elif how == "a pipe":
+            os.mkfifo(path)
+        else:
+            thesis.write_bytes(content)
+            target = {"a link": thesis, "a link to a folder": outside, "a link to itself": path}
+            path.symlink_to(target.get(how, outside / "absent"))
+        outcome = self.again(folder)
+        if list(outside.iterdir()) != [thesis][: thesis.exists()] or (
+            thesis.exists() and thesis.read_bytes() != content
+        ):
+            return Outcome("escaped", outcome.shown)
+        return outcome
+
+    def full(self) -> Iterator[Case]:
+        """No file may become larger than a limit, as on a full disk; then there is room again."""
+        for limit in [0, 1, 2, 5, 10, 50, 100, 200, 500, *range(1000, 40_000, 1500)]:
+
+            def case(folder: Path, limit: int = limit) -> Outcome:
+                configuration(folder)
+
+                def fill() -> None:
+                    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                    # What is printed goes to a file too.
+                    os.dup2(descriptor, 1)
+                    os.dup2(descriptor, 2)
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+                reader, descriptor = os.pipe()
+                status, _ = call(folder, GRID, COLLECT, before=fill)
+                os.close(descriptor)
+                with os.fdopen(reader, errors="replace") as printed:
+                    shown = printed.read()
+                if status and unexplained(status, shown):
+                    return Outcome("traceback", shown)
+                if status and not ("too large" in shown and "/" in shown):
+                    return Outcome("dead end", f"no file is named: {shown}")
+                return self.again(folder, report=shown, name="mended" if status else "no effect")
+
+            yield f"files of at most {limit} bytes", case
+
+    def forecasts(self) -> Iterator[Case]:
+        """Frames of all kinds for a saved forecaster, and folders with other values."""
+        for name in hostile_frames(24):
+            yield f"predict {name}", lambda f, n=name: self._forecast(f, n)
+        kept = self.pristine / "results" / "tiny" / RUN / "pretrain"
+        values = json.loads((kept / "architecture.json").read_text())
+        hostile: tuple[Any, ...] = (None, "x", -1, 0, 1.5, 10**30, True, [], {}, float("nan"))
+        for place, value in itertools.product(leaves(values), hostile):
+            changed = copy.deepcopy(values)
+            inner = changed
+            for key in place[:-1]:
+                inner = inner[key]
+            if inner[place[-1]] != value:
+                inner[place[-1]] = value
+                name = f"architecture.json {'.'.join(place)} = {value!r}"
+                yield name, lambda f, v=changed: self._forecast(f, "whole", v)
+
+    def _forecast(self, folder: Path, name: str, architecture: Any = None) -> Outcome:
+        self.copy(folder)
+        kept = folder / "results" / "tiny" / RUN / "pretrain"
+        if architecture is not None:
+            (kept / "architecture.json").unlink()
+            (kept / "architecture.json").write_text(json.dumps(architecture))
+
+        def predict() -> None:
+            from spat.surgery.forecast import Forecast
+
+            frame = hostile_frames(24)[name]
+            try:
+                forecast = Forecast.from_folder(kept).predict(frame())
+                finite = bool(np.isfinite(forecast.to_numpy()).all())
+                print("shape", forecast.shape, "finite", finite)
+                os._exit(0 if forecast.shape == (12, 2) and finite else UNCAUGHT)
+            except ValueError as error:
+                print(error)
+                os._exit(1)
+
+        status, shown = call(folder, before=predict)
+        if status == 0:
+            good = name in ACCEPTED and architecture is None
+            # Another dropout or instance norm is a valid network of the same weights.
+            return Outcome("valid" if good or architecture else "silent", shown)
+        return Outcome("refused" if status == 1 and shown.strip() else "traceback", shown)
 
     def state(self) -> Iterator[Case]:
         """Training is killed when its state is written, and the state is damaged."""
@@ -399,7 +571,7 @@ class Campaign:
         """Records with a valid checksum that lack a key or contain an impossible value."""
         results = self.pristine / "results" / "tiny"
         for path in sorted(results.rglob("*.json")):
-            values = json.loads(path.read_text())
+            values = json.loads(path.read_text("utf-8"))
             if "checksum" not in values:
                 continue
             del values["checksum"]
@@ -419,7 +591,7 @@ class Campaign:
         victim.mkdir()
         (victim / "metrics.json").write_text("precious")
         path = folder / "results" / "tiny" / file
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text("utf-8"))
         del values["checksum"]
         inner = values
         for key in place[:-1]:
@@ -507,9 +679,8 @@ class Campaign:
 
     def data(self) -> Iterator[Case]:
         """A user's data file, damaged in its bytes, rows, cells and time stamps."""
-        stamps = pd.date_range("2020-01-01", periods=400, freq="h")
-        rows = [f"{s:%Y-%m-%d %H:%M:%S},{np.sin(i):.4f},{i}" for i, s in enumerate(stamps)]
-        whole = ["date,a,b", *rows]
+        whole = own_series().decode().splitlines()
+        rows = whole[1:]
 
         def put(number: int, line: str) -> list[str]:
             return [*whole[:number], line, *whole[number + 1 :]]
@@ -544,12 +715,45 @@ class Campaign:
         for name, printed in lines.items():
             content = ("\n".join(printed) + "\n").encode()
             yield f"data {name}", lambda f, c=content: self._data(f, c)
-        content = ("\n".join(whole) + "\n").encode()
+        content = own_series()
         for how in DAMAGE:
             # A file without its last line break, or with another last digit, is valid.
             if how not in ("deleted", "bit flipped late", "last byte cut"):
                 yield f"data file {how}", lambda f, h=how: self._data(f, DAMAGE[h](content))
         yield "data file deleted", lambda f: self._data(f, None)
+
+    def own(self) -> Iterator[Case]:
+        """`add` and `advise` with the same damaged files: refused, or all networks could train."""
+        for name, case in self.data():
+            content = case.__defaults__[0]  # type: ignore[attr-defined]
+            if isinstance(content, str):
+                content = DAMAGE[content](own_series())
+            yield f"add {name}", lambda f, c=content: self._own(f, ["add"], c)
+            words = ["advise", "--horizon", "12", "--lookback", "24"]
+            yield f"advise {name}", lambda f, c=content, w=words: self._own(f, w, c)
+
+    def _own(self, folder: Path, words: list[str], content: bytes | None) -> Outcome:
+        file = folder / "own.csv"
+        if content == b"FOLDER":
+            file.mkdir()
+        elif content is not None:
+            file.write_bytes(content)
+
+        def no_training() -> None:
+            from spat.pipeline import advise
+
+            def stop(*_: Any) -> Any:
+                raise SystemExit(0)
+
+            advise._train = stop  # type: ignore[assignment]
+
+        status, shown = call(folder, [words[0], "own.csv", *words[1:]], before=no_training)
+        if status and unexplained(status, shown):
+            return Outcome("traceback", shown)
+        if status and "own.csv" not in shown:
+            return Outcome("dead end", shown)
+        # Columns that are not numbers are left out, and gaps filled, as the block says.
+        return Outcome("refused" if status else "valid", shown)
 
     def _data(self, folder: Path, content: bytes | None) -> Outcome:
         file = folder / "own.csv"
@@ -602,6 +806,154 @@ class Campaign:
         return Outcome("refused", shown)
 
 
+def own_series() -> bytes:
+    """A data file of 400 hours and two channels."""
+    stamps = pd.date_range("2020-01-01", periods=400, freq="h")
+    rows = [f"{s:%Y-%m-%d %H:%M:%S},{np.sin(i):.4f},{i}" for i, s in enumerate(stamps)]
+    return ("\n".join(["date,a,b", *rows]) + "\n").encode()
+
+
+def wrong_contents(path: Path) -> dict[str, Callable[[], None]]:
+    """Ways to write a file of its kind that no job writes, each as a function that does it."""
+
+    def table(change: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[], None]:
+        def write() -> None:
+            is_csv = path.suffix == ".csv"
+            frame = change(pd.read_csv(path, dtype=str) if is_csv else pd.read_parquet(path))
+            path.unlink()  # a published file is a link
+            frame.to_csv(path, index=False) if is_csv else frame.to_parquet(path)
+
+        return write
+
+    def arrays(change: Callable[[Any], Any]) -> Callable[[], None]:
+        def write() -> None:
+            stored = np.load(path)
+            changed = (
+                change(stored) if path.suffix == ".npy" else {k: change(stored[k]) for k in stored}
+            )
+            path.unlink()
+            np.save(path, changed) if path.suffix == ".npy" else np.savez(path, **changed)
+
+        return write
+
+    def text(change: Callable[[Any], Any]) -> Callable[[], None]:
+        def write() -> None:
+            values = change(json.loads(path.read_text("utf-8")))
+            path.unlink()
+            path.write_text(json.dumps(values), "utf-8")
+
+        return write
+
+    if path.suffix in (".csv", ".parquet"):
+        frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+        known = [c for c in frame if c != "losses" and len(frame)]
+        ways = {f"without {c}": table(lambda f, c=c: f.drop(columns=c)) for c in frame}
+        for c in known:
+            if pd.api.types.is_numeric_dtype(frame[c]):
+                ways[f"text in {c}"] = table(lambda f, c=c: f.assign(**{c: "x"}))
+            ways[f"lists in {c}"] = table(lambda f, c=c: f.assign(**{c: [[1]] * len(f)}))
+        ways["rows twice"] = table(lambda f: pd.concat([f, f]))
+        return ways
+    if path.suffix in (".npy", ".npz"):
+        return {
+            "emptied": arrays(lambda a: a[:0]),
+            "of texts": arrays(lambda a: a.astype(str)),
+            "of a dimension more": arrays(lambda a: a[None]),
+            "one number": arrays(lambda a: np.float32(1)),
+            "without the last": arrays(lambda a: a[:-1]),
+            "not finite": arrays(lambda a: a * np.float32("nan")),
+        }
+    if path.name == "architecture.json":
+        ways = {}
+        for place in leaves(json.loads(path.read_text("utf-8"))):
+            for value in (None, "x", -1, [], 10**9):
+
+                def put(values: Any, place: tuple[Any, ...] = place, value: Any = value) -> Any:
+                    inner = values
+                    for key in place[:-1]:
+                        inner = inner[key]
+                    inner[place[-1]] = value
+                    return values
+
+                ways[f"{'.'.join(place)} = {value!r}"] = text(put)
+        return ways
+    if path.suffix == ".safetensors":
+
+        def other(weights: dict[str, Any]) -> Callable[[], None]:
+            def write() -> None:
+                path.unlink()
+                save_file(weights, path)
+
+            return write
+
+        return {
+            "without weights": other({}),
+            "of another network": other({"x": np.zeros(3, dtype=np.float32)}),
+        }
+    return {}
+
+
+ACCEPTED: Final = (
+    *("whole", "other columns", "a column of whole numbers", "truth values", "a time zone"),
+    "the end of time",
+)
+
+
+def hostile_frames(lookback: int) -> dict[str, Callable[[], pd.DataFrame]]:
+    """Frames for a forecaster of the generated series, of which ACCEPTED are valid."""
+
+    def frame(**columns: Any) -> pd.DataFrame:
+        index = pd.date_range("2020-01-01", periods=lookback + 2, freq="h")
+        own = {f"channel_{i}": np.sin(np.arange(len(index))) for i in range(2)}
+        return pd.DataFrame({**own, **columns}, index=index)
+
+    def put(row: int, value: Any) -> pd.DataFrame:
+        made = frame().astype(object)
+        made.iloc[row, 0] = value
+        return made
+
+    def stamps(change: Callable[[Any], Any]) -> pd.DataFrame:
+        made = frame()
+        made.index = change(made.index)
+        return made
+
+    first = {
+        "whole": frame,
+        "other columns": lambda: frame(x="text"),
+        "a column of whole numbers": lambda: frame(channel_0=1),
+        "a time zone": lambda: stamps(lambda i: i.tz_localize("Europe/Vienna")),
+        "no rows": lambda: frame().iloc[:0],
+        "too few rows": lambda: frame().iloc[: lookback - 1],
+        "a column too few": lambda: frame().drop(columns="channel_1"),
+        "no columns": lambda: frame()[[]],
+        "a column twice": lambda: pd.concat([frame(), frame()[["channel_0"]]], axis=1),
+        "columns of numbers": lambda: frame().set_axis([0, 1], axis=1),
+        "columns of two levels": lambda: pd.concat({"a": frame()}, axis=1),
+        "rows reversed": lambda: frame().iloc[::-1],
+        "a row twice": lambda: frame().iloc[[*range(9), *range(8, 26)]],
+        "a row missing": lambda: frame().iloc[[*range(9), *range(10, 26)]],
+        "stamps as texts": lambda: stamps(lambda i: i.astype(str)),
+        "stamps as numbers": lambda: stamps(lambda i: np.linspace(0, 1, len(i))),
+        "stamps missing": lambda: stamps(lambda i: i.where(i != i[9])),
+        "periods": lambda: stamps(lambda i: i.to_period("h")),
+        "the end of time": lambda: stamps(
+            lambda i: pd.date_range(end="2262-04-11 23:00", periods=len(i), freq="h")
+        ),
+        "two levels of stamps": lambda: stamps(lambda i: pd.MultiIndex.from_arrays([i, i])),
+        "days": lambda: stamps(lambda i: pd.date_range("2020", periods=len(i), freq="D")),
+        "truth values": lambda: frame(channel_0=True),
+        "complex numbers": lambda: frame(channel_0=1j),
+        "stamps as values": lambda: frame(channel_0=pd.Timestamp("2020")),
+        "categories": lambda: frame(channel_0=pd.Categorical(["1"] * (lookback + 2))),
+    }
+    values = ("x", "1.5", None, np.nan, np.inf, -np.inf, 1e300, [1], {"x": 1}, 10**400, b"1")
+    return first | {
+        f"{value!r:.20} in row {row}": lambda r=row, v=value: put(r, v)
+        for row in (2, -1)
+        for value in values
+    }
+
+
 def leaves(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The places of all values of a configuration, sections and lists included."""
     if place:
@@ -618,12 +970,17 @@ def leaves(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 KINDS: Final = {
     "kept": "kept files, every damage",
     "frames": "frames, every damage",
+    "contents": "right hash, wrong content",
+    "places": "links, pipes and exchanged files",
+    "full": "full disk",
     "records": "records with wrong content",
     "state": "training state, killed and damaged",
     "crash": "kill before a file operation",
     "kill": "kill at a random moment",
     "configurations": "configurations",
     "data": "data files of one's own",
+    "own": "`add` and `advise` with damaged files",
+    "forecasts": "frames and folders for a forecaster",
     "names": "names on the command line",
 }
 

@@ -14,7 +14,7 @@ from spat.attention.mask import Mask
 from spat.data import series
 from spat.data.registry import Borders, DataError
 from spat.data.timefeatures import marks
-from spat.files import write_json
+from spat.files import read_json, write_json
 from spat.models.registry import Shape, build
 from spat.surgery import storage
 from spat.surgery.forecast import FORECASTER
@@ -95,6 +95,7 @@ def missing(frame: pd.DataFrame) -> pd.DataFrame:
         (lambda f: f.iloc[:20], "20 rows, but a forecast needs 24"),
         (missing, "'wind speed' has no finite number at 2024-03-02 03:00:00: fill it"),
         (lambda f: f.assign(sun="a"), "'sun' is not numeric"),
+        (lambda f: f.assign(sun=1j), "'sun' is not numeric"),
         (lambda f: f.drop(f.index[-4]), "comes after 2024-03-02 01:00:00.*insert missing rows"),
         (lambda f: f.iloc[::-1], "sort the rows by time"),
         (lambda f: rows(30, "30min"), "the step of the model is 0 days 01:00:00"),
@@ -116,6 +117,37 @@ def test_rows_before_the_lookback_are_not_used() -> None:
     np.testing.assert_array_equal(forecast.predict(frame).to_numpy(), expected.to_numpy())
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("columns", None, "columns: None is not a list of names"),
+        ("columns", ["a", 1, "c"], "is not a list of names"),
+        ("columns", ["a", "a", "c"], "has a name twice"),
+        ("columns", [], "is empty"),
+        ("columns", ["a"], "mean: .* is not a list of 1 numbers"),
+        ("step", 3, "expected string"),
+        ("step", "fast", "fast"),
+        ("mean", [0.0, 0.0], "mean: .* is not a list of 3 numbers"),
+        ("mean", [0.0, 0.0, None], "mean: None is not a finite number"),
+        ("std", [1.0, 1.0, 0.0], "std: 0.0 is not a finite number above 0"),
+        ("std", 1.0, "std: 1.0 is not a list"),
+        ("lookback", 25, "lookback is 25, but that of the network is 24"),
+        ("horizon", "x", "horizon is 'x', but that of the network is 12"),
+        ("files", {}, "has no 'architecture.json'"),
+        ("files", [], "list indices"),
+        ("version", None, "version None"),
+    ],
+)
+def test_a_folder_with_wrong_values_is_named(
+    key: str, value: object, message: str, tmp_path: Path
+) -> None:
+    forecaster().save(tmp_path)
+    values = read_json(tmp_path / FORECASTER)
+    write_json(tmp_path / FORECASTER, {**values, key: value})
+    with pytest.raises(ValueError, match=rf"forecaster.json: .*{message}"):
+        spat.Forecast.from_folder(tmp_path)
+
+
 def test_a_folder_gives_the_same_forecaster(tmp_path: Path) -> None:
     forecast = forecaster("PatchTST")
     mask = forecast.mask.without_sites([1])
@@ -132,6 +164,11 @@ def test_a_folder_gives_the_same_forecaster(tmp_path: Path) -> None:
     content[-1] ^= 1
     weights.write_bytes(bytes(content))
     with pytest.raises(ValueError, match=r"forecaster.json: model.safetensors has changed"):
+        spat.Forecast.from_folder(tmp_path)
+    two = {"columns": list(COLUMNS[:2]), "mean": [0.0, 0.0], "std": [1.0, 1.0]}
+    pruned.save(tmp_path)
+    write_json(tmp_path / FORECASTER, {**read_json(tmp_path / FORECASTER), **two})
+    with pytest.raises(ValueError, match="3 channels.*do not belong together"):
         spat.Forecast.from_folder(tmp_path)
     write_json(tmp_path / FORECASTER, {"version": 2})
     with pytest.raises(ValueError, match="version 2"):
@@ -158,7 +195,7 @@ def test_the_folders_of_the_pipeline_are_read(tmp_path: Path) -> None:
         read.predict(rows()).to_numpy(), forecast.predict(rows()).to_numpy()
     )
     write_json(file.with_suffix(".json"), {"step": "1h", "names": COLUMNS[:2]})
-    with pytest.raises(ValueError, match="3 channels.*do not belong together"):
+    with pytest.raises(ValueError, match="is not a list of 2 numbers: run `python -m spat prepare"):
         spat.Forecast.from_folder(folder)
 
 

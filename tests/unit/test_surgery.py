@@ -244,6 +244,15 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         ({"model": "Nonsense"}, "Nonsense"),
         ({"shape": {"lookback": 96}}, "horizon"),
         ({"mask": "1.1"}, "2 sites, the model 3"),
+        ({"mask": 1}, "mask: 1 is not a text"),
+        ({"settings": {**values["settings"], "d_model": -1}}, "d_model: -1 is not a positive"),
+        ({"settings": {**values["settings"], "d_model": "8"}}, "d_model: '8' is not of type int"),
+        ({"settings": {**values["settings"], "n_heads": 10**4}}, "n_heads 10000 exceeds d_model"),
+        ({"settings": [1]}, "another version"),
+        ({"shape": {**values["shape"], "horizon": 0}}, "shape.horizon: 0 is not a whole number"),
+        ({"shape": {**values["shape"], "marks": 1.5}}, "shape.marks: 1.5 is not a whole number"),
+        ({"shape": {**values["shape"], "channels": 10**30}}, "shape.channels: 1000"),
+        ({"shape": None}, "another version"),
     ):
         (tmp_path / storage.ARCHITECTURE).write_text(json.dumps({**values, **change}))
         with pytest.raises(ValueError, match=message):

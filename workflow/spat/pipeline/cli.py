@@ -10,6 +10,7 @@ import io
 import json
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -61,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from spat.pipeline.failures import INTERRUPTED, explain
 
         interrupted = isinstance(error, KeyboardInterrupt)
+        if interrupted and arguments is None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would break the exit
         message = INTERRUPTED if interrupted else explain(error)
         print(f"spat {options.stage}: {message}", file=sys.stderr)
         return 130 if interrupted else 1

@@ -8,6 +8,7 @@ Symbols: T rows, C channels, L lookback, H horizon.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -90,6 +91,12 @@ class Forecast:
                 f"{folder}: the network has {model.shape.channels} channels, but its training data "
                 f"{len(values['columns'])}: the files do not belong together"
             )
+        for key in ("lookback", "horizon"):
+            if values.get(key, own := getattr(model.shape, key)) != own:
+                raise ValueError(
+                    f"{path}: {key} is {values[key]!r}, but that of the network is {own}: the "
+                    "files do not belong together"
+                )
         mean, std = (np.asarray(values[key], dtype=np.float64) for key in ("mean", "std"))
         return cls(model, mask, tuple(values["columns"]), values["step"], mean, std)
 
@@ -145,7 +152,8 @@ class Forecast:
         past, future = self._index(last.index)
         numbers = last[labels]
         for label in labels:
-            if not pd.api.types.is_numeric_dtype(numbers[label].dtype):
+            kind = numbers[label].dtype
+            if not pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_complex_dtype(kind):
                 raise DataError(f"column {label!r} is not numeric: convert it to numbers")
         values = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
         if len(bad := np.argwhere(~np.isfinite(values))):
@@ -241,13 +249,38 @@ def _read(path: Path) -> dict[str, Any]:
             raise ValueError(
                 f"version {values['version']}, but this package reads version {VERSION}"
             )
-        for name, expected in values["files"].items():
-            if sha256(path.parent / name) != expected:
+        for name in (storage.ARCHITECTURE, storage.WEIGHTS):
+            if sha256(path.parent / name) != values["files"][name]:
                 raise ValueError(f"{name} has changed since it was written")
-        names = ("columns", "step", "mean", "std")
-        return {name: values[name] for name in names}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        names = ("columns", "step", "mean", "std", "lookback", "horizon")
+        kept = {name: values[name] for name in names}
+        _require_scale(kept)
+        step_seconds(kept["step"])
+        return kept
+    except KeyError as error:
+        raise ValueError(f"{path}: has no {error}; {remedy}") from None
+    except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: {error}; {remedy}") from None
+
+
+def _require_scale(values: Mapping[str, Any]) -> None:
+    """Columns of different names, each with a finite mean and a positive standard deviation.
+
+    Raises:
+        ValueError: naming key and value.
+    """
+    columns = values["columns"]
+    if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
+        raise ValueError(f"columns: {columns!r} is not a list of names")
+    if not columns or len(set(columns)) < len(columns):
+        raise ValueError(f"columns: {columns!r} is empty or has a name twice")
+    for key, least in (("mean", -np.inf), ("std", 0.0)):
+        numbers = values[key]
+        if not isinstance(numbers, list) or len(numbers) != len(columns):
+            raise ValueError(f"{key}: {numbers!r} is not a list of {len(columns)} numbers")
+        for number in numbers:
+            if type(number) not in (int, float) or not least < number < np.inf:
+                raise ValueError(f"{key}: {number!r} is not a finite number above {least}")
 
 
 def _of_a_run(folder: Path) -> dict[str, Any]:
@@ -259,17 +292,26 @@ def _of_a_run(folder: Path) -> dict[str, Any]:
         if file.is_file():
             prepared = series.load(file)
             record = read_json(file.with_suffix(".json"))
-            if "names" not in record:
+            if not isinstance(record, dict) or "names" not in record:
                 raise ValueError(
                     f"{file.with_suffix('.json')}: written by an earlier version, without names "
                     "of the columns: run `python -m spat prepare` for this dataset again"
                 )
-            return {
+            values = {
                 "columns": record["names"],
-                "step": record["step"],
-                "mean": prepared.mean,
-                "std": prepared.std,
+                "step": record.get("step"),
+                "mean": prepared.mean.tolist(),
+                "std": prepared.std.tolist(),
             }
+            try:
+                _require_scale(values)
+                step_seconds(values["step"])
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{file.with_suffix('.json')}: {error}: run `python -m spat prepare` for this "
+                    "dataset again"
+                ) from None
+            return values
     raise FileNotFoundError(
         f"{folder / FORECASTER}: no such file, and {folder} is not in the results of an experiment "
         "with prepared data: give a folder of `python -m spat advise` or `Forecast.save`"

@@ -54,6 +54,8 @@ def rebuild(values: Mapping[str, Any]) -> Network:
     """
     try:
         name, mask = values["model"], values["mask"]
+        if not isinstance(mask, str):
+            raise ValueError(f"mask: {mask!r} is not a text")
         task = task_named(registered(name).task)
         settings = settings_from(name, values["settings"])
         for key, length in values["shape"].items():

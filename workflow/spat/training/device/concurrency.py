@@ -65,9 +65,15 @@ class Processes:
                     signal.pthread_sigmask(signal.SIG_SETMASK, before)
                 _results(results)
             except KeyboardInterrupt:
-                # Their files are replaced atomically, and waiting for them would take hours.
-                for worker in multiprocessing.active_children():
-                    worker.kill()
+                # A second Ctrl-C would leave semaphores, which Python warns of.
+                handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+                try:
+                    # Their files are replaced atomically, and waiting would take hours.
+                    for worker in multiprocessing.active_children():
+                        worker.kill()
+                    pool.shutdown(cancel_futures=True)
+                finally:
+                    signal.signal(signal.SIGINT, handler)
                 raise
 
 
