@@ -930,6 +930,11 @@ def test_a_site_that_cannot_be_removed_does_not_keep_others_from_a_score() -> No
     alone = spat.score(nn.Sequential(model[1]), [zoo.batch()], zoo.loss, criterion="cosine")
     assert alone.values > 0
     assert (spat.score(model, [zoo.batch()], zoo.loss).values > 0).all()
+    model = zoo.make(lambda: nn.Sequential(OfHeld(Held()), zoo.Layer(zoo.Nano())))
+    scores = spat.score(model, [zoo.batch()] * 2, zoo.loss, criterion="loss_drop")
+    assert math.isnan(scores["0.attention"]) and math.isfinite(scores["1.attention"])
+    with pytest.raises(TooCoarse, match="returns a Holder"):
+        spat.score(model[:1], [zoo.batch()], zoo.loss, criterion="loss_drop")
 
 
 class AlongBoth(nn.Module):

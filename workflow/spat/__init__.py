@@ -19,13 +19,16 @@ small = spat.load(build_model(), "small.safetensors")
 ```
 
 There are limits. Single heads of such models cannot be removed. Attention is found if it has the
-form softmax(q kᵀ) v and q, k and v are computed from the input. The following are not found:
-sigmoid and linear attention, talking heads (a linear map over the heads between softmax and v), a
-learned query that is a parameter, kernels without a backward pass in torch, compiled and scripted
-models. For these, pass the names of the modules as `units=` and rank them by
-`criterion="loss_drop"`; criteria that need attention maps, such as `send`, cannot rank them.
-Attention without a residual connection cannot be removed (`spat.attention.errors.NoResidual`). All
-errors of the library are subclasses of `AttentionError`. The criteria are in `spat.scoring.names`.
+form softmax(q kᵀ) v, where k and v are computed from the input and q may be a parameter. The
+softmax may be written by hand, and A, the weights that multiply v, may be computed from it: talking
+heads (a linear map over the heads), a difference of two maps, weights that are normalised again.
+The following are not found: sigmoid and linear attention, keys that are parameters, scores of a
+module of their own instead of q kᵀ, kernels and functions with a backward pass of their own,
+scripted models. If nothing is found, `NoSites` lists each softmax with the reason. For these, pass
+the names of the modules as `units=` and rank them by `criterion="loss_drop"`; criteria that need
+attention maps, such as `send`, cannot rank them. Attention without a residual connection cannot be
+removed (`spat.attention.errors.NoResidual`). All errors of the library are subclasses of
+`AttentionError`. The criteria are in `spat.scoring.names`.
 
 ## My data
 

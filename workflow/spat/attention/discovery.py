@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -278,25 +279,38 @@ def drops_of_batch(
     """Each sample's loss without a site minus its loss with it, [B], by the name of the site.
 
     Raises:
-        TooCoarse: if the output of a site is not a tensor or a container of tensors.
+        TooCoarse: if the output of a site is not a tensor or a container of tensors. If other
+            sites have such outputs, and the site cannot be removed, its values are NaN instead.
         NotPerSample, NoSites, NotDifferentiable: see `traces`.
     """
+    modules: dict[str, dict[str, Container | None] | None] = {}
+    problem = None
     with looking(model, loss, batch, units) as (each, _, candidates):
         _check_per_sample(each, batch)
-        modules = {
-            one.name: {call.name: around(call) for call in (one.call, *one.branch)}
-            for one in candidates
-        }
+        for one in candidates:
+            modules[one.name] = None
+            try:
+                modules[one.name] = {call.name: around(call) for call in (one.call, *one.branch)}
+            except TooCoarse as error:
+                problem = error
+                if one.refusal is None:
+                    raise
+    if problem is not None and not any(modules.values()):
+        raise problem
 
     # With gradients, since without them torch's fused encoder layers do not call their modules.
     def losses() -> Tensor:
         with fixed_noise(model):
-            return loss(model, batch).detach()
+            values: Tensor = value_of(loss, model, batch).detach()
+        return values
 
     drops = {}
     with differentiable(model):
         whole = losses()
         for name, containers in modules.items():
+            if containers is None:
+                drops[name] = torch.full_like(whole, math.nan)
+                continue
             with zeroed(model, containers):
                 drops[name] = losses() - whole
     return drops
