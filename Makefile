@@ -18,7 +18,7 @@ test: lint
 test-faults: .venv/ready
 	$(ACTIVATE); python tests/faults/campaign.py --write $(ARGS)
 
-# A one-node Slurm, and an MLflow server on PostgreSQL, both on this machine: tests/cluster/README.md.
+# Tests on a Slurm of one node and on an MLflow server on PostgreSQL: tests/cluster/README.md.
 test-cluster: .venv/ready
 	$(ACTIVATE); pip install -q --no-deps -r envs/requirements-slurm.txt; pytest -n 0 -s -v tests/cluster/slurm_cluster.py $(ARGS)
 

@@ -171,7 +171,7 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     ),
     "underscore": (
         text().replace("7.5", "1_000"),
-        ": row 8 (line 9), column 'load': '1_000' is not a number: write it without signs",
+        ": row 8 (line 9), column 'load': '1_000' is not a number: remove the signs",
     ),
     "thousands": (
         text().replace("7.5", "1 000"),
@@ -184,11 +184,11 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     ),
     "month first": (
         text([f"{t[5:7]}/{t[8:10]}/{t[:4]} {t[11:16]}" for t in stamps(30)]),
-        ": row 1 (line 2), column 'date': '03/27/2021 00:00' is not a time stamp; known: %Y-%m",
+        ": row 1 (line 2), column 'date': '03/27/2021 00:00' is not a time stamp; known formats",
     ),
     "two digits of a year": (
         text([t[2:] for t in stamps(30)]),
-        ": row 1 (line 2), column 'date': '21-03-27 00:00:00' is not a time stamp; known: %Y-%m",
+        ": row 1 (line 2), column 'date': '21-03-27 00:00:00' is not a time stamp; known formats",
     ),
     "other name of the date": (
         text().replace("date", "time"),
@@ -260,8 +260,8 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     "Excel": (b"PK\x03\x04" + bytes(300), ": a zip archive or an Excel file: save it as CSV"),
     "long name": (b"date," + b"a" * 300_000, ", header: not a table of numbers (field larger than"),
     "empty": (b"", ": empty, or without a header"),
-    "header alone": ("date,load,OT\n", ": 0 rows x 2 channels; a series needs both"),
-    "no channel": ("date\n2021-03-27 00:00:00\n", ": 0 rows x 0 channels; a series needs both"),
+    "header alone": ("date,load,OT\n", ": 0 rows x 2 channels, but both must be at least 1"),
+    "no channel": ("date\n2021-03-27 00:00:00\n", ": 0 rows x 0 channels, but both must be"),
     "damaged gzip": (
         gzip.compress(text().encode())[:-20],
         ": the compressed data end early or are",

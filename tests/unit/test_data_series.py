@@ -201,7 +201,7 @@ BAD: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
     ),
     "additional column": (
         lambda t: [line + ",1" for line in t],
-        "the header has 3 channels, expected 2, so a column is too many: load, OT, 1",
+        "the header has 3 channels, expected 2, so a column is extra: load, OT, 1",
     ),
     "too many cells": (
         lambda t: [*t[:4], t[4] + ",7", *t[5:]],

@@ -50,7 +50,7 @@ def test_the_rate_that_validates_best_is_kept_and_all_are_recorded(tmp_path: Pat
     assert best["learning_rate"] == metrics["recipe"]["learning_rate"] == 1e-2
     assert metrics["errors"]["validation"]["mse"] == pytest.approx(best["validation"], rel=1e-12)
     assert pd.read_csv(folder / "history.csv")["learning_rate"].tolist() == [1e-2, 1e-2]
-    assert common.finetuning_of(config, run).learning_rate == 1e-2
+    assert common.settings_of(config, run).learning_rate == 1e-2
     assert not list(folder.rglob("state*"))
     kept = folder / "kept" / "model.safetensors"
     before = kept.stat().st_mtime_ns

@@ -122,7 +122,7 @@ def _number_fault(cell: str, decimal: str) -> str | None:
     if decimal == "." and _NUMBER.fullmatch(cell.replace(",", ".")):
         return f"{cell!r} is not a number; for a decimal comma set `decimal: ','`"
     if _NUMBER.fullmatch(re.sub(r"[_ ',\xa0]", "", english)):
-        return f"{shown(cell)} is not a number: write it without signs between its digits"
+        return f"{shown(cell)} is not a number: remove the signs between its digits"
     return f"{shown(cell)} is not a number"
 
 
@@ -136,7 +136,7 @@ def _time_fault(text: str, formats: Sequence[str]) -> str | None:
             if not str(error).startswith(("time data", "unconverted data")):
                 return f"{shown(text)} is a time that does not exist ({error})"
     return (
-        f"{shown(text)} is not a time stamp; known: {', '.join(formats)}; for another form set "
+        f"{shown(text)} is not a time stamp; known formats: {', '.join(formats)}; for another, set "
         "`date_format`, such as '%d/%m/%Y %H:%M'"
     )
 

@@ -71,7 +71,7 @@ def measured(dataset: Dataset, path: Path) -> Dataset:
     series = parse(dataset, path)
     rows, channels = series.values.shape
     if not rows or not channels:
-        raise DataError(f"{path}: {rows} rows x {channels} channels; a series needs both")
+        raise DataError(f"{path}: {rows} rows x {channels} channels, but both must be at least 1")
     return replace(dataset, rows=rows, channels=channels, sha256=(series.sha256,))
 
 
@@ -141,8 +141,8 @@ def _table(path: Path, content: bytes, dataset: Dataset) -> Series:
         )
     if dataset.channels and len(names) != dataset.channels:
         raise DataError(
-            f"{path}: the header has {len(names)} channels, expected {dataset.channels}, so a "
-            f"column is {'missing' if len(names) < dataset.channels else 'too many'}: "
+            f"{path}: the header has {len(names)} channels, expected {dataset.channels}, so "
+            f"{'a column is missing' if len(names) < dataset.channels else 'a column is extra'}: "
             f"{_listed(names)}"
         )
     values, times = _numbers(path, body, layout)

@@ -31,13 +31,12 @@ from spat.models import settings as own
 from spat.models.settings import Recipe as Recipe
 from spat.models.settings import Settings as Settings
 from spat.models.settings import Shape as Shape
+from spat.scoring.names import VIEWS, ViewName
 
 if TYPE_CHECKING:
     from spat.models.base import Network
 
 Role = Literal["attention", "baseline", "naive"]
-View = Literal["Output", "Residual", "Heads", "Mixing"]
-_VIEWS: Final[tuple[View, ...]] = get_args(View)
 
 VARIANTS: Final = ("published", "deep")
 
@@ -78,14 +77,14 @@ class Model:
     fixed_channels: bool = False
 
     @property
-    def views(self) -> tuple[View, ...]:
+    def views(self) -> tuple[ViewName, ...]:
         """The views that all its sites offer; empty if it has no sites."""
         if self.role != "attention":
             return ()
-        widest = _VIEWS.index(self.view)
+        widest = VIEWS.index(self.view)
         return tuple(
             view
-            for place, view in enumerate(_VIEWS)
+            for place, view in enumerate(VIEWS)
             if (self.residual if view == "Residual" else place <= widest)
         )
 

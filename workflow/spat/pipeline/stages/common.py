@@ -138,11 +138,6 @@ def settings_of(config: Config, run: Run, learning_rate: float | None = None) ->
     return Settings(**asdict(recipe), precision=config.training.precision)
 
 
-def finetuning_of(config: Config, run: Run) -> Settings:
-    """The settings of fine-tuning of the run's pruned models."""
-    return _restarted(settings_of(config, run), config.finetune)
-
-
 def _restarted(training: Settings, section: FinetuneSection) -> Settings:
     """The settings of pre-training with the schedule restarted and without early stopping."""
     return replace(
