@@ -214,8 +214,10 @@ def open_series(size: Size) -> Prepared:
 def open_case(size: Size, prepared: Prepared, model: str, variant: str = "published") -> Case:
     """A network with its registered sizes for the dataset."""
     prepare_torch("float32")
-    found = setup(model, variant, size.dataset, size.horizon)
-    return Case(model, variant, found.settings, found.recipe, prepared, size.lookback, size.horizon)
+    chosen = setup(model, variant, size.dataset, size.horizon)
+    return Case(
+        model, variant, chosen.settings, chosen.recipe, prepared, size.lookback, size.horizon
+    )
 
 
 def wide_case(

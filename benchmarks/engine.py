@@ -55,16 +55,16 @@ def _loops(short: Case, workers: Sequence[int]) -> dict[str, OurLoop | Conventio
 def _pieces(size: Size, case: Case, short: Case, step: Step) -> dict[str, Contestant]:
     """What the loops are made of, the scoring pass, and the bare products."""
     batches = size.batches[case.model]
-    found = {
+    bare_rates = {
         "steps": our_steps(short),
         "conventional steps": conventional_steps(short),
         "evaluation": _evaluation(case, size.evaluated[case.model]),
         "scoring": scoring(case, *size.scored),
     }
     for library in ("MKL", "oneDNN") if has_onednn() else ("MKL",):
-        found[library] = bare(step, library, attention=False, repeats=batches)
-        found[f"{library}, attention"] = bare(step, library, attention=True, repeats=batches)
-    return found
+        bare_rates[library] = bare(step, library, attention=False, repeats=batches)
+        bare_rates[f"{library}, attention"] = bare(step, library, attention=True, repeats=batches)
+    return bare_rates
 
 
 def our_steps(case: Case, task: Task = TASK, precision: Precision = "float32") -> Contestant:
@@ -127,7 +127,7 @@ def _figures(size: Size, case: Case, step: Step, laps: Laps, machine: Rates) -> 
     model = case.model
     training = Series("training steps, ours", "windows/s", rates(laps["steps"]))
     evaluation = rates(laps["evaluation"])
-    found = [
+    series = [
         Figure(
             f"training/{model}/steps",
             training,
@@ -150,7 +150,7 @@ def _figures(size: Size, case: Case, step: Step, laps: Laps, machine: Rates) -> 
         for a, b in zip(training.values, evaluation, strict=True)
     )
     scored = size.scored[0] * size.scored[1]
-    found.append(
+    series.append(
         Figure(
             f"scoring/{model}/time",
             Series(f"{len(SCORED)} criteria, {scored} windows", "s", seconds(laps["scoring"])),
@@ -160,17 +160,17 @@ def _figures(size: Size, case: Case, step: Step, laps: Laps, machine: Rates) -> 
             floor=2 * step.forward * scored / machine.product,
         )
     )
-    return found
+    return series
 
 
 def _epochs(model: str, workers: Sequence[int], laps: Laps, floor: float) -> list[Figure]:
     """The whole loop against the conventional loop with its fastest number of workers."""
-    ours = Series("training loop, ours", "windows/s", rates(laps["epoch"]))
+    training = Series("training loop, ours", "windows/s", rates(laps["epoch"]))
     yardstick = best({str(w): laps[f"conventional {w}"] for w in workers}, "cpu")
     return [
         Figure(
             f"training/{model}/core" + ("" if chosen else f"/workers-{w}"),
-            ours,
+            training,
             Series(f"conventional, {w} workers", "windows/s", rates(laps[f"conventional {w}"])),
             Target("at least", 1.3) if chosen else None,
             floor=floor,
@@ -183,11 +183,11 @@ def _epochs(model: str, workers: Sequence[int], laps: Laps, floor: float) -> lis
 
 def _losses(case: Case, loops: Mapping[str, OurLoop | ConventionalLoop]) -> Figure:
     """Both loops started from the same weights and saw as many epochs."""
-    ours, theirs = loops["epoch"], loops["conventional 0"]
+    engine, conventional = loops["epoch"], loops["conventional 0"]
     return Figure(
         f"losses/{case.model}",
-        Series("validation MSE, ours", "", (validation_mse(ours.model, case),)),
-        Series("conventional", "", (validation_mse(theirs.model, case),)),
+        Series("validation MSE, ours", "", (validation_mse(engine.model, case),)),
+        Series("conventional", "", (validation_mse(conventional.model, case),)),
         Target("at most", 1.02),
     )
 

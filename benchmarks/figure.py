@@ -40,9 +40,9 @@ class Target:
     value: float
     of: Literal["ratio", "measured"] = "ratio"
 
-    def met(self, found: float) -> bool:
+    def met(self, measured: float) -> bool:
         """Whether a median reaches the target."""
-        return found >= self.value if self.kind == "at least" else found <= self.value
+        return measured >= self.value if self.kind == "at least" else measured <= self.value
 
     def plain(self, unit: str) -> dict[str, Any]:
         """As JSON; `unit` is that of the measured value."""

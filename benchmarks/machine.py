@@ -115,10 +115,10 @@ def _shortest(
     work: Callable[[], Any], seconds: float, clock: Callable[[], float] = time.process_time
 ) -> float:
     work()
-    found: list[float] = []
+    times: list[float] = []
     end = time.perf_counter() + seconds
-    while len(found) < 3 or time.perf_counter() < end:
+    while len(times) < 3 or time.perf_counter() < end:
         begun = clock()
         work()
-        found.append(clock() - begun)
-    return min(found)
+        times.append(clock() - begun)
+    return min(times)

@@ -77,14 +77,14 @@ class ConvEncoderLayer(nn.Module):
 class ConventionalITransformer(nn.Module):
     """One token per channel and per time feature; the forecasts of time features are dropped."""
 
-    def __init__(self, ours: ITransformer) -> None:
+    def __init__(self, model: ITransformer) -> None:
         super().__init__()
-        settings, shape = ours.settings, ours.shape
+        settings, shape = model.settings, model.shape
         self.marks = settings.time_features
         self.horizon = shape.horizon
         self.embedding = nn.Linear(shape.lookback, settings.d_model)
         self.dropout = nn.Dropout(settings.dropout)
-        self.layers = _layers(ours)
+        self.layers = _layers(model)
         self.norm = nn.LayerNorm(settings.d_model)
         self.projection = nn.Linear(settings.d_model, shape.horizon)
 
@@ -105,17 +105,17 @@ class ConventionalITransformer(nn.Module):
 class ConventionalPatchTST(nn.Module):
     """Patches of each channel; the head reads [width, patches] in that order."""
 
-    def __init__(self, ours: PatchTST) -> None:
+    def __init__(self, model: PatchTST) -> None:
         super().__init__()
-        settings, shape = ours.settings, ours.shape
+        settings, shape = model.settings, model.shape
         self.patch, self.stride, self.horizon = settings.patch_len, settings.stride, shape.horizon
         self.padding = nn.ReplicationPad1d((0, settings.stride))
         self.embedding = nn.Linear(settings.patch_len, settings.d_model, bias=False)
-        self.register_buffer("position", ours.get_buffer("position").clone())
+        self.register_buffer("position", model.get_buffer("position").clone())
         self.dropout = nn.Dropout(settings.dropout)
-        self.layers = _layers(ours)
+        self.layers = _layers(model)
         self.norm = nn.BatchNorm1d(settings.d_model)
-        self.head = nn.Linear(ours.head.in_features, shape.horizon)
+        self.head = nn.Linear(model.head.in_features, shape.horizon)
         self.head_dropout = nn.Dropout(settings.dropout)
 
     def forward(self, x: Tensor, x_marks: Tensor, *_decoder: Tensor) -> Tensor:
@@ -132,30 +132,30 @@ class ConventionalPatchTST(nn.Module):
         return _restored(y.permute(0, 2, 1), mean, deviation, self.horizon)
 
 
-def twin(ours: Forecaster) -> nn.Module:
+def twin(model: Forecaster) -> nn.Module:
     """The conventional network with the weights of a dense forecaster of `spat.models`.
 
     Raises:
         TypeError: if it is neither an iTransformer nor a PatchTST.
     """
-    if isinstance(ours, ITransformer):
-        inverted = ConventionalITransformer(ours)
-        _copy(ours, inverted, {"projection": ours.head})
+    if isinstance(model, ITransformer):
+        inverted = ConventionalITransformer(model)
+        _copy(model, inverted, {"projection": model.head})
         return inverted
-    if isinstance(ours, PatchTST):
-        patched = ConventionalPatchTST(ours)
-        _copy(ours, patched, {})
+    if isinstance(model, PatchTST):
+        patched = ConventionalPatchTST(model)
+        _copy(model, patched, {})
         with torch.no_grad():
             # [H, patches, width]
-            by_patch = ours.head.weight.reshape(ours.shape.horizon, -1, ours.settings.d_model)
+            by_patch = model.head.weight.reshape(model.shape.horizon, -1, model.settings.d_model)
             patched.head.weight.copy_(by_patch.transpose(1, 2).flatten(1))
-            patched.head.bias.copy_(ours.head.bias)
+            patched.head.bias.copy_(model.head.bias)
         return patched
-    raise TypeError(f"{type(ours).__name__} has no conventional twin: iTransformer or PatchTST")
+    raise TypeError(f"{type(model).__name__} has no conventional twin: iTransformer or PatchTST")
 
 
-def _layers(ours: Any) -> nn.ModuleList:
-    settings = ours.settings
+def _layers(model: Any) -> nn.ModuleList:
+    settings = model.settings
     return nn.ModuleList(
         ConvEncoderLayer(settings.d_model, settings.d_ff, settings.n_heads, settings.dropout)
         for _ in range(settings.e_layers)
@@ -163,10 +163,10 @@ def _layers(ours: Any) -> nn.ModuleList:
 
 
 @torch.no_grad()
-def _copy(ours: Any, published: Any, renamed: dict[str, nn.Module]) -> None:
-    for name, module in {"embedding": ours.embedding, "norm": ours.norm, **renamed}.items():
+def _copy(model: Any, published: Any, renamed: dict[str, nn.Module]) -> None:
+    for name, module in {"embedding": model.embedding, "norm": model.norm, **renamed}.items():
         getattr(published, name).load_state_dict(module.state_dict())
-    for layer, source in zip(published.layers, ours.layers, strict=True):
+    for layer, source in zip(published.layers, model.layers, strict=True):
         _copy_layer(layer, source)
 
 

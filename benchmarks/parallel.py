@@ -33,13 +33,13 @@ def measure(size: Size, machine: Rates) -> Part:
             part.remarks[f"training/{model}/in-all"] = (
                 f"disturbed: others kept up to {disturbed:.1f} of {cores()} cores busy"
             )
-        ours = rates(lapped, "wall")
+        engines = rates(lapped, "wall")
         yardstick = best(laps, "wall")
         floor = cores() * step_of(case).ideal(machine, validation=True)
         part.figures += [
             Figure(
                 f"training/{model}/in-all" + ("" if name == yardstick else f"/{name}"),
-                Series(f"{cores()} jobs of one thread, ours", "windows/s", ours),
+                Series(f"{cores()} jobs of one thread, ours", "windows/s", engines),
                 Series(
                     f"conventional, {cores()} threads, {name}", "windows/s", rates(lapped, "wall")
                 ),
@@ -62,16 +62,16 @@ def _processes(case: Case, workers: tuple[int, ...]) -> Iterator[dict[str, Conte
             pool = ProcessPoolExecutor(1, context, _start, (kind, case, workers))
             return stack.enter_context(pool)
 
-        ours = [started("ours") for _ in range(cores())]
+        engines = [started("ours") for _ in range(cores())]
         theirs = started("conventional")
 
-        def all_of_ours() -> float:
-            return _total([pool.submit(_run, "ours") for pool in ours])
+        def all_engines() -> float:
+            return _total([pool.submit(_run, "ours") for pool in engines])
 
         def conventional(name: str) -> Contestant:
             return lambda: _total([theirs.submit(_run, name)])
 
-        yield {"ours": all_of_ours} | {n: conventional(n) for n in _names(workers)}
+        yield {"ours": all_engines} | {n: conventional(n) for n in _names(workers)}
 
 
 def _names(workers: tuple[int, ...]) -> dict[str, int]:

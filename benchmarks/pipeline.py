@@ -110,11 +110,11 @@ def _jobs(folder: Path, calls: int) -> list[Figure]:
         },
         calls,
     )
-    found = {name: seconds(lapped) for name, lapped in laps.items()}
-    untracked = Series("pre-training job, no tracking", UNIT, found["untracked"])
-    tracked = Series("pre-training job, tracked", UNIT, found["tracked"])
-    torch = Series("import torch", UNIT, found["torch"])
-    both = Series("import torch, mlflow", UNIT, found["torch and mlflow"])
+    times = {name: seconds(lapped) for name, lapped in laps.items()}
+    untracked = Series("pre-training job, no tracking", UNIT, times["untracked"])
+    tracked = Series("pre-training job, tracked", UNIT, times["tracked"])
+    torch = Series("import torch", UNIT, times["torch"])
+    both = Series("import torch, mlflow", UNIT, times["torch and mlflow"])
     extra = tuple(a - b for a, b in zip(tracked.values, untracked.values, strict=True))
     return [
         Figure(
@@ -247,5 +247,5 @@ def _output(folder: Path, *arguments: str) -> str:
 
 
 def _jobs_of(shown: str) -> str:
-    found = re.search(r"^total\s+(\d+)", shown, flags=re.MULTILINE)
-    return found.group(1) if found else "?"
+    match = re.search(r"^total\s+(\d+)", shown, flags=re.MULTILINE)
+    return match.group(1) if match else "?"

@@ -46,12 +46,12 @@ def measure(size: Size) -> Part:
 def _networks(case: Case) -> dict[str, Forecaster]:
     """The networks of all masks, from the dense network to the one without sites."""
     dense = case.build()
-    found = {}
+    networks = {}
     for mask in all_site_masks(cut.heads_of(dense)):
         network = copy.deepcopy(dense)
         cut.prune(network, mask, partial(TASK.forward, network, TASK.example(network.shape)))
-        found[mask.name] = network
-    return found
+        networks[mask.name] = network
+    return networks
 
 
 def _inference(case: Case, model: Forecaster, index: torch.Tensor, passes: int) -> Contestant:
@@ -84,7 +84,7 @@ def _figures(name: str, laps: Laps, flops: dict[str, int]) -> list[Figure]:
     """The speed-up of each mask, and the share of time that the network without sites saves."""
     dense, empty = next(iter(laps)), list(laps)[-1]
     against = Series("dense", "windows/s", rates(laps[dense]))
-    found = [
+    series = [
         Figure(
             f"{name}/{mask}",
             Series(f"mask {mask}", "windows/s", rates(lapped)),
@@ -98,7 +98,7 @@ def _figures(name: str, laps: Laps, flops: dict[str, int]) -> list[Figure]:
     removed = 1 - flops[empty] / flops[dense]
     pairs = zip(seconds(laps[empty]), seconds(laps[dense]), strict=True)
     saved = tuple(1 - pruned / whole for pruned, whole in pairs)
-    found.append(
+    series.append(
         Figure(
             f"{name}/all-removed",
             Series("share of time saved", "", saved),
@@ -107,4 +107,4 @@ def _figures(name: str, laps: Laps, flops: dict[str, int]) -> list[Figure]:
             floor=removed,
         )
     )
-    return found
+    return series

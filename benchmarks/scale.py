@@ -37,7 +37,7 @@ def measure(size: Size) -> Part:
         part.figures.append(
             Figure(
                 f"scale/{channels}/steps",
-                ours := Series("training steps, ours", "windows/s", rates(laps["steps"])),
+                steps := Series("training steps, ours", "windows/s", rates(laps["steps"])),
                 Series("conventional", "windows/s", rates(laps["conventional"])),
             )
         )
@@ -56,7 +56,7 @@ def measure(size: Size) -> Part:
         part.figures.append(
             Figure(
                 f"scale/{channels}/memory",
-                Series(ours.label, "MB", peaks["steps"].values),
+                Series(steps.label, "MB", peaks["steps"].values),
                 peaks["conventional"],
                 Target("at most", 0.6) if channels >= WIDE else None,
             )

@@ -77,8 +77,8 @@ def losses(model: nn.Module, cases: Tensor) -> NDArray[np.float64]:
     """The loss of each window, [B]."""
     with torch.no_grad():
         parts = [loss(model.eval(), part) for part in cases.split(TOGETHER)]
-    found: NDArray[np.float64] = torch.cat(parts).double().numpy()
-    return found
+    values: NDArray[np.float64] = torch.cat(parts).double().numpy()
+    return values
 
 
 def removals(scores: pd.DataFrame, names: Sequence[str]) -> dict[Key, Order]:
@@ -123,16 +123,16 @@ def measured(
 ) -> dict[frozenset[str], NDArray[np.float64]]:
     """The losses of the held-out windows without each set of sites; the empty set is the model."""
     sets = {frozenset(order[:count]) for order in orders.values() for count in removed}
-    found = {frozenset[str](): losses(model, cases)}
+    by_sites = {frozenset[str](): losses(model, cases)}
     for sites in tqdm(sorted(sets, key=lambda one: (len(one), sorted(one))), desc="removed"):
-        found[sites] = losses(spat.prune(model, sorted(sites), loss, small), cases)
-    return found
+        by_sites[sites] = losses(spat.prune(model, sorted(sites), loss, small), cases)
+    return by_sites
 
 
 def results(
     orders: Mapping[Key, Order],
     removed: Sequence[int],
-    found: Mapping[frozenset[str], NDArray[np.float64]],
+    by_sites: Mapping[frozenset[str], NDArray[np.float64]],
     names: Sequence[str],
     **constant: object,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -144,9 +144,9 @@ def results(
     def numbers(sites: frozenset[str]) -> str:
         return " ".join(str(i) for i, name in enumerate(names) if name in sites)
 
-    dense = found[frozenset()].mean()
+    dense = by_sites[frozenset()].mean()
     rows = [
-        (criterion, draw, count, numbers(sites), found[sites].mean(), dense)
+        (criterion, draw, count, numbers(sites), by_sites[sites].mean(), dense)
         for (criterion, draw), order in orders.items()
         for count in removed
         for sites in [frozenset(order[:count])]
@@ -154,7 +154,7 @@ def results(
     columns = ["criterion", "draw", "removed", "sites", "loss", "dense"]
     each = [
         (numbers(sites), window, value)
-        for sites, values in found.items()
+        for sites, values in by_sites.items()
         for window, value in enumerate(values)
     ]
     frame = pd.DataFrame(rows, columns=columns).assign(**constant)
@@ -215,9 +215,9 @@ def measure(
     names, scores = scored(model, list(scoring.split(TOGETHER)), small)
     orders = removals(scores, names)
     removed = sorted({min(count, len(names)) for count in REMOVED})
-    found = measured(model, orders, removed, held_out, small)
+    by_sites = measured(model, orders, removed, held_out, small)
     constant = {"tokens": held_out[:, 1:].numel(), **constant}
-    frame, each = results(orders, removed, found, names, **constant)
+    frame, each = results(orders, removed, by_sites, names, **constant)
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in (("results", frame), ("windows", each), ("scores", scores)):
         with replacing(folder / f"{name}.csv") as temporary:

@@ -36,8 +36,8 @@ def compared(tmp_path: Path, factor: float, spread: float) -> pd.DataFrame:
 
 
 def test_runs_are_the_unit_and_every_mask_counts(tmp_path: Path) -> None:
-    found = compared(tmp_path, 1.001, 1e-4).set_index(["dataset", "networks", "metric"])
-    row = found.loc[bf16.ALL, bf16.PHASES["finetuned"], "mse"]
+    table = compared(tmp_path, 1.001, 1e-4).set_index(["dataset", "networks", "metric"])
+    row = table.loc[bf16.ALL, bf16.PHASES["finetuned"], "mse"]
     frame = pd.read_parquet(tmp_path / "bf16" / "measurements.parquet")
     asked = frame[(frame["split"] == "test") & (frame["metric"] == "mse")]
     tuned = asked[asked["phase"] == "finetuned"]
@@ -45,7 +45,7 @@ def test_runs_are_the_unit_and_every_mask_counts(tmp_path: Path) -> None:
     assert row["pairs"] > row["runs"]
     assert row["mean"] == pytest.approx(0.1, abs=0.01)
     assert row["low"] < row["mean"] < row["high"] <= row["largest"]
-    assert found.loc[bf16.ALL, "dense", "mae"]["pairs"] == 10
+    assert table.loc[bf16.ALL, "dense", "mae"]["pairs"] == 10
 
 
 @pytest.mark.parametrize(
@@ -55,11 +55,11 @@ def test_runs_are_the_unit_and_every_mask_counts(tmp_path: Path) -> None:
 def test_equivalence_needs_a_small_change_and_a_small_error(
     factor: float, spread: float, expected: bool, tmp_path: Path
 ) -> None:
-    found = compared(tmp_path, factor, spread)
-    whole = found[(found["dataset"] == bf16.ALL) & (found["networks"] == "dense")]
+    table = compared(tmp_path, factor, spread)
+    whole = table[(table["dataset"] == bf16.ALL) & (table["networks"] == "dense")]
     assert whole["equivalent"].tolist() == [expected] * 2
-    inside = (found["low"] > -bf16.MARGIN) & (found["high"] < bf16.MARGIN)
-    assert found["equivalent"].tolist() == inside.tolist()
+    inside = (table["low"] > -bf16.MARGIN) & (table["high"] < bf16.MARGIN)
+    assert table["equivalent"].tolist() == inside.tolist()
 
 
 def test_a_network_that_is_missing_in_one_folder_is_an_error(tmp_path: Path) -> None:

@@ -50,8 +50,8 @@ def frame(validation: dict[str, float], test: dict[str, float], seeds: int = 1):
         for variant in validation
     ]  # fmt: skip
     rows = planted_results(of, lambda k, m, o: test[k["variant"]], masks=[FULL], phase="dense")
-    ours = rows["split"] == "validation"
-    rows.loc[ours, "mse"] = rows.loc[ours, "variant"].map(validation)
+    validated = rows["split"] == "validation"
+    rows.loc[validated, "mse"] = rows.loc[validated, "variant"].map(validation)
     return rows
 
 
@@ -131,15 +131,15 @@ def test_a_control_changes_the_setting_in_its_name(run: Run) -> None:
     base = Run(run.dataset, run.model, "deep128", run.setting, run.seed)
     assert base in {p.run for p in plan(CONFIG) if p.prune}
     setups = (setup_of(CONFIG, r) for r in (run, base))
-    ours, theirs = ({**asdict(f.settings), **asdict(f.recipe)} for f in setups)
-    changed = {name for name in ours if ours[name] != theirs[name]}
+    control, original = ({**asdict(f.settings), **asdict(f.recipe)} for f in setups)
+    changed = {name for name in control if control[name] != original[name]}
     kind = run.variant.split("+")[1]
     if kind == "narrow":
         assert changed == {"d_model", "d_ff"}
     elif kind.startswith("dropout"):
-        assert changed == {"dropout"} and ours["dropout"] == float(kind.removeprefix("dropout"))
+        assert changed == {"dropout"} and control["dropout"] == float(kind.removeprefix("dropout"))
     else:
-        assert changed == {"sam_rho"} and ours["sam_rho"] == float(kind.removeprefix("sam"))
+        assert changed == {"sam_rho"} and control["sam_rho"] == float(kind.removeprefix("sam"))
 
 
 @pytest.mark.parametrize("dataset", ["ETTh1", "ETTh2"])

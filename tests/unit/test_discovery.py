@@ -817,9 +817,9 @@ def test_a_unit_of_another_form_is_ranked_by_its_output_and_not_by_its_map() -> 
     assert isinstance(small.spat_removal, Removal)
     assert small.spat_removal.removed == ("0.attention",)
     # A unit with attention of a form that is found has the score of the site.
-    found = spat.score(model, [zoo.batch()], zoo.loss)
+    unnamed = spat.score(model, [zoo.batch()], zoo.loss)
     named = spat.score(model, [zoo.batch()], zoo.loss, units="1.attention")
-    assert named.values == pytest.approx(found.values, rel=1e-12)
+    assert named.values == pytest.approx(unnamed.values, rel=1e-12)
 
 
 class RootNorm(nn.Module):

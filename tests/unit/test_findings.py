@@ -880,8 +880,8 @@ def transfers() -> pd.DataFrame:
 
 def transfer_change(method: str, reference: str) -> pd.Series:
     """The change of the MSE in percent, by pair."""
-    found = transfers()
-    return (100 * (found[method] / found[reference] - 1)).dropna()
+    errors = transfers()
+    return (100 * (errors[method] / errors[reference] - 1)).dropna()
 
 
 def better_than_spat(model: str) -> int:
@@ -1216,7 +1216,7 @@ def sites_of_smollm2() -> int:
     return len(alone())
 
 
-def looks(what: str) -> tuple[str, ...]:
+def statistics_of(what: str) -> tuple[str, ...]:
     return tuple(
         number
         for folder in (C, V, T, "smollm2")
@@ -1394,9 +1394,9 @@ TEXT: tuple[Claim, ...] = (
     ("| keys | {} to {} | {} | {} | {} |", lambda: (*keys(C), *keys(V), *keys(T), CONTEXT)),
     (
         "(1: all keys alike) | {} to {} | {} | {} | {} |",
-        lambda: looks("uniformity"),
+        lambda: statistics_of("uniformity"),
     ),
-    ("(1 − cos) | {} to {} | {} | {} | {} |", lambda: looks("cosine")),
+    ("(1 − cos) | {} to {} | {} | {} | {} |", lambda: statistics_of("cosine")),
     (
         "without one site, % | {} to {} | {} to {} | {} to {} |",
         lambda: tuple(

@@ -628,14 +628,14 @@ def test_a_pruned_llama_is_kept_only_by_spat_save(tmp_path: Path) -> None:  # R8
     theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "theirs").eval()
     assert not torch.allclose(theirs(IDS).logits, wanted, atol=1e-4)
     spat.save(small, tmp_path / "ours")
-    ours = spat.load(transformers.LlamaForCausalLM(config), tmp_path / "ours").eval()
-    assert torch.equal(ours(IDS).logits, wanted)
+    loaded = spat.load(transformers.LlamaForCausalLM(config), tmp_path / "ours").eval()
+    assert torch.equal(loaded(IDS).logits, wanted)
     options = {"max_new_tokens": 4, "do_sample": False}
-    tokens = [ours.generate(IDS, use_cache=cached, **options) for cached in (True, False)]  # type: ignore[operator]
+    tokens = [loaded.generate(IDS, use_cache=cached, **options) for cached in (True, False)]  # type: ignore[operator]
     assert torch.equal(*tokens)
     # By hand, the cache counts no tokens, unless the positions are given.
     with torch.no_grad():
         for positions, same in ((None, False), (torch.tensor([[7]] * 3), True)):
-            cache = ours(IDS[:, :-1], use_cache=True).past_key_values
-            step = ours(IDS[:, -1:], past_key_values=cache, position_ids=positions).logits
+            cache = loaded(IDS[:, :-1], use_cache=True).past_key_values
+            step = loaded(IDS[:, -1:], past_key_values=cache, position_ids=positions).logits
             assert torch.allclose(step[:, -1], wanted[:, -1], atol=1e-6) == same

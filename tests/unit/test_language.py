@@ -75,20 +75,20 @@ def test_gpt2_from_a_folder_equals_transformers(
         nn.init.normal_(parameter, std=0.3)
     theirs.save_pretrained(tmp_path / "gpt2")
     monkeypatch.setenv(pretrained.FOLDER, str(tmp_path))
-    ours, sha256 = language_model("gpt2", 2)
+    model, sha256 = language_model("gpt2", 2)
     assert len(sha256 or "") == 64
-    assert ours.dropout.p == 0.2
+    assert model.dropout.p == 0.2
     theirs.h = theirs.h[:2]
     x = torch.randn(2, 9, 32)
     expected = theirs(inputs_embeds=x, use_cache=False).last_hidden_state
-    torch.testing.assert_close(ours.eval()(x), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model.eval()(x), expected, atol=1e-4, rtol=1e-4)
     with_words, other = language_model("gpt2", 2, words=True)
     torch.testing.assert_close(with_words.words, theirs.wte.weight, check_stride=False)
     assert other != sha256
     with pytest.raises(ValueError, match="gpt2 has 3 blocks, not 4"):
         language_model("gpt2", 4)
     with pytest.raises(ValueError, match="41 tokens exceed the context of the language model, 40"):
-        ours(torch.randn(1, 41, 32))
+        model(torch.randn(1, 41, 32))
 
 
 def test_a_gguf_file_of_llama_equals_transformers(
@@ -105,11 +105,11 @@ def test_a_gguf_file_of_llama_equals_transformers(
         nn.init.normal_(parameter, std=0.3)
     _write_gguf(gguf, tmp_path / "tiny-smollm2.gguf", theirs, "llama")
     monkeypatch.setenv(pretrained.FOLDER, str(tmp_path))
-    ours, _ = language_model("smollm2", 2)
+    model, _ = language_model("smollm2", 2)
     theirs.layers = theirs.layers[:2]
     x = torch.randn(2, 9, 48)
     expected = theirs(inputs_embeds=x, use_cache=False).last_hidden_state
-    torch.testing.assert_close(ours.eval()(x), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model.eval()(x), expected, atol=1e-4, rtol=1e-4)
     words = language_model("smollm2", 2, words=True)[0].words
     torch.testing.assert_close(words, theirs.embed_tokens.weight)
     _write_gguf(gguf, tmp_path / "tiny-smollm2.gguf", theirs, "mamba")
@@ -143,13 +143,13 @@ def _write_gguf(gguf: Any, file: Path, model: nn.Module, family: str) -> None:
     }  # fmt: skip
     for block in range(len(model.layers)):
         names |= {f"layers.{block}.{a}": f"blk.{block}.{b}" for a, b in inside.items()}
-    for theirs, ours in names.items():
-        weight = state[f"{theirs}.weight"]
-        if theirs.endswith("q_proj"):
+    for source, target in names.items():
+        weight = state[f"{source}.weight"]
+        if source.endswith("q_proj"):
             weight = interleaved(weight, config.num_attention_heads)
-        if theirs.endswith("k_proj"):
+        if source.endswith("k_proj"):
             weight = interleaved(weight, config.num_key_value_heads)
-        writer.add_tensor(f"{ours}.weight", weight.numpy().astype(np.float32))
+        writer.add_tensor(f"{target}.weight", weight.numpy().astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -182,8 +182,8 @@ def test_grouped_attention_loses_heads_and_the_keys_that_no_head_reads(kept: lis
     assert attention.groups == len({head // 3 for head in kept})
     assert attention.qkv.weight.shape == (4 * (len(kept) + 2 * attention.groups), 24)
     assert not any(p.requires_grad for p in attention.parameters())
-    for ours, theirs in zip(attention.head_weights(), (W_o, W_v), strict=True):
-        assert torch.equal(ours, theirs[kept])
+    for weight, whole in zip(attention.head_weights(), (W_o, W_v), strict=True):
+        assert torch.equal(weight, whole[kept])
     with pytest.raises(ValueError, match="heads to keep"):
         attention.keep_heads([6])
 

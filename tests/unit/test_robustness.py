@@ -401,8 +401,8 @@ def test_the_intact_network_is_the_one_that_was_trained_and_scored(studied: Conf
     scored = scores_frame.aggregate(pd.read_parquet(folder_of(studied, "score") / "scores.parquet"))
     for criterion, split in (("send", "train"), ("loss_drop_val", "validation")):
         rows = scored[(scored["criterion"] == criterion) & (scored["head"] == scores_frame.SITE)]
-        ours = values_of(studied, "untuned", split, criterion)["intact"]
-        np.testing.assert_allclose(ours, rows["value"], rtol=1e-4, atol=1e-9)
+        actual = values_of(studied, "untuned", split, criterion)["intact"]
+        np.testing.assert_allclose(actual, rows["value"], rtol=1e-4, atol=1e-9)
 
 
 def test_truths_are_the_errors_of_the_masks_that_were_trained(studied: Config) -> None:

@@ -58,8 +58,8 @@ def test_equals_a_plain_loop_under_autograd(size: tuple[int, ...]) -> None:
     given = inputs(*size)
     y, expected = selective_scan(*given), plain(*given)
     torch.testing.assert_close(y, expected, atol=1e-12, rtol=1e-12)
-    for ours, theirs in zip(gradients(y, given), gradients(expected, given), strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
+    for actual, wanted in zip(gradients(y, given), gradients(expected, given), strict=True):
+        torch.testing.assert_close(actual, wanted, atol=1e-12, rtol=1e-12)
     with torch.no_grad():  # keeps only the last state
         assert torch.equal(selective_scan(*given), y)
 
@@ -80,9 +80,9 @@ def test_a_long_scan_in_float32_stays_close_to_float64() -> None:
     exact = [t.detach().double().requires_grad_() for t in given]
     y, expected = selective_scan(*given), plain(*exact)
     torch.testing.assert_close(y.double(), expected, atol=1e-4, rtol=1e-4)
-    for ours, theirs in zip(gradients(y, given), gradients(expected, exact), strict=True):
-        scale = theirs.abs().max()
-        torch.testing.assert_close(ours.double() / scale, theirs / scale, atol=1e-5, rtol=1e-4)
+    for actual, wanted in zip(gradients(y, given), gradients(expected, exact), strict=True):
+        scale = wanted.abs().max()
+        torch.testing.assert_close(actual.double() / scale, wanted / scale, atol=1e-5, rtol=1e-4)
 
 
 def test_half_precision_is_computed_in_float32() -> None:
@@ -134,9 +134,9 @@ def test_the_scan_on_a_card_equals_that_on_the_cpu(
     y, expected = selective_scan(*there), selective_scan(*given)
     torch.testing.assert_close(y.cpu(), expected, atol=1e-4, rtol=1e-4)
     cotangent = torch.randn_like(expected)
-    ours = torch.autograd.grad(y, there, cotangent.cuda())
+    actual = torch.autograd.grad(y, there, cotangent.cuda())
     theirs = torch.autograd.grad(expected, given, cotangent)
-    for a, b in zip(ours, theirs, strict=True):
+    for a, b in zip(actual, theirs, strict=True):
         torch.testing.assert_close(a.cpu(), b, atol=1e-3, rtol=1e-3)
 
 

@@ -140,9 +140,9 @@ def test_main_puts_a_rival_that_was_not_pruned_beside_the_others() -> None:
     made["results"] = pd.concat([rows, rival], ignore_index=True)
     table = TABLES["main"].function(Frames.of(**made))
     assert "SAMformer" not in set(table["model"])
-    beside = table[(table["method"] == "SAMformer") & (table["metric"] == "MSE")]
-    assert set(beside["model"]) == set(frame_builder.ATTENTION)
-    assert (beside["mean"] == 0.5).all()
+    rivals = table[(table["method"] == "SAMformer") & (table["metric"] == "MSE")]
+    assert set(rivals["model"]) == set(frame_builder.ATTENTION)
+    assert (rivals["mean"] == 0.5).all()
     alone = TABLES["main"].function(Frames.of(results=rival))
     assert set(alone["model"]) == {"SAMformer"} and set(alone["method"]) == {"dense"}
 
@@ -319,9 +319,9 @@ def test_efficiency_ends_with_our_averages_beside_the_papers() -> None:
     assert PAPER_AVERAGES == {
         "MSE": -2.842, "MAE": -1.996, "FLOPs": -35.274, "Parameters": -28.191
     }  # fmt: skip
-    ours = one(averages, metric="FLOPs", method="SPAT (val.)")
-    assert ours["mean"] == pytest.approx(-20.0)
-    assert ours["runs"] == 12
+    average_row = one(averages, metric="FLOPs", method="SPAT (val.)")
+    assert average_row["mean"] == pytest.approx(-20.0)
+    assert average_row["runs"] == 12
 
 
 def test_averages_weigh_sources_and_not_datasets() -> None:
@@ -494,17 +494,20 @@ def test_adaptive_compares_with_the_ratio_of_the_other_source() -> None:
     table = TABLES["adaptive"].function(Frames.of(**made))
     place = {"model": "iTransformer", "source": "ETT1"}
     control = errors(default(), FULL, "finetuned")
-    ours = errors(default(), nested("send", 0.75).name, "finetuned")
+    pruned = errors(default(), nested("send", 0.75).name, "finetuned")
     rule = {**place, "rule": "auto:validation"}
     change = one(table, **rule, measure="MSE vs control")
-    assert (change["mean"], change["n"]) == (pytest.approx((100 * (ours / control - 1)).mean()), 3)
+    assert (change["mean"], change["n"]) == (
+        pytest.approx((100 * (pruned / control - 1)).mean()),
+        3,
+    )
     assert change["low"] < change["mean"] < change["high"]
     # On both sources the second ratio has the least validation error.
     fixed = {**place, "rule": "fixed ratio"}
     assert one(table, **fixed, measure="ratio")["mean"] == 0.5
     theirs = errors(default(), nested("send", 0.5).name, "finetuned")
     versus = one(table, **rule, measure="MSE vs fixed ratio")["mean"]
-    assert versus == pytest.approx((100 * (ours / theirs - 1)).mean())
+    assert versus == pytest.approx((100 * (pruned / theirs - 1)).mean())
     spent = {r: one(table, **place, rule=r, measure="fine-tunings")["mean"]
              for r in ("auto:validation", "fixed ratio")}  # fmt: skip
     assert spent == {"auto:validation": 4, "fixed ratio": 1}

@@ -110,9 +110,9 @@ class Running:
         if self.last is not None:
             label, epoch, of, _ = self.last
             which = f"({len(self.epochs)} of at most {self.job.networks})"
-            if found := MASK.search(label):
-                extra = "" if found["kind"] == "order0" else f" {found['kind']}"
-                parts.append(f"mask {found['mask']}{extra} {which}")
+            if match := MASK.search(label):
+                extra = "" if match["kind"] == "order0" else f" {match['kind']}"
+                parts.append(f"mask {match['mask']}{extra} {which}")
             elif self.job.networks > 1:
                 parts.append(f"{label} {which}")
             parts.append(f"epoch {epoch}/{of}")

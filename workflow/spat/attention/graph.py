@@ -276,15 +276,15 @@ class Graph:
         The input of the call comes from that addend: in x + mlp(x) + attention(x), the first sum
         may be that with the other branch. If there is no such sum, the result is `first`.
         """
-        found = None
+        result = None
         for node, _, outer in itertools.islice(self.sums(start), 5):
             if _number(node) < _number(first):
                 continue
-            found = (node, outer) if found is None else found
+            result = (node, outer) if result is None else result
             if _comes_from(call.x, outer):
                 return node, outer
-        assert found is not None
-        return found
+        assert result is not None
+        return result
 
     def tensor(self, node: Any, shape: Sequence[int], owner: Call | None) -> Tensor | None:
         """The tensor of a node: an input or output of a module with this shape, or None.
@@ -394,17 +394,17 @@ def read(loss: Tensor, calls: list[Call]) -> Graph:
             maps[node] = keys
     made = set()
     for softmax in maps:
-        found = _attention(graph, softmax, maps)
-        if isinstance(found, Core):
+        result = _attention(graph, softmax, maps)
+        if isinstance(result, Core):
             # The difference of two maps is one attention.
-            graph.cores += [found] if found.node not in made else []
-            made.add(found.node)
-        elif found:
+            graph.cores += [result] if result.node not in made else []
+            made.add(result.node)
+        elif result:
             inner = graph.call_of(softmax)
             where = repr(inner.name or type(inner.module).__name__) if inner else "the loss"
             size = " x ".join(map(str, shape_of(softmax)))
-            graph.others.append(f"the softmax ({size}) in {where} {found}")
-            if found == _UNCLEAR:
+            graph.others.append(f"the softmax ({size}) in {where} {result}")
+            if result == _UNCLEAR:
                 graph.unsure.append(graph.others[-1])
     graph.cores.sort(key=lambda core: core.node._sequence_nr())
     for core in graph.cores:
@@ -537,15 +537,15 @@ def _attention(graph: Graph, softmax: Any, maps: Mapping[Any, int]) -> Core | st
     query = None if before else _learned_query(logits, maps[softmax])
     if before is None and query is None:
         return _NO_INPUT
-    found, node = None, softmax
+    pair, node = None, softmax
     if hasattr(softmax, "_saved_result"):
-        found = _order_after(softmax, maps[softmax], graph.users, maps)
-    if found is None:
+        pair = _order_after(softmax, maps[softmax], graph.users, maps)
+    if pair is None:
         mixed = _mixed(softmax, graph.users, maps)
         if isinstance(mixed, str):
             return mixed
-        node, found = mixed
-    order, product = found
+        node, pair = mixed
+    order, product = pair
     made = before or query
     assert made is not None
     count, rows = product.rows
@@ -759,9 +759,9 @@ def _mixed(
                     keys = product.keys(node) if len(node._input_metadata) == 1 else None
                     if keys is None or maps[softmax] not in _traced((node, 0), keys, softmax)[1]:
                         continue
-                    found = _order_after(node, keys, users, maps)
-                    if found is not None:
-                        return node, found
+                    pair = _order_after(node, keys, users, maps)
+                    if pair is not None:
+                        return node, pair
     return _UNCLEAR if met else _NO_VALUES
 
 

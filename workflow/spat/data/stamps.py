@@ -54,14 +54,14 @@ def parsed(texts: Any, formats: Sequence[str]) -> Times:
         if not len(rest):
             break
         some = texts if len(rest) == len(times) else texts.take(pa.array(rest))
-        found = pc.strptime(some, format=form, unit="s", error_is_null=True)
-        written = _written(found, form)
+        parsed = pc.strptime(some, format=form, unit="s", error_is_null=True)
+        written = _written(parsed, form)
         same = pc.equal(some, written).fill_null(False)
         if not pc.all(same).as_py():  # pad single digits, as `_written` does
             padded = pc.replace_substring_regex(some, r"\b(\d)\b", r"0\1")
             same = pc.equal(padded, written).fill_null(False)
-        times[rest] = found.to_numpy().astype("M8[s]")
-        for i in np.flatnonzero(~same.to_numpy() & found.is_valid().to_numpy()).tolist():
+        times[rest] = parsed.to_numpy().astype("M8[s]")
+        for i in np.flatnonzero(~same.to_numpy() & parsed.is_valid().to_numpy()).tolist():
             exact = None
             with suppress(ValueError):
                 exact = datetime.strptime(some[i].as_py(), form)

@@ -329,9 +329,9 @@ def _require_errors(measurements: pd.DataFrame, networks: pd.DataFrame) -> None:
 def _require_epochs(history: pd.DataFrame, networks: pd.DataFrame) -> None:
     """Each quantity of a trained network at each of its epochs."""
     key = [*RUN, *_NETWORK]
-    found = history.groupby([*key, "quantity"], dropna=False)["epoch"].agg(["size", "max"])
+    counted = history.groupby([*key, "quantity"], dropna=False)["epoch"].agg(["size", "max"])
     trained = networks[networks["phase"].ne("pruned")][[*key, "epochs"]]
-    merged = trained.merge(found.reset_index(), on=key, how="left")
+    merged = trained.merge(counted.reset_index(), on=key, how="left")
     seen = merged[["size", "max"]].fillna(0)
     wrong = merged[seen.ne(merged["epochs"], axis=0).any(axis=1)]
     if not wrong.empty:

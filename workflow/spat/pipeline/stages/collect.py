@@ -180,9 +180,9 @@ def _networks(config: Config, planned: Planned, *, measured: bool) -> Iterator[d
 def _measured(config: Config, run: Run, networks: Sequence[tuple[Job, Finished]]) -> dict[str, Any]:
     """The record of `measure`: it has the masks that were trained, and no others."""
     files = _files(config, run, "measure")
-    found = files.metrics["latency_ms"].keys()
+    measured = files.metrics["latency_ms"].keys()
     wanted = {job.mask for job, _ in networks if job.order == 0 and job.phase == "finetuned"}
-    if odd := sorted(found ^ wanted):
+    if odd := sorted(measured ^ wanted):
         state = "has no latency of" if odd[0] in wanted else "has the latency of an unknown"
         raise files.damaged(f"{files.folder / RESULT}: 'latency_ms' {state} mask {odd[0]}")
     return files.metrics

@@ -80,10 +80,10 @@ def once(function: Function) -> Function:
                 frames.computed[key] = function(frames, *arguments, **keywords)
             except Absent as absent:
                 frames.computed[key] = absent
-        found = frames.computed[key]
-        if isinstance(found, Absent):
-            raise Absent(*found.args)
-        return _copied(found)
+        result = frames.computed[key]
+        if isinstance(result, Absent):
+            raise Absent(*result.args)
+        return _copied(result)
 
     return cast(Function, known)
 
