@@ -1,5 +1,6 @@
 """Advice on a user's file: the trained networks, the text, and the files in the folder."""
 
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -118,11 +119,25 @@ def test_a_short_file_is_refused_with_the_number_of_rows_needed(
         advising._require_rows(short, replace(row, rows=rows), 24, 12)
 
 
+def test_a_worker_that_imports_the_script_of_its_parent_says_how_to_guard_it(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # multiprocessing sets this in a new process while it imports the script.
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(RuntimeError, match='a block `if __name__ == "__main__":`, or pass work'):
+        spat.advise(file, HORIZON, out=tmp_path / "out")
+
+
 def test_impossible_arguments_are_refused(file: Path, tmp_path: Path) -> None:
     given: Any = {"out": tmp_path / "out"}
     for name in ("lookback", "epochs", "finetune_epochs", "workers"):
         with pytest.raises(ConfigError, match=f"{name} 0: give at least 1"):
             spat.advise(file, HORIZON, **given, **{name: 0})
+    for value in ("12", 12.5, True, None):
+        with pytest.raises(ConfigError, match=f"horizon {value!r}: give a whole number"):
+            spat.advise(file, value, **given)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="is a DataFrame: give a path; .*frame.to_csv"):
+        spat.advise(pd.read_csv(file), HORIZON, **given)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="horizon -1"):
         spat.advise(file, -1, **given)
     with pytest.raises(ConfigError, match="'DLinear' is not one of iTransformer, PatchTST"):

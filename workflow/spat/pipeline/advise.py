@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,7 +43,7 @@ from spat.study.pages import style
 from spat.surgery.forecast import Forecast
 from spat.tasks.setting import Window
 from spat.training.device import costs
-from spat.training.device.concurrency import executor
+from spat.training.device.concurrency import executor, require_main
 from spat.training.loop import choose_device
 from spat.training.optimisation import adam
 from spat.training.step import training_step
@@ -86,13 +87,20 @@ def advise(
         epochs: the maximum number of epochs of pre-training of the Transformer; by default that of
             the registry.
         finetune_epochs: epochs of fine-tuning, the same for all masks and the control.
-        workers: the number of networks trained at the same time; by default one per core.
+        workers: the number of networks trained at the same time; by default one per core. On a CPU
+            they are processes: in a script, call this in a block `if __name__ == "__main__":`.
 
     Raises:
         DataError: naming the file, if it cannot be read.
         ConfigError: if the file is too short for `lookback` and `horizon` (the message has the
             number of rows needed), or an argument is not valid.
     """
+    require_main()
+    if not isinstance(file, str | os.PathLike):
+        raise ConfigError(
+            f"the file is a {type(file).__name__}: give a path; write a data frame to a file first "
+            "(frame.to_csv)"
+        )
     counts = {
         "horizon": horizon,
         "lookback": lookback,
@@ -101,7 +109,11 @@ def advise(
         "workers": workers,
     }
     for argument, value in counts.items():
-        if value is not None and value < 1:
+        if value is None and argument not in ("horizon", "lookback"):
+            continue
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise ConfigError(f"{argument} {value!r}: give a whole number")
+        if value < 1:
             raise ConfigError(f"{argument} {value}: give at least 1")
     path = Path(file)
     name, section, guessed = described(path)

@@ -45,6 +45,20 @@ def executor(device: torch.device, workers: int) -> Execute:
     return Workers(device, workers).map if device.type == "cuda" else Processes(workers).map
 
 
+def require_main() -> None:
+    """Check that this is no worker that is importing the script of its parent.
+
+    Raises:
+        RuntimeError: if it is one. There, a call that starts workers would wait for its parent.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError(
+            "worker processes import the script that started them, and this script starts workers "
+            'at its import: move the call into a block `if __name__ == "__main__":`, or pass '
+            "workers=1"
+        )
+
+
 class Processes:
     """Worker processes that end with their parent process; work must be picklable."""
 
