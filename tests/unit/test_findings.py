@@ -1417,7 +1417,7 @@ TEXT: tuple[Claim, ...] = (
         ),
     ),
     (
-        "The forecaster and GPT have {} sites each",
+        "the forecaster and GPT have {} sites each",
         lambda: tuple({left_out(C, "iTransformer")[0].shape[1], left_out(T)[0].shape[1]}),
     ),
     ("the MSE rises from {} to {}", lambda: (planted("control"), planted(NONE_LEFT))),
