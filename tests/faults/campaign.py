@@ -353,7 +353,9 @@ class Campaign:
             return Outcome("no effect" if same else "silent", shown)
         if unexplained(status, shown):
             return Outcome("traceback", shown)
-        return Outcome("refused" if name in shown else "dead end", shown)
+        # A row of another frame without its network is in that frame's message.
+        named = name in shown or (name == "networks.parquet" and "in `networks`" in shown)
+        return Outcome("refused" if named else "dead end", shown)
 
     def places(self) -> Iterator[Case]:
         """Something else in the place of each kept file: links, pipes, other files of the run."""
@@ -725,7 +727,7 @@ class Campaign:
     def own(self) -> Iterator[Case]:
         """`add` and `advise` with the same damaged files: refused, or all networks could train."""
         for name, case in self.data():
-            content = case.__defaults__[0]  # type: ignore[attr-defined]
+            (content,) = getattr(case, "__defaults__", None) or (None,)
             if isinstance(content, str):
                 content = DAMAGE[content](own_series())
             yield f"add {name}", lambda f, c=content: self._own(f, ["add"], c)

@@ -119,6 +119,9 @@ def longest(series: Series) -> int:
 
 
 def _decoded(path: Path, content: bytes) -> tuple[str, str]:
+    for start, kind in reading.OTHERS.items():
+        if content.startswith(start):
+            raise DataError(f"{path}: {kind}")
     marked = [name for mark, name in reading.MARKS.items() if content.startswith(mark)]
     if not marked and b"\0" in content[:4096]:
         raise DataError(f"{path}: not a text file: it holds bytes of value 0")

@@ -50,6 +50,8 @@ def add(path: Path) -> str:
         names=", ".join(series.names),
         notes=notes,
     )
+    # A comment with a control character would make the YAML unreadable.
+    head = "".join(char if char.isprintable() or char == "\n" else "?" for char in head)
     block = {"data": {"custom": {name: {**keys, "file": _in_utf8(keys["file"])}}}}
     # Escapes can be printed where the locale is not UTF-8.
     is_utf8 = sys.getfilesystemencoding() == "utf-8"

@@ -113,10 +113,11 @@ class Finished:
         with self._reading(path):
             array: np.ndarray[Any, Any] = np.load(path, allow_pickle=False)
             _require(records.array_fault(path, {"": array}))
-            if mean is not None and not np.isclose(array.mean(dtype=float), mean, rtol=1e-4):
+            own = array.mean(dtype=float) if array.size else float("nan")
+            if mean is not None and not np.isclose(own, mean, rtol=1e-4):
                 raise DamagedError(
-                    f"{path}: the mean of {array.size} values is {array.mean(dtype=float):.6g}, "
-                    f"but {self.folder / RESULT} has {mean:.6g}"
+                    f"{path}: the mean of {array.size} values is {own:.6g}, but "
+                    f"{self.folder / RESULT} has {mean:.6g}"
                 )
             return array
 

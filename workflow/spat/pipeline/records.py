@@ -31,10 +31,10 @@ from pydantic import (
 from spat.data.registry import WITHOUT_TIME, step_seconds
 from spat.models.registry import MODELS
 from spat.models.settings import Recipe
-from spat.pipeline.config import Config
+from spat.pipeline.config import Config, Rule
 from spat.pipeline.runs import Run
 from spat.scoring.names import CRITERIA
-from spat.tasks.setting import WRITTEN
+from spat.tasks.setting import WRITTEN, Window
 from spat.training.options import Precision
 
 if TYPE_CHECKING:
@@ -514,6 +514,7 @@ _TEXTS: Final[dict[str, str]] = {
     "metric": "|".join(name for names in METRICS.values() for name in names),
     "criterion": "|".join((*CRITERIA, "control", "exhaustive", "uniformity")),
     "level": "site|head",
+    "rule": "|".join(("", *get_args(Rule), "path", "exhaustive")),
     "stage": "pretrain|finetune|scratch",
     "status": "ok|diverged",
     "precision": "|".join(get_args(Precision)),
@@ -532,6 +533,8 @@ _ARRAYS: Final = {
     "loss_drops.npy": 2,
 }
 _FORECASTS: Final = {"window": 1, "input": 2, "truth": 2, "forecast": 2}
+# The number of example forecasts that are kept.
+EXAMPLE_WINDOWS: Final = 3
 
 
 def table_fault(path: Path, table: pd.DataFrame) -> str | None:
@@ -555,7 +558,7 @@ def table_fault(path: Path, table: pd.DataFrame) -> str | None:
             or {
                 "i": is_number and types.is_integer_dtype(table[column]),
                 "f": is_number,
-                "t": not types.is_numeric_dtype(table[column]),
+                "t": table[column].dropna().map(type).eq(str).all(),
             }[kind]
         )
         if not right or (kind == "i" and table[column].isna().any()):
@@ -597,6 +600,26 @@ def array_fault(path: Path, arrays: Mapping[str, NDArray[Any]]) -> str | None:
         if arrays[name].ndim != count or arrays[name].dtype.kind not in "fiu":
             content = f"{arrays[name].dtype} {list(arrays[name].shape)}"
             return f"{path}: the array{about} is {content}: expected numbers in {count} dimensions"
+        if path.name == "maps.npz" and not (arrays[name].size and _all_finite(arrays[name])):
+            return f"{path}: the array{about} is empty, or has values that are not finite"
+    if dimensions is _FORECASTS:
+        return _forecasts_fault(path, arrays)
+    return None
+
+
+def _all_finite(array: NDArray[Any]) -> bool:
+    return bool(abs(array).max() < float("inf"))
+
+
+def _forecasts_fault(path: Path, arrays: Mapping[str, NDArray[Any]]) -> str | None:
+    """The array of example forecasts without the windows and steps of the run's setting."""
+    place = _place(path.with_name("metrics.json"))
+    window = Window.parse(place.keys["setting"] if place else "")
+    steps = {"input": window.lookback, "truth": window.horizon, "forecast": window.horizon}
+    for name, array in arrays.items():
+        wanted = (EXAMPLE_WINDOWS, *((steps[name],) if name in steps else ()))
+        if name in _FORECASTS and array.shape != wanted:
+            return f"{path}: the array {name!r} is {list(array.shape)}: expected {list(wanted)}"
     return None
 
 

@@ -12,12 +12,10 @@ from spat.data.windows import Splits, Windows, split
 from spat.models.base import Network
 from spat.pipeline import runs
 from spat.pipeline.config import Config
+from spat.pipeline.records import EXAMPLE_WINDOWS
 from spat.pipeline.runs import Run
 from spat.tasks.setting import Window
 from spat.tasks.task import Task
-
-# The number of test windows whose forecasts are kept for figures.
-EXAMPLE_WINDOWS = 3
 
 
 def opened(config: Config, dataset: str, run: Run, device: torch.device) -> tuple[str, Splits]:
@@ -29,7 +27,10 @@ def opened(config: Config, dataset: str, run: Run, device: torch.device) -> tupl
 
 @torch.inference_mode()
 def examples(model: Network, task: Task, windows: Windows) -> dict[str, np.ndarray[Any, Any]]:
-    """Input, truth and forecast [W, steps] of the last channel in evenly spaced test windows."""
+    """Input, truth and forecast [W, steps] of the last channel in evenly spaced test windows.
+
+    W is `EXAMPLE_WINDOWS`.
+    """
     index = torch.linspace(0, len(windows) - 1, EXAMPLE_WINDOWS, device=windows.device).long()
     batch = windows.batch(index)
     forecast = task.forward(model.eval(), batch)
