@@ -261,6 +261,26 @@ def test_the_block_that_add_prints_can_be_used(
     }
 
 
+def test_a_control_character_in_a_name_leaves_the_block_readable(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.csv")
+    path.write_text(path.read_text("utf-8").replace("load", "lo\x1b[31mad", 1), "utf-8")
+    printed = add(path)
+    assert "\x1b" not in printed and "lo?[31mad" in printed
+    assert yaml.safe_load(printed)["data"]["custom"]["own"]["step"] == "1h"
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [(b"PK\x03\x04\0\0", "an Excel file: save it as CSV"), (b"PAR1\0\0", "a Parquet file")],
+)
+def test_a_file_of_another_kind_is_named_by_its_kind(
+    content: bytes, kind: str, tmp_path: Path
+) -> None:
+    (tmp_path / "own.csv").write_bytes(content)
+    with pytest.raises(series.DataError, match=rf"own.csv: .*{kind}"):
+        add(tmp_path / "own.csv")
+
+
 def test_files_are_found_where_the_locale_is_not_utf_8(tmp_path: Path) -> None:
     file = write(tmp_path / "my folder" / "Meßwerte ü.csv")
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -229,6 +229,30 @@ def test_ctrl_c_says_what_is_kept(configuration: Path) -> None:
     assert shown.startswith("spat collect: interrupted.") and "Traceback" not in shown
 
 
+def test_a_second_ctrl_c_while_the_process_ends_changes_nothing(configuration: Path) -> None:
+    program = (
+        "import atexit, sys, time; from spat.pipeline import cli\n"
+        "atexit.register(time.sleep, 2)\n"
+        "def stage(*_): print('begun', flush=True), time.sleep(60)\n"
+        "cli.STAGES['collect'] = (stage, '', ())\n"
+        f"sys.argv[1:] = ['collect', '--config', {str(configuration)!r}]\n"
+        "raise SystemExit(cli.main())"
+    )
+    job = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert job.stdout is not None and job.stdout.readline() == "begun\n"
+    job.send_signal(signal.SIGINT)
+    assert job.stderr is not None
+    assert job.stderr.readline().startswith("spat collect: interrupted.")
+    job.send_signal(signal.SIGINT)
+    _, shown = job.communicate(timeout=30)
+    assert (job.returncode, shown) == (130, "")
+
+
 def test_a_closed_pipe_and_an_ascii_locale_do_not_fail(configuration: Path) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     program = (
