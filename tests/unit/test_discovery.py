@@ -796,6 +796,33 @@ def test_a_softmax_that_is_not_attention_is_named_but_is_no_site(name: str) -> N
         assert messages == []
 
 
+class OwnSoftmax(torch.autograd.Function):
+    """A softmax with a backward pass of its own, as that of DeBERTa's relatives."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        A = x.softmax(-1)
+        ctx.save_for_backward(A)
+        return A
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (A,), (g,) = ctx.saved_tensors, gradients
+        return A * (g - (A * g).sum(-1, keepdim=True))
+
+
+def test_a_softmax_with_its_own_backward_pass_is_named_and_ranked_as_a_unit() -> None:
+    model = zoo.make(
+        lambda: zoo.Layer(Mapped(lambda _, x: OwnSoftmax.apply(x)))  # type: ignore[no-untyped-call]
+    )
+    with pytest.raises(NoSites, match="'attention' has a softmax with a backward pass of its own"):
+        spat.find_sites(model, zoo.loss, zoo.batch())
+    given: Any = {"units": "attention"}
+    scores = spat.score(model, [zoo.batch()], zoo.loss, criterion="loss_drop", **given)
+    small = spat.prune(model, scores.lowest(1), zoo.loss, zoo.batch(), **given)
+    assert isinstance(small.spat_removal, Removal) and small.spat_removal.removed
+
+
 def test_a_softmax_over_classes_is_no_attention() -> None:
     model = zoo.make(lambda: nn.Sequential(zoo.Layer(zoo.Nano()), nn.Linear(zoo.WIDTH, 5)))
 

@@ -386,7 +386,11 @@ def read(loss: Tensor, calls: list[Call]) -> Graph:
     graph = Graph(calls, [], users)
     maps: dict[Any, int] = {}
     for node in sorted(nodes, key=_number):
-        if "ScaledDotProduct" in node.name():
+        if _is(node, ("Softmax", "ScaledDotProduct")) and hasattr(node, "saved_tensors"):
+            # A torch.autograd.Function does not say what it saves.
+            inner = graph.call_of(node)
+            graph.others.append(f"{_place(inner)} has a softmax with a backward pass of its own")
+        elif "ScaledDotProduct" in node.name():
             q, k = node._saved_query, node._saved_key
             q_node, k_node = (part for part, _ in node.next_functions[:2])
             graph.cores.append(Core(node, True, (*q.shape[:-1], k.shape[-2]), (), (q_node, k_node)))
@@ -400,8 +404,7 @@ def read(loss: Tensor, calls: list[Call]) -> Graph:
             graph.cores += [result] if result.node not in made else []
             made.add(result.node)
         elif result:
-            inner = graph.call_of(softmax)
-            where = repr(inner.name or type(inner.module).__name__) if inner else "the loss"
+            where = _place(graph.call_of(softmax))
             size = " x ".join(map(str, shape_of(softmax)))
             graph.others.append(f"the softmax ({size}) in {where} {result}")
             if result == _UNCLEAR:
@@ -410,6 +413,10 @@ def read(loss: Tensor, calls: list[Call]) -> Graph:
     for core in graph.cores:
         core.call = graph.call_of(core.product.node if core.product else core.node)
     return graph
+
+
+def _place(call: Call | None) -> str:
+    return repr(call.name or type(call.module).__name__) if call else "the loss"
 
 
 def _choose_output(call: Call, users: Mapping[Any, Sequence[Any]]) -> None:
