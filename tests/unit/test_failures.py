@@ -75,6 +75,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         (Exception("I/O error: No space left on device (os error 28)"), "file.bin'. The disk is"),
         (PermissionError(errno.EACCES, "Permission denied", "r"), "'r'. Give yourself access"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "r"), "directory: 'r'"),
+        (OSError(errno.ELOOP, "Too many levels of symbolic links", "r"), "'r'. Remove that link"),
         (ValueError("run 'x' is not there"), "spat collect: ValueError: run 'x' is not there\n"),
         (KeyboardInterrupt(), "interrupted. Finished work is kept, and training resumes from"),
     ],

@@ -19,8 +19,11 @@ from spat.pipeline.stages.pretrain import pretrain
 RATES = (1e-5, 1e-2, 1e-30)
 
 
-def trained(results: Path, *rates: float) -> tuple[Config, Run]:
-    """DLinear pre-trained for two epochs in the variant `tuned`."""
+def trained(results: Path, *rates: float, divergent: float = 0.0) -> tuple[Config, Run]:
+    """DLinear pre-trained for two epochs in the variant `tuned`.
+
+    `divergent` is a further rate, tried first, which a configuration could not have.
+    """
     block = {"datasets": ["synthetic"], "models": ["DLinear"], "variants": ["tuned"]}
     config = load(
         {
@@ -32,6 +35,11 @@ def trained(results: Path, *rates: float) -> tuple[Config, Run]:
         },
         "test",
     )
+    if divergent:
+        variant = config.variants["tuned"].model_copy(
+            update={"learning_rates": (divergent, *rates)}
+        )
+        config = config.model_copy(update={"variants": {"tuned": variant}})
     run = runs.plan(config)[0].run
     content = synthetic.generate(600, 3, seed=0, coupling=0.6, noise=0.3)
     prepared = series.prepare(DATASETS["synthetic"], content, "0" * 64)
@@ -63,7 +71,7 @@ def test_the_rate_that_validates_best_is_kept_and_all_are_recorded(tmp_path: Pat
 
 
 def test_training_that_diverges_is_not_kept(tmp_path: Path) -> None:
-    config, run = trained(tmp_path, 1e30, 1e-3)
+    config, run = trained(tmp_path, 1e-3, divergent=1e30)
     metrics = read_json(runs.folder(config, run, "pretrain") / "metrics.json")
     assert [row["status"] for row in metrics["learning_rates"]] == ["diverged", "ok"]
     assert metrics["status"] == "ok"

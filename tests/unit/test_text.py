@@ -223,7 +223,7 @@ def test_all_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("block", "message"),
     [
         ({"horizons": [96]}, "PythonTopics is a text, which has no `horizons`"),
-        ({"lookback": 400_000}, "fewer than the 400001 of a sequence"),
+        ({"lookback": 100_000}, "fewer than the 100001 of a sequence"),
         ({"models": ["PatchTST"]}, "an experiment has one task"),
     ],
 )

@@ -38,8 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     gc.set_threshold(*GARBAGE)
     for stream in (sys.stdout, sys.stderr):
+        # A locale without UTF-8 lacks some characters. On a stream that was replaced by a pipe after
+        # Python opened it, this fails.
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a locale without UTF-8 lacks some characters
+            with contextlib.suppress(OSError):
+                stream.reconfigure(errors="replace")
     parser = _parser()
     options = parser.parse_args(arguments)
     for name, value in vars(options).items():

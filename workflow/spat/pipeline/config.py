@@ -822,7 +822,7 @@ def _explain(error: ValidationError, source: str) -> str:
                 "workflow/spat/pipeline/config.py"
             )
         elif problem["type"] == "value_error":  # from validators, which name the value
-            message, value = str(problem["ctx"]["error"]), ""
+            message, value = without_secrets(str(problem["ctx"]["error"])), ""
         # The message of an error about several sections names the key.
         lines.append("  " + ": ".join(filter(None, (key, message))) + value)
     return "\n".join(lines)

@@ -51,6 +51,8 @@ def explain(error: BaseException) -> str:
         )
     if isinstance(error, IsADirectoryError):
         return f"{text}. Remove that folder, and run the same command again"
+    if isinstance(error, OSError) and error.errno == errno.ELOOP:
+        return f"{text}. Remove that link, and run the same command again"
     if isinstance(error, NotADirectoryError | FileExistsError) and error.filename:
         path = Path(os.fsdecode(error.filename))
         inside = next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), path)

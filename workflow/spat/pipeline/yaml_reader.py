@@ -100,7 +100,7 @@ _PLAIN: Final = re.compile(
     r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
 )
 
-_NUMBER_OR_TRUTH: Final = re.compile(rf"{_PLAIN.pattern}|true|false|null")
+_NUMBER_OR_TRUTH: Final = re.compile(rf"{_PLAIN.pattern}|(?i:true|false|null)")
 # YAML 1.1 reads `1e-3` and `1.5e3` as texts; YAML 1.2 and JSON as numbers.
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(f"(?:{_EXPONENT})$"), list("-+0123456789")
