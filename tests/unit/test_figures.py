@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import replace
 from functools import cache
@@ -169,6 +170,14 @@ def test_drawing_does_not_change_global_state() -> None:
 
     assert plt.get_fignums() == []
     assert dict(mpl.rcParams) == before
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_of_many_dense_models_is_drawn_or_refused(name: str) -> None:
+    results = frames("many").results
+    dense = Frames.of(results=results[results["phase"] == "dense"])
+    with contextlib.suppress(Absent):
+        draw(name, dense)
 
 
 @pytest.mark.parametrize("name", ["pareto", "send_uniformity"])

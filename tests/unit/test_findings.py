@@ -855,9 +855,43 @@ RIVALS: tuple[Claim, ...] = (
     ),
     (
         "saw {:.0f} % of the training windows in an epoch",
-        lambda: (100 * systems()["share of windows"].dropna().unique().item(),),
+        lambda: shares("Autoformer", "Crossformer", "FEDformer"),
+    ),
+    (
+        "With {:.0f} % of the training windows, GPT4TS has a test MSE of {} with layers of "
+        "SmolLM2, and {} with random weights",
+        lambda: (
+            *shares(*LANGUAGE),
+            *(third(at(model, "MSE", "published-share10")) for model in LANGUAGE),
+        ),
+    ),
+    ("TimeMachine has {}", lambda: (third(at("TimeMachine", "MSE", FEW_EPOCHS)),)),
+    (
+        "TimeMachine ({:.0f} epochs, published {}) and GPT4TS saw {:.0f} %",
+        lambda: (
+            at("TimeMachine", "epochs", FEW_EPOCHS),
+            setup("TimeMachine", "published", "ETTh1", 96).recipe.epochs,
+            *shares("TimeMachine", *LANGUAGE),
+        ),
     ),
 )
+LANGUAGE = ("GPT4TS-smollm2", "GPT4TS-random")
+FEW_EPOCHS = "published-share10-epochs20"
+
+
+def shares(*models: str) -> tuple[float]:
+    """The share of windows of these models, in percent."""
+    rows = systems()[systems()["model"].isin(models)]
+    assert set(rows["model"]) == set(models)
+    return (100 * rows["share of windows"].unique().item(),)
+
+
+def test_statements_without_numbers_of_the_rivals_hold() -> None:
+    rows = systems()[systems()["model"].isin(("TimeMachine", *LANGUAGE))]
+    assert (rows["best epoch"] == rows["epochs"]).all(), "their last epoch is their best"
+    assert not systems()["model"].str.startswith("Time-LLM").any()
+
+
 TUNED = ("DLinear", "NLinear", "RLinear", "SparseTSF")
 
 

@@ -207,7 +207,7 @@ def test_the_report_holds_every_table_and_figure(smoke: Project) -> None:
     made = {f"{name}.html" for name in _made(smoke, "table")}
     made |= {f"{name}.png" for name in _made(smoke, "figure")}
     assert {"main.html", "pareto.png"} <= made <= names
-    assert "It opens on this summary" in text
+    assert "Does pruning change the test error?" in text
 
 
 # Run each command of `commands.json` in a child of a process that has imported the large packages.

@@ -38,8 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     gc.set_threshold(*GARBAGE)
     for stream in (sys.stdout, sys.stderr):
-        # A locale without UTF-8 lacks some characters. On a stream that was replaced by a pipe after
-        # Python opened it, this fails.
+        # A locale without UTF-8 lacks some characters. This fails on a stream whose descriptor was
+        # replaced by a pipe after Python opened it.
         if isinstance(stream, io.TextIOWrapper):
             with contextlib.suppress(OSError):
                 stream.reconfigure(errors="replace")

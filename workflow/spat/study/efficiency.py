@@ -156,13 +156,15 @@ def pareto_points(frames: Frames) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFr
     each panel of the figure.
 
     Raises:
-        Absent: if no model has attention sites.
+        Absent: if no model has attention sites, or none was fine-tuned.
     """
     rows, masks = _points(frames)
     keys, cells = style.split(rows)
     baselines = methods.baselines(rows, frames.results)
     rows, masks, baselines = (_against_control(part, rows) for part in (rows, masks, baselines))
     points = _means(pd.concat([rows, baselines]), keys)
+    if points.empty:
+        raise Absent("Only the control was fine-tuned: no fine-tuned mask removes attention.")
     if cells and len(frames.losses):
         tested = changes(frames).set_index([*SHOWN, "method"])[["mean", "low", "high"]]
         tested.columns = pd.Index(["y", "low", "high"])
