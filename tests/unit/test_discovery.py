@@ -569,7 +569,7 @@ def renormalised(m: Any, x: Tensor) -> Tensor:
 
 
 HEADS_SQUARED = (zoo.HEADS, zoo.HEADS)
-# name -> maker of attention whose weights are no plain softmax
+# name -> maker of attention whose weights are not a plain softmax
 FORMS: dict[str, Any] = {
     "exp over sum": lambda: Mapped(exp_over_sum),
     "exp over sum with a mask": lambda: Mapped(masked_exp_over_sum),

@@ -196,4 +196,4 @@ def test_loss_curves_and_tracking(finished: tuple[Config, Run]) -> None:
     assert {"test_cross_entropy", "test/error_rate"} <= keys
     masks = entries.children(own, run, "prune")
     changes = {point.key for entry in masks for point in entry.points}
-    assert "change_percent/test_cross_entropy" in changes
+    assert "test_cross_entropy_change_percent" in changes

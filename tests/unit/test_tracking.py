@@ -401,8 +401,8 @@ def test_masks_are_named_by_what_asked_for_them_and_compared_with_the_control(
     assert "latency_ms/batch 1/michel 50" not in measured
     shown = by_mask["0.1"].data.metrics
     assert shown["test_mse"] == 0.19
-    assert shown["change_percent/test_mse"] == pytest.approx(-50)
-    assert shown["change_percent/flops"] == pytest.approx(-25)
+    assert shown["test_mse_change_percent"] == pytest.approx(-50)
+    assert shown["flops_change_percent"] == pytest.approx(-25)
     assert live(config)[RUN.path].data.metrics["test_mse"] == 0.38
 
 
@@ -415,8 +415,8 @@ def test_later_jobs_add_their_changes_to_the_runs_that_were_shown_before(config:
         tracking.log(config, RUN, stage)
     job = f"{RUN.path}/prune/masks/0.1/order0"
     before = live(config)
-    changes = {"change_percent/test_mse", "change_percent/flops", "change_percent/latency_ms"}
-    assert changes - set(before[job].data.metrics) == {"change_percent/latency_ms"}
+    changes = {"test_mse_change_percent", "flops_change_percent", "latency_ms_change_percent"}
+    assert changes - set(before[job].data.metrics) == {"latency_ms_change_percent"}
     assert not changes & set(before[RUN.path].data.metrics)
     write_selections(config, "decide", ("send", 0, "site", None, "validation", 1, "0.1", 0))
     write_stage(config, RUN, "measure")

@@ -139,8 +139,8 @@ def amended(config: Config, run: Run, stage: str) -> dict[str, list[Point]]:
     if kind not in ("measure", "transfer") or "prune" not in finished(config, run):
         return {}
     shown = [parent(config, run), *(children(config, run, "prune") if kind == "measure" else ())]
-    later = ("latency_ms", "change_percent/")
-    points = {e.job: [p for p in e.points if p.key.startswith(later)] for e in shown}
+    later = re.compile(r"latency_ms|.*_change_percent$")
+    points = {e.job: [p for p in e.points if later.match(p.key)] for e in shown}
     return {job: values for job, values in points.items() if values}
 
 
@@ -275,7 +275,7 @@ def _changes(
         mask: {
             "latency_ms": latency.get(mask),
             **{
-                f"change_percent/{name}": _percent(values.get(mask), values.get(whole))
+                f"{name}_change_percent": _percent(values.get(mask), values.get(whole))
                 for name, values in (
                     (f"test_{primary}", error),
                     ("flops", flops),

@@ -43,9 +43,9 @@ DESCRIPTION = """\
 top-level run is one dataset, model, setting and seed. Its child runs are its pre-training, scores,
 masks, latencies and transfers.
 
-To compare masks, sort by `change_percent/test_mse`: the change against the control, which is the
+To compare masks, sort by `test_mse_change_percent`: the change against the control, which is the
 dense model with the same extra epochs. Below 0 is better. Useful columns are the metrics
-`test_mse`, `change_percent/test_mse`, `change_percent/flops` and `change_percent/latency_ms` (the
+`test_mse`, `test_mse_change_percent`, `flops_change_percent` and `latency_ms_change_percent` (the
 largest batch), and the tags `method`, `ratio`, `level`, `removed` and `chosen_by`. Top-level runs
 have the changes of the mask that validation chose for SPAT. Latencies of all batch sizes are
 metrics of the runs `measure`, such as `latency_ms/batch 1/SPAT 50`.
@@ -54,7 +54,7 @@ metrics of the runs `measure`, such as `latency_ms/batch 1/SPAT 50`.
 VIEW_TAG = "mlflow.sharedViewState.spat"
 VIEW = json.dumps(
     {
-        "orderByKey": "metrics.`change_percent/test_mse`",
+        "orderByKey": "metrics.`test_mse_change_percent`",
         "orderByAsc": True,
         "selectedColumns": [
             *(f"tags.`{name}`" for name in ("method", "ratio", "level")),
@@ -62,9 +62,9 @@ VIEW = json.dumps(
                 f"metrics.`{name}`"
                 for name in (
                     "test_mse",
-                    "change_percent/test_mse",
-                    "change_percent/flops",
-                    "change_percent/latency_ms",
+                    "test_mse_change_percent",
+                    "flops_change_percent",
+                    "latency_ms_change_percent",
                 )
             ),
         ],
