@@ -514,24 +514,39 @@ def broken_link(path: Path, outside: Path) -> None:
     path.symlink_to(outside / "absent")
 
 
+def link_to_itself(path: Path, outside: Path) -> None:
+    path.unlink()
+    path.symlink_to(path)
+
+
 OTHERS: tuple[Callable[[Path, Path], None], ...] = (folder, pipe, link_to_a_folder, broken_link)
 
 
 @pytest.mark.parametrize(
     ("name", "replaced"),
     [
-        (name, OTHERS[i % len(OTHERS)])
-        for i, name in enumerate(
-            (
-                *("pretrain/metrics.json", "pretrain/losses.npy", "pretrain/kept/metrics.json"),
-                *("score/metrics.json", "score/maps.npz", "select/selections.csv"),
-                *("select/metrics.json", "prune/manifest.json", f"{MASK}/metrics.json"),
-                *(f"{MASK}/losses.npy", f"{MASK}/digest", "measure/metrics.json"),
-                *("transfer/synthetic2/metrics.json", "decide/metrics.json"),
-                *("robustness/metrics.json", ".locks/prune", "../../../../prepared/synthetic.npz"),
-                *("../../../../prepared/synthetic.json", "pretrain/kept/digest"),
+        ("../../../../prepared/synthetic.json", link_to_itself),
+        ("pretrain/metrics.json", link_to_itself),
+        (f"{MASK}/metrics.json", link_to_itself),
+        (f"{MASK}/losses.npy", link_to_itself),
+        *(
+            (name, OTHERS[i % len(OTHERS)])
+            for i, name in enumerate(
+                (
+                    *("pretrain/metrics.json", "pretrain/losses.npy", "pretrain/kept/metrics.json"),
+                    *("score/metrics.json", "score/maps.npz", "select/selections.csv"),
+                    *("select/metrics.json", "prune/manifest.json", f"{MASK}/metrics.json"),
+                    *(f"{MASK}/losses.npy", f"{MASK}/digest", "measure/metrics.json"),
+                    *("transfer/synthetic2/metrics.json", "decide/metrics.json"),
+                    *(
+                        "robustness/metrics.json",
+                        ".locks/prune",
+                        "../../../../prepared/synthetic.npz",
+                    ),
+                    *("../../../../prepared/synthetic.json", "pretrain/kept/digest"),
+                )
             )
-        )
+        ),
     ],
     ids=lambda value: getattr(value, "__name__", None) or str(value),
 )

@@ -12,6 +12,7 @@ of the record is checked against its path (`spat.pipeline.records.fault`).
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -292,6 +293,10 @@ def _record(path: Path) -> dict[str, Any]:
     try:
         record = read_json(path)
     except FileNotFoundError:
+        raise
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise DamagedError(f"{path}: a link to itself") from None
         raise
     except ValueError as error:
         raise DamagedError(str(error)) from None
