@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from spat.study.pages.page import OF_TASK
 from spat.study.pages.reader import WIDE, Frames, widened
-from spat.study.pages.words import OF_TASK
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 

@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from spat.study import bf16
+from spat.study import precision
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
 COMMITTED = REFERENCE / "precision"
-BOTH = [COMMITTED / name / "data" for name in bf16.PRECISIONS]
+BOTH = [COMMITTED / name / "data" for name in precision.PRECISIONS]
 
 
-def stored(folder: Path, precision: str, factor: float = 1.0, spread: float = 0.0) -> Path:
+def stored(folder: Path, trained_in: str, factor: float = 1.0, spread: float = 0.0) -> Path:
     """The frames of the experiment `scratch`, as if trained in a precision with other errors."""
     folder.mkdir()
     source = REFERENCE / "scratch" / "data"
@@ -24,7 +24,7 @@ def stored(folder: Path, precision: str, factor: float = 1.0, spread: float = 0.
     noise = np.random.default_rng(0).normal(0, spread, len(rows))
     rows["value"] = rows["value"] * (factor + noise)
     rows.to_parquet(folder / "measurements.parquet")
-    networks = pd.read_parquet(source / "networks.parquet").assign(precision=precision)
+    networks = pd.read_parquet(source / "networks.parquet").assign(precision=trained_in)
     networks.to_parquet(folder / "networks.parquet")
     return folder
 
@@ -32,12 +32,12 @@ def stored(folder: Path, precision: str, factor: float = 1.0, spread: float = 0.
 def compared(tmp_path: Path, factor: float, spread: float) -> pd.DataFrame:
     float32 = stored(tmp_path / "float32", "float32")
     narrow = stored(tmp_path / "bf16", "bf16", factor, spread)
-    return bf16.table(bf16.changes(float32, narrow))
+    return precision.equivalence_of_bf16(precision.changes_by_bf16(float32, narrow))
 
 
 def test_runs_are_the_unit_and_every_mask_counts(tmp_path: Path) -> None:
     table = compared(tmp_path, 1.001, 1e-4).set_index(["dataset", "networks", "metric"])
-    row = table.loc[bf16.ALL, bf16.PHASES["finetuned"], "mse"]
+    row = table.loc[precision.ALL, precision.PHASES["finetuned"], "mse"]
     frame = pd.read_parquet(tmp_path / "bf16" / "measurements.parquet")
     asked = frame[(frame["split"] == "test") & (frame["metric"] == "mse")]
     tuned = asked[asked["phase"] == "finetuned"]
@@ -45,7 +45,7 @@ def test_runs_are_the_unit_and_every_mask_counts(tmp_path: Path) -> None:
     assert row["pairs"] > row["runs"]
     assert row["mean"] == pytest.approx(0.1, abs=0.01)
     assert row["low"] < row["mean"] < row["high"] <= row["largest"]
-    assert table.loc[bf16.ALL, "dense", "mae"]["pairs"] == 10
+    assert table.loc[precision.ALL, "dense", "mae"]["pairs"] == 10
 
 
 @pytest.mark.parametrize(
@@ -56,9 +56,9 @@ def test_equivalence_needs_a_small_change_and_a_small_error(
     factor: float, spread: float, expected: bool, tmp_path: Path
 ) -> None:
     table = compared(tmp_path, factor, spread)
-    whole = table[(table["dataset"] == bf16.ALL) & (table["networks"] == "dense")]
+    whole = table[(table["dataset"] == precision.ALL) & (table["networks"] == "dense")]
     assert whole["equivalent"].tolist() == [expected] * 2
-    inside = (table["low"] > -bf16.MARGIN) & (table["high"] < bf16.MARGIN)
+    inside = (table["low"] > -precision.MARGIN) & (table["high"] < precision.MARGIN)
     assert table["equivalent"].tolist() == inside.tolist()
 
 
@@ -67,21 +67,21 @@ def test_a_network_that_is_missing_in_one_folder_is_an_error(tmp_path: Path) -> 
     rows = pd.read_parquet(narrow / "measurements.parquet")
     rows[rows["seed"] != 2].to_parquet(narrow / "measurements.parquet")
     with pytest.raises(ValueError, match="/b: .* are missing.*'seed': 2"):
-        bf16.changes(float32, narrow)
+        precision.changes_by_bf16(float32, narrow)
 
 
 def test_folders_in_the_wrong_order_are_refused(tmp_path: Path) -> None:
     float32, narrow = stored(tmp_path / "a", "float32"), stored(tmp_path / "b", "bf16")
     with pytest.raises(ValueError, match="trained in bf16 instead of float32"):
-        bf16.changes(narrow, float32)
+        precision.changes_by_bf16(narrow, float32)
 
 
 @pytest.mark.skipif(not BOTH[0].exists(), reason="the experiment is committed when it has ended")
 def test_the_committed_table_is_what_the_command_prints(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert bf16.main([str(folder) for folder in BOTH]) == 0
+    assert precision.main([str(folder) for folder in BOTH]) == 0
     printed = pd.read_csv(io.StringIO(capsys.readouterr().out))
     pd.testing.assert_frame_equal(pd.read_csv(COMMITTED / "bf16.csv"), printed, rtol=1e-4)
-    runs = printed.loc[printed["dataset"] == bf16.ALL, "runs"]
+    runs = printed.loc[printed["dataset"] == precision.ALL, "runs"]
     assert set(runs) == {6}

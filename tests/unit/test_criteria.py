@@ -13,7 +13,7 @@ import statsmodels.formula.api as smf
 from planted import EMPTY, FULL, MASKS, Keys, additive, decision, results, runs, scores, selections
 from statsmodels.stats.anova import anova_lm
 
-from spat.study import criteria, leave_one_out, replicates
+from spat.study import gains, quality, replicates
 from spat.study.statistics import ranks
 from spat.study.statistics.averages import summarise
 from spat.study.statistics.cells import ANY_REMOVED, CELL
@@ -93,7 +93,7 @@ def test_site_scores_are_those_over_all_batches_at_the_kept_epoch() -> None:
 
 def test_the_oracle_has_a_positive_gain_and_chance_has_none() -> None:
     of = runs(["ETTh1", "ETTh2"], seeds=40)
-    table = criteria.gains(results(of, noisy()), selections(of, CRITERIA))
+    table = gains.gains(results(of, noisy()), selections(of, CRITERIA))
     assert set(table["removed"]) == {1, 2, 3}, "K = 0 and K = N are no choice"
     means = table.groupby(["criterion", "removed"])["gain"].mean()
     # K = 1: the mean over masks is 1 + mean(worth); the oracle removes the site of least worth.
@@ -112,7 +112,7 @@ def test_the_mean_of_all_random_masks_gains_exactly_nothing() -> None:
     asked = pd.DataFrame(
         [decision(k, "random", m, draw=i, ratio=0.5) for k in of for i, m in enumerate(every)]
     )
-    table = criteria.gains(results(of, noisy(0.01)), asked)
+    table = gains.gains(results(of, noisy(0.01)), asked)
     assert len(table) == 12
     np.testing.assert_allclose(table.groupby("seed")["gain"].mean(), 0, atol=1e-12)
 
@@ -123,7 +123,7 @@ def test_groups_with_a_missing_or_diverged_mask_are_left_out() -> None:
     diverged = (frame["mask"] == "0.1.1.1") & (frame["seed"] == 0)
     absent = (frame["mask"] == "0.0.1.1") & (frame["seed"] == 1)
     frame.loc[diverged, "mse"] = np.nan
-    table = criteria.gains(frame[~absent], selections(of, CRITERIA))
+    table = gains.gains(frame[~absent], selections(of, CRITERIA))
     assert set(zip(table["seed"], table["removed"], strict=True)) == {
         (0, 2), (0, 3), (1, 1), (1, 3),
     }  # fmt: skip
@@ -134,11 +134,11 @@ def test_ratios_of_one_number_of_sites_count_once_and_labels_merge() -> None:
     asked = selections(of, CRITERIA)
     again = asked[asked["ratio"] == 0.25].assign(ratio=0.3)
     both = pd.concat([asked, again])
-    assert len(criteria.choices(both)) == len(criteria.choices(asked)) == 4 * len(CRITERIA)
+    assert len(gains.choices(both)) == len(gains.choices(asked)) == 4 * len(CRITERIA)
     labels = {"oracle": "oracle = scaled", "scaled": "oracle = scaled"}
-    assert len(criteria.choices(asked, labels)) == 4 * (len(CRITERIA) - 1)
+    assert len(gains.choices(asked, labels)) == 4 * (len(CRITERIA) - 1)
     with pytest.raises(ValueError, match="two masks"):
-        criteria.choices(asked, {"oracle": "x", "reverse": "x"})
+        gains.choices(asked, {"oracle": "x", "reverse": "x"})
 
 
 # --- regrets -------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def test_ratios_of_one_number_of_sites_count_once_and_labels_merge() -> None:
 
 def test_the_oracle_has_no_honest_regret_and_its_reverse_the_largest() -> None:
     of = runs(seeds=4)
-    table = criteria.regrets(results(of, noisy(), orders=3), selections(of, CRITERIA))
+    table = quality.regrets(results(of, noisy(), orders=3), selections(of, CRITERIA))
     assert set(table["oracle"]) == {"seeds", "orders", "hindsight"}
     means = table.groupby(["criterion", "oracle", "removed"])["regret"].mean()
     np.testing.assert_allclose(means["oracle"], 0, atol=1e-12)
@@ -161,7 +161,7 @@ def test_oracles_are_judged_on_other_fine_tunings_than_they_are_chosen_on() -> N
 
     of = runs(seeds=3)
     asked = selections(of, {"send": lambda keys: (0, 1, 2, 3)})
-    table = criteria.regrets(results(of, error), asked)
+    table = quality.regrets(results(of, error), asked)
     one = table[(table["removed"] == 1)].set_index(["oracle", "seed"])["regret"]
     # Seed 0: the others say site 1, which costs 0.1 more there than the criterion's site 0.
     assert one["seeds", 0] == pytest.approx(-0.1)
@@ -173,7 +173,7 @@ def test_oracles_are_judged_on_other_fine_tunings_than_they_are_chosen_on() -> N
 def test_equal_masks_show_the_null_regret_in_hindsight_and_none_honestly() -> None:
     of = runs(seeds=60)
     asked = selections(of, {"chance": chance("b")})
-    table = criteria.regrets(results(of, noisy(0.01, worth=(0, 0, 0, 0)), orders=3), asked)
+    table = quality.regrets(results(of, noisy(0.01, worth=(0, 0, 0, 0)), orders=3), asked)
     means = table.groupby("oracle")[["regret", "null_regret"]].mean()
     # Four or six masks, the mean of three orders: about 0.01 x 1.1 / sqrt(3).
     assert means.loc["hindsight", "null_regret"] == pytest.approx(0.01 * 1.11 / 3**0.5, rel=0.1)
@@ -186,7 +186,7 @@ def test_equal_masks_show_the_null_regret_in_hindsight_and_none_honestly() -> No
 
 def test_the_null_regret_is_missing_without_replicates() -> None:
     of = runs(seeds=2)
-    table = criteria.regrets(results(of, noisy(0.01)), selections(of, CRITERIA))
+    table = quality.regrets(results(of, noisy(0.01)), selections(of, CRITERIA))
     assert table.loc[table["oracle"] == "hindsight", "null_regret"].isna().all()
     assert (table.loc[table["oracle"] == "seeds", "null_regret"] == 0).all()
     numbers = ["mse", "oracle_mse", "regret", "null_regret", "relative_regret", "relative_null"]
@@ -199,7 +199,7 @@ def test_the_null_regret_is_missing_without_replicates() -> None:
 @pytest.mark.parametrize("n", [2, 4, 6])
 def test_the_expected_minimum_of_normal_numbers(n: int) -> None:
     sample = np.random.default_rng(0).standard_normal((200_000, n)).min(axis=1)
-    assert replicates.expected_minimum(n) == pytest.approx(-sample.mean(), abs=0.01)
+    assert quality.expected_minimum(n) == pytest.approx(-sample.mean(), abs=0.01)
 
 
 def test_variance_components_find_what_was_planted() -> None:
@@ -280,20 +280,20 @@ def test_the_detectable_difference_pools_masks_and_pairs_by_seed() -> None:
 
 
 def test_leave_one_out_changes_are_against_the_control() -> None:
-    table = leave_one_out.leave_one_out_changes(results(runs(seeds=1), noisy(), orders=2))
+    table = replicates.leave_one_out_changes(results(runs(seeds=1), noisy(), orders=2))
     assert len(table) == 8
     np.testing.assert_allclose(table.set_index(["order", "site"])["change"].loc[1], WORTH)
     lost = results(runs(seeds=1), noisy(), masks=[m for m in MASKS if m != "1.1.0.1"])
-    assert leave_one_out.leave_one_out_changes(lost).empty, (
+    assert replicates.leave_one_out_changes(lost).empty, (
         "a ranking of three sites is not one of four"
     )
 
 
 def test_the_oracle_agrees_and_chance_does_not() -> None:
     of = runs(["ETTh1", "ETTh2"], seeds=20)
-    table = leave_one_out.agreements(results(of, noisy()), scores(of, CRITERIA))
+    table = quality.agreements(results(of, noisy()), scores(of, CRITERIA))
     assert len(table) == 40 * len(CRITERIA)
-    tests = leave_one_out.agreement_tests(table, ["model"], draws=2000).set_index("criterion")
+    tests = quality.agreement_tests(table, ["model"], draws=2000).set_index("criterion")
     assert tests.loc["oracle", "tau"] == pytest.approx(1) and tests.loc["oracle", "p"] < 0.001
     assert tests.loc["reverse", "tau"] == pytest.approx(-1) and tests.loc["reverse", "p"] < 0.001
     assert tests.loc["constant", "tau"] == 0 and tests.loc["constant", "p"] == 1
@@ -304,8 +304,8 @@ def test_the_oracle_agrees_and_chance_does_not() -> None:
 
 def test_the_permutation_null_is_exact_for_one_run() -> None:
     of = runs(seeds=1)
-    table = leave_one_out.agreements(results(of, noisy()), scores(of, CRITERIA))
-    tests = leave_one_out.agreement_tests(table, draws=20_000).set_index("criterion")
+    table = quality.agreements(results(of, noisy()), scores(of, CRITERIA))
+    tests = quality.agreement_tests(table, draws=20_000).set_index("criterion")
     # Of 24 orders one agrees fully and one is fully reversed.
     assert tests.loc["oracle", "p"] == pytest.approx(2 / 24, abs=0.01)
     assert tests.loc["oracle", "p_position"] == pytest.approx(2 / 24)
@@ -317,10 +317,8 @@ def test_the_permutation_null_is_exact_for_one_run() -> None:
 def test_one_fixed_order_of_positions_is_one_of_twenty_four() -> None:
     # Every run has the same changes, so a criterion by position alone is right in all or in none.
     of = runs(seeds=10)
-    table = leave_one_out.agreements(
-        results(of, noisy()), scores(of, {"oracle": lambda keys: WORTH})
-    )
-    test = leave_one_out.agreement_tests(table, draws=2000).iloc[0]
+    table = quality.agreements(results(of, noisy()), scores(of, {"oracle": lambda keys: WORTH}))
+    test = quality.agreement_tests(table, draws=2000).iloc[0]
     assert test["p"] < 0.001 and test["p_position"] == pytest.approx(2 / 24)
 
 
@@ -329,10 +327,10 @@ def test_p_values_of_random_scores_are_uniform() -> None:
     errors = results(of, noisy(0.05, worth=(0, 0, 0, 0)))
     p = []
     for name in range(60):
-        table = leave_one_out.agreements(
+        table = quality.agreements(
             errors, scores(of, {"x": chance(f"u{name}")}, batches=1, epochs=0)
         )
-        p.append(leave_one_out.agreement_tests(table, draws=400)["p"].item())
+        p.append(quality.agreement_tests(table, draws=400)["p"].item())
     assert 0.0 <= np.mean(np.array(p) < 0.2) < 0.4
     assert np.mean(p) == pytest.approx(0.5, abs=0.15)
 
@@ -340,19 +338,19 @@ def test_p_values_of_random_scores_are_uniform() -> None:
 def test_labels_merge_criteria_in_the_agreement() -> None:
     of = runs(seeds=2)
     frame = scores(of, CRITERIA)
-    table = leave_one_out.agreements(results(of, noisy()), frame, ranks.merged_criteria(frame))
+    table = quality.agreements(results(of, noisy()), frame, ranks.merged_criteria(frame))
     assert "oracle = scaled" in set(table["criterion"]) and "scaled" not in set(table["criterion"])
     assert not table.duplicated(["seed", "criterion"]).any()
 
 
 def test_the_changes_agree_with_themselves_only_if_there_is_a_ranking() -> None:
     of = runs(seeds=6)
-    real = leave_one_out.self_agreement(results(of, noisy(0.001), orders=3)).set_index("across")
+    real = replicates.self_agreement(results(of, noisy(0.001), orders=3)).set_index("across")
     assert real.loc["seeds", "tau"] > 0.95 and real.loc["orders", "tau"] > 0.95
     assert real.loc["seeds", "pairs"] == 15 and real.loc["orders", "pairs"] == 6 * 3
-    none = leave_one_out.self_agreement(results(of, noisy(0.1, worth=(0, 0, 0, 0)), orders=3))
+    none = replicates.self_agreement(results(of, noisy(0.1, worth=(0, 0, 0, 0)), orders=3))
     assert none["tau"].abs().max() < 0.5
-    assert set(leave_one_out.self_agreement(results(of, noisy()))["across"]) == {"seeds"}
+    assert set(replicates.self_agreement(results(of, noisy()))["across"]) == {"seeds"}
 
 
 def test_masks_of_heads_and_models_without_sites_do_not_disturb() -> None:
@@ -362,10 +360,10 @@ def test_masks_of_heads_and_models_without_sites_do_not_disturb() -> None:
     none = frame[frame["mask"] == FULL].assign(mask="none", model="DLinear")
     asked, values = selections(of, CRITERIA), scores(of, CRITERIA)
     both = pd.concat([frame, head, none])
-    pd.testing.assert_frame_equal(criteria.gains(both, asked), criteria.gains(frame, asked))
+    pd.testing.assert_frame_equal(gains.gains(both, asked), gains.gains(frame, asked))
     pd.testing.assert_frame_equal(
-        leave_one_out.agreements(both, values).drop(columns=["scores", "changes"]),
-        leave_one_out.agreements(frame, values).drop(columns=["scores", "changes"]),
+        quality.agreements(both, values).drop(columns=["scores", "changes"]),
+        quality.agreements(frame, values).drop(columns=["scores", "changes"]),
     )
 
 
@@ -373,6 +371,6 @@ def test_empty_results_give_empty_frames_with_their_columns() -> None:
     of = runs(seeds=1)
     frame = results(of, noisy(), masks=[FULL, EMPTY])
     asked = selections(of, CRITERIA)
-    assert criteria.gains(frame, asked).empty
-    assert {"oracle", "regret"} <= set(criteria.regrets(frame, asked))
-    assert leave_one_out.agreements(frame, scores(of, CRITERIA)).empty
+    assert gains.gains(frame, asked).empty
+    assert {"oracle", "regret"} <= set(quality.regrets(frame, asked))
+    assert quality.agreements(frame, scores(of, CRITERIA)).empty

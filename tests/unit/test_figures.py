@@ -26,12 +26,11 @@ from spat.models.registry import MODELS
 from spat.pipeline.config import read_file
 from spat.scoring.names import CRITERIA
 from spat.study import methods
-from spat.study.history import run_history
 from spat.study.pages import style, webpage
 from spat.study.pages.page import Absent
 from spat.study.pages.reader import Frames
 from spat.study.pages.registry import FIGURES, draw, tables, write_figure
-from spat.study.send_sites import short
+from spat.study.qualitative import run_history
 from spat.study.statistics.bootstrap import relative_change
 from spat.study.statistics.cells import RUN
 
@@ -472,7 +471,7 @@ def test_changes_by_source_are_against_the_better_reference_and_sorted() -> None
     ],
 )
 def test_short_names_of_sites(name: str, expected: str) -> None:
-    assert short(name) == expected
+    assert methods.short_site_name(name) == expected
 
 
 def test_uniformity_names_the_correlation_and_the_two_sites() -> None:

@@ -21,13 +21,13 @@ from scipy.stats import pearsonr
 
 from spat.data.registry import TEXTS
 from spat.models.registry import Shape, build, setup
-from spat.study import criteria, gains, hypotheses, methods, robustness
+from spat.study import gains, hypotheses, methods, robustness
 from spat.study.criteria import rankings
 from spat.study.hypotheses import H1, H2, H3
-from spat.study.leave_one_out import agreements
 from spat.study.methods import DENSE, NONE_LEFT, at_home
 from spat.study.pages.reader import Frames
 from spat.study.pages.registry import tables
+from spat.study.quality import agreements
 from spat.study.replicates import variance_components
 from spat.study.reproduction import published
 from spat.study.statistics.averages import average, weights
@@ -1013,7 +1013,7 @@ def lost_by_none() -> pd.Series:
 @cache
 def image_gains() -> pd.DataFrame:
     """Gains over chance in percent, by seed and number of sites removed: a column a criterion."""
-    made = criteria.gains(
+    made = gains.gains(
         frames(V).results.query("variant == 'six'"), frames(V).selections.query("variant == 'six'")
     )
     made = made.assign(gain=100 * made["relative_gain"])

@@ -13,9 +13,8 @@ import pytest
 from jinja2 import Template
 
 from spat.study.pages import registry
-from spat.study.pages.page import PAGES, Absent, Layout, once, page
+from spat.study.pages.page import OF_TASK, PAGES, Absent, Layout, once, page
 from spat.study.pages.reader import Frames
-from spat.study.pages.words import OF_TASK
 
 CAPTIONS = Path(__file__).parents[2] / "workflow" / "report"
 

@@ -21,8 +21,7 @@ from spat.study.methods import at_ratio
 from spat.study.pages.page import Absent
 from spat.study.pages.reader import Frames
 from spat.study.pages.registry import rendered, tables
-from spat.study.reproduction import published
-from spat.study.rivals import authors_code
+from spat.study.reproduction import authors_code, published
 from spat.study.statistics.tests import detectable
 
 TABLES = tables()

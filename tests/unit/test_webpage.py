@@ -14,7 +14,7 @@ from committed import REFERENCE, read
 from frame_builder import frames_of
 
 from spat.pipeline import cli
-from spat.study.hypotheses import better
+from spat.study.accuracy import better
 from spat.study.pages import registry, webpage
 from spat.study.pages.reader import Frames
 from spat.study.pages.render import number, value

@@ -28,7 +28,7 @@ from spat.pipeline.failures import explain, failed_jobs
 from spat.pipeline.config import ConfigError, load_files
 from spat.pipeline.stages import trained
 from spat.study.pages import registry
-from spat.study.pages.words import OF_TASK
+from spat.study.pages.page import OF_TASK
 
 # Jobs use the `python` that runs Snakemake, even if its environment is not activated. With `--sdm conda`
 # the environment of the rule comes first, and it finds the package in this folder.

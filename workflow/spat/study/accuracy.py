@@ -125,6 +125,38 @@ def changes(frames: Frames) -> pd.DataFrame:
     return change_table(frames, rows)
 
 
+@page(
+    "table",
+    "better",
+    title="Change of the test MSE against the better of dense model and control",
+    caption="""
+How much the test error changes against the dense model or the control, whichever has the lower
+validation error. Fine-tuning alone can make a model worse; a gain over such a control is not a gain
+over the dense model.
+Intervals come from a paired bootstrap over blocks of consecutive test windows, crossed with seeds.
+""",
+    layout=Layout(SHOWN, "method", best=False),
+    notes=(
+        "Paired moving-block bootstrap over test windows, crossed with seeds. With one seed, an "
+        "interval reflects variation across test windows only.",
+        NOTE_CHOSEN,
+    ),
+)
+def better(frames: Frames) -> pd.DataFrame:
+    """Relative change of the test MSE against the better reference, per cell and method.
+
+    The columns are those of the table `changes`. The control is one of the methods.
+
+    Raises:
+        Absent: if no model has attention sites, or only the control was fine-tuned.
+    """
+    rows = methods.at_home(frames)
+    rows = rows[rows["method"] != DENSE]
+    if set(rows["method"]) <= {CONTROL}:
+        raise Absent("Only the control was fine-tuned: no fine-tuned mask removes attention.")
+    return change_table(frames, rows, methods.references(frames.results))
+
+
 def change_table(
     frames: Frames, rows: pd.DataFrame, reference: str | pd.DataFrame = "finetuned"
 ) -> pd.DataFrame:

@@ -1,23 +1,32 @@
-"""Are the gains of the criteria over chance robust?
+"""Is a criterion better than chance, and is its gain robust?
 
-The gains are checked in a second metric, without the cells that have a single seed, over
+In runs in which every mask was fine-tuned, the mask of a criterion is compared with all masks that
+it could have chosen, per run, criterion and number K of removed sites, for 0 < K < N. Errors are
+test MSEs after fine-tuning. If a run has several data orders, the error of a mask is the mean over
+them. The gains are checked in a second metric, without the cells that have a single seed, over
 independent data sources, and, for the best criterion, on sources that did not select it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import pandas as pd
 
 from spat.study import methods
-from spat.study.criteria import adjusted, gained, gains, ranked
-from spat.study.pages.page import Absent, Layout, Note, page
+from spat.study.pages.page import Absent, Layout, Note, once, page
 from spat.study.pages.reader import Frames
+from spat.study.replicates import exhaustive
 from spat.study.statistics.averages import average, measure
-from spat.study.statistics.cells import CELL, keyed, wide
+from spat.study.statistics.cells import ALL_ORDERS, CELL, RUN, keyed, sites_removed, wide
+from spat.study.statistics.ranks import merged_criteria, relabelled
 from spat.study.statistics.tests import MIN_SOURCES, holm, t_interval, wilcoxon, winner
 
+# Decisions that no criterion made.
+NOT_RANKING: Final = ("control", "exhaustive")
+
+# The measures of the table `gains`.
 MSE: Final = "MSE"
 MAE: Final = "MAE"
 SEVERAL: Final = "MSE, cells of several seeds"
@@ -26,6 +35,7 @@ SIGNED: Final = f"p, {OVER_SOURCES} (signed rank, Holm)"
 _P: Final = {name: f"p, {name} (Holm)" for name in (MSE, MAE, SEVERAL)}
 MEASURES: Final = (MSE, _P[MSE], MAE, _P[MAE], SEVERAL, _P[SEVERAL], OVER_SOURCES, SIGNED)
 
+# The measures of the table `winner`, and its row for the best criterion.
 ANY: Final = "(best on half of the sources)"
 WINS: Final = "chosen (%)"
 CHOSEN: Final = "gain where chosen"
@@ -35,6 +45,8 @@ P_HELD_OUT: Final = "p: no gain on the other sources"
 _MODEL: Final = ["model", "variant"]
 _BY: Final = [*_MODEL, "criterion"]
 _COLUMNS: Final = [*_BY, "measure", "mean", "low", "high", "sd", "n", "missing", "unit"]
+_CHOICE: Final = [*RUN, "criterion", "draw", "removed", "mask"]
+_GROUP: Final = [*RUN, "removed"]
 
 
 @page(
@@ -56,7 +68,7 @@ over all criteria.
         Note(SIGNED, f"Signed-rank tests over sources, for at least {MIN_SOURCES} sources."),
     ),
 )
-def checked(frames: Frames) -> pd.DataFrame:
+def robust_gains(frames: Frames) -> pd.DataFrame:
     """Gains of each criterion in percent, with p-values adjusted over the criteria of a model.
 
     Columns: model, variant, criterion, measure, mean, low, high, sd, n (runs, or sources), missing,
@@ -108,7 +120,7 @@ half and its gain over chance is measured on the other half.
         ),
     ),
 )
-def chosen(frames: Frames) -> pd.DataFrame:
+def gain_held_out(frames: Frames) -> pd.DataFrame:
     """Gain of the best criterion on the sources that selected it and on the other sources.
 
     Columns: model, variant, criterion (`ANY`, and each one that wins), measure, mean, low, high,
@@ -125,7 +137,7 @@ def chosen(frames: Frames) -> pd.DataFrame:
         )
     rows = []
     for key, group in measured.groupby(_MODEL):
-        table = by_source(group)
+        table = gains_by_source(group)
         if len(table) < 2:
             continue
         best = winner(table)
@@ -145,7 +157,84 @@ def chosen(frames: Frames) -> pd.DataFrame:
     return methods.sort_rows(table, [*_BY, "measure"])
 
 
-def by_source(rows: pd.DataFrame) -> pd.DataFrame:
+@once
+def ranked(frames: Frames) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The decisions of criteria, and labels (by name) that merge criteria of equal rankings."""
+    selections = frames.selections[~frames.selections["criterion"].isin(NOT_RANKING)]
+    asked = set(selections.loc[selections["level"] == "site", "criterion"])
+    return selections, merged_criteria(frames.scores[frames.scores["criterion"].isin(asked)])
+
+
+@once
+def gained(frames: Frames) -> pd.DataFrame:
+    """The `gains` of all criteria, those that rank alike merged."""
+    selections, labels = ranked(frames)
+    return gains(frames.results, selections, labels)
+
+
+def choices(selections: pd.DataFrame, labels: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """Site masks chosen at fixed ratios, one row per run, criterion, draw and K.
+
+    Ratios that remove the same number of sites are one choice. `labels` renames criteria, so that
+    merged criteria (`spat.study.statistics.ranks.merged_criteria`) count once.
+
+    Raises:
+        ValueError: if a criterion chose two masks for one run, draw and K.
+    """
+    rows = selections[(selections["level"] == "site") & (selections["rule"] == "")]
+    rows = rows[rows["ratio"].notna()]
+    rows = relabelled(rows, labels).assign(removed=rows["mask"].map(sites_removed).astype("int64"))
+    rows = rows[_CHOICE].drop_duplicates()
+    twice = rows[rows.duplicated([c for c in _CHOICE if c != "mask"], keep=False)]
+    if not twice.empty:
+        raise ValueError(
+            f"one criterion and number of sites, but two masks:\n{twice.head(4).to_string()}\n"
+            "run `select` again, or merge only criteria that rank alike"
+        )
+    return rows
+
+
+def gains(
+    results: pd.DataFrame, selections: pd.DataFrame, labels: Mapping[str, str] | None = None
+) -> pd.DataFrame:
+    """Mean error over all masks with K sites removed, minus the error of the criterion's mask.
+
+    The mean is the exact expected error of a random choice. So the gain is unbiased, and a random
+    choice has an expected gain of 0.
+
+    Returns:
+        RUN, `criterion`, `draw`, `removed`, `mask`, `mse`, `mean_mse`, `gain`, and `relative_gain`
+        (a fraction of `mean_mse`). Positive is better than chance.
+    """
+    errors = mean_errors(exhaustive(results))
+    errors["mean_mse"] = errors.groupby(_GROUP)["mse"].transform("mean")
+    rows = choices(selections, labels).merge(errors.drop(columns="order"), on=[*_GROUP, "mask"])
+    gain = rows["mean_mse"] - rows["mse"]
+    rows = rows.assign(gain=gain, relative_gain=gain / rows["mean_mse"])
+    return rows[[*_CHOICE, "mse", "mean_mse", "gain", "relative_gain"]]
+
+
+def adjusted(table: pd.DataFrame, name: str, by: Sequence[str]) -> pd.DataFrame:
+    """The column `p` as a measure, adjusted over the criteria (and cells) of each model.
+
+    `by` are the key columns of the rows; they contain model and variant.
+    """
+    groups = []
+    for _, group in table.reset_index(drop=True).groupby(["model", "variant"]):
+        p = {str(i): value for i, value in group["p"].items()}
+        adjusted = holm(p, list(p))
+        groups.append(group.assign(mean=pd.Series(adjusted).astype("float64").to_numpy()))
+    joined = pd.concat(groups)
+    return joined.assign(measure=name, unit="p")[[*by, "mean", "n", "measure", "unit"]]
+
+
+def mean_errors(errors: pd.DataFrame) -> pd.DataFrame:
+    """Errors averaged over the data orders of a run: `order` is `ALL_ORDERS`."""
+    mean = errors.groupby([*_GROUP, "mask"])["mse"].mean().reset_index()
+    return mean.assign(order=ALL_ORDERS)
+
+
+def gains_by_source(rows: pd.DataFrame) -> pd.DataFrame:
     """Gains in percent: one row per source, one column per criterion, complete rows only."""
     means = average(rows.assign(gain=100 * rows["relative_gain"]), ["gain"], ["criterion"])
     return wide(means, "source", "criterion", "gain").dropna()
@@ -153,7 +242,7 @@ def by_source(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _over_sources(rows: pd.DataFrame, confidence: float) -> pd.DataFrame:
     """Mean gains over sources and their signed-rank tests, for the criteria of one model."""
-    table = by_source(rows)
+    table = gains_by_source(rows)
     tests = {str(name): wilcoxon(values).p for name, values in table.items()}
     p = holm(tests, list(tests))
     averages = []

@@ -1,4 +1,7 @@
-"""Do the paper's claims hold over independent sources? The declared hypotheses and their tests.
+"""Does pruning help over independent data sources? The changes by source, and the paper's claims.
+
+The table `by_source` describes the change that pruning makes on each source. The table `hypotheses`
+tests the three claims, which the experiment file `comparison.yaml` declares:
 
 H1  Removing attention by SPAT improves the forecast: the mask of SEND at the ratio that validation
     chooses, against the better by validation error of the dense model and the control.
@@ -6,8 +9,6 @@ H2  SEND ranks sites better than chance: its masks at fixed ratios, against the 
     that remove as many sites.
 H3  SPAT is better than its rivals: the mask of H1, against the best model by validation error of
     each family of rivals.
-
-The experiment file `comparison.yaml` declares them.
 """
 
 from __future__ import annotations
@@ -21,22 +22,32 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from spat.study import methods
-from spat.study.accuracy import NOTE_CHOSEN, change_table
-from spat.study.criteria import gains
-from spat.study.methods import CHOSEN, CONTROL, DENSE, METRICS, NONE_LEFT, SHOWN
+from spat.study.accuracy import better
+from spat.study.gains import gains
+from spat.study.methods import CHOSEN, CONTROL, DENSE, METRICS, NONE_LEFT
 from spat.study.pages import style
 from spat.study.pages.page import Absent, Layout, Note, page
 from spat.study.pages.reader import Frames
 from spat.study.pages.render import same
-from spat.study.statistics.averages import average
-from spat.study.statistics.cells import CELL, RUN
+from spat.study.statistics.averages import average, summarise
+from spat.study.statistics.cells import CELL, RUN, keyed
 from spat.study.statistics.tests import (
     MIN_SOURCES,
     holm,
+    mixed_model,
     signed_rank_equivalence,
     t_interval,
     wilcoxon,
 )
+
+# A measure of both tables.
+MEAN: Final = "mean of sources"
+# The measures of the table `by_source`.
+MIXED: Final = "mixed model"
+WILCOXON: Final = "p (Wilcoxon, Holm)"
+# The least number of sources in the figure `by_source`, and the largest number of models.
+_SOURCES: Final = 3
+_MODELS: Final = 3
 
 H1: Final = "H1: pruned against unpruned"
 H2: Final = "H2: SEND against chance"
@@ -45,8 +56,7 @@ H3: Final = "H3: against"
 FAMILIES: Final = {"baseline": "models without attention", "attention": "models with attention"}
 ALL_CELLS: Final = "all"
 SEVERAL: Final = "of several seeds"
-
-MEAN: Final = "mean of sources"
+# The measures of the table `hypotheses`.
 LOWER: Final = "sources with a lower error"
 P: Final = "p (signed rank)"
 ADJUSTED: Final = "p (Holm)"
@@ -55,8 +65,121 @@ BETTER: Final = "p: better than the margin"
 MEASURES: Final = (MEAN, LOWER, P, ADJUSTED, WORSE, BETTER)
 
 _MODEL: Final = ["model", "variant"]
+_METHOD: Final = [*_MODEL, "method"]
 _CELL: Final = ("dataset", "lookback", "horizon")
 _PLACE: Final = ["experiment", "dataset", "lookback", "horizon", "seed"]
+_VALUES: Final = ("mean", "low", "high", "sd", "n", "missing", "unit")
+
+
+@page(
+    "table",
+    "by_source",
+    title="Change of the test MSE against the control over independent data sources",
+    caption="""
+How much the test error changes against the control, over independent data sources: datasets of the
+same sensors count as one source.
+The mean over sources is given with the standard deviation between sources. As a check, a mixed
+model uses all cells, with a random effect of the source; with few sources its interval is too
+narrow. Wilcoxon's test needs at least six sources, and is adjusted for the number of methods.
+""",
+    layout=Layout(("model", "variant", "method"), "measure", best=False, counted="sources"),
+    notes=(
+        "A source: the sensors that a dataset comes from (those of ETTh1 and ETTm1 are the same). "
+        "Averages: seeds first, then horizons, datasets of a source; ± is the standard deviation "
+        "between sources.",
+        "Mixed model: the mean over cells with a random effect of the source. With few sources its "
+        "interval is too narrow. Missing where no source has several cells.",
+        f"Wilcoxon's signed-rank test over sources, for at least {MIN_SOURCES} sources.",
+    ),
+)
+def by_source(frames: Frames) -> pd.DataFrame:
+    """Change of the test MSE against the control over data sources, in percent.
+
+    Columns: model, variant, method, measure, mean, low, high, sd, n (sources), missing, unit. The
+    `sd` of the mean over sources is the standard deviation between sources. The mixed model, a
+    sensitivity check, uses all cells with a random effect of their source. Wilcoxon's test needs
+    at least `MIN_SOURCES` sources, and is adjusted over all methods of a model and variant.
+
+    Raises:
+        Absent: if there are fewer than two sources, or nothing was pruned.
+    """
+    rows = methods.at_home(frames)
+    change = methods.relative_to(rows, CONTROL, ["mse"])["mse"]
+    rows = rows.assign(change=change)[~rows["method"].isin([DENSE, CONTROL])]
+    rows = rows[np.isfinite(rows["change"])]
+    if rows["source"].nunique() < 2:
+        sources = ", ".join(sorted(rows["source"].unique())) or "no source"
+        raise Absent(
+            f"The pruned runs come from {sources}: a comparison over independent sources needs at "
+            "least two."
+        )
+    measured = [
+        {**keyed(_MODEL, key), **row}
+        for key, group in rows.groupby(_MODEL)
+        for row in _measures(group)
+    ]
+    table = pd.DataFrame(measured).reindex(columns=[*_METHOD, "measure", *_VALUES])
+    table = table.dropna(subset="mean").assign(missing=0)
+    table["method"] = methods.ordered(table["method"])
+    table["measure"] = methods.ordered(table["measure"], (MEAN, MIXED, WILCOXON))
+    return methods.sort_rows(table, [*_METHOD, "measure"])
+
+
+@page(
+    "figure",
+    "by_source",
+    title="Change of the test error by pruning, over independent data sources",
+    caption="""
+Change of the test error of SPAT, at the ratio with the lowest validation error, and of the network
+without any attention, for each independent data source: means over the datasets, horizons and seeds
+of a source, with 95 % intervals over seeds (t), in the MSE and in the MAE (pale). The
+reference of each run is the better of dense model and control by validation error. Sources are
+sorted by the change of SPAT. The last row is the mean over sources, with the interval of
+independent sources.
+""",
+)
+def improvement(frames: Frames) -> Figure:
+    """Change of both errors against the better reference, one row a source, one panel a model.
+
+    Raises:
+        Absent: if a mask was chosen by validation on fewer than three sources.
+    """
+    rows = methods.at_home(frames)
+    rows = rows[rows["method"].isin([CHOSEN, NONE_LEFT])]
+    changes = {m: methods.relative_to_better(rows, frames.results, m) for m in METRICS}
+    rows = rows.assign(**changes)
+    rows = rows[np.isfinite(rows["mse"]) & np.isfinite(rows["mae"])]
+    models = [
+        (" ".join(map(str, key)), part)
+        for key, part in rows.groupby(["model", "variant"])
+        if part.loc[part["method"] == CHOSEN, "source"].nunique() >= _SOURCES
+    ][:_MODELS]
+    if not models:
+        raise Absent(
+            f"SPAT chose a mask by validation on fewer than {_SOURCES} independent data sources, "
+            "over which a figure can compare changes."
+        )
+    counts = [part["source"].nunique() + 1.5 for _, part in models]
+    figure = style.canvas(height=0.75 + sum(0.45 + 0.3 * count for count in counts))
+    grid = figure.subplots(len(models), 1, squeeze=False, sharex=True, height_ratios=counts)
+    axes = list(grid.ravel())
+    for axis, (title, part) in zip(axes, models, strict=True):
+        means = average(part[part["method"] == CHOSEN], ["mse"], ["method"]).set_index("source")
+        order = [str(source) for source in means["mse"].sort_values().index]
+        for i, (metric, name) in enumerate(METRICS.items()):
+            for j, method in enumerate((CHOSEN, NONE_LEFT)):
+                chosen = part[part["method"] == method]
+                shift = 0.2 * (2 * j + i) - 0.3
+                _changes_by_source(axis, chosen, metric, [*order], shift, f"{method}, {name}")
+        axis.axhline(len(order) - 0.5, **style.BORDER)
+        axis.axvline(0, color=style.BLACK, lw=0.8, zorder=1)
+        axis.set_yticks(range(len(order) + 1), [*order, MEAN])
+        axis.set_ylim(len(order) + 0.6, -0.6)
+        axis.grid(visible=False, axis="y")
+        axis.set(title=title, ylabel="data source")
+    axes[-1].set_xlabel("change of the test error (%)\n← pruned is better")
+    style.legend_below(figure, axes, columns=2)
+    return figure
 
 
 @page(
@@ -115,40 +238,7 @@ def hypotheses(frames: Frames) -> pd.DataFrame:
     table["metric"] = methods.present(table["metric"], METRICS.values())
     table["measure"] = methods.ordered(table["measure"], MEASURES)
     keys = [*_MODEL, "hypothesis", "cells", "metric", "measure"]
-    columns = [*keys, "mean", "low", "high", "sd", "n", "missing", "unit"]
-    return methods.sort_rows(table[columns].dropna(subset="mean"), keys)
-
-
-@page(
-    "table",
-    "better",
-    title="Change of the test MSE against the better of dense model and control",
-    caption="""
-How much the test error changes against the dense model or the control, whichever has the lower
-validation error. Fine-tuning alone can make a model worse; a gain over such a control is not a gain
-over the dense model.
-Intervals come from a paired bootstrap over blocks of consecutive test windows, crossed with seeds.
-""",
-    layout=Layout(SHOWN, "method", best=False),
-    notes=(
-        "Paired moving-block bootstrap over test windows, crossed with seeds. With one seed, an "
-        "interval reflects variation across test windows only.",
-        NOTE_CHOSEN,
-    ),
-)
-def better(frames: Frames) -> pd.DataFrame:
-    """Relative change of the test MSE against the better reference, per cell and method.
-
-    The columns are those of the table `changes`. The control is one of the methods.
-
-    Raises:
-        Absent: if no model has attention sites, or only the control was fine-tuned.
-    """
-    rows = methods.at_home(frames)
-    rows = rows[rows["method"] != DENSE]
-    if set(rows["method"]) <= {CONTROL}:
-        raise Absent("Only the control was fine-tuned: no fine-tuned mask removes attention.")
-    return change_table(frames, rows, methods.references(frames.results))
+    return methods.sort_rows(table[[*keys, *_VALUES]].dropna(subset="mean"), keys)
 
 
 @page(
@@ -192,7 +282,7 @@ def forest(frames: Frames) -> Figure:
             _interval(axis, chosen, y, method)
         if model in means and CHOSEN in shown:
             _interval(axis, means[model], [len(cell)], CHOSEN, label="")
-            names.append("mean of sources")
+            names.append(MEAN)
             axis.axhline(len(cell) - 0.5, **style.BORDER)
         axis.axvline(0, color=style.BLACK, lw=0.8, zorder=1)
         axis.set_yticks(range(len(names)), names)
@@ -294,7 +384,7 @@ def claims(frames: Frames) -> pd.DataFrame:
 
 
 def _tested(group: pd.DataFrame, confidence: float, margin: float) -> Iterator[pd.DataFrame]:
-    """The measures of each hypothesis, for one model, variant and metric."""
+    """The measures of each hypothesis for one model, variant and metric."""
     means = average(group, ["change"], ["hypothesis"])
     values = {str(name): part["change"] for name, part in means.groupby("hypothesis")}
     keys = {key: group[key].iloc[0] for key in (*_MODEL, "metric")}
@@ -333,3 +423,37 @@ def declared(p: Mapping[str, float | None]) -> dict[str, float | None]:
     for name, value in inner.items():
         adjusted[name] = None if value is None or whole is None else max(value, whole)
     return adjusted
+
+
+def _changes_by_source(
+    axis: Axes, rows: pd.DataFrame, metric: str, order: list[str], shift: float, label: str
+) -> None:
+    """Draw the changes of one method in one metric by source, and their mean below them."""
+    table = summarise(rows, metric, ["source"]).set_index("source").reindex(order)
+    values = table[metric].dropna()
+    low, high = t_interval(values)
+    middle = [*table[metric], values.mean()]
+    ends = np.array([[*table["low"], low], [*table["high"], high]], dtype=np.float64)
+    bars = np.nan_to_num(np.abs(ends - middle))
+    mark = style.mark(str(rows["method"].iloc[0]))
+    axis.errorbar(
+        middle, np.arange(len(middle)) + shift, xerr=bars, ls="none", color=mark.colour,
+        marker=mark.marker, ms=4, alpha=1.0 if metric == "mse" else 0.45, elinewidth=0.9,
+        label=label, zorder=3,
+    )  # fmt: skip
+
+
+def _measures(group: pd.DataFrame) -> Iterator[dict[str, object]]:
+    """The measures of the table `by_source` for one model and variant."""
+    means = average(group, ["change"], ["method"])
+    values = {str(name): part["change"] for name, part in means.groupby("method")}
+    tests = {name: wilcoxon(changes) for name, changes in values.items()}
+    adjusted = holm({name: test.p for name, test in tests.items()}, list(tests))
+    cells = group.groupby([*CELL, "method"])["change"].mean().reset_index()
+    for name, changes in values.items():
+        common = {"method": name, "n": len(changes)}
+        yield {**common, "measure": MEAN, "mean": changes.mean(), "sd": changes.std(), "unit": "%"}
+        fit = mixed_model(cells[cells["method"] == name])
+        interval = {"mean": fit.mean, "low": fit.low, "high": fit.high}
+        yield {**common, "measure": MIXED, **interval, "unit": "%"}
+        yield {**common, "measure": WILCOXON, "mean": adjusted[name], "unit": "p"}

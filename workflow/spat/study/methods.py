@@ -23,6 +23,7 @@ from spat.study.statistics.cells import (
     RUN,
     having,
     in_domain,
+    is_mask,
     keeps_all,
     keeps_none,
     keeps_some,
@@ -51,6 +52,17 @@ MAIN_CRITERIA: Final = (
     "depth_last",
 )
 CRITERIA_IN_ORDER: Final = tuple(dict.fromkeys([*MAIN_CRITERIA, *CRITERIA]))
+# The number of models that fit in one figure of criteria.
+MODELS_IN_FIGURE: Final = 4
+
+
+def short_site_name(name: str) -> str:
+    """The name of a site on an axis: `encoder.0.self` -> `e0`, `decoder.1.cross` -> `d1×`.
+
+    `encoder.0.router` -> `e0r`.
+    """
+    stack, index, kind = [*name.split("."), "", ""][:3]
+    return f"{stack[:1]}{index}" + {"cross": "×", "router": "r"}.get(kind, "")
 
 
 def role(model: str) -> Role:
@@ -117,6 +129,12 @@ def arrange(table: pd.DataFrame, keys: Sequence[str], order: Sequence[str]) -> p
 def has_sites(rows: pd.DataFrame) -> pd.Series:
     """Which rows belong to a model with attention sites."""
     return rows["mask"] != WITHOUT_SITES
+
+
+def of_attention_models(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The rows of models with sites if there are any, otherwise all; masks are in `column`."""
+    models = set(rows.loc[rows[column].map(is_mask).astype(bool), "model"])
+    return rows[rows["model"].isin(models)] if models else rows
 
 
 def are_rivals(results: pd.DataFrame) -> pd.Series:

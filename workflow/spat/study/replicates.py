@@ -14,16 +14,23 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import pandas as pd
-import scipy.integrate
 import scipy.stats
 
 from spat.blocks import Array
 from spat.study import methods
-from spat.study.leave_one_out import self_agreement
 from spat.study.methods import SHOWN
 from spat.study.pages.page import Absent, Layout, page
 from spat.study.pages.reader import Frames
-from spat.study.statistics.cells import ANY_REMOVED, CELL, RUN, keyed, site_errors, wide
+from spat.study.statistics.cells import (
+    ANY_REMOVED,
+    CELL,
+    RUN,
+    keyed,
+    parsed,
+    site_errors,
+    wide,
+)
+from spat.study.statistics.ranks import pairwise_tau, vectors
 from spat.study.statistics.tests import detectable
 
 MIN_ORDERS: Final = 3
@@ -229,13 +236,50 @@ def detectable_differences(results: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index()
 
 
-def expected_minimum(n: int) -> float:
-    """Minus the expected minimum of n independent standard normal variables."""
-    density = scipy.stats.norm.pdf
-    below = scipy.stats.norm.cdf
-    return float(
-        scipy.integrate.quad(lambda x: n * x * density(x) * below(x) ** (n - 1), -10.0, 10.0)[0]
+def leave_one_out_changes(results: pd.DataFrame) -> pd.DataFrame:
+    """The change of the test MSE when each site alone is left out.
+
+    Runs and data orders in which the error of a site is missing are left out.
+
+    Returns:
+        RUN, `order`, `site`, `mse`, `control_mse`, `change` (a fraction of the control's MSE).
+    """
+    rows = site_errors(results)
+    control = rows.loc[rows["removed"] == 0, [*RUN, "order", "mse"]]
+    rows = rows[rows["removed"] == 1].merge(
+        control.rename(columns={"mse": "control_mse"}), on=[*RUN, "order"]
     )
+    rows = rows.assign(
+        change=rows["mse"] / rows["control_mse"] - 1.0,
+        site=rows["mask"].map(lambda mask: parsed(mask).sites_removed[0]).astype("int64"),
+    )
+    known = rows.groupby([*RUN, "order"])["change"].transform("count")
+    return rows.loc[known == rows["sites"], [*RUN, "order", "site", "mse", "control_mse", "change"]]
+
+
+def mean_changes(changes: pd.DataFrame) -> pd.DataFrame:
+    """Changes [RUN, `site`] averaged over data orders."""
+    return changes.groupby([*RUN, "site"])["change"].mean().reset_index()
+
+
+def self_agreement(results: pd.DataFrame) -> pd.DataFrame:
+    """Agreement of two measurements of the changes, which have equal noise.
+
+    This is not an upper bound: a criterion without noise can agree with each measurement better
+    than the two measurements agree with each other.
+
+    Returns:
+        CELL, `across` (`seeds`: pairs of seeds, data orders averaged; `orders`: pairs of data
+        orders of one seed), `tau` (mean over pairs), `pairs`.
+    """
+    changes = leave_one_out_changes(results)
+    seeds = pairwise_tau(vectors(mean_changes(changes), list(RUN), "change"), list(CELL))
+    orders = pairwise_tau(vectors(changes, [*RUN, "order"], "change"), list(RUN))
+    per_cell = orders.assign(tau=orders["tau"] * orders["pairs"]).groupby(list(CELL))
+    orders = per_cell[["tau", "pairs"]].sum().reset_index()
+    orders["tau"] /= orders["pairs"]
+    both = pd.concat([seeds.assign(across="seeds"), orders.assign(across="orders")])
+    return both[[*CELL, "across", "tau", "pairs"]].reset_index(drop=True)
 
 
 _SUMS: Final = ("mse", "masks", "orders", "ss_masks", "ss_rest", "df_masks", "df_rest")

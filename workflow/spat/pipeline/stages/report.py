@@ -59,8 +59,8 @@ def loss_curves(config: Config, run: Run) -> Path | None:
 
     Returns None if nothing was trained.
     """
-    from spat.study.history import run_history
-    from spat.study.pages.words import OF_TASK
+    from spat.study.pages.page import OF_TASK
+    from spat.study.qualitative import run_history
 
     folder = runs.folder(config, run, "pretrain")
     history = Finished(folder).table("history.csv")

@@ -4,7 +4,7 @@ The files of `data/` are in long format (`spat.pipeline.frames`). `Frames` reads
 them to wide format: one column per metric, errors and costs of a network in one row, lookback and
 horizon as separate columns, and the codes of `spat.study.statistics.cells` for values that do not
 apply. `mse` and `mae` are the primary and the second metric of every task
-(`spat.study.pages.words`).
+(`spat.study.pages.page`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pandas as pd
 
 from spat.pipeline import frames
 from spat.pipeline.config import StatisticsSection
-from spat.study.pages.words import OF_TASK, Words
+from spat.study.pages.page import OF_TASK, Words
 from spat.study.statistics.cells import ALL_BATCHES, WHOLE_SITE
 
 # The columns that identify a run; the other columns of `frames.RUN` follow from them.

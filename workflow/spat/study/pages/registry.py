@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from spat import files
-from spat.study.pages.page import PAGES, Absent, Kind, Note, Page
-from spat.study.pages.words import OF_TASK
+from spat.study.pages.page import OF_TASK, PAGES, Absent, Kind, Note, Page
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,23 +111,19 @@ def _declared(kind: Kind, names: tuple[str, ...]) -> dict[str, Page]:
     from spat.study import (  # noqa: F401  (each module declares its pages)
         accuracy,
         adaptive,
-        attention_maps,
-        by_source,
         controls,
         criteria,
         efficiency,
-        forecasts,
         gains,
         heads_vs_modules,
-        history,
         hypotheses,
         precision,
+        qualitative,
+        quality,
         replicates,
         reproduction,
-        rivals,
         robustness,
-        send_sites,
-        send_uniformity,
+        send,
         stability,
         transfer,
     )

@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 from jinja2 import Environment
 from plotly.offline import get_plotlyjs
 
-from spat.study import efficiency, hypotheses, methods
+from spat.study import accuracy, efficiency, hypotheses, methods
 from spat.study.methods import CHOSEN, NONE_LEFT, SHOWN
 from spat.study.pages import registry, render, style
 from spat.study.pages.page import Absent, Page
@@ -106,7 +106,7 @@ def _bundle(name: str) -> str:
 def verdict(frames: Frames) -> list[str]:
     """The results of pruning as text: one sentence for each model and method."""
     try:
-        changes = hypotheses.better(frames)
+        changes = accuracy.better(frames)
     except Absent as absent:
         return [str(absent)]
     means = hypotheses.means_of_sources(frames)
@@ -160,7 +160,7 @@ def _pareto(frames: Frames) -> _Plot | None:
 
 def _forest(frames: Frames) -> _Plot | None:
     try:
-        rows = hypotheses.better(frames)
+        rows = accuracy.better(frames)
     except Absent:
         return None
     rows = rows[rows["method"].isin([CHOSEN, NONE_LEFT])]
