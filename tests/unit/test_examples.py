@@ -28,7 +28,7 @@ def test_the_notebook_runs_and_its_output_agrees_with_its_text() -> None:
         accuracies = dict(re.findall(r"without (\d) of 4: .*fine-tuned (0\.\d+)", text))
         assert float(accuracies["2"]) > 0.9 > 0.7 > float(accuracies["4"])
         assert "True" in text.splitlines()
-        assert "How sure this is" in text and "RLinear" in text
+        assert "Uncertainty: each network" in text and "RLinear" in text
         assert "2024-02-20 00:00:00" in text
         assert "iTransformer" in text.split("removed")[-1]
     assert not re.search(r"/(home|root|tmp|work)/", NOTEBOOK.read_text(encoding="utf-8"))

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 DENSE: Final = "dense"
 CONTROL: Final = "control"
-# Of the words, in characters, and of the test part, where the split is 70/10/20.
+# The length of a line of text, in characters.
 WIDTH: Final = 88
+# The share of the rows in the test part: the split is 70/10/20.
 TEST_SHARE: Final = 0.2
 
 
@@ -75,7 +76,7 @@ class Advice:
         model: The name of the Transformer.
         lookback: The number of input rows of a forecast.
         horizon: The number of forecast rows.
-        path: The dense network, the control, and the networks with 1, 2, ... all modules removed.
+        path: The dense network, the control, and the networks with 1, 2, ... all modules rechange.
         linear: The linear model.
         uncertain: Whether other work ran on the machine while the latencies were measured.
     """
@@ -126,7 +127,7 @@ class Advice:
         """
         rows = []
         for network in (*self.path, self.linear):
-            moved = self.change(network)
+            change = self.change(network)
             rows.append(
                 {
                     "network": network.name,
@@ -135,9 +136,9 @@ class Advice:
                     "validation_mse": network.validation,
                     "test_mse": network.mse,
                     "test_mae": network.mae,
-                    "change": moved.change,
-                    "low": moved.low,
-                    "high": moved.high,
+                    "change": change.change,
+                    "low": change.low,
+                    "high": change.high,
                     "parameters": network.parameters,
                     "flops": network.flops,
                     "latency_ms": network.latency_ms,
@@ -147,13 +148,18 @@ class Advice:
         return pd.DataFrame(rows)
 
     @property
-    def words(self) -> str:
-        """The advice as text."""
-        parts = [self._verdict(), self._emptied(), self._saved(), self._linear()]
+    def text(self) -> str:
+        """The advice in sentences."""
+        parts = [self._verdict(), self._without_attention(), self._savings(), self._linear()]
         parts.append(
-            "How sure this is: each network was trained once. The interval covers other test "
-            "windows (paired block bootstrap, blocks of lookback + horizon), not another random "
-            "start, which can change an error by about one percent."
+            "Reference: the dense network or the control (the dense network after the same extra "
+            "epochs as the pruned ones), whichever has the lower validation error."
+        )
+        parts.append(
+            "Uncertainty: each network was trained once. The intervals reflect variation across "
+            "test windows (paired block bootstrap, blocks of lookback + horizon windows). They do "
+            "not reflect another random initialisation, which can change an error by about one "
+            "percent."
         )
         return "\n".join(textwrap.fill(part, WIDTH) for part in parts if part)
 
@@ -166,10 +172,10 @@ class Advice:
             figure = style.canvas(width=7.0, height=1.1 + 0.32 * len(networks))
             left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
             for place, network in enumerate(networks):
-                moved = self.change(network)
-                middle = 100 * moved.change
-                spread = [[middle - 100 * moved.low], [100 * moved.high - middle]]
-                known = math.isfinite(moved.low) and network is not self.reference
+                change = self.change(network)
+                middle = 100 * change.change
+                spread = [[middle - 100 * change.low], [100 * change.high - middle]]
+                known = math.isfinite(change.low) and network is not self.reference
                 chosen = network is self.recommended
                 left.errorbar(
                     [middle], [place], xerr=spread if known else None, fmt="s" if chosen else "o",
@@ -196,12 +202,13 @@ class Advice:
         lines = [
             (
                 network.name, f"{network.mse:.4f}", f"{network.mae:.4f}",
-                *self._moved(network), f"{network.parameters:,}", f"{network.flops / 1e6:.2f}",
-                f"{network.latency_ms:.2f}", ", ".join(self._roles(network)),
+                *self._change_and_interval(network), f"{network.parameters:,}",
+                f"{network.flops / 1e6:.2f}", f"{network.latency_ms:.2f}",
+                ", ".join(self._roles(network)),
             )
             for network in (*self.path, self.linear)
         ]  # fmt: skip
-        return f"{self.words}\n\n{columns([head, *lines])}"
+        return f"{self.text}\n\n{columns([head, *lines])}"
 
     __repr__ = __str__
 
@@ -217,82 +224,79 @@ class Advice:
         roles = [role for role in self._roles(network) if role != "chosen"]
         return f"{network.name}\n({', '.join(roles)})" if roles else network.name
 
-    def _moved(self, network: Network) -> tuple[str, str]:
+    def _change_and_interval(self, network: Network) -> tuple[str, str]:
+        """Two columns of the table; they are empty for the reference itself."""
         if network is self.reference:
             return "", ""
-        moved = self.change(network)
-        known = math.isfinite(moved.low)
-        interval = f"{_percent(moved.low)} to {_percent(moved.high)}" if known else "none"
-        return _percent(moved.change), interval
+        change = self.change(network)
+        known = math.isfinite(change.low)
+        interval = f"{_percent(change.low)} to {_percent(change.high)}" if known else "none"
+        return _percent(change.change), interval
 
     def _verdict(self) -> str:
-        chosen, moved = self.chosen, self.change(self.chosen)
+        chosen, change = self.chosen, self.change(self.chosen)
         modules = f"{chosen.removed} of the {self.sites} attention modules"
-        compared = f"against the {self.reference.name} network, the better one on validation"
         if not chosen.removed:
             return (
-                f"Keep the attention. On validation no network without some of its {self.sites} "
-                f"attention modules is better than the {self.reference.name} network."
+                f"Keep all {self.sites} attention modules: no network with fewer modules has a "
+                f"lower validation error than the reference ({self.reference.name})."
             )
-        if moved.high < 0:
+        compared = f"{_described(change)}, compared with the reference ({self.reference.name})"
+        if change.high < 0:
+            return f"Attention can be removed: remove {modules}. The test error is then {compared}."
+        if change.low > 0:
             return (
-                f"Yes, attention can go: remove {modules}. The test error is {_range(moved)}, "
-                f"{compared}."
-            )
-        if moved.low > 0:
-            return (
-                f"Keep the attention. Validation chose to remove {modules}, but on the test "
-                f"windows the error is then {_range(moved)}, {compared}."
+                f"Keep the attention. Validation selects the network without {modules}, but its "
+                f"test error is {compared}."
             )
         start = (
-            f"Validation chose to remove {modules}. Whether that changes the error is not clear: "
-            f"on the test windows it is {_range(moved)}, {compared}"
+            f"Validation selects the network without {modules}. Its test error is {compared}. It "
+            "is not clear whether the error changes: "
         )
-        if math.isfinite(moved.low):
+        if math.isfinite(change.low):
             return (
-                f"{start}, and the interval holds 0. Do so if what is saved is worth an error "
-                f"that may be {_percent(moved.high)[1:]} higher."
+                f"{start}the interval contains 0. Remove the modules if the savings justify an "
+                f"error that may be {_percent(change.high)[1:]} higher."
             )
         windows = MIN_BLOCKS * block_length(self.lookback, self.horizon)
         rows = math.ceil((windows + self.horizon) / TEST_SHARE)
         return (
-            f"{start}. The test part is too short for an interval, which needs a file of about "
+            f"{start}the test part is too short for an interval, which needs a file of about "
             f"{rows} rows."
         )
 
-    def _emptied(self) -> str:
-        """The sentence about the network without any attention."""
-        moved = self.change(self.path[-1])
+    def _without_attention(self) -> str:
+        """The sentences about the network without any attention."""
+        change = self.change(self.path[-1])
         text = ""
         if self.chosen is not self.path[-1]:
-            clear = moved.low > 0 or moved.high < 0
-            text = f"Without any attention the test error is {_range(moved)}"
-            text += ". " if clear else ": not clear. "
-        if moved.low > 0:
-            channels = self.model == "iTransformer"
+            text = f"Without any attention, the test error is {_described(change)}"
+            text += ", and the interval contains 0. " if change.low <= 0 <= change.high else ". "
+        if change.low > 0:
             reason = (
-                "the channels depend on each other, which this model sees through attention alone"
-                if channels
-                else "the forecast depends on what attention combines"
+                "The channels depend on each other, and this model combines channels only in its "
+                "attention modules."
+                if self.model == "iTransformer"
+                else "The forecast depends on them."
             )
-            text += f"Warning: do not remove all of it, since {reason}."
+            text += f"Warning: do not remove all attention modules. {reason}"
         elif self.recommended is self.path[-1] and self.model == "iTransformer":
             text += (
-                "Without attention this model forecasts each channel from its own past alone. If "
-                "the channels come to depend on each other, train again."
+                "Without attention, this model forecasts each channel from its own past only. If "
+                "the channels begin to depend on each other, train again."
             )
         return text
 
-    def _saved(self) -> str:
+    def _savings(self) -> str:
         if not self.recommended.removed:
-            return "Nothing is saved: the recommended network has all of its attention."
+            return "Nothing is saved, since the recommended network has all attention modules."
         dense, small = self.path[0], self.recommended
         saved = [
             _percent(getattr(small, cost) / getattr(dense, cost) - 1, 0)
             for cost in ("parameters", "flops", "latency_ms")
         ]
         text = (
-            f"Saved by the recommended network ({small.name}): parameters {saved[0]} "
+            f"Savings of the recommended network ({small.name}): parameters {saved[0]} "
             f"({dense.parameters:,} to {small.parameters:,}), FLOPs {saved[1]}, latency of one "
             f"forecast {saved[2]} ({dense.latency_ms:.2f} to {small.latency_ms:.2f} ms)."
         )
@@ -300,17 +304,17 @@ class Advice:
         return text + (busy if self.uncertain else "")
 
     def _linear(self) -> str:
-        moved = self.change(self.linear, self.recommended)
-        if moved.high < 0:
-            ending = "it is better, so use it"
-        elif moved.low > 0:
-            ending = "it is worse"
+        change = self.change(self.linear, self.recommended)
+        if change.high < 0:
+            ending = "The linear model is better: use it."
+        elif change.low > 0:
+            ending = "The linear model is worse."
         else:
-            ending = "not clear which is better, so prefer the simpler one"
+            ending = "It is not clear which is better: prefer the linear model, which is simpler."
         return (
-            f"For comparison a linear model ({self.linear.name}, {self.linear.parameters:,} "
-            "parameters, its learning rate chosen on validation) was trained. Its test error is "
-            f"{_range(moved)}, against the recommended network: {ending}."
+            f"For comparison, a linear model was trained ({self.linear.name}, "
+            f"{self.linear.parameters:,} parameters, learning rate chosen on validation). Its test "
+            f"error is {_described(change)}, compared with the recommended network. {ending}"
         )
 
 
@@ -318,7 +322,8 @@ def _percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:+.{digits}f} %"
 
 
-def _range(change: Change) -> str:
+def _described(change: Change) -> str:
+    """A change with its interval: `1.8 % lower (95 % interval: -3.9 % to +0.4 %)`."""
     low, high = _percent(change.low), _percent(change.high)
     interval = f"95 % interval: {low} to {high}" if math.isfinite(change.low) else "no interval"
     side = "lower" if change.change < 0 else "higher"
