@@ -24,6 +24,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from ports import free_port
 from project import TINY, Project
 from test_tracking import make_config, write_stage
 
@@ -60,12 +61,6 @@ def _missing() -> str | None:
 pytestmark = pytest.mark.skipif(_missing() is not None, reason=str(_missing()))
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def _until(ready: Callable[[], bool], process: subprocess.Popen[Any], log: Path) -> None:
     end = time.monotonic() + 120
     while not ready():
@@ -78,7 +73,7 @@ class Service:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port, self.database_port = _free_port(), _free_port()
+        self.port, self.database_port = free_port(), free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.log = folder / "mlflow.log"
         self._bin = _postgres() or Path()

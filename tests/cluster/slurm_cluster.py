@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from ports import free_port
 from project import ROOT, Project
 
 PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "srun", "sbatch", "squeue", "scontrol")
@@ -53,12 +54,6 @@ HERE = ("--cores", "2", "--slurm-init-seconds-before-status-checks", "5", "--lat
 
 def program(name: str) -> str:
     return shutil.which(name, path=FINDER) or name
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def wait_for(done: Callable[[], object], what: str, seconds: float = 2400) -> None:

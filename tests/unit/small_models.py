@@ -1,21 +1,26 @@
 """Small settings of every model, with several layers, so that sites differ."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from spat.attention.mask import Mask, all_site_masks
+from spat.data import series, synthetic
+from spat.data.registry import DATASETS
+from spat.data.windows import Splits, split
 from spat.models.base import Network
 from spat.models.registry import MODELS, Settings, Shape
 from spat.surgery import cut
 from spat.tasks.forecasting import Batch, Forecasting
 from spat.tasks.task import Task, case_losses
 from spat.training.device import costs
+
+Model = TypeVar("Model", bound=nn.Module)
 
 SHAPE = Shape(lookback=24, horizon=12, channels=5, marks=4)
 
@@ -134,6 +139,30 @@ def latency_of(
 def memory_of(model: Any, size: int, device: str) -> float:
     """Peak memory of `size` windows, in megabytes."""
     return costs.peak_memory(model, TASK, TASK.example(model.shape, size, device), device)
+
+
+def perturbed(make: Callable[[], Model], seed: int = 0) -> Model:
+    """A model in `eval()` in which no bias, gain or running statistic has its neutral value."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = make()
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.is_floating_point():
+                tensor.data.add_(0.2 * torch.rand_like(tensor))
+    return model.eval()
+
+
+def gradients(y: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """The gradients of a weighted sum of `y`, whose weights differ."""
+    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+    return torch.autograd.grad((y * weights).sum(), inputs)
+
+
+def generated_splits(rows: int, shape: Shape = SHAPE) -> Splits:
+    """The windows of a generated series of that many rows."""
+    content = synthetic.generate(rows, shape.channels, seed=3, coupling=0.5, noise=0.2)
+    prepared = series.prepare(DATASETS["synthetic"], content, "test")
+    return split(prepared, shape.lookback, shape.horizon)
 
 
 def assert_pruned_equals_silenced(model: Network, task: Task, batch: Any) -> None:

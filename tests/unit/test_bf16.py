@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 import torch
 from frame_builder import build, long
-from small_models import SHAPE, TASK, sized
+from small_models import SHAPE, TASK, generated_splits, sized
 
-from spat.data import series, synthetic
-from spat.data.registry import DATASETS
-from spat.data.windows import Splits, split
+from spat.data.windows import Splits
 from spat.models import registry
 from spat.models.base import Forecaster
 from spat.pipeline import digests
@@ -42,9 +40,7 @@ def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def splits() -> Splits:
-    content = synthetic.generate(400, SHAPE.channels, seed=3, coupling=0.5, noise=0.2)
-    prepared = series.prepare(DATASETS["synthetic"], content, "test")
-    return split(prepared, SHAPE.lookback, SHAPE.horizon)
+    return generated_splits(400)
 
 
 def small(name: str, seed: int = 0) -> Forecaster:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from fake_card import CARD, install, memory
-from small_models import SHAPE, TASK, sized
+from small_models import SHAPE, TASK, generated_splits, sized
 
 from spat.data import series, synthetic
 from spat.data.registry import DATASETS
@@ -238,9 +238,7 @@ def test_an_executor_suits_its_device() -> None:
 @pytest.fixture(scope="module")
 def splits() -> Splits:
     prepare_torch("float32")
-    content = synthetic.generate(400, SHAPE.channels, seed=3, coupling=0.5, noise=0.2)
-    prepared = series.prepare(DATASETS["synthetic"], content, "test")
-    return split(prepared, SHAPE.lookback, SHAPE.horizon)
+    return generated_splits(400)
 
 
 def trained(splits: Splits, folder: Path, seed: int) -> dict[str, torch.Tensor]:

@@ -209,13 +209,8 @@ def test_another_checkout_does_not_run_the_installed_package(
     assert cli.main(words) == 0
 
 
-def test_ctrl_c_says_what_is_kept(configuration: Path) -> None:
-    program = (
-        "import time; from spat.pipeline import cli\n"
-        "def stage(*_): print('begun', flush=True), time.sleep(60)\n"
-        "cli.STAGES['collect'] = (stage, '', ())\n"
-        f"raise SystemExit(cli.main(['collect', '--config', {str(configuration)!r}]))"
-    )
+def begun(program: str) -> subprocess.Popen[str]:
+    """A process that runs a Python program, after it printed `begun`."""
     job = subprocess.Popen(
         [sys.executable, "-c", program],
         stdout=subprocess.PIPE,
@@ -223,6 +218,17 @@ def test_ctrl_c_says_what_is_kept(configuration: Path) -> None:
         text=True,
     )
     assert job.stdout is not None and job.stdout.readline() == "begun\n"
+    return job
+
+
+def test_ctrl_c_says_what_is_kept(configuration: Path) -> None:
+    program = (
+        "import time; from spat.pipeline import cli\n"
+        "def stage(*_): print('begun', flush=True), time.sleep(60)\n"
+        "cli.STAGES['collect'] = (stage, '', ())\n"
+        f"raise SystemExit(cli.main(['collect', '--config', {str(configuration)!r}]))"
+    )
+    job = begun(program)
     time.sleep(0.1)
     job.send_signal(signal.SIGINT)
     _, shown = job.communicate(timeout=30)
@@ -239,13 +245,7 @@ def test_a_second_ctrl_c_while_the_process_ends_changes_nothing(configuration: P
         f"sys.argv[1:] = ['collect', '--config', {str(configuration)!r}]\n"
         "raise SystemExit(cli.main())"
     )
-    job = subprocess.Popen(
-        [sys.executable, "-c", program],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert job.stdout is not None and job.stdout.readline() == "begun\n"
+    job = begun(program)
     job.send_signal(signal.SIGINT)
     assert job.stderr is not None
     assert job.stderr.readline().startswith("spat collect: interrupted.")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cache
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -35,7 +36,7 @@ from spat.study.statistics.bootstrap import relative_change
 from spat.study.statistics.cells import RUN
 
 ETT = ("ETTh1", "ETTh2", "ETTm1", "ETTm2")
-KINDS: dict[str, dict[str, object]] = {
+KINDS: dict[str, dict[str, Any]] = {
     "default": {},
     "one": {
         "datasets": ("ETTh1",), "models": ("iTransformer",), "seeds": (0,), "pairs": ()
@@ -64,18 +65,13 @@ ABSENT = {
 MADE = [(kind, name) for kind in KINDS for name in FIGURES if (kind, name) not in ABSENT]
 
 
-@cache
-def frames(kind: str) -> Frames:
-    return frames_of(**KINDS[kind])  # type: ignore[arg-type]
-
-
 def drawn(name: str, kind: str = "default") -> Figure:
     return _drawn(name, kind)
 
 
 @cache
 def _drawn(name: str, kind: str) -> Figure:
-    figure = draw(name, frames(kind))
+    figure = draw(name, frames_of(**KINDS[kind]))
     with style.drawing():
         figure.draw_without_rendering()
     return figure
@@ -164,7 +160,7 @@ def test_a_figure_without_input_is_not_made(name: str, tmp_path: Path) -> None:
 
 def test_drawing_does_not_change_global_state() -> None:
     before = dict(mpl.rcParams)
-    draw("pareto", frames("one"))
+    draw("pareto", frames_of(**KINDS["one"]))
     import matplotlib.pyplot as plt
 
     assert plt.get_fignums() == []
@@ -173,7 +169,7 @@ def test_drawing_does_not_change_global_state() -> None:
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_of_many_dense_models_is_drawn_or_refused(name: str) -> None:
-    results = frames("many").results
+    results = frames_of(**KINDS["many"]).results
     dense = Frames.of(results=results[results["phase"] == "dense"])
     with contextlib.suppress(Absent):
         draw(name, dense)
@@ -181,7 +177,8 @@ def test_a_figure_of_many_dense_models_is_drawn_or_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["pareto", "send_uniformity"])
 def test_drawing_again_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
-    once, again = (write_figure(name, frames("one"), tmp_path / run) for run in ("a", "b"))
+    frames = frames_of(**KINDS["one"])
+    once, again = (write_figure(name, frames, tmp_path / run) for run in ("a", "b"))
     assert [path.name for path in once] == [f"{name}.{ending}" for ending in ("png", "pdf", "svg")]
     for one, other in zip(once, again, strict=True):
         assert len(one.read_bytes()) > 1000
@@ -191,7 +188,7 @@ def test_drawing_again_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
 def test_png_has_print_resolution(tmp_path: Path) -> None:
     from PIL import Image
 
-    path = write_figure("stability", frames("one"), tmp_path)[0]
+    path = write_figure("stability", frames_of(**KINDS["one"]), tmp_path)[0]
     with Image.open(path) as image:
         assert image.width == 680
 
@@ -244,7 +241,7 @@ def test_pareto_points_are_changes_against_the_control_with_their_interval() -> 
     (segment,) = bar.get_segments()
     row = (
         tables()["changes"]
-        .function(frames("default"))
+        .function(frames_of())
         .query("dataset == 'ETTh1' and model == 'iTransformer' and method == 'SPAT 50 %'")
     )
     assert segment[:, 1] == pytest.approx([row["low"].item(), row["high"].item()])
@@ -349,7 +346,7 @@ def test_a_method_has_the_same_mark_in_every_figure() -> None:
 
 def test_rivals_joins_the_points_of_a_dense_and_its_pruned_model() -> None:
     axis = panels(drawn("rivals"))["ETTh1"]
-    rows = methods.at_home(frames("default"))
+    rows = methods.at_home(frames_of())
     rows = rows[(rows["dataset"] == "ETTh1") & (rows["model"] == "iTransformer")]
     means = rows.groupby("method")[["flops", "mse"]].mean()
     wanted = means.loc[[methods.DENSE, methods.CHOSEN, methods.NONE_LEFT]].to_numpy()
@@ -362,7 +359,7 @@ def test_rivals_joins_the_points_of_a_dense_and_its_pruned_model() -> None:
 
 def test_deviations_from_published_errors_stand_beside_the_band() -> None:
     (axis,) = drawn("reproduction").axes
-    table = tables()["reproduction"].function(frames("default"))
+    table = tables()["reproduction"].function(frames_of())
     wanted = table[(table["method"] == "change") & (table["metric"] == "MSE")]["mean"]
     (dots,) = (line for line in axis.lines if line.get_label() == "MSE")
     assert sorted(dots.get_xdata()) == pytest.approx(sorted(wanted))
@@ -406,7 +403,8 @@ def test_latency_is_relative_to_the_dense_model() -> None:
 def test_send_sites_shows_scores_in_forward_order() -> None:
     figure = drawn("send_sites", "one")
     bars = [patch.get_height() for patch in figure.axes[0].patches]
-    scores = frames("one").scores.query("criterion == 'send' and head == -1 and batch >= 0")
+    scores = frames_of(**KINDS["one"]).scores
+    scores = scores.query("criterion == 'send' and head == -1 and batch >= 0")
     expected = scores.groupby("site")["value"].mean() / 1e-2
     assert bars == pytest.approx(list(expected))
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["e0", "e1", "e2", "e3"]
@@ -421,7 +419,7 @@ def test_send_sites_shows_scores_in_forward_order() -> None:
 
 def test_heads_are_sorted_within_their_site_and_divided_by_the_mean_of_the_run() -> None:
     (axis, bar) = drawn("send_heads", "one").axes
-    scores = frames("one").scores.query("criterion == 'send' and batch >= 0")
+    scores = frames_of(**KINDS["one"]).scores.query("criterion == 'send' and batch >= 0")
     means = scores.groupby(["site", "head"])["value"].mean().drop(-1, level="head")
     image = np.asarray(axis.images[0].get_array(), dtype=np.float64)
     for site, row in enumerate(image):
@@ -447,10 +445,10 @@ def test_changes_by_source_are_against_the_better_reference_and_sorted() -> None
     names = [text.get_text() for text in axis.get_yticklabels()]
     assert len(names) == 7 and names[-1] == "mean of sources"
     shown = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    rows = methods.at_home(frames("many")).query(
+    rows = methods.at_home(frames_of(**KINDS["many"])).query(
         "model == 'iTransformer' and method == 'SPAT (val.)'"
     )
-    base = methods.references(frames("many").results)
+    base = methods.references(frames_of(**KINDS["many"]).results)
     joined = rows.merge(base, on=list(RUN), suffixes=("", "_base"))
     joined["change"] = 100 * (joined["mse"] / joined["mse_base"] - 1)
     means = joined.groupby(["source", "dataset"])["change"].mean().groupby("source").mean()
@@ -600,9 +598,9 @@ def test_ranks_are_over_stations_and_criteria_that_differ_are_not_joined() -> No
 
 def test_too_few_sources_are_reported_and_not_ranked() -> None:
     with pytest.raises(Absent, match=r"iTransformer deep 2 \(5 criteria\).*at least 6"):
-        draw("critical_difference", frames("default"))
-    alone = frames("default").selections.query("criterion in ('send', 'control')")
-    one = Frames.of(results=frames("default").results, selections=alone)
+        draw("critical_difference", frames_of())
+    alone = frames_of().selections.query("criterion in ('send', 'control')")
+    one = Frames.of(results=frames_of().results, selections=alone)
     with pytest.raises(Absent, match=r"iTransformer deep 2 \(1 criterion\)"):
         draw("critical_difference", one)
 
@@ -658,9 +656,7 @@ def test_history_continues_with_fine_tuning() -> None:
 
 
 def test_the_history_of_one_run_can_be_drawn_alone() -> None:
-    rows = frames("default").history.query(
-        "dataset == 'ETTh1' and model == 'iTransformer' and seed == 1"
-    )
+    rows = frames_of().history.query("dataset == 'ETTh1' and model == 'iTransformer' and seed == 1")
     (axis,) = run_history(rows, EMPTY).axes
     _, labels = axis.get_legend_handles_labels()
     assert "fine-tuning: none left" in labels

@@ -3,14 +3,14 @@
 import copy
 import gzip
 import hashlib
-import struct
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from small_models import assert_pruned_equals_silenced
+from image_files import idx
+from small_models import assert_pruned_equals_silenced, perturbed
 
 import spat
 from spat.attention.mask import Mask
@@ -30,12 +30,6 @@ TASK = Imaging()
 SHAPE = ImageShape(height=4, width=6, channels=1, classes=3)
 SETTINGS = ViTSettings(d_model=8, d_ff=8, e_layers=3, n_heads=2, dropout=0.0, patch_size=2)
 FILES = ("train-images", "train-labels", "test-images", "test-labels")
-
-
-def idx(values: np.ndarray) -> bytes:  # type: ignore[type-arg]
-    """The bytes of an idx file of unsigned bytes."""
-    header = bytes([0, 0, 8, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape)
-    return header + values.astype(np.uint8).tobytes()
 
 
 def drawn(count: int, seed: int) -> Labelled:
@@ -76,13 +70,7 @@ def written(folder: Path, contents: tuple[bytes, ...] = CONTENTS) -> Path:
 
 
 def vit() -> ViT:
-    """A ViT in which no bias or gain has its neutral initial value."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = ViT(SETTINGS, SHAPE)
-        for parameter in model.parameters():
-            parameter.data.add_(0.2 * torch.rand_like(parameter))
-    return model.eval()
+    return perturbed(lambda: ViT(SETTINGS, SHAPE))
 
 
 def test_gzipped_copies_are_read_as_they_were_written(tmp_path: Path) -> None:

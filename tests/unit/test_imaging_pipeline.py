@@ -2,13 +2,13 @@
 
 import hashlib
 import re
-import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from image_files import idx
 
 from spat.data.images import load
 from spat.data.registry import IMAGES, DataError, File, Images, Rows
@@ -57,12 +57,6 @@ def config(tmp_path: Path, **changes: Any) -> Config:
         "statistics": {"bootstrap": 100},
     }
     return configuration.load({**values, **changes})
-
-
-def idx(values: np.ndarray) -> bytes:  # type: ignore[type-arg]
-    """The bytes of an idx file of unsigned bytes."""
-    header = bytes([0, 0, 8, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape)
-    return header + values.astype(np.uint8).tobytes()
 
 
 @pytest.fixture(scope="module")

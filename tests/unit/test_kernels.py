@@ -9,7 +9,7 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import skip_without_weights
+from small_models import gradients, skip_without_weights
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -31,10 +31,6 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         pytest.skip("this torch is built without oneDNN")
     monkeypatch.setattr(kernels, "_THROUGH_ONEDNN", request.param == "oneDNN")
     return str(request.param)
-
-
-def gradients(y: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-    return torch.autograd.grad((y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum(), inputs)
 
 
 @pytest.mark.usefixtures("library")

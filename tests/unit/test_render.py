@@ -6,8 +6,8 @@ import io
 import re
 import shutil
 import subprocess
-from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,11 +27,6 @@ from spat.study.pages.registry import (
     write_all,
     write_table,
 )
-
-
-@cache
-def default() -> Frames:
-    return frames_of()
 
 
 def page_of(values: dict[str, float], unit: str = "", **layout: object) -> render.Sheet:
@@ -99,7 +94,7 @@ def test_a_single_value_or_equal_values_are_not_marked_as_best() -> None:
 
 
 def test_every_bold_number_of_the_main_table_is_the_smallest_of_its_row() -> None:
-    lines = [x for x in rendered("main", default())["md"].splitlines() if x.startswith("| ETT")]
+    lines = [x for x in rendered("main", frames_of())["md"].splitlines() if x.startswith("| ETT")]
     assert len(lines) == 8
     for line in lines:
         cells = line.strip("| ").split("|")[3:-1]  # without keys and the change
@@ -113,7 +108,7 @@ def test_every_bold_number_of_the_main_table_is_the_smallest_of_its_row() -> Non
 
 
 def test_a_page_states_n_and_its_constant_keys() -> None:
-    text = rendered("main", default())["md"]
+    text = rendered("main", frames_of())["md"]
     assert "n = 3 seeds" in text
     assert "Horizon: 96." in text
     assert "n = 1 seed." in rendered("main", frames_of(seeds=(0,)))["md"]
@@ -174,7 +169,7 @@ def test_methods_have_one_order() -> None:
     ]  # fmt: skip
 
 
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "default": {},
     "one": {"datasets": ("ETTh1",), "models": ("iTransformer",), "seeds": (0,), "pairs": ()},
     "scratch": {
@@ -189,7 +184,7 @@ KINDS = {
 @pytest.mark.parametrize("name", TABLES)
 def test_latex_rows_have_as_many_columns_as_the_header(name: str, kind: str) -> None:
     try:
-        tex = rendered(name, kinds(kind))["tex"]
+        tex = rendered(name, frames_of(**KINDS[kind]))["tex"]
     except Absent:
         return
     assert tex.count(r"\begin{table") == tex.count(r"\end{table") >= 1
@@ -201,16 +196,11 @@ def test_latex_rows_have_as_many_columns_as_the_header(name: str, kind: str) -> 
     assert tex.isascii(), sorted({c for c in tex if not c.isascii()})
 
 
-@cache
-def kinds(kind: str) -> Frames:
-    return frames_of(**KINDS[kind])  # type: ignore[arg-type]
-
-
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 def test_all_tables_compile_with_booktabs_alone(tmp_path: Path) -> None:
     names = []
     for kind in KINDS:
-        write_all("table", kinds(kind), tmp_path / kind)
+        write_all("table", frames_of(**KINDS[kind]), tmp_path / kind)
         for path in sorted((tmp_path / kind).glob("*.tex")):
             name, text = path.stem, path.read_text()
             text = text.replace("\\label{tab:", f"\\label{{{kind}:")
@@ -245,32 +235,32 @@ def test_files_of_pages_that_are_no_longer_made_are_removed(tmp_path: Path) -> N
         path.parent.mkdir(exist_ok=True)
         path.write_text("of a former run")
     (tables_of / "notes.txt").write_text("of the reader")
-    write_all("table", kinds("light"), tables_of)
-    write_all("figure", kinds("light"), figures_of)
+    write_all("table", frames_of(**KINDS["light"]), tables_of)
+    write_all("figure", frames_of(**KINDS["light"]), figures_of)
     names = {path.name for path in tables_of.iterdir()}
     assert "notes.txt" in names and "main.md" not in names
     assert not names & {"zeroshot.md", "former.csv"}
     made = {path.stem for path in figures_of.iterdir()}
     assert made == {"forecasts", "history", "reproduction"}
-    listed = not_made(kinds("light"), tmp_path)
+    listed = not_made(frames_of(**KINDS["light"]), tmp_path)
     (row,) = (x for x in listed.splitlines() if x.startswith("| table | `main` |"))
     assert "No model of this experiment has attention sites." in row
     assert "| figure | `history` |" not in listed
 
 
 def test_csv_holds_plain_numbers(tmp_path: Path) -> None:
-    paths = write_table("main", default(), tmp_path)
+    paths = write_table("main", frames_of(), tmp_path)
     names = ["main.csv", "main.md", "main.tex", "main.html"]
     assert [path.name for path in paths] == names
     read = pd.read_csv(paths[0], keep_default_na=False, na_values={"sd": ""})
-    table = tables()["main"].function(default())
+    table = tables()["main"].function(frames_of())
     assert read["mean"].dtype == "float64"
     np.testing.assert_allclose(read["mean"], table["mean"], rtol=1e-9)
     assert list(read["method"]) == list(table["method"])
 
 
 def test_the_terminal_shows_the_main_table() -> None:
-    text = plain("main", default())
+    text = plain("main", frames_of())
     assert text.startswith("Test errors")
     assert re.search(r"ETTh1 +iTransformer +MSE .*[*_]0\.", text)
     assert "<ins>" not in text
@@ -307,5 +297,5 @@ def test_tables_are_unchanged_after_parquet(tmp_path: Path) -> None:
     frames = Frames.load(tmp_path)
     for name in ("main", "changes", "criteria"):
         again = rendered(name, frames)
-        assert again == rendered(name, default())
+        assert again == rendered(name, frames_of())
         pd.read_csv(io.StringIO(again["csv"]))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import json
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from small_models import SHAPE, SIZES, flops_of, inputs_of, prune, sized
+from small_models import SHAPE, SIZES, flops_of, inputs_of, perturbed, prune, sized
 from torch import Tensor, nn
 
 from spat.attention.mask import Mask, all_site_masks
@@ -28,14 +27,7 @@ SWEPT = ("TimeXer", "FEDformer", "Mamba", "GPT4TS-random", "Time-LLM-random")
 
 
 def dense(name: str, **changes: bool) -> Forecaster:
-    """A model in which no bias, gain or running statistic is at its neutral start."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        model = build(name, sized(name, **changes), SHAPE)
-        for tensor in itertools.chain(model.parameters(), model.buffers()):
-            if tensor.is_floating_point():
-                tensor.data.add_(0.2 * torch.rand_like(tensor))
-    return model.eval()
+    return perturbed(lambda: build(name, sized(name, **changes), SHAPE), seed=1)
 
 
 def called(model: Forecaster) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from functools import cache
 
 import frame_builder
 import numpy as np
@@ -28,11 +27,6 @@ TABLES = tables()
 CELL = {"dataset": "ETTh1", "model": "iTransformer"}
 
 
-@cache
-def default() -> Frames:
-    return frames_of()
-
-
 def errors(frames: Frames, mask: str, phase: str, metric: str = "mse", **cell: object) -> pd.Series:
     """Test errors by seed, straight from the frame."""
     rows = frames.results
@@ -54,20 +48,20 @@ def one(table: pd.DataFrame, **keys: object) -> pd.Series:
 
 
 def test_main_gives_mean_deviation_and_number_of_seeds() -> None:
-    table = TABLES["main"].function(default())
-    dense = errors(default(), FULL, "dense")
+    table = TABLES["main"].function(frames_of())
+    dense = errors(frames_of(), FULL, "dense")
     row = one(table, **CELL, metric="MSE", method="dense")
     assert row["mean"] == pytest.approx(dense.mean())
     assert row["sd"] == pytest.approx(dense.std(ddof=1))
     assert (row["n"], row["missing"]) == (3, 0)
-    mae = errors(default(), EMPTY, "finetuned", "mae")
+    mae = errors(frames_of(), EMPTY, "finetuned", "mae")
     assert one(table, **CELL, metric="MAE", method="none left")["mean"] == pytest.approx(mae.mean())
 
 
 def test_main_compares_with_dense_and_control_paired_by_seed() -> None:
-    table = TABLES["main"].function(default())
-    dense, control = (errors(default(), FULL, phase) for phase in ("dense", "finetuned"))
-    spat = errors(default(), nested("send", 0.5).name, "finetuned")
+    table = TABLES["main"].function(frames_of())
+    dense, control = (errors(frames_of(), FULL, phase) for phase in ("dense", "finetuned"))
+    spat = errors(frames_of(), nested("send", 0.5).name, "finetuned")
     row = one(table, **CELL, metric="MSE", method="control")
     assert row["vs_dense"] == pytest.approx((100 * (control / dense - 1)).mean())
     assert row["vs_dense"] < 0
@@ -112,7 +106,7 @@ def test_main_takes_the_mask_that_validation_chose_for_each_seed() -> None:
     made["selections"].loc[other, "mask"] = nested("send", 0.25).name
     table = TABLES["main"].function(Frames.of(**made))
     masks = [nested("send", ratio).name for ratio in (0.5, 0.25, 0.5)]
-    expected = [errors(default(), mask, "finetuned")[seed] for seed, mask in enumerate(masks)]
+    expected = [errors(frames_of(), mask, "finetuned")[seed] for seed, mask in enumerate(masks)]
     row = one(table, **CELL, metric="MSE", method="SPAT (val.)")
     assert row["mean"] == pytest.approx(np.mean(expected))
 
@@ -188,7 +182,7 @@ def test_main_counts_and_shows_runs_that_diverged() -> None:
 def test_main_ignores_other_data_orders_and_the_validation_split() -> None:
     frames = frames_of(orders=3)
     pd.testing.assert_frame_equal(
-        TABLES["main"].function(frames), TABLES["main"].function(default())
+        TABLES["main"].function(frames), TABLES["main"].function(frames_of())
     )
 
 
@@ -197,16 +191,16 @@ def test_dlinear_appears_in_the_cells_of_another_variant() -> None:
     rows = made["results"]
     rows.loc[rows["model"] == "DLinear", "variant"] = "published"
     table = TABLES["main"].function(Frames.of(**made))
-    expected = errors(default(), "none", "dense", model="DLinear").mean()
+    expected = errors(frames_of(), "none", "dense", model="DLinear").mean()
     row = one(table, **CELL, metric="MSE", method="DLinear")
     assert row["mean"] == pytest.approx(expected)
     assert row["variant"] == "deep"
 
 
 def test_intervals_of_changes_contain_the_change() -> None:
-    table = TABLES["changes"].function(default())
-    control = errors(default(), FULL, "finetuned").mean()
-    empty = errors(default(), EMPTY, "finetuned").mean()
+    table = TABLES["changes"].function(frames_of())
+    control = errors(frames_of(), FULL, "finetuned").mean()
+    empty = errors(frames_of(), EMPTY, "finetuned").mean()
     row = one(table, **CELL, method="none left")
     assert row["mean"] == pytest.approx(100 * (empty / control - 1), abs=1e-3)
     assert row["low"] < row["mean"] < row["high"]
@@ -272,8 +266,8 @@ def test_controls_put_other_variants_beside_the_masks() -> None:
     of = (rows["variant"] == "deep+dropout0.3") & (rows["seed"] == 1)
     rows.loc[of & (rows["split"] == "validation"), "mse"] += 0.1
     table = TABLES["controls"].function(Frames.of(**made))
-    dense = errors(default(), FULL, "dense")
-    control = errors(default(), FULL, "finetuned")
+    dense = errors(frames_of(), FULL, "dense")
+    control = errors(frames_of(), FULL, "finetuned")
     narrow = one(table, **CELL, method="narrow", measure="MSE")
     assert (narrow["mean"], narrow["n"]) == (pytest.approx(dense.mean() + 0.02), 3)
     versus = one(table, **CELL, method="narrow", measure="MSE vs control")["mean"]
@@ -289,7 +283,7 @@ def test_variants_that_are_controls_appear_in_no_other_table() -> None:
     frames = frames_of(controls={"narrow": 0.02})
     assert len(frames.controls) == 2 * 2 * 3 * 2  # models, datasets, seeds, splits
     for name in ("main", "efficiency", "changes", "zeroshot"):
-        assert rendered(name, frames) == rendered(name, default()), name
+        assert rendered(name, frames) == rendered(name, frames_of()), name
     assert set(frames.history["variant"]) == {"deep"}
 
 
@@ -297,7 +291,7 @@ def test_variants_that_are_controls_appear_in_no_other_table() -> None:
 
 
 def test_efficiency_gives_costs_and_their_change() -> None:
-    table = TABLES["efficiency"].function(default())
+    table = TABLES["efficiency"].function(frames_of())
     dense = one(table, **CELL, metric="FLOPs", method="dense")
     assert (dense["mean"], dense["unit"]) == (40e6, "FLOPs")
     half = one(table, **CELL, metric="FLOPs", method=at_ratio(0.5))
@@ -309,7 +303,7 @@ def test_efficiency_gives_costs_and_their_change() -> None:
 
 
 def test_efficiency_ends_with_our_averages_beside_the_papers() -> None:
-    table = TABLES["efficiency"].function(default())
+    table = TABLES["efficiency"].function(frames_of())
     averages = table[table["dataset"] == "average"]
     for name, value in PAPER_AVERAGES.items():
         row = one(averages, metric=name, method="paper")
@@ -336,32 +330,32 @@ def test_averages_weigh_sources_and_not_datasets() -> None:
 
 
 def test_zeroshot_compares_on_the_target() -> None:
-    table = TABLES["zeroshot"].function(default())
+    table = TABLES["zeroshot"].function(frames_of())
     pair = {"dataset": "ETTh1", "target": "ETTh2", "model": "iTransformer", "metric": "MSE"}
-    away = errors(default(), FULL, "dense", target="ETTh2").mean()
+    away = errors(frames_of(), FULL, "dense", target="ETTh2").mean()
     assert one(table, **pair, method="dense")["mean"] == pytest.approx(away)
-    home = errors(default(), FULL, "dense", dataset="ETTh2").mean()
+    home = errors(frames_of(), FULL, "dense", dataset="ETTh2").mean()
     assert one(table, **pair, method="trained on target")["mean"] == pytest.approx(home)
-    naive = errors(default(), "none", "dense", dataset="ETTh2", model="RepeatLast")
+    naive = errors(frames_of(), "none", "dense", dataset="ETTh2", model="RepeatLast")
     assert one(table, **pair, method="repeat last")["mean"] == pytest.approx(naive[0])
-    linear = errors(default(), "none", "dense", model="DLinear", target="ETTh2").mean()
+    linear = errors(frames_of(), "none", "dense", model="DLinear", target="ETTh2").mean()
     assert one(table, **pair, method="DLinear")["mean"] == pytest.approx(linear)
 
 
 def test_zeroshot_subtracts_the_gain_at_home() -> None:
-    table = TABLES["zeroshot"].function(default())
+    table = TABLES["zeroshot"].function(frames_of())
     mask = nested("send", 0.5).name
 
     def gain(target: str) -> pd.Series:
-        spat = errors(default(), mask, "finetuned", target=target)
-        return 100 * (1 - spat / errors(default(), FULL, "finetuned", target=target))
+        spat = errors(frames_of(), mask, "finetuned", target=target)
+        return 100 * (1 - spat / errors(frames_of(), FULL, "finetuned", target=target))
 
     row = one(table, dataset="ETTh1", target="ETTh2", model="iTransformer", unit="pp")
     assert row["mean"] == pytest.approx((gain("ETTh2") - gain("ETTh1")).mean())
 
 
 def test_training_on_the_target_is_not_ranked() -> None:
-    for line in rendered("zeroshot", default())["md"].splitlines():
+    for line in rendered("zeroshot", frames_of())["md"].splitlines():
         if line.startswith("| ETT"):
             assert "*" not in line.split("|")[-3], "trained on target is no zero-shot forecast"
 
@@ -370,9 +364,9 @@ def test_training_on_the_target_is_not_ranked() -> None:
 
 
 def test_criteria_average_draws_within_seeds_and_know_the_mean_of_all_masks() -> None:
-    table = TABLES["criteria"].function(default())
+    table = TABLES["criteria"].function(frames_of())
     site = {**CELL, "level": "modules", "share": "50 %"}
-    rows = default().results.query(
+    rows = frames_of().results.query(
         "dataset == 'ETTh1' and target == 'ETTh1' and model == 'iTransformer' and split == 'test' "
         "and phase == 'finetuned'"
     )
@@ -381,21 +375,21 @@ def test_criteria_average_draws_within_seeds_and_know_the_mean_of_all_masks() ->
     expected = pairs["mse"].mean()
     row = one(table, **site, criterion="(mean of all masks)")
     assert (row["mean"], row["n"]) == (pytest.approx(expected), 3)
-    masks = default().selections.query(
+    masks = frames_of().selections.query(
         "criterion == 'random' and level == 'site' and ratio == 0.5 and seed == 0 "
         "and dataset == 'ETTh1' and model == 'iTransformer'"
     )["mask"]
-    drawn = np.mean([errors(default(), mask, "finetuned").mean() for mask in masks])
+    drawn = np.mean([errors(frames_of(), mask, "finetuned").mean() for mask in masks])
     row = one(table, **site, criterion="random")
     assert (row["mean"], row["n"]) == (pytest.approx(drawn), 3)
     assert "100 %" not in set(table["share"])
 
 
 def test_heads_and_modules_are_paired_at_an_equal_share() -> None:
-    table = TABLES["heads_vs_modules"].function(default())
+    table = TABLES["heads_vs_modules"].function(frames_of())
     keys = {**CELL, "criterion": "michel", "share": "25 %", "metric": "MSE"}
-    modules = errors(default(), nested("michel", 0.25).name, "finetuned")
-    heads = errors(default(), frame_builder.head_mask("michel", 0.25).name, "finetuned")
+    modules = errors(frames_of(), nested("michel", 0.25).name, "finetuned")
+    heads = errors(frames_of(), frame_builder.head_mask("michel", 0.25).name, "finetuned")
     assert one(table, **keys, method="modules")["mean"] == pytest.approx(modules.mean())
     assert one(table, **keys, method="heads")["mean"] == pytest.approx(heads.mean())
     change = one(table, **keys, method="heads vs modules")["mean"]
@@ -406,7 +400,7 @@ def test_heads_and_modules_are_paired_at_an_equal_share() -> None:
 
 
 def test_quality_finds_the_criterion_that_knows_the_truth() -> None:
-    table = TABLES["quality"].function(default())
+    table = TABLES["quality"].function(frames_of())
     gains = table[table["measure"] == "gain over chance"].set_index(["model", "criterion"])["mean"]
     for model in frame_builder.ATTENTION:
         assert gains[model].idxmax() == "send"
@@ -427,8 +421,8 @@ def test_quality_finds_the_criterion_that_knows_the_truth() -> None:
 
 
 def test_quality_of_a_cell_is_that_of_its_runs_alone() -> None:
-    table = TABLES["quality_cells"].function(default())
-    whole = TABLES["quality"].function(default())
+    table = TABLES["quality_cells"].function(frames_of())
+    whole = TABLES["quality"].function(frames_of())
     keys = {"model": "iTransformer", "criterion": "send", "measure": "gain over chance"}
     cells = [one(table, **keys, dataset=name)["mean"] for name in ("ETTh1", "ETTh2")]
     assert np.mean(cells) == pytest.approx(one(whole, **keys)["mean"])
@@ -479,7 +473,7 @@ def test_reproduction_judges_by_three_percent() -> None:
 
 
 def test_reproduction_leaves_out_our_own_depth() -> None:
-    table = TABLES["reproduction"].function(default())
+    table = TABLES["reproduction"].function(frames_of())
     assert set(table["model"]) == {"DLinear"}
 
 
@@ -492,8 +486,8 @@ def test_adaptive_compares_with_the_ratio_of_the_other_source() -> None:
     made["selections"].loc[chosen, "mask"] = nested("send", 0.75).name
     table = TABLES["adaptive"].function(Frames.of(**made))
     place = {"model": "iTransformer", "source": "ETT1"}
-    control = errors(default(), FULL, "finetuned")
-    pruned = errors(default(), nested("send", 0.75).name, "finetuned")
+    control = errors(frames_of(), FULL, "finetuned")
+    pruned = errors(frames_of(), nested("send", 0.75).name, "finetuned")
     rule = {**place, "rule": "auto:validation"}
     change = one(table, **rule, measure="MSE vs control")
     assert (change["mean"], change["n"]) == (
@@ -504,7 +498,7 @@ def test_adaptive_compares_with_the_ratio_of_the_other_source() -> None:
     # On both sources the second ratio has the least validation error.
     fixed = {**place, "rule": "fixed ratio"}
     assert one(table, **fixed, measure="ratio")["mean"] == 0.5
-    theirs = errors(default(), nested("send", 0.5).name, "finetuned")
+    theirs = errors(frames_of(), nested("send", 0.5).name, "finetuned")
     versus = one(table, **rule, measure="MSE vs fixed ratio")["mean"]
     assert versus == pytest.approx((100 * (pruned / theirs - 1)).mean())
     spent = {r: one(table, **place, rule=r, measure="fine-tunings")["mean"]
@@ -580,10 +574,10 @@ def test_replicates_say_whether_there_is_a_ranking(
 
 
 def test_detectable_differences_of_seeds_need_no_replicates() -> None:
-    table = TABLES["replicates"].function(default())
+    table = TABLES["replicates"].function(frames_of())
     assert set(table["ranking"]) == {"not replicated", "one mask"}
-    control = errors(default(), FULL, "finetuned")
-    sd = (errors(default(), EMPTY, "finetuned") / control - 1).std(ddof=1)
+    control = errors(frames_of(), FULL, "finetuned")
+    sd = (errors(frames_of(), EMPTY, "finetuned") / control - 1).std(ddof=1)
     row = one(table, **CELL, removed=4, measure="detectable (%)")
     assert (row["mean"], row["n"]) == (pytest.approx(100 * detectable(sd, 3)), 3)
 
@@ -605,7 +599,7 @@ def test_send_uniformity_correlates_send_with_uniformity() -> None:
 
 
 def test_precision_shows_where_float32_fails() -> None:
-    table = TABLES["precision"].function(default())
+    table = TABLES["precision"].function(frames_of())
     bias = table[table["measure"] == "relative error"].set_index(["keys", "loss"])["mean"].abs()
     assert bias[7, "of each window"] < bias[42, "of each window"] < 1e-4
     assert 0.1 < bias[321, "of each window"] < 0.3
@@ -651,7 +645,7 @@ def test_rivals_compares_each_network_with_the_code_of_its_authors() -> None:
 
 def test_rivals_needs_three_models_with_errors_of_their_authors() -> None:
     with pytest.raises(Absent, match="errors for fewer than 3"):
-        rendered("rivals", default())
+        rendered("rivals", frames_of())
 
 
 def test_authors_code_has_the_parameters_of_our_models() -> None:
@@ -669,7 +663,7 @@ def test_authors_code_has_the_parameters_of_our_models() -> None:
 
 def test_results_without_send_show_the_masks_of_send_window() -> None:
     """Results without `send` show the masks of `send_window` as SPAT, and a note says so."""
-    made = default()
+    made = frames_of()
     rows = made.selections
     rows = rows[rows["criterion"] != "send_window"]
     old = rows.replace({"criterion": {"send": "send_window"}})

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from small_models import assert_pruned_equals_silenced
+from small_models import assert_pruned_equals_silenced, perturbed
 
 import spat
 from spat.attention.mask import all_site_masks
@@ -56,13 +56,7 @@ def source(topics: dict[str, str]) -> bytes:
 
 
 def gpt() -> GPT:
-    """A GPT in which no bias or gain is at its neutral start."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = GPT(SETTINGS, SHAPE)
-        for parameter in model.parameters():
-            parameter.data.add_(0.2 * torch.rand_like(parameter))
-    return model.eval()
+    return perturbed(lambda: GPT(SETTINGS, SHAPE))
 
 
 def test_topics_are_sorted_by_name(tmp_path: Path) -> None:

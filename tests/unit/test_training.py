@@ -14,11 +14,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import TASK, sized
+from small_models import TASK, generated_splits, sized
 
-from spat.data import series, synthetic
-from spat.data.registry import DATASETS
-from spat.data.windows import Splits, split
+from spat.data.windows import Splits
 from spat.models.base import Forecaster
 from spat.models.registry import FORECASTERS, Shape, build, setup
 from spat.models.settings import Schedule
@@ -45,9 +43,7 @@ SEEDS = Seeds(order=1, dropout=2)
 @pytest.fixture(scope="module")
 def splits() -> Splits:
     prepare_torch("float32")
-    row = DATASETS["synthetic"]
-    content = synthetic.generate(700, CHANNELS, seed=3, coupling=0.5, noise=0.2)
-    return split(series.prepare(row, content, "test"), LOOKBACK, HORIZON)
+    return generated_splits(700, Shape(LOOKBACK, HORIZON, CHANNELS))
 
 
 def small(seed: int = 0, **changes: int | float) -> Forecaster:
