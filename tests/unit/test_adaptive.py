@@ -191,7 +191,6 @@ def test_the_gain_at_home_is_subtracted_from_the_gain_on_the_target() -> None:
     table = transfer.gains(*transfer_frames())
     row = table[(table["seed"] == 0) & (table["ratio"] == 0.25)].iloc[0]
     assert row["gain"] == pytest.approx(1 - 1.9 / 2.0)
-    assert row["dense_gain"] == pytest.approx(1 - 1.9 / 2.25)
     assert row["home_gain"] == pytest.approx(1 - 0.9 / 1.0)
     assert row["excess"] == pytest.approx(row["gain"] - row["home_gain"])
     assert set(table["method"]) == {"send", "none left"}

@@ -31,7 +31,7 @@ def config(tmp_path: Path, mirror: Path, monkeypatch: pytest.MonkeyPatch) -> Con
     for name in ("ETTh1", "ETTh2"):
         row = replace(DATASETS[name], sha256=(hashlib.sha256(CONTENT).hexdigest(),))
         monkeypatch.setitem(DATASETS, name, row)
-    monkeypatch.setattr(module, "_reachable", lambda host, timeout: False)
+    monkeypatch.setattr(module, "_reachable", lambda host: False)
     grid = {"datasets": ["ETTh1", "ETTh2", "synthetic"], "models": ["DLinear"]}
     data = {"cache": tmp_path / "cache", "mirrors": [mirror]}
     return load({"experiment": "tried", "grid": [grid], "data": data})
@@ -45,7 +45,7 @@ def test_there_is_no_notice_if_copies_exist(config: Config, mirror: Path) -> Non
 def test_there_is_no_notice_if_the_network_has_the_missing_files(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_reachable", lambda host, timeout: True)
+    monkeypatch.setattr(module, "_reachable", lambda host: True)
     assert preflight(config) == ("", "")
 
 
@@ -75,7 +75,7 @@ def test_the_notice_names_a_copy_with_a_wrong_hash(config: Config, mirror: Path)
 def test_a_file_without_a_url_cannot_be_downloaded(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_reachable", lambda host, timeout: True)
+    monkeypatch.setattr(module, "_reachable", lambda host: True)
     monkeypatch.setitem(DATASETS, "ETTh1", replace(DATASETS["ETTh1"], urls=()))
     arguments, notice = preflight(config)
     assert arguments == OFFLINE

@@ -83,22 +83,18 @@ def test_one_batch_has_no_curve() -> None:
     assert table.empty and "tau_disjoint" in table
 
 
-def test_the_trajectory_is_compared_with_the_kept_last_and_previous_epoch() -> None:
+def test_the_trajectory_is_compared_with_the_kept_epoch() -> None:
     frame = scores(runs(seeds=2), {**SEND, "michel": lambda keys: WORTH}, kept=3, epochs=5)
     table = stability.epoch_agreement(frame)
     assert set(table["criterion"]) == {"send"}, "other criteria have no trajectory"
     one = table[table["seed"] == 1].set_index("epoch")
     assert one["tau_kept"].tolist() == [-1, 1, 1, 1, 1]  # reversed after the first epoch
-    assert one["tau_last"].tolist() == [-1, 1, 1, 1, 1]
-    assert one["tau_previous"].iloc[1:].tolist() == [-1, 1, 1, 1]
-    assert np.isnan(one["tau_previous"].iloc[0])
 
 
 def test_runs_that_were_not_scored_still_have_a_trajectory() -> None:
     frame = scores(runs(seeds=1), SEND)
     table = stability.epoch_agreement(frame[(frame["batch"] == -1) & (frame["epoch"] != 3)])
     assert len(table) == 4 and table["tau_kept"].isna().all()
-    assert table["tau_last"].tolist() == [-1, 1, 1, 1]
 
 
 def test_seeds_that_score_alike_agree() -> None:

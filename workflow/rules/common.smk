@@ -85,7 +85,7 @@ PACKED = [path for pack in PACKS for path in pack]
 DATASET_OF_FILE = {
     row.file: name
     for name in datasets.names(CONFIG)
-    for row in datasets.published(CONFIG, name)
+    for row in datasets.published(name)
 }
 RUN = r"[^/]+/[^/]+/[^/]+/seed\d+"
 # The path of a run that is in no pack.

@@ -80,7 +80,7 @@ def require_folders(config: Config, names: Iterable[str]) -> None:
                 "copies of the files"
             )
     _require_folder("results", config.folder)
-    files = (config.data.cache / row.file for n in names for row in datasets.published(config, n))
+    files = (config.data.cache / row.file for n in names for row in datasets.published(n))
     if not all(file.exists() for file in files):
         _require_folder("data.cache", config.data.cache)
 

@@ -61,7 +61,7 @@ def names(config: Config) -> tuple[str, ...]:
     return (*DATASETS, *WITHOUT_TIME, *config.data.custom)
 
 
-def published(config: Config, name: str) -> tuple[Dataset | File, ...]:
+def published(name: str) -> tuple[Dataset | File, ...]:
     """The files that `download` fetches; none for generated data and files of the user."""
     if name in WITHOUT_TIME:
         return WITHOUT_TIME[name].files
@@ -72,7 +72,7 @@ def raw_files(config: Config, name: str) -> tuple[Path, ...]:
     """The files that `prepare` reads; none for generated data."""
     if section := config.data.custom.get(name):
         return (section.file,)
-    return tuple(config.data.cache / row.file for row in published(config, name))
+    return tuple(config.data.cache / row.file for row in published(name))
 
 
 def _row(name: str, section: CustomSection) -> Dataset:

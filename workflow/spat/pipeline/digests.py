@@ -23,7 +23,6 @@ from spat.pipeline.runs import Run
 from spat.scoring.names import CRITERIA
 
 _PACKAGE: Final = Path(__file__).parents[1]
-_EMPTY: Final = ast.dump(ast.Module([], []))
 
 # Modules that compute no results and are not part of the code digest, nor are their imports. Their
 # content enters the digests as resolved `settings`, or only determines how files are named, written
@@ -129,7 +128,7 @@ def write_resolved(config: Config) -> Path:
 
 def _data(config: Config, stage: str, name: str) -> dict[str, Any]:
     if stage == "download":
-        row, *others = datasets.published(config, name) or (datasets.find(config, name),)
+        row, *others = datasets.published(name) or (datasets.find(config, name),)
         files = {"file": row.file, "sha256": row.sha256}
         return {**files, "others": [file.sha256 for file in others]} if others else files
     return tasks.RUNS[datasets.row_of(config, name).task].data(config, name)

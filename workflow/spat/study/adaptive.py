@@ -100,13 +100,11 @@ def adaptive(frames: Frames) -> pd.DataFrame:
     return methods.sort_rows(table, [*_MODEL, "source", "rule", "measure"])
 
 
-def comparison(
-    results: pd.DataFrame, selections: pd.DataFrame, criterion: str | None = None
-) -> pd.DataFrame:
+def comparison(results: pd.DataFrame, selections: pd.DataFrame) -> pd.DataFrame:
     """Test error of the mask of each rule and of the fixed ratio, one row per run and rule.
 
-    The masks are those chosen by `criterion`, by default the criterion of SPAT. Only the first data
-    order is used. The row `fixed ratio` of a run is the ratio that the rules are compared with.
+    The masks are those chosen by the criterion of SPAT. Only the first data order is used. The row
+    `fixed ratio` of a run is the ratio that the rules are compared with.
 
     Returns:
         RUN, `rule`, `mask`, `removed`, `mse`, `change` (against the control, a fraction),
@@ -114,7 +112,7 @@ def comparison(
         better), and `finetunings`: the number of masks that the rule fine-tunes to choose one, at
         least 1. The columns `fixed_*` are missing if no other source ran this model and variant.
     """
-    criterion = criterion or methods.reading(selections)
+    criterion = methods.reading(selections)
     errors = _errors(results)
     rules = selections[selections["rule"].isin(get_args(Rule))]
     rules = rules[rules["criterion"] == criterion][[*RUN, "rule", "mask", "finetunings"]]

@@ -270,8 +270,6 @@ def agreement_tests(
     by: Sequence[str] = CELL,
     *,
     draws: int = 10_000,
-    confidence: float = 0.95,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Mean tau-b per group of `by` and criterion, with its interval over seeds and two nulls.
 
@@ -285,9 +283,9 @@ def agreement_tests(
         `by`, `criterion`, `tau`, `low`, `high`, `runs`, `cells`, `null_sd`, `p`, `p_position`.
     """
     keys = [*by, "criterion"]
-    table = summarise(agreement, "tau", keys, confidence=confidence).drop(columns="p")
+    table = summarise(agreement, "tau", keys).drop(columns="p")
     rows = agreement.assign(weight=weights(agreement, keys))
-    nulls = [keyed(keys, key) | _nulls(group, draws, seed) for key, group in rows.groupby(keys)]
+    nulls = [keyed(keys, key) | _nulls(group, draws) for key, group in rows.groupby(keys)]
     return table.merge(pd.DataFrame(nulls, columns=[*keys, "null_sd", "p", "p_position"]), on=keys)
 
 
@@ -350,7 +348,7 @@ def _null_regrets(results: pd.DataFrame, errors: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(null_regret=null)[[*_GROUP, "null_regret"]]
 
 
-def _nulls(group: pd.DataFrame, draws: int, seed: int) -> dict[str, Any]:
+def _nulls(group: pd.DataFrame, draws: int) -> dict[str, Any]:
     """Permutation nulls of one group: weighted mean tau-b under permuted scores."""
     weight = group["weight"].to_numpy()
     # The tolerance counts equal values as extreme.
@@ -359,7 +357,7 @@ def _nulls(group: pd.DataFrame, draws: int, seed: int) -> dict[str, Any]:
         tau_b(scores[permutations(len(scores))], changes)  # [P]
         for scores, changes in zip(group["scores"], group["changes"], strict=True)
     ]
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     null = np.zeros(draws)
     for share, taus in zip(weight, permuted, strict=True):
         null += share * rng.choice(taus, size=draws)

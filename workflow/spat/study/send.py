@@ -273,17 +273,15 @@ def by_mean(rows: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(value=rows["value"] / rows.join(mean, on=list(RUN))["mean"])
 
 
-def points(scores: pd.DataFrame, criterion: str | None = None) -> pd.DataFrame:
+def points(scores: pd.DataFrame) -> pd.DataFrame:
     """Score and uniformity of each site and head, over all batches at the kept epoch.
-
-    The default criterion is the reading of SEND that `scores` contains.
 
     Returns:
         RUN, `places` (`sites`, `heads`), `site`, `head`, `score`, `uniformity`.
     """
     whole = scores[scores["batch"] == ALL_BATCHES]
     keys = [*RUN, "epoch", "site", "head"]
-    names = (criterion or methods.reading(scores), UNIFORMITY)
+    names = (methods.reading(scores), UNIFORMITY)
     scored, maps = (whole.loc[whole["criterion"] == name, [*keys, "value"]] for name in names)
     # The uniformity is recorded at the kept epoch only, SEND at every epoch.
     both = scored.rename(columns={"value": "score"}).merge(
@@ -294,12 +292,7 @@ def points(scores: pd.DataFrame, criterion: str | None = None) -> pd.DataFrame:
 
 
 def correlations(
-    scores: pd.DataFrame,
-    criterion: str | None = None,
-    *,
-    draws: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
+    scores: pd.DataFrame, *, draws: int = 2000, confidence: float = 0.95
 ) -> pd.DataFrame:
     """Spearman's rho per cell, over sites and over heads, with bootstrap intervals over runs.
 
@@ -313,11 +306,11 @@ def correlations(
     """
     keys = [*CELL, "places"]
     rows = []
-    for key, group in points(scores, criterion).groupby(keys):
+    for key, group in points(scores).groupby(keys):
         ordered = group.sort_values(["seed", "site", "head"])
         shape = (ordered["seed"].nunique(), -1)
         x, y = (ordered[name].to_numpy().reshape(shape) for name in ("score", "uniformity"))
-        rows.append(keyed(keys, key) | _measures(x, y, draws, confidence, seed))
+        rows.append(keyed(keys, key) | _measures(x, y, draws, confidence))
     return pd.DataFrame(rows, columns=[*keys, *_COLUMNS])
 
 
@@ -343,7 +336,7 @@ def _bars(axis: Axes, rows: pd.DataFrame, marks: dict[str, style.Mark]) -> None:
     axis.grid(visible=False, axis="x")
 
 
-def _measures(x: Array, y: Array, draws: int, confidence: float, seed: int) -> dict[str, Any]:
+def _measures(x: Array, y: Array, draws: int, confidence: float) -> dict[str, Any]:
     """The measures of one cell: x, y [runs, places]."""
     runs = len(x)
     own = spearman(x, y)
@@ -356,7 +349,7 @@ def _measures(x: Array, y: Array, draws: int, confidence: float, seed: int) -> d
     }
     if runs < MIN_RUNS:
         return measures | dict.fromkeys(("low", "high", "within_low", "within_high"), nan)
-    drawn = np.random.default_rng(seed).integers(runs, size=(draws, runs - 1))
+    drawn = np.random.default_rng(0).integers(runs, size=(draws, runs - 1))
     together = spearman(x[drawn].reshape(draws, -1), y[drawn].reshape(draws, -1))
     tail = (1.0 - confidence) / 2.0
     for name, sample in (("", together), ("within_", _means(own[drawn]))):

@@ -255,8 +255,7 @@ def epoch_agreement(scores: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         RUN, `criterion`, `epoch`, `tau_kept` (with the scores at the kept checkpoint; missing if
-        there are none), `tau_last` and `tau_previous` (with the last and the previous epoch;
-        `tau_previous` is missing for the first epoch).
+        there are none).
     """
     rows = scores[(scores["head"] == WHOLE_SITE) & (scores["batch"] == ALL_BATCHES)]
     epochs = rows.groupby(_CASE)["epoch"].transform("nunique")
@@ -264,14 +263,11 @@ def epoch_agreement(scores: pd.DataFrame) -> pd.DataFrame:
     trajectory = vectors(rows, [*_CASE, "epoch"]).rename("values").reset_index()
     kept = vectors(site_scores(scores), _CASE).rename("kept").reset_index()
     trajectory = trajectory.merge(kept, on=_CASE, how="left")
-    cases = trajectory.groupby(_CASE)["values"]
-    trajectory = trajectory.assign(last=cases.transform("last"), previous=cases.shift())
-    for name in ("kept", "last", "previous"):
-        trajectory[f"tau_{name}"] = [
-            float(tau_b(a, b)) if isinstance(b, np.ndarray) else float("nan")
-            for a, b in zip(trajectory["values"], trajectory[name], strict=True)
-        ]
-    return trajectory[[*_CASE, "epoch", "tau_kept", "tau_last", "tau_previous"]]
+    trajectory["tau_kept"] = [
+        float(tau_b(a, b)) if isinstance(b, np.ndarray) else float("nan")
+        for a, b in zip(trajectory["values"], trajectory["kept"], strict=True)
+    ]
+    return trajectory[[*_CASE, "epoch", "tau_kept"]]
 
 
 def seed_agreement(scores: pd.DataFrame) -> pd.DataFrame:

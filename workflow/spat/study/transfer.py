@@ -167,25 +167,23 @@ def zero_shot(
 def gains(results: pd.DataFrame, selections: pd.DataFrame, criterion: str = "send") -> pd.DataFrame:
     """The gain of pruning on the target, and its excess over the gain on the dataset of training.
 
-    A gain is 1 - mse / reference, positive if pruning is better. `gain` is relative to the control,
-    which has as many fine-tuning steps as a mask, and `dense_gain` is relative to the dense model.
+    A gain is 1 - mse / control, positive if pruning is better. The control has as many fine-tuning
+    steps as a mask.
 
     Returns:
-        RUN, `target`, `method`, `ratio`, `rule`, `mask`, `mse`, `gain`, `dense_gain`, `home_gain`
-        (relative to the control, on the test split of the run's own dataset) and `excess`, which is
-        gain - home_gain.
+        RUN, `target`, `method`, `ratio`, `rule`, `mask`, `mse`, `gain`, `home_gain` (on the test
+        split of the run's own dataset) and `excess`, which is gain - home_gain.
     """
     test = _methods(_tested(results), selections, criterion)
     rows = test[~test["method"].isin([DENSE, CONTROL])]
-    for name, column in ((CONTROL, "gain"), (DENSE, "dense_gain")):
-        reference = test.loc[test["method"] == name, [*_CASE, "mse"]]
-        rows = rows.merge(reference.rename(columns={"mse": name}), on=_CASE, how="left")
-        rows[column] = 1.0 - rows["mse"] / rows.pop(name)
+    control = test.loc[test["method"] == CONTROL, [*_CASE, "mse"]]
+    rows = rows.merge(control.rename(columns={"mse": CONTROL}), on=_CASE, how="left")
+    rows["gain"] = 1.0 - rows["mse"] / rows.pop(CONTROL)
     home = rows["target"] == rows["dataset"]
     own = rows.loc[home, [*RUN, *_METHOD, "mask", "gain"]].rename(columns={"gain": "home_gain"})
     rows = rows[~home].merge(own, on=[*RUN, *_METHOD, "mask"], how="left")
     rows["excess"] = rows["gain"] - rows["home_gain"]
-    return rows[[*_CASE, *_METHOD, "mask", "mse", "gain", "dense_gain", "home_gain", "excess"]]
+    return rows[[*_CASE, *_METHOD, "mask", "mse", "gain", "home_gain", "excess"]]
 
 
 def _tested(results: pd.DataFrame) -> pd.DataFrame:

@@ -18,7 +18,7 @@ def download(config: Config, dataset: str, file: str | None = None) -> list[Path
         spat.data.download.DownloadError: if no source has a file.
         ValueError: if the dataset is generated, or has no such file.
     """
-    rows = datasets.published(config, dataset) or (datasets.find(config, dataset),)
+    rows = datasets.published(dataset) or (datasets.find(config, dataset),)
     wanted = [row for row in rows if file in (None, row.file)]
     if not wanted:
         names = ", ".join(row.file for row in rows)

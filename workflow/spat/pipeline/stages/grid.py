@@ -122,6 +122,6 @@ def _prepare(config: Config, dataset: str) -> None:
     from spat.pipeline.stages.prepare import is_prepared, prepare
 
     if not is_prepared(config, dataset):
-        if datasets.published(config, dataset):
+        if datasets.published(dataset):
             download(config, dataset)
         prepare(config, dataset)

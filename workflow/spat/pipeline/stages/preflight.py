@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable
+from typing import Final
 from urllib.parse import urlsplit
 
 from spat.data.download import OFFLINE, available, faults
@@ -11,7 +12,10 @@ from spat.data.registry import Dataset, File
 from spat.pipeline import datasets
 from spat.pipeline.config import Config
 
-NOTICE = """\
+# How long to wait for a host, in seconds.
+TIMEOUT: Final = 5.0
+
+NOTICE: Final = """\
 {line}
 NOTICE: {missing} can neither be copied ({folders}) nor downloaded
 ({hosts}). Running the experiment `offline` instead:
@@ -23,17 +27,17 @@ To draw its figures and build its report again, use the same arguments:
 {line}"""
 
 
-def preflight(config: Config, timeout: float = 5.0) -> tuple[str, str]:
+def preflight(config: Config) -> tuple[str, str]:
     """(extra arguments for snakemake, notice for the user); both empty if there are data."""
     needed = {name for block in config.grid for name in block.datasets}
     needed |= {target for _, target in config.transfer.pairs}
     missing = [
         row
         for name in sorted(needed)
-        for row in datasets.published(config, name)
+        for row in datasets.published(name)
         if not available(row, config.data.cache, config.data.mirrors)
     ]
-    reachable = {host: _reachable(host, timeout) for host in _hosts(missing)}
+    reachable = {host: _reachable(host) for host in _hosts(missing)}
     lost = [row for row in missing if not any(reachable[host] for host in _hosts([row]))]
     if not lost:
         return "", ""
@@ -55,9 +59,9 @@ def _hosts(rows: Iterable[Dataset | File]) -> list[str]:
     return sorted({str(urlsplit(url).hostname) for row in rows for url in row.urls})
 
 
-def _reachable(host: str, timeout: float) -> bool:
+def _reachable(host: str) -> bool:
     try:
-        with socket.create_connection((host, 443), timeout=timeout):
+        with socket.create_connection((host, 443), timeout=TIMEOUT):
             return True
     except OSError:
         return False

@@ -93,7 +93,6 @@ def relative_change(
     *,
     draws: int = 2000,
     confidence: float = 0.95,
-    seed: int = 0,
 ) -> Change:
     """Paired relative change of the mean loss, with a bootstrap interval.
 
@@ -112,7 +111,7 @@ def relative_change(
     if windows < MIN_BLOCKS * block or not np.isfinite(change):
         nan = float("nan")
         return Change(change, nan, nan, nan, nan, seeds, windows / block, np.empty(0))
-    means = resample(np.stack([base, treated]), block, draws, seed)
+    means = resample(np.stack([base, treated]), block, draws)
     sample = means[1] / means[0] - 1.0
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(sample, [tail, 1.0 - tail])

@@ -46,7 +46,7 @@ def _pairs(n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 
 
 @cache
-def permutations(n: int, seed: int = 0) -> NDArray[np.intp]:
+def permutations(n: int) -> NDArray[np.intp]:
     """Orders of n sites, [P, n]: all of them up to `EXACT_SITES`, else a random sample.
 
     The array is read-only, since all calls share it.
@@ -55,7 +55,7 @@ def permutations(n: int, seed: int = 0) -> NDArray[np.intp]:
         orders = np.array(list(itertools.permutations(range(n))), dtype=np.intp)
         orders.setflags(write=False)
         return orders
-    return shuffles(n, math.factorial(EXACT_SITES), seed)
+    return shuffles(n, math.factorial(EXACT_SITES), 0)
 
 
 @cache

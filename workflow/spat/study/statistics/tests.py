@@ -239,34 +239,32 @@ def holm(p: Mapping[str, float | None], family: Sequence[str]) -> dict[str, floa
     return {n: float(a) if m else None for n, a, m in zip(family, adjusted, made, strict=True)}
 
 
-def mixed_model(
-    frame: pd.DataFrame, value: str = "change", group: str = "source", confidence: float = 0.95
-) -> MixedEffect:
-    """Mean of `value` over cells with a random effect of `group` (REML), as a sensitivity check.
+def mixed_model(frame: pd.DataFrame) -> MixedEffect:
+    """Mean of `change` over cells with a random effect of `source` (REML), as a sensitivity check.
 
     With few sources the normal interval is too narrow, so read it together with the values per
     source.
     """
     from statsmodels.regression.mixed_linear_model import MixedLM
 
-    rows = frame[[value, group]].dropna()
-    sources = int(rows[group].nunique())
+    rows = frame[["change", "source"]].dropna()
+    sources = int(rows["source"].nunique())
     nan = float("nan")
     if sources < 2 or len(rows) <= sources:
         note = (
-            f"{len(rows)} cells of {sources} {group}s: at least two {group}s are needed, and one "
-            "of them with several cells"
+            f"{len(rows)} cells of {sources} sources: at least two sources are needed, and one of "
+            "them with several cells"
         )
         return MixedEffect(nan, nan, nan, nan, nan, nan, sources, note)
-    y = rows[value].to_numpy(dtype=np.float64)
+    y = rows["change"].to_numpy(dtype=np.float64)
     scale = float(y.std()) or 1.0  # The optimiser's tolerance is absolute.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            fit = MixedLM(y / scale, np.ones((len(y), 1)), groups=rows[group].to_numpy()).fit()
+            fit = MixedLM(y / scale, np.ones((len(y), 1)), groups=rows["source"].to_numpy()).fit()
         except np.linalg.LinAlgError as error:
             return MixedEffect(nan, nan, nan, nan, nan, nan, sources, str(error))
-        low, high = scale * fit.conf_int(1.0 - confidence)[0]
+        low, high = scale * fit.conf_int(0.05)[0]
         mean, p = scale * float(fit.fe_params[0]), float(fit.pvalues[0])
         between = scale * float(np.sqrt(np.asarray(fit.cov_re)[0, 0]))
     note = "; ".join(dict.fromkeys(str(warning.message).split("\n")[0] for warning in caught))
@@ -274,7 +272,7 @@ def mixed_model(
     return MixedEffect(mean, float(low), float(high), p, between, within, sources, note)
 
 
-def ranking(table: pd.DataFrame, alpha: float = 0.05) -> Ranking:
+def ranking(table: pd.DataFrame) -> Ranking:
     """Friedman's test of methods (columns) over independent cases (rows); low values are best.
 
     Cases with a missing value are left out. The test and Nemenyi's critical difference (Demsar
@@ -291,16 +289,17 @@ def ranking(table: pd.DataFrame, alpha: float = 0.05) -> Ranking:
     result = scipy.stats.friedmanchisquare(*complete.to_numpy().T)
     pairwise = scikit_posthocs.posthoc_nemenyi_friedman(complete.to_numpy())
     pairwise = pairwise.set_axis(complete.columns).set_axis(complete.columns, axis="columns")
-    q = scipy.stats.studentized_range.ppf(1.0 - alpha, methods, np.inf) / np.sqrt(2.0)
+    q = scipy.stats.studentized_range.ppf(0.95, methods, np.inf) / np.sqrt(2.0)
     distance = float(q * np.sqrt(methods * (methods + 1) / (6.0 * cases)))
     test = Outcome(float(result.statistic), float(result.pvalue), cases)
     return Ranking(test, ranks, distance, pairwise)
 
 
-def detectable(sd: float, n: int, power: float = 0.8, alpha: float = 0.05) -> float:
+def detectable(sd: float, n: int, power: float = 0.8) -> float:
     """The smallest mean difference that a paired t-test of `n` pairs detects with this power.
 
-    `sd` is the standard deviation of the paired differences; the result has its unit.
+    The test has a level of 5 %. `sd` is the standard deviation of the paired differences; the
+    result has its unit.
 
     Raises:
         StatisticsError: for fewer than two pairs.
@@ -309,5 +308,5 @@ def detectable(sd: float, n: int, power: float = 0.8, alpha: float = 0.05) -> fl
 
     if n < 2:
         raise StatisticsError(f"{n} pair(s) of seeds: a paired t-test needs at least two")
-    effect = TTestPower().solve_power(nobs=n, alpha=alpha, power=power, alternative="two-sided")
+    effect = TTestPower().solve_power(nobs=n, alpha=0.05, power=power, alternative="two-sided")
     return float(effect) * sd
