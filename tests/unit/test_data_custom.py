@@ -75,7 +75,7 @@ def test_names(tmp_path: Path) -> None:
     assert datasets.raw_files(own, "ETTh1") == (Path("data/ETTh1.csv"),)
     assert datasets.raw_files(own, "synthetic") == ()
     assert len(datasets.raw_files(own, "FashionMNIST")) == 4
-    files = {name: datasets.published(own, name) for name in ("mine", "ETTh1", "synthetic")}
+    files = {name: datasets.published(name) for name in ("mine", "ETTh1", "synthetic")}
     assert files == {"mine": (), "ETTh1": (DATASETS["ETTh1"],), "synthetic": ()}
     with pytest.raises(ConfigError, match="dataset 'yours' is not one of ETTh1, .*, mine"):
         datasets.find(own, "yours")
