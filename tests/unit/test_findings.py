@@ -441,7 +441,7 @@ BEST = ("depth_last", "block_influence", "cosine")
 
 def share_of_ettm1() -> list[float]:
     """Percent of the averages of the best three that the one run of ETTm1 makes up."""
-    selections, labels = gains.ranked(frames(A))
+    selections, labels = gains.decisions_and_labels(frames(A))
     of_model = gains.gains(frames(A).results, selections, labels)
     of_model = of_model[of_model["model"] == "iTransformer"]
     shares = []

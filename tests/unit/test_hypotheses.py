@@ -15,7 +15,7 @@ from planted import EMPTY, FULL, MASKS
 from spat.attention.mask import WITHOUT_SITES
 from spat.study import gains, hypotheses, methods, replicates
 from spat.study.criteria import mask_changes
-from spat.study.hypotheses import H1, H2, H3, declared
+from spat.study.hypotheses import H1, H2, H3, holm_over_claims
 from spat.study.pages.reader import Frames
 from spat.study.pages.registry import draw, tables
 from spat.study.statistics.tests import holm
@@ -123,13 +123,13 @@ def test_cells_of_a_single_seed_are_left_out_once() -> None:
 
 def test_holm_adjusts_over_hypotheses_and_over_the_families_within_one() -> None:
     p = {H1: 0.01, H2: 0.04, f"{H3} a": 0.02, f"{H3} b": 0.5}
-    adjusted = declared(p)
+    adjusted = holm_over_claims(p)
     inner = holm({"a": 0.02, "b": 0.5}, ["a", "b"])
     outer = holm({"1": 0.01, "2": 0.04, "3": inner["a"]}, ["1", "2", "3"])
     assert adjusted == pytest.approx(
         {H1: outer["1"], H2: outer["2"], f"{H3} a": outer["3"], f"{H3} b": 0.5}
     )
-    assert declared({H1: None, H2: 0.01})[H1] is None
+    assert holm_over_claims({H1: None, H2: 0.01})[H1] is None
 
 
 def test_the_figure_better_shows_the_sources_on_which_the_control_is_the_reference() -> None:

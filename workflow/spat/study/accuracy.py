@@ -99,7 +99,7 @@ Test windows overlap, so the intervals come from a paired bootstrap over blocks 
 windows, crossed with seeds.
 Negative is better than the control. An interval that contains zero shows no change. With one seed
 the interval reflects variation across test windows only, not across training runs.
-The CSV file also holds p-values and the tests of equivalence.
+The CSV file also contains p-values and the tests of equivalence.
 """,
     layout=Layout(SHOWN, "method", best=False),
     notes=(

@@ -112,7 +112,7 @@ def comparison(results: pd.DataFrame, selections: pd.DataFrame) -> pd.DataFrame:
         better), and `finetunings`: the number of masks that the rule fine-tunes to choose one, at
         least 1. The columns `fixed_*` are missing if no other source ran this model and variant.
     """
-    criterion = methods.reading(selections)
+    criterion = methods.spat_criterion(selections)
     errors = _errors(results)
     rules = selections[selections["rule"].isin(get_args(Rule))]
     rules = rules[rules["criterion"] == criterion][[*RUN, "rule", "mask", "finetunings"]]

@@ -1,6 +1,6 @@
 """Can attention be removed from a forecaster of your own data, and what is saved?
 
-Holds the result of `spat.pipeline.advise` and renders it as text, table and figure. The number of
+The result of `spat.pipeline.advise`, as text, table and figure. The number of
 attention modules to remove is chosen on validation windows; the change of the error is measured on
 test windows. Changes are relative to the dense network or the control, whichever has the lower
 validation error, with intervals from `spat.study.statistics.bootstrap`.

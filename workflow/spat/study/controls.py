@@ -124,7 +124,7 @@ standard deviations over seeds. For masks trained from scratch, the change is th
 seeds, without a bar.
 """,
 )
-def side_by_side(frames: Frames) -> Figure:
+def changes_of_controls(frames: Frames) -> Figure:
     """The changes of the table `controls` against the dense model, one panel a cell.
 
     Raises:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from spat.study import methods
-from spat.study.gains import gains, ranked
+from spat.study.gains import decisions_and_labels, gains
 from spat.study.methods import SHOWN
 from spat.study.pages import style
 from spat.study.pages.page import Absent, Layout, once, page
@@ -125,7 +125,7 @@ chance. That criterion was selected by the same errors that are shown: the table
 gain on data that did not select it.
 """,
 )
-def by_removed(frames: Frames) -> Figure:
+def changes_by_number_removed(frames: Frames) -> Figure:
     """Change of all masks by the number of sites removed; SEND and the best criterion are marked.
 
     Raises:
@@ -139,9 +139,9 @@ def by_removed(frames: Frames) -> Figure:
     except Absent:
         rows = masks.iloc[:0].assign(criterion="", level="site")
     rows = rows[rows["level"] == "site"]
-    selections, _ = ranked(frames)
+    selections, _ = decisions_and_labels(frames)
     measured = gains(frames.results, selections)
-    send = methods.reading(frames.selections)
+    send = methods.spat_criterion(frames.selections)
     measured = measured[(measured["criterion"] != send) & (measured["draw"] == 0)]
     mean = average(measured, ["relative_gain"], ["model", "variant", "criterion"], upto="source")
     best = mean.sort_values("relative_gain").groupby(["model", "variant"])["criterion"].last()

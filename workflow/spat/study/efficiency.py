@@ -16,7 +16,7 @@ from spat.study.methods import CHOSEN, CONTROL, DENSE, SHOWN
 from spat.study.pages import style
 from spat.study.pages.page import Absent, Layout, Note, page
 from spat.study.pages.reader import Frames
-from spat.study.pages.render import same
+from spat.study.pages.render import all_equal
 from spat.study.statistics.averages import weights
 from spat.study.statistics.cells import RUN, having, is_site_mask
 
@@ -45,8 +45,8 @@ DOTS: Final = "#bbbbbb"
     title="What pruning saves: the values of the dense model and the change against them",
     caption="""
 What pruning saves, and how it changes the error.
-The first column holds the values of the dense model; the other columns hold changes against the
-dense model in percent.
+The first column contains the values of the dense model; the other columns contain changes against
+the dense model in percent.
 Latency and peak memory were measured on an otherwise idle machine, dense and pruned models in
 alternation.
 The last rows average over all cells and give the averages that the SPAT paper (arXiv 2505.08768)
@@ -114,7 +114,7 @@ def _averages(rows: pd.DataFrame, changes: pd.DataFrame) -> pd.DataFrame:
             paper = {"method": PAPER, "mean": PAPER_AVERAGES[name], "publication": PAPER_TITLE}
             tables.append(pd.DataFrame([{**paper, "metric": name, "runs": 0}]))
     table = pd.concat(tables, ignore_index=True)
-    names = {k: rows[k].iloc[0] if same(rows[k]) else "all" for k in SHOWN}
+    names = {k: rows[k].iloc[0] if all_equal(rows[k]) else "all" for k in SHOWN}
     names["dataset"] = AVERAGE
     return table.assign(**names, sd=float("nan"), n=0, missing=0, unit="%")
 
@@ -287,7 +287,7 @@ def _scatter(
 
 
 def _limits(points: pd.DataFrame) -> tuple[float, float]:
-    """The range of `y` for all panels: it holds most points of pruned models, with a margin."""
+    """The range of `y` for all panels: it contains most points of pruned models, with a margin."""
     known = points[~points["method"].isin(MODELS)]
     first, last = (float(value) for value in known["y"].quantile([0.1, 0.9]))
     room = 1.5 * max(last - first, 2.0)

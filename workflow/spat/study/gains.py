@@ -77,10 +77,10 @@ def robust_gains(frames: Frames) -> pd.DataFrame:
     Raises:
         Absent: if no run has all masks fine-tuned that remove some number of its sites.
     """
-    measured = gained(frames)
+    measured = all_gains(frames)
     if measured.empty:
         raise Absent("No run has all its site masks fine-tuned: set `pruning.exhaustive: true`.")
-    selections, labels = ranked(frames)
+    selections, labels = decisions_and_labels(frames)
     results = frames.results
     parts = {MSE: measured, MAE: gains(results.assign(mse=results["mae"]), selections, labels)}
     seeds = measured.groupby(list(CELL))["seed"].transform("nunique")
@@ -129,7 +129,7 @@ def gain_held_out(frames: Frames) -> pd.DataFrame:
     Raises:
         Absent: if the table `gains` raises it, or if there are fewer than two sources.
     """
-    measured = gained(frames)
+    measured = all_gains(frames)
     if measured["source"].nunique() < 2:
         raise Absent(
             "A criterion that is chosen on half of the sources needs at least two sources whose "
@@ -158,7 +158,7 @@ def gain_held_out(frames: Frames) -> pd.DataFrame:
 
 
 @once
-def ranked(frames: Frames) -> tuple[pd.DataFrame, dict[str, str]]:
+def decisions_and_labels(frames: Frames) -> tuple[pd.DataFrame, dict[str, str]]:
     """The decisions of criteria, and labels (by name) that merge criteria of equal rankings."""
     selections = frames.selections[~frames.selections["criterion"].isin(NOT_RANKING)]
     asked = set(selections.loc[selections["level"] == "site", "criterion"])
@@ -166,9 +166,9 @@ def ranked(frames: Frames) -> tuple[pd.DataFrame, dict[str, str]]:
 
 
 @once
-def gained(frames: Frames) -> pd.DataFrame:
+def all_gains(frames: Frames) -> pd.DataFrame:
     """The `gains` of all criteria, those that rank alike merged."""
-    selections, labels = ranked(frames)
+    selections, labels = decisions_and_labels(frames)
     return gains(frames.results, selections, labels)
 
 

@@ -15,7 +15,7 @@ from spat.study.methods import SHOWN
 from spat.study.pages import style
 from spat.study.pages.page import Absent, Layout, Note, page
 from spat.study.pages.reader import Frames
-from spat.study.pages.render import same
+from spat.study.pages.render import all_equal
 from spat.study.statistics.averages import measure
 from spat.study.statistics.bootstrap import block_length, relative_change
 from spat.study.statistics.cells import CELL, RUN, WHOLE_SITE, in_domain, keyed
@@ -198,7 +198,7 @@ def _with_window_intervals(table: pd.DataFrame, rows: pd.DataFrame, frames: Fram
     means = {of: np.stack(group["mse"].to_list()).mean(axis=0) for of, group in kept.groupby(key)}
     intervals = []
     for of, group in rows.groupby(list(CELL)):
-        if not same(group["seed"]):
+        if not all_equal(group["seed"]):
             continue
         for pair in group.to_dict("records"):
             names = [pair[name] for name in (*RUN, "criterion")]

@@ -28,7 +28,7 @@ from spat.study.methods import CHOSEN, CONTROL, DENSE, METRICS, NONE_LEFT
 from spat.study.pages import style
 from spat.study.pages.page import Absent, Layout, Note, page
 from spat.study.pages.reader import Frames
-from spat.study.pages.render import same
+from spat.study.pages.render import all_equal
 from spat.study.statistics.averages import average, summarise
 from spat.study.statistics.cells import CELL, RUN, keyed
 from spat.study.statistics.tests import (
@@ -138,7 +138,7 @@ sorted by the change of SPAT. The last row is the mean over sources, with the in
 independent sources.
 """,
 )
-def improvement(frames: Frames) -> Figure:
+def changes_by_source(frames: Frames) -> Figure:
     """Change of both errors against the better reference, one row a source, one panel a model.
 
     Raises:
@@ -170,7 +170,7 @@ def improvement(frames: Frames) -> Figure:
             for j, method in enumerate((CHOSEN, NONE_LEFT)):
                 chosen = part[part["method"] == method]
                 shift = 0.2 * (2 * j + i) - 0.3
-                _changes_by_source(axis, chosen, metric, [*order], shift, f"{method}, {name}")
+                _draw_changes_by_source(axis, chosen, metric, [*order], shift, f"{method}, {name}")
         axis.axhline(len(order) - 0.5, **style.BORDER)
         axis.axvline(0, color=style.BLACK, lw=0.8, zorder=1)
         axis.set_yticks(range(len(order) + 1), [*order, MEAN])
@@ -313,9 +313,9 @@ def _cell_name(dataset: str, lookback: int, horizon: int, cells: pd.DataFrame) -
     """A cell by its dataset, and by lookback and horizon where one dataset has several."""
     of_dataset = cells[cells["dataset"] == dataset]
     parts = [dataset]
-    if not same(of_dataset["lookback"]):
+    if not all_equal(of_dataset["lookback"]):
         parts.append(f"{lookback} →")
-    if not same(of_dataset["horizon"]):
+    if not all_equal(of_dataset["horizon"]):
         parts.append(str(horizon))
     return " ".join(parts)
 
@@ -343,8 +343,8 @@ def rivals(results: pd.DataFrame, family: str) -> pd.DataFrame:
     home = results[(results["target"] == results["dataset"]) & (results["order"] == 0)]
     pruned = home.loc[home["phase"] == "finetuned", _MODEL].drop_duplicates()
     dense = home[(home["phase"] == "dense") & (home["model"].map(methods.role) == family)]
-    mine = pd.MultiIndex.from_frame(dense[_MODEL]).isin(pd.MultiIndex.from_frame(pruned))
-    dense = dense[~mine]
+    was_pruned = pd.MultiIndex.from_frame(dense[_MODEL]).isin(pd.MultiIndex.from_frame(pruned))
+    dense = dense[~was_pruned]
     keys = [*_PLACE, *_MODEL]
     kept = dense[dense["split"] == "validation"].sort_values(["mse", *_MODEL], kind="stable")
     kept = kept.drop_duplicates(_PLACE)[keys]
@@ -373,7 +373,7 @@ def claims(frames: Frames) -> pd.DataFrame:
             joined["change"] = 100 * (joined[metric] / joined["reference"] - 1)
             tables.append(joined.assign(hypothesis=hypothesis, metric=shown))
         choices = frames.selections
-        send = choices[choices["criterion"] == methods.reading(choices)]
+        send = choices[choices["criterion"] == methods.spat_criterion(choices)]
         gained = gains(results.assign(mse=results[metric]), send)
         gained = gained.merge(chosen[[*RUN]], on=[*RUN])
         gained = gained.assign(change=-100 * gained["relative_gain"].astype("float64"))
@@ -389,7 +389,7 @@ def _tested(group: pd.DataFrame, confidence: float, margin: float) -> Iterator[p
     values = {str(name): part["change"] for name, part in means.groupby("hypothesis")}
     keys = {key: group[key].iloc[0] for key in (*_MODEL, "metric")}
     p = {name: wilcoxon(changes).p for name, changes in values.items()}
-    adjusted = declared(p)
+    adjusted = holm_over_claims(p)
     for name, changes in values.items():
         worse, better_ = signed_rank_equivalence(changes, 100 * margin)
         low, high = t_interval(changes, confidence)
@@ -406,7 +406,7 @@ def _tested(group: pd.DataFrame, confidence: float, margin: float) -> Iterator[p
         yield table.assign(hypothesis=name, n=len(changes), **keys)
 
 
-def declared(p: Mapping[str, float | None]) -> dict[str, float | None]:
+def holm_over_claims(p: Mapping[str, float | None]) -> dict[str, float | None]:
     """Holm's method over the hypotheses, and within H3 over the families of rivals.
 
     H3 enters with the smallest adjusted p-value of its families. The p-value of a family is at
@@ -425,7 +425,7 @@ def declared(p: Mapping[str, float | None]) -> dict[str, float | None]:
     return adjusted
 
 
-def _changes_by_source(
+def _draw_changes_by_source(
     axis: Axes, rows: pd.DataFrame, metric: str, order: list[str], shift: float, label: str
 ) -> None:
     """Draw the changes of one method in one metric by source, and their mean below them."""

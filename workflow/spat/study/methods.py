@@ -152,7 +152,7 @@ def tested(results: pd.DataFrame) -> pd.DataFrame:
     return results[(results["split"] == "test") & (results["order"] == 0)]
 
 
-def reading(rows: pd.DataFrame) -> str:
+def spat_criterion(rows: pd.DataFrame) -> str:
     """The criterion that chose the masks of SPAT: `send`, else `send_window`.
 
     Results that were computed before the printed formula was known contain only `send_window`.
@@ -168,7 +168,7 @@ def site_choices(selections: pd.DataFrame) -> pd.DataFrame:
     Ratios that remove the same number of sites are listed once, as the smallest of them. Masks that
     remove nothing or everything are left out, since other methods name them.
     """
-    own = selections["criterion"] == reading(selections)
+    own = selections["criterion"] == spat_criterion(selections)
     send = selections[own & (selections["level"] == "site")]
     chosen = send[send["rule"] == "validation"].assign(method=CHOSEN)
     fixed = send[(send["rule"] == "") & send["ratio"].notna()].sort_values("ratio")

@@ -103,8 +103,8 @@ def changes_by_bf16(float32: Path, bf16: Path) -> pd.DataFrame:
     Columns: `PAIR` and `change`.
 
     Raises:
-        ValueError: if `float32` or `bf16` holds networks of another precision, or a network of one
-            folder is missing in the other.
+        ValueError: if `float32` or `bf16` contains networks of another precision, or a network of
+            one folder is missing in the other.
     """
     errors = [_errors(*one) for one in zip((float32, bf16), PRECISIONS, strict=True)]
     both = errors[0].merge(errors[1], "outer", PAIR, indicator=True, validate="1:1")

@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 
 from spat.blocks import Array
 from spat.study import methods
-from spat.study.gains import adjusted, choices, gained, mean_errors, ranked
+from spat.study.gains import adjusted, all_gains, choices, decisions_and_labels, mean_errors
 from spat.study.methods import SHOWN
 from spat.study.pages import style
 from spat.study.pages.page import Absent, Layout, once, page
@@ -96,7 +96,7 @@ def quality(frames: Frames, of: Sequence[str] = ("model", "variant")) -> pd.Data
     Raises:
         Absent: if no run has all masks fine-tuned that remove some number of its sites.
     """
-    measured = gained(frames)
+    measured = all_gains(frames)
     if measured.empty:
         raise Absent(
             "No run has all its site masks fine-tuned: set `pruning.exhaustive: true` to compare "
@@ -105,7 +105,7 @@ def quality(frames: Frames, of: Sequence[str] = ("model", "variant")) -> pd.Data
     by = [*of, "criterion"]
     gain = measure(measured, "relative_gain", by, GAIN, "%", scale=100)
     tables = [gain, adjusted(gain, NO_GAIN, by)]
-    regretted, taus = _judged(frames)
+    regretted, taus = _regrets_and_agreements(frames)
     for oracle, name in REGRET.items():
         rows = regretted[regretted["oracle"] == oracle]
         tables.append(measure(rows, "relative_regret", by, name, "%", scale=100))
@@ -299,9 +299,9 @@ def expected_minimum(n: int) -> float:
 
 
 @once
-def _judged(frames: Frames) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _regrets_and_agreements(frames: Frames) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The `regrets` and the `agreements` of all criteria, those that rank alike merged."""
-    selections, labels = ranked(frames)
+    selections, labels = decisions_and_labels(frames)
     regretted = regrets(frames.results, selections, labels)
     return regretted, agreements(frames.results, frames.scores, labels)
 

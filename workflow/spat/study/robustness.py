@@ -1,9 +1,9 @@
-"""Does a criterion notice that a site was manipulated, and should it?
+"""Does a criterion score a manipulated site lower, and is that site worth less?
 
-The frame `robustness` holds, for each run and site, the scores of the intact and of the manipulated
-site, and the measured change of the error when the site is left out. Only rows of one position and
-one cell are compared, since their scores have the same scale; the results are averaged over
-positions.
+The frame `robustness` contains, for each run and site, the scores of the intact and of the
+manipulated site, and the measured change of the error when the site is left out. Only rows of one
+position and one cell are compared, since their scores have the same scale; the results are averaged
+over positions.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ before and after fine-tuning. If that share is small, a criterion is right not t
 manipulation.
 """,
 )
-def noticed(frames: Frames) -> Figure:
+def auroc_heatmap(frames: Frames) -> Figure:
     """AUROC of each criterion for each manipulation, below the measured effects.
 
     1: the manipulated site always scores lower than the intact one; 0.5: the manipulation has no
@@ -282,22 +282,23 @@ def agreement(frame: pd.DataFrame, phase: Phase) -> pd.DataFrame:
     """
     scores = frame[~frame["quantity"].isin(NO_CRITERIA)]
     changes = frame[frame["quantity"].eq(CHANGE) & frame["phase"].eq(phase)]
-    moved = _moved(scores)
-    right = _moved(changes[changes["split"] == "test"]).drop(columns="quantity")
-    rows = moved.merge(right, on=[*RUN, "site", "manipulation"], suffixes=("", "_right"))
-    rows = rows.assign(agrees=0.5 + 0.5 * rows["moved"] * rows["moved_right"])
+    tested = _signs_of_change(changes[changes["split"] == "test"]).drop(columns="quantity")
+    rows = _signs_of_change(scores).merge(
+        tested, on=[*RUN, "site", "manipulation"], suffixes=("", "_tested")
+    )
+    rows = rows.assign(agrees=0.5 + 0.5 * rows["sign"] * rows["sign_tested"])
     rows = rows.rename(columns={"quantity": "criterion"})
     return rows[[*RUN, "site", "criterion", "manipulation", "agrees"]]
 
 
-def _moved(rows: pd.DataFrame) -> pd.DataFrame:
-    """RUN, `site`, `quantity`, `manipulation`, `moved`: the sign of manipulated minus intact."""
+def _signs_of_change(rows: pd.DataFrame) -> pd.DataFrame:
+    """RUN, `site`, `quantity`, `manipulation`, `sign`: the sign of manipulated minus intact."""
     keys = [*RUN, "site", "quantity"]
     intact = rows.loc[rows["manipulation"] == INTACT, [*keys, "value"]]
     other = rows.loc[rows["manipulation"] != INTACT, [*keys, "manipulation", "value"]]
     both = other.merge(intact, on=keys, suffixes=("", "_intact"))
-    both = both.assign(moved=np.sign(both["value"] - both["value_intact"]))
-    return both.dropna(subset="moved")[[*keys, "manipulation", "moved"]]
+    both = both.assign(sign=np.sign(both["value"] - both["value_intact"]))
+    return both.dropna(subset="sign")[[*keys, "manipulation", "sign"]]
 
 
 def _components(scores: pd.DataFrame, changes: pd.DataFrame | None) -> pd.DataFrame:

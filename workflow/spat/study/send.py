@@ -65,7 +65,7 @@ def send_sites(frames: Frames) -> Figure:
         Absent: if there are no scores.
     """
     scores = frames.scores
-    name = methods.reading(scores)
+    name = methods.spat_criterion(scores)
     final = kept(scores, name)
     final = final[final["head"] == WHOLE_SITE]
     epochs = scores[(scores["criterion"] == name) & (scores["head"] == WHOLE_SITE)]
@@ -121,7 +121,7 @@ def send_heads(frames: Frames) -> Figure:
     Raises:
         Absent: if heads were not scored, every site has one head, or SEND is 0 everywhere.
     """
-    name = methods.reading(frames.scores)
+    name = methods.spat_criterion(frames.scores)
     final = kept(frames.scores, name)
     heads, whole = final[final["head"] != WHOLE_SITE], final[final["head"] == WHOLE_SITE]
     if heads["head"].max() < 1:
@@ -229,7 +229,7 @@ def against_uniformity(frames: Frames) -> Figure:
     Raises:
         Absent: if SEND or the uniformity of the maps was not recorded.
     """
-    name = methods.reading(frames.scores)
+    name = methods.spat_criterion(frames.scores)
     send = kept(frames.scores, name)
     uniformity = kept(frames.scores, UNIFORMITY)
     both = send.merge(uniformity, on=[*RUN, "site", "name", "head"], suffixes=("", "_map"))
@@ -281,7 +281,7 @@ def points(scores: pd.DataFrame) -> pd.DataFrame:
     """
     whole = scores[scores["batch"] == ALL_BATCHES]
     keys = [*RUN, "epoch", "site", "head"]
-    names = (methods.reading(scores), UNIFORMITY)
+    names = (methods.spat_criterion(scores), UNIFORMITY)
     scored, maps = (whole.loc[whole["criterion"] == name, [*keys, "value"]] for name in names)
     # The uniformity is recorded at the kept epoch only, SEND at every epoch.
     both = scored.rename(columns={"value": "score"}).merge(

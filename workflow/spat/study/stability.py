@@ -107,7 +107,7 @@ def stability(frames: Frames) -> pd.DataFrame:
     table = pd.concat([table for table in tables if not table.empty], ignore_index=True)
     names = list(dict.fromkeys(batch_scores(scores)["criterion"]))
     table = table[table["criterion"].isin(names)]
-    send = methods.reading(scores)
+    send = methods.spat_criterion(scores)
     table = table.assign(
         criterion=methods.ordered(table["criterion"], sorted(names, key=lambda n: n != send)),
         measure=methods.present(table["measure"], MEASURES),
@@ -141,7 +141,7 @@ def agreement_by_batches(frames: Frames) -> Figure:
     """
     scores = frames.scores
     names = set(batch_scores(scores)["criterion"])
-    send = methods.reading(scores)
+    send = methods.spat_criterion(scores)
     shown = [name for name in methods.CRITERIA_IN_ORDER if name in names]
     shown = sorted(shown, key=lambda name: name != send)[:CURVES]
     agreement = batch_agreement(scores[scores["criterion"].isin(shown)], subsets=100)

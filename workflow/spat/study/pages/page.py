@@ -83,7 +83,7 @@ def once(function: Function) -> Function:
     """
 
     @wraps(function)
-    def known(frames: Any, *arguments: Any, **keywords: Any) -> Any:
+    def cached(frames: Any, *arguments: Any, **keywords: Any) -> Any:
         key = (function, arguments, tuple(sorted(keywords.items())))
         if key not in frames.computed:
             try:
@@ -95,7 +95,7 @@ def once(function: Function) -> Function:
             raise Absent(*result.args)
         return _copied(result)
 
-    return cast(Function, known)
+    return cast(Function, cached)
 
 
 def _copied(value: Any) -> Any:

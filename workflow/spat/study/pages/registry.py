@@ -140,7 +140,7 @@ def rendered(name: str, frames: Frames) -> dict[str, str]:
     """
     from spat.study.pages import render
 
-    page, frame = made(tables()[name], frames)
+    page, frame = page_and_table(tables()[name], frames)
     sheet = render.sheet(frame, _layout(page), _notes(page, frames))
     return {
         "csv": frame.to_csv(index=False, float_format="%.10g"),
@@ -160,13 +160,13 @@ def plain(name: str, frames: Frames) -> str:
 
     declared = tables()[name]
     try:
-        page, frame = made(declared, frames)
+        page, frame = page_and_table(declared, frames)
     except Absent as absent:
         return f"{declared.title}\n\n{absent}\n"
     return render.text(render.sheet(frame, _layout(page), _notes(page, frames)), page.title)
 
 
-def made(page: Page, frames: Frames) -> tuple[Page, pd.DataFrame]:
+def page_and_table(page: Page, frames: Frames) -> tuple[Page, pd.DataFrame]:
     """A table and its page, in the terms of the task.
 
     Raises:
@@ -179,7 +179,7 @@ def _notes(page: Page, frames: Frames) -> tuple[str | Note, ...]:
     """The notes of a table, with the reading of SEND if it is not the printed formula."""
     from spat.study import methods
 
-    reading = methods.reading(frames.selections)
+    reading = methods.spat_criterion(frames.selections)
     if reading == "send":
         return page.notes
     text = f"In these results SEND and the masks of SPAT are those of the criterion `{reading}`."
@@ -221,7 +221,7 @@ def draw(name: str, frames: Frames) -> Figure:
     page = figures()[name]
     with style.drawing():
         figure: Figure = page.function(frames)
-        reading = methods.reading(frames.selections)
+        reading = methods.spat_criterion(frames.selections)
         if reading != "send" and any("SPAT" in t.get_text() for t in figure.findobj(Text)):
             figure.suptitle(f"SPAT: masks of {reading}", fontsize=7)
         return frames.words.figure(figure)

@@ -85,7 +85,7 @@ def number(value: float, unit: str, *, signed: bool = True) -> str:
 
 def sheet(frame: pd.DataFrame, layout: Layout, notes: Sequence[str | Note] = ()) -> Sheet:
     """Lay out a tidy table; notes that describe its values come before `notes`."""
-    constant = [k for k in layout.rows if k not in layout.kept and same(frame[k])]
+    constant = [k for k in layout.rows if k not in layout.kept and all_equal(frame[k])]
     keys = [key for key in layout.rows if key not in constant]
     frame, references = _numbered(frame, keys)
     columns = _columns(frame[layout.columns])
@@ -110,7 +110,7 @@ def sheet(frame: pd.DataFrame, layout: Layout, notes: Sequence[str | Note] = ())
     return Sheet(keys, columns, body, every)
 
 
-def same(values: pd.Series) -> bool:
+def all_equal(values: pd.Series) -> bool:
     """Whether all values of a column are equal."""
     return bool((values == values.iloc[0]).all())
 

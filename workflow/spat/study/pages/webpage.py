@@ -167,7 +167,7 @@ def _forest(frames: Frames) -> _Plot | None:
     if rows.empty:
         return None
     cells = rows[[*SHOWN]].drop_duplicates()
-    keys = [key for key in SHOWN if key == "dataset" or not render.same(cells[key])]
+    keys = [key for key in SHOWN if key == "dataset" or not render.all_equal(cells[key])]
     figure = go.Figure()
     for method in methods.in_order(rows["method"]):
         part = rows[rows["method"] == method]
@@ -237,7 +237,7 @@ def _parts(name: str, frames: Frames) -> list[_Part]:
 def _table(page: Page, frames: Frames) -> tuple[_Table, str] | None:
     """A sortable table and its notes."""
     try:
-        page, frame = registry.made(page, frames)
+        page, frame = registry.page_and_table(page, frames)
     except Absent:
         return None
     assert page.layout is not None

@@ -46,7 +46,7 @@ class MixedEffect:
     """change ~ 1 with a random effect of the source.
 
     `mean` with its interval, the standard deviations between and within sources, and the two-sided
-    `p` of mean = 0. `note` holds the warnings of the fit; the numbers are NaN if the fit failed.
+    `p` of mean = 0. `note` contains the warnings of the fit; the numbers are NaN if the fit failed.
     """
 
     mean: float
@@ -64,8 +64,8 @@ class Ranking:
     """Friedman's test and Nemenyi's critical difference over `test.n` independent cases.
 
     `ranks` are the mean ranks (1: the lowest value). Methods whose ranks differ by less than
-    `critical_difference` do not differ significantly. `pairwise` holds Nemenyi's p-values. Both are
-    None if there are too few cases.
+    `critical_difference` do not differ significantly. `pairwise` contains Nemenyi's p-values.
+    Both are None if there are too few cases.
     """
 
     test: Outcome
