@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from spat.study.pages.page import OF_TASK
+from spat.study.pages.page import WORDING
 from spat.study.pages.reader import WIDE, Frames, widened
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
@@ -34,5 +34,5 @@ def stored(folder: Path) -> Made:
 def read(folder: Path) -> Frames:
     """The committed frames, also where one is absent, and the words of their task."""
     made = Frames.of(**wide(folder))
-    made.words = OF_TASK[stored(folder)["networks"]["task"].iloc[0]]
+    made.words = WORDING[stored(folder)["networks"]["task"].iloc[0]]
     return made

@@ -13,7 +13,7 @@ import pytest
 from jinja2 import Template
 
 from spat.study.pages import registry
-from spat.study.pages.page import OF_TASK, PAGES, Absent, Layout, once, page
+from spat.study.pages.page import PAGES, WORDING, Absent, Layout, once, page
 from spat.study.pages.reader import Frames
 
 CAPTIONS = Path(__file__).parents[2] / "workflow" / "report"
@@ -34,14 +34,14 @@ def test_the_captions_of_the_report_are_those_above_the_functions() -> None:
     assert written == registry.captions(), "run `python -m spat.study.pages.registry`"
 
 
-@pytest.mark.parametrize("task", OF_TASK)
+@pytest.mark.parametrize("task", WORDING)
 def test_the_report_names_the_metrics_of_the_task(task: str) -> None:
     for file, pages in (("tables.rst", registry.tables()), ("figures.rst", registry.figures())):
         template = Template((CAPTIONS / file).read_text(encoding="utf-8"))
         for name, declared in pages.items():
             snakemake = {"wildcards": {"name": name}, "params": {"task": task}}
             shown = " ".join(template.render(snakemake=snakemake).split())
-            assert shown == " ".join(OF_TASK[task].page(declared).caption.split())
+            assert shown == " ".join(WORDING[task].page(declared).caption.split())
             assert task == "forecasting" or not re.search(r"\bM[SA]E\b", shown), name
     assert ("MSE" in captions_of(task)) == (task == "forecasting")
 

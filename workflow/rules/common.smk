@@ -28,7 +28,7 @@ from spat.pipeline.failures import explain, failed_jobs
 from spat.pipeline.config import ConfigError, load_files
 from spat.pipeline.stages import trained
 from spat.study.pages import registry
-from spat.study.pages.page import OF_TASK
+from spat.study.pages.page import WORDING
 
 # Jobs use the `python` that runs Snakemake, even if its environment is not activated. With `--sdm conda`
 # the environment of the rule comes first, and it finds the package in this folder.
@@ -53,7 +53,7 @@ try:
 except (ConfigError, OSError) as error:
     raise WorkflowError(explain(error)) from None
 
-WORDS = OF_TASK[CONFIG.task]
+WORDS = WORDING[CONFIG.task]
 FOLDER = CONFIG.folder.as_posix()
 CACHE = CONFIG.data.cache.as_posix()
 # The cores of this machine, or of one job on a cluster. None in some dry runs, in which

@@ -82,7 +82,7 @@ def send_sites(frames: Frames) -> Figure:
     for (left, right), (title, part) in zip(axes, parts, strict=True):
         here = part[keys].drop_duplicates()
         over = epochs.merge(here, on=keys)
-        unit, suffix = style.power(pd.concat([part["value"], over["value"]]))
+        unit, suffix = style.power_of_ten(pd.concat([part["value"], over["value"]]))
         _bars(left, part.assign(value=part["value"] / unit), marks)
         for site, rows in over.assign(value=over["value"] / unit).groupby("site"):
             mark = marks[str(site)]
@@ -367,7 +367,7 @@ def _means(values: Array) -> Array:
 
 
 def _scatter(axis: Axes, rows: pd.DataFrame, title: str, name: str, *, relative: bool) -> None:
-    unit, suffix = style.power(rows["value"])
+    unit, suffix = style.power_of_ten(rows["value"])
     scaled = rows.assign(value=rows["value"] / unit)
     whole = scaled["head"] == WHOLE_SITE
     heads, sites = scaled[~whole], scaled[whole]

@@ -59,7 +59,7 @@ def loss_curves(config: Config, run: Run) -> Path | None:
 
     Returns None if nothing was trained.
     """
-    from spat.study.pages.page import OF_TASK
+    from spat.study.pages.page import WORDING
     from spat.study.qualitative import run_history
 
     folder = runs.folder(config, run, "pretrain")
@@ -67,7 +67,7 @@ def loss_curves(config: Config, run: Run) -> Path | None:
     if history.empty:
         return None
     keys = runs.columns(config, run)
-    words = OF_TASK[str(keys["task"])]
+    words = WORDING[str(keys["task"])]
     window = words.window(run.setting)._asdict()
     history = history.rename(columns=words.columns).assign(**keys, **window)
     figure = words.figure(run_history(history.assign(stage="pretrain", mask="", order=0)))

@@ -248,7 +248,7 @@ def _classified(case: str, plural: str, block: int = 1) -> Words:
     )
 
 
-OF_TASK: Final[dict[str, Words]] = {
+WORDING: Final[dict[str, Words]] = {
     "forecasting": Words(("mse", "mae"), Window.parse, forecasts=True),
     "imaging": _classified("an image", "images", IMAGES_IN_BLOCK),
     "text": _classified("a sequence", "sequences"),

@@ -18,7 +18,7 @@ import pandas as pd
 
 from spat.pipeline import frames
 from spat.pipeline.config import StatisticsSection
-from spat.study.pages.page import OF_TASK, Words
+from spat.study.pages.page import WORDING, Words
 from spat.study.statistics.cells import ALL_BATCHES, WHOLE_SITE
 
 # The columns that identify a run; the other columns of `frames.RUN` follow from them.
@@ -144,7 +144,7 @@ class Frames:
     @cached_property
     def words(self) -> Words:
         """The wording of pages for the task of the experiment."""
-        return OF_TASK[self._task()]
+        return WORDING[self._task()]
 
     @cached_property
     def results(self) -> pd.DataFrame:
@@ -230,7 +230,7 @@ def widened(name: str, read: Read) -> pd.DataFrame:
         if column in rows:
             rows[column] = rows[column].fillna(code).astype("int64")
     settings = rows[["task", "setting"]].drop_duplicates().astype(str).to_numpy().tolist()
-    windows = {setting: OF_TASK[task].window(setting) for task, setting in settings}
+    windows = {setting: WORDING[task].window(setting) for task, setting in settings}
     rows = rows.assign(
         lookback=rows["setting"].map({s: w.lookback for s, w in windows.items()}).astype("int64"),
         horizon=rows["setting"].map({s: w.horizon for s, w in windows.items()}).astype("int64"),
@@ -255,7 +255,7 @@ _CODES: Final = {"head": WHOLE_SITE, "batch": ALL_BATCHES, "channel": -1}
 def _renamed(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     """The rows with the metric names in `column` replaced by those of the study."""
     for task in rows["task"].unique():
-        names = {own: name for own, name in OF_TASK[task].columns.items() if own != name}
+        names = {own: name for own, name in WORDING[task].columns.items() if own != name}
         if names:
             rows = rows.assign(**{column: rows[column].replace(names)})
     return rows

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from spat import files
-from spat.study.pages.page import OF_TASK, PAGES, Absent, Kind, Note, Page
+from spat.study.pages.page import PAGES, WORDING, Absent, Kind, Note, Page
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -294,12 +294,12 @@ def captions() -> Mapping[str, str]:
     caption of the page, in the terms of the task, which is a parameter of the rule.
     """
     return {
-        "tables.rst": _picked(tables()),
-        "figures.rst": _picked(figures()),
+        "tables.rst": _template(tables()),
+        "figures.rst": _template(figures()),
     }
 
 
-def _picked(pages: Mapping[str, Page]) -> str:
+def _template(pages: Mapping[str, Page]) -> str:
     blocks = [
         f'{{% if snakemake.wildcards.name == "{name}" %}}\n{_by_task(page)}\n{{% endif %}}\n'
         for name, page in pages.items()
@@ -309,7 +309,7 @@ def _picked(pages: Mapping[str, Page]) -> str:
 
 def _by_task(page: Page) -> str:
     own = page.caption.strip()
-    others = {task: words.page(page).caption.strip() for task, words in OF_TASK.items()}
+    others = {task: words.page(page).caption.strip() for task, words in WORDING.items()}
     branches = [
         f'{{% {"elif" if i else "if"} snakemake.params.task == "{task}" %}}\n{caption}\n'
         for i, (task, caption) in enumerate(

@@ -308,7 +308,7 @@ def label(axes: Sequence[Axes], x: str, y: str) -> None:
             axis.tick_params(labelbottom=True)
 
 
-def power(values: pd.Series) -> tuple[float, str]:
+def power_of_ten(values: pd.Series) -> tuple[float, str]:
     """A power of ten to divide small values by, and its text for a label: (1e-3, ` (10⁻³)`)."""
     largest = float(values.abs().max())
     if not 0 < largest < 0.1:

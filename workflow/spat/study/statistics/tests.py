@@ -193,11 +193,11 @@ def winner(table: pd.DataFrame) -> Winner:
     halves = np.array(list(itertools.combinations(range(n), n // 2)))
     inside = np.zeros((len(halves), n))
     np.put_along_axis(inside, halves, 1.0, axis=1)
-    judge = (1.0 - inside) / (n - n // 2)
-    choose = inside / (n // 2)
+    # Weights of the sources: those that select, and the others.
+    selecting, others = inside / (n // 2), (1.0 - inside) / (n - n // 2)
 
     def means(x: Array) -> tuple[NDArray[np.intp], float, float]:
-        first, second = choose @ x, judge @ x
+        first, second = selecting @ x, others @ x
         best = first.argmax(axis=1)
         rows = np.arange(len(best))
         return best, float(first[rows, best].mean()), float(second[rows, best].mean())
