@@ -3,7 +3,8 @@
 Replicates are data orders: the same checkpoint and mask, fine-tuned on the same windows in another
 order. Each order is used for all masks, so its common effect is removed first (a randomised block
 design: masks are treatments, orders are blocks). All orders start from one checkpoint. A second
-test, with seeds as blocks, shows whether masks also differ for other checkpoints.
+test, with seeds as blocks, shows whether masks also differ for other checkpoints. The agreement of
+the changes when one site is left out, between orders and between seeds, needs no such model.
 """
 
 from __future__ import annotations
