@@ -16,7 +16,7 @@ from functools import cache
 import numpy as np
 import pandas as pd
 import pytest
-from committed import REFERENCE, read
+from committed import REFERENCE, read, wide
 from scipy.stats import pearsonr
 
 from spat.data.registry import TEXTS
@@ -52,8 +52,20 @@ WRITTEN = re.compile(r"\d|\b(two|three|four|five|six|seven|eight|nine|ten)\b", r
 Claim = tuple[str, Callable[[], tuple[object, ...]]]
 
 
+@cache
 def frames(folder: str) -> Frames:
-    return read(REFERENCE / folder)
+    """The committed frames of a folder, or of one of its variants: `vision:six`."""
+    folder, _, variant = folder.partition(":")
+    made = read(REFERENCE / folder)
+    if not variant:
+        return made
+    rows = {
+        name: frame[frame["variant"] == variant].reset_index(drop=True)
+        for name, frame in wide(REFERENCE / folder).items()
+    }
+    chosen = Frames.of(**rows)
+    chosen.words = made.words
+    return chosen
 
 
 @cache
@@ -992,12 +1004,15 @@ def test_statements_without_numbers_of_zeroshot_hold() -> None:
 # the claims of the vision Transformer
 
 V = "vision"
+SIX, FOUR = f"{V}:six", f"{V}:four"
+WORDS = {4: "four", 6: "six"}
+NO_GAIN = "p: no gain (Holm)"
 
 
 @cache
 def image_frames() -> pd.DataFrame:
     """Test errors of the six sites by method and seed; `mae` is the error rate."""
-    return at_home(frames(V)).query("variant == 'six'")
+    return at_home(frames(SIX))
 
 
 def error_rate(method: str) -> pd.Series:
@@ -1013,9 +1028,7 @@ def lost_by_none() -> pd.Series:
 @cache
 def image_gains() -> pd.DataFrame:
     """Gains over chance in percent, by seed and number of sites removed: a column a criterion."""
-    made = gains.gains(
-        frames(V).results.query("variant == 'six'"), frames(V).selections.query("variant == 'six'")
-    )
+    made = gains.gains(frames(SIX).results, frames(SIX).selections)
     made = made.assign(gain=100 * made["relative_gain"])
     return made.pivot_table(index=["seed", "removed"], columns="criterion", values="gain")
 
@@ -1031,7 +1044,7 @@ def best_of_images() -> str:
 
 
 def image_p(criterion: str) -> str:
-    table = page(V, "quality").query("variant == 'six' and measure == 'p: no gain (Holm)'")
+    table = page(SIX, "quality").query("measure == 'p: no gain (Holm)'")
     labels = table["criterion"].astype(str)
     return f"{table.loc[labels.str.split(' = ').map(lambda s: criterion in s), 'mean'].iloc[0]:.2f}"
 
@@ -1039,7 +1052,7 @@ def image_p(criterion: str) -> str:
 @cache
 def image_masks() -> pd.DataFrame:
     """The masks by seed and number of sites removed: a column a criterion."""
-    rows = frames(V).selections.query("variant == 'six' and ratio < 1")
+    rows = frames(SIX).selections.query("ratio < 1")
     return rows.pivot_table(
         index=["seed", "removed"], columns="criterion", values="mask", aggfunc="first"
     )
@@ -1079,12 +1092,21 @@ def over_seeds(folder: str, removed: int) -> tuple[str, str]:
     return f"{means['F, seeds']:.2f}", f"{means['p, seeds']:.2f}"
 
 
-@cache
-def orders_of_four() -> list[list[int]]:
-    """The sites of the ViT with four sites, lowest SEND first, by seed."""
-    scores = pd.read_csv(REFERENCE / V / "four_scores.csv").query("criterion == 'send'")
+def removed_first() -> list[int]:
+    """The site that SEND removes first in the ViT with four sites, counted from 0, by seed."""
+    scores = frames(FOUR).scores.query(
+        f"criterion == 'send' and batch == {ALL_BATCHES} and head == {WHOLE_SITE}"
+    )
     wide = scores.pivot_table(index="seed", columns="site", values="value")
-    return [list(map(int, order)) for order in wide.to_numpy().argsort(axis=1)]
+    return [int(site) for site in wide.to_numpy().argmin(axis=1)]
+
+
+def sites_of(folder: str) -> int:
+    return int(frames(folder).results["mask"].iloc[0].count(".") + 1)
+
+
+def gain_of_four(criterion: str) -> tuple[str, ...]:
+    return interval(row(FOUR, "quality", criterion=criterion, measure="gain over chance"))
 
 
 def tau(folder: str, criterion: str) -> tuple[str, ...]:
@@ -1109,7 +1131,7 @@ VISION: tuple[Claim, ...] = (
         lambda: tuple(
             number
             for method in ("SPAT 25 %", "SPAT 50 %")
-            for number in interval(row(V, "better", method=method))
+            for number in interval(row(SIX, "better", method=method))
         ),
     ),
     (
@@ -1153,23 +1175,47 @@ VISION: tuple[Claim, ...] = (
     ("The gain of the choice by depth is {} % [{}, {}]", lambda: image_gain("depth_last")),
     (
         "is {} [{}, {}] for the choice by depth and {} [{}, {}] for SEND",
-        lambda: (*tau(V, "depth_last"), *tau(V, "send")),
+        lambda: (*tau(SIX, "depth_last"), *tau(SIX, "send")),
     ),
-    ("a correlation of {} with that change ({} values, p = {})", lambda: within_sites(V)),
+    ("a correlation of {} with that change ({} values, p = {})", lambda: within_sites(SIX)),
     (
         "without one site differ no more than seeds do (F {}, p = {}); those without {} sites do "
         "(F {}, p = {}",
-        lambda: (*over_seeds(V, 1), 3, *over_seeds(V, 3)),
+        lambda: (*over_seeds(SIX, 1), 3, *over_seeds(SIX, 3)),
+    ),
+    ("With {} sites SEND has a gain", lambda: (WORDS[sites_of(SIX)],)),
+    ("With {} sites SEND has no gain", lambda: (WORDS[sites_of(FOUR)],)),
+    (
+        "{} % [{}, {}]; its reverse has {} % [{}, {}]",
+        lambda: (*gain_of_four("send"), *gain_of_four("send_reverse")),
     ),
     (
-        "a ViT with {} sites, SEND removes the last one first in {} of {} seeds, and continues by "
-        "depth in {} of them",
+        "(tau-b {} [{}, {}] for the choice of the first sites, {} [{}, {}] for SEND)",
+        lambda: (*tau(FOUR, "depth_first"), *tau(FOUR, "send")),
+    ),
+    (
+        "removing the first sites first is {} % [{}, {}], that of the last sites first {} % "
+        "[{}, {}]",
+        lambda: (*gain_of_four("depth_first"), *gain_of_four("depth_last")),
+    ),
+    (
+        "SEND removes the last site first in {} of {} seeds",
+        lambda: (sum(site == 3 for site in removed_first()), len(removed_first())),
+    ),
+    (
+        "worse than chance, {} % [{}, {}] (p = {} by Holm)",
         lambda: (
-            len(orders_of_four()[0]),
-            sum(order[0] == 3 for order in orders_of_four()),
-            len(orders_of_four()),
-            sum(order == [3, 2, 1, 0] for order in orders_of_four()),
+            *gain_of_four("michel"),
+            f"{row(FOUR, 'quality', criterion='michel', measure=NO_GAIN)['mean']:.2f}",
         ),
+    ),
+    (
+        "Without any attention the cross entropy rises by {} % [{}, {}]",
+        lambda: interval(row(FOUR, "better", method=NONE_LEFT)),
+    ),
+    (
+        "in a model with {} sites (`six`) and in one with {} (`four`)",
+        lambda: (WORDS[sites_of(SIX)], WORDS[sites_of(FOUR)]),
     ),
     (
         "the last of two epochs is the best in {} % of the fine-tunings",
@@ -1188,7 +1234,6 @@ VISION: tuple[Claim, ...] = (
 
 
 T = "text"
-NO_GAIN = "p: no gain (Holm)"
 
 
 def nats(phase: str, removed: int = 0) -> str:
@@ -1253,7 +1298,7 @@ def sites_of_smollm2() -> int:
 def statistics_of(what: str) -> tuple[str, ...]:
     return tuple(
         number
-        for folder in (C, V, T, "smollm2")
+        for folder in (C, SIX, T, "smollm2")
         for number in extremes(described(folder)[what], lambda value: f"{value:.2f}")
     )
 
@@ -1416,7 +1461,7 @@ TEXT: tuple[Claim, ...] = (
         "| sites | {} | {} | {} | {} |",
         lambda: (
             left_out(C, "iTransformer")[0].shape[1],
-            left_out(V)[0].shape[1],
+            left_out(SIX)[0].shape[1],
             left_out(T)[0].shape[1],
             sites_of_smollm2(),
         ),
@@ -1425,7 +1470,7 @@ TEXT: tuple[Claim, ...] = (
         "| iTransformer, {} datasets | ViT | GPT |",
         lambda: (len(described(C)),),
     ),
-    ("| keys | {} to {} | {} | {} | {} |", lambda: (*keys(C), *keys(V), *keys(T), CONTEXT)),
+    ("| keys | {} to {} | {} | {} | {} |", lambda: (*keys(C), *keys(SIX), *keys(T), CONTEXT)),
     (
         "(1: all keys alike) | {} to {} | {} | {} | {} |",
         lambda: statistics_of("uniformity"),
@@ -1435,7 +1480,7 @@ TEXT: tuple[Claim, ...] = (
         "without one site, % | {} to {} | {} to {} | {} to {} |",
         lambda: tuple(
             number
-            for folder in (C, V, T)
+            for folder in (C, SIX, T)
             for number in extremes(without_one(folder), lambda v: signed(v, 1))
         ),
     ),
@@ -1444,7 +1489,7 @@ TEXT: tuple[Claim, ...] = (
         lambda: (
             *(
                 number
-                for folder in (C, V, T)
+                for folder in (C, SIX, T)
                 for number in extremes(without_any(folder), lambda v: signed(v, 1))
             ),
             signed(100 * (float(smollm2("send", 30)[0]) / float(constant("dense")) - 1), 0),  # type: ignore[arg-type]
