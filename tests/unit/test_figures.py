@@ -14,6 +14,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from committed import REFERENCE, read
 from frame_builder import EMPTY, FULL, KEPT, build, error, frames_of, head_mask, nested, score
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba_array
@@ -115,8 +116,22 @@ def test_a_figure_shows_data_and_names_its_axes(name: str, kind: str) -> None:
 
 @pytest.mark.parametrize(("kind", "name"), MADE)
 def test_no_text_of_a_figure_is_cut_off(name: str, kind: str) -> None:
-    figure = drawn(name, kind)
-    box = figure.bbox.padded(1)
+    assert_inside(drawn(name, kind))
+
+
+@pytest.mark.parametrize(
+    "path", sorted((REFERENCE / "vision" / "figures").glob("*.png")), ids=lambda path: path.stem
+)
+def test_no_text_is_cut_off_in_the_words_of_another_task(path: Path) -> None:
+    figure = draw(path.stem, read(REFERENCE / "vision"))
+    with style.drawing():
+        figure.draw_without_rendering()
+    assert_inside(figure, padding=3)
+
+
+def assert_inside(figure: Figure, padding: int = 1) -> None:
+    """All text is inside the figure, up to `padding` pixels."""
+    box = figure.bbox.padded(padding)
     ticks = {id(text) for axes in figure.axes for text in _tick_labels(axes)}
     for text in texts(figure):
         extent = text.get_window_extent()

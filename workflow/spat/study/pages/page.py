@@ -198,14 +198,25 @@ class Words:
         return table
 
     def figure(self, figure: Figure) -> Figure:
-        """The figure with all its text in the terms of the task."""
+        """The figure with all its text in the terms of the task.
+
+        A label of an axis that no longer fits the figure is broken into two lines.
+        """
         from matplotlib.text import Text
 
-        if self.replaced:
-            for shown in figure.findobj(Text):
-                assert isinstance(shown, Text)
-                if (text := shown.get_text()) != (written := self.text(text)):
-                    shown.set_text(written)
+        changed = []
+        for shown in figure.findobj(Text) if self.replaced else ():
+            assert isinstance(shown, Text)
+            if (text := shown.get_text()) != (written := self.text(text)):
+                shown.set_text(written)
+                changed.append(shown)
+        if changed:
+            figure.draw_without_rendering()
+        for axes in figure.axes if changed else ():
+            for label in (axes.xaxis.label, axes.yaxis.label):
+                corners = label.get_window_extent().corners()
+                if label in changed and figure.bbox.padded(1).count_contains(corners) < 4:
+                    label.set_text(_two_lines(label.get_text()))
         return figure
 
     def _note(self, note: str | Note) -> str | Note:
@@ -220,6 +231,13 @@ class Words:
             if isinstance(value := getattr(layout, field.name), tuple)
         }
         return replace(layout, **changed)  # type: ignore[arg-type]
+
+
+def _two_lines(text: str) -> str:
+    """The text with the space that is nearest to its middle replaced by a line break."""
+    spaces = [i for i, letter in enumerate(text) if letter == " "]
+    middle = min(spaces, key=lambda i: abs(i - len(text) / 2), default=len(text))
+    return f"{text[:middle]}\n{text[middle + 1 :]}"
 
 
 def _classified(case: str, plural: str, block: int = 1) -> Words:
