@@ -25,6 +25,7 @@ from spat.pipeline.frames import COLUMNS
 from spat.pipeline.runs import Run
 from spat.pipeline.stages.collect import collect
 from spat.pipeline.stages.grid import grid
+from spat.pipeline.stages.main import main
 
 ROOT = Path(__file__).parents[2]
 RUN = Run("synthetic", "iTransformer", "tiny", "l48-h24", 0)
@@ -35,7 +36,7 @@ FILES = (
     *(f"pretrain/{name}" for name in ("scores.parquet", "losses.npy", "forecasts.npz")),
     *("pretrain/metrics.json", "pretrain/kept/metrics.json", "pretrain/kept/digest"),
     *("score/scores.parquet", "score/maps.npz", "score/metrics.json"),
-    *("select/selections.csv", "select/metrics.json", "prune/manifest.json"),
+    *("select/selections.csv", "select/metrics.json", "prune/manifest.json", "prune/sites.json"),
     *(f"{MASK}/{name}" for name in ("model.safetensors", "architecture.json", "history.csv")),
     *(f"{MASK}/{name}" for name in ("losses.npy", "validation_losses.npy", "forecasts.npz")),
     *(f"{MASK}/{name}" for name in ("untuned_losses.npy", "metrics.json", "digest")),
@@ -135,6 +136,44 @@ def test_the_same_command_repairs_a_damaged_file(
     assert changed <= {"order00.0" if name.startswith(MASK) else "keptpretrain"}
     if not name.startswith((MASK, "pretrain")):
         assert not changed
+
+
+def test_the_main_table_needs_no_masks_of_heads(
+    whole: tuple[Config, dict[str, Any]], tmp_path: Path
+) -> None:
+    pristine, expected = whole
+    config = copied(pristine, tmp_path / "results")
+    table = main(config)
+    folder = config.folder / RUN.path / "prune"
+    heads = [p for p in folder.glob("masks/*") if any(len(site) > 1 for site in p.name.split("."))]
+    assert heads
+    for path in (*heads, folder.parent / "measure", folder.parent / "transfer"):
+        shutil.rmtree(path)
+    (folder / "manifest.json").unlink()
+    assert main(config) == table
+    with pytest.raises(FileNotFoundError, match=r"manifest\.json"):
+        collect(config)
+
+    # If a mask of sites is damaged, it is trained again, without the masks of heads.
+    before = trained_at(config)
+    flip(folder.parent / MASK / "validation_losses.npy")
+    file = tmp_path / "resolved.yaml"
+    file.write_text(dump(config), "utf-8")
+    words = ["--config", str(file), "--run", RUN.path]
+    assert cli.main(["decide", *words]) == 1
+    assert not (folder / "sites.json").exists()
+    assert cli.main(["prune", *words, "--only-sites"]) == 0
+    assert {p for p, at in trained_at(config).items() if before.get(p) != at} == {"order00.0"}
+    assert cli.main(["decide", *words]) == 0
+    assert main(config) == table
+    assert not (folder / "manifest.json").exists()
+
+    # A new file would be a reason for Snakemake to make the main table again.
+    sites = (folder / "sites.json").read_bytes()
+    frames = finish(config)
+    assert (folder / "sites.json").read_bytes() == sites
+    for frame, rows in expected.items():
+        pd.testing.assert_frame_equal(frames[frame], rows)
 
 
 # Records with a valid checksum, as if another version or another run had written them.

@@ -136,4 +136,4 @@ def test_the_groups_of_a_cluster_are_those_of_the_rules(name: str) -> None:
     groups = {group(model) for model in MODELS}
     groups |= set(re.findall(r'group:\n\s+"(\w+)"', rules))
     assert {entry.split("=")[0] for entry in profile["group-components"]} <= groups
-    assert set(profile["set-resources"]) <= set(re.findall(r"^rule (\w+):", rules, re.MULTILINE))
+    assert set(profile["set-resources"]) <= set(re.findall(r"^ *rule (\w+):", rules, re.MULTILINE))

@@ -135,15 +135,47 @@ def test_every_job_has_an_expected_cost_that_grows_with_its_work() -> None:
     path = next(path for path, planned in plan.items() if planned.prune)
     cost = {
         rule: expected.seconds(config, plan, rule, {"run": path})
-        for rule in ("pretrain", "prune", "select", "measure", "transfer")
+        for rule in ("pretrain", "prune_sites", "prune", "select", "measure", "transfer")
     }
-    assert cost["prune"] > cost["pretrain"] > cost["measure"] > cost["transfer"] > cost["select"]
-    assert expected.wall(config, plan, "prune", {"run": path}, 4) == cost["prune"] / 4
+    assert cost["prune_sites"] > cost["prune"] > cost["pretrain"] > cost["measure"]
+    assert cost["measure"] > cost["transfer"] > cost["select"]
+    for rule in ("prune_sites", "prune"):
+        assert expected.wall(config, plan, rule, {"run": path}, 4) == cost[rule] / 4
     jobs = [(rule, p) for p in plan for rule in cost if rule == "pretrain" or plan[p].prune]
     total = sum(expected.seconds(config, plan, rule, {"run": p}) for rule, p in jobs)
     assert 714 / 1.5 < total < 714 * 1.5
     naive = next(path for path in plan if "RepeatLast" in path)
     assert expected.seconds(config, plan, "pretrain", {"run": naive}) < cost["pretrain"] / 2
+
+
+def test_jobs_of_the_main_table_and_long_chains_come_first() -> None:
+    config = load_files(ROOT / "config.yaml")
+    plan = {planned.run.path: planned for planned in checked_plan(config)}
+
+    def priority(rule: str, run: str = "", **of: str) -> int:
+        path = f"{run}/l96-h96/seed0"
+        return expected.priority(config, plan, rule, of or {"run": path})
+
+    # The network on ETTh1 is twice as wide.
+    long, short = "ETTh1/iTransformer-deep", "ETTh2/iTransformer-deep"
+    for rule in ("pretrain", "score", "select", "prune_sites"):
+        assert priority(rule, long) > priority(rule, short)
+    for run in (long, short):
+        chain = [priority(rule, run) for rule in ("pretrain", "score", "prune_sites", "decide")]
+        assert chain == sorted(chain, reverse=True) and chain[0] < expected.MAIN
+        # These jobs are not part of the main table.
+        for rule in ("prune", "measure", "robustness"):
+            assert priority(rule, run) < min(chain)
+    assert priority("prepare", dataset="ETTh1") == priority("pretrain", long)
+    (pack,) = expected.packs(config, plan)
+    seconds = expected.pack_seconds(config, plan, "pretrain", pack)
+    assert priority("decide", short) < expected.rank(config, "pretrain", seconds)
+    assert expected.rank(config, "transfer", seconds) < priority("decide", short)
+    # Without masks of heads, `prune` trains those of the main table.
+    quick = load_files(ROOT / "config.yaml", ROOT / "workflow/experiments/quick.yaml")
+    plan = {planned.run.path: planned for planned in checked_plan(quick)}
+    of = {"run": f"{long}/l96-h96/seed0"}
+    assert expected.priority(quick, plan, "prune", of) == priority("prune_sites", long)
 
 
 def test_short_runs_without_attention_share_jobs_of_bounded_length() -> None:

@@ -38,6 +38,18 @@ def test_masks_share_the_cores_that_runs_do_not_fill() -> None:
     assert resources.prune_threads(2, 0) == 2
 
 
+def test_a_run_with_most_of_the_work_gets_more_cores() -> None:
+    # The second core would be idle for half of the time.
+    assert resources.prune_threads(2, 2, share=0.77) == 2
+    assert resources.prune_threads(2, 2, share=0.23) == 1
+    assert resources.prune_threads(16, 2, share=0.75) == 12
+    # Otherwise all cores have work.
+    assert resources.prune_threads(2, 2, share=0.5) == 1
+    assert resources.prune_threads(2, 4, share=0.4) == 1
+    assert resources.prune_threads(16, 4, share=0.25) == 4
+    assert resources.prune_threads(None, 1, share=1.0) == 1
+
+
 def test_wide_data_get_more_memory() -> None:
     assert resources.memory_mb(7) < resources.memory_mb(862)
 

@@ -53,6 +53,7 @@ def test_an_experiment_plans_the_jobs_of_its_grid(
         "pretrain": len(planned) - len(packed),
         **{f"pretrain_short{number}": 1 for number in range(1, len(packs) + 1)},
         **dict.fromkeys(("score", "select", "prune", "decide", "measure"), pruned),
+        "prune_sites": pruned * config.pruning.has_heads,
         "robustness": len(runs.studied(config)),
         "transfer": sum(len(targets[path]) for path in targets if path not in packed),
         **{

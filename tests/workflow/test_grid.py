@@ -49,7 +49,7 @@ def test_snakemake_takes_the_runs_of_the_grid_for_done(
     assert re.search(r"\bMSE +[+−]\d+\.\d+ % +[*_]?\d\.\d+", first.stdout), "the table at the end"
     assert not (project.folder / "results/smoke/data").exists(), "frames of a part are not kept"
     left = project.planned(*SMOKE)
-    for stage in ("pretrain", "score", "select", "prune", "decide", "measure"):
+    for stage in ("pretrain", "score", "select", "prune_sites", "prune", "decide", "measure"):
         assert left[stage] == planned[stage] - 1, stage
     again = project.python("-c", PROGRAM.format(arguments=arguments))
     assert "epoch" not in again.stderr, "finished work is kept"

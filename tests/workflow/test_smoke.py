@@ -30,7 +30,11 @@ PRUNED, TRANSFERS = 3, 2
 SHORT = {"pretrain_short1": 1, "transfer_short1": 1}
 TRAINED = {"main": 1, **REPORT}
 AFTER_PRUNE = {"decide": PRUNED, "measure": PRUNED, "transfer": TRANSFERS, **TRAINED}
-AFTER_SCORE = {"select": PRUNED, "prune": PRUNED, **AFTER_PRUNE}
+# Masks of single heads are trained after those of whole sites.
+PRUNE = {"prune_sites": PRUNED, "prune": PRUNED}
+AFTER_SCORE = {"select": PRUNED, **PRUNE, **AFTER_PRUNE}
+# The jobs of one run with a transfer.
+OF_A_RUN = ("pretrain", "score", "select", *PRUNE, "decide", "measure", "transfer")
 EVERYTHING = {
     "pretrain": PRUNED,
     **SHORT,
@@ -99,7 +103,7 @@ def test_a_second_run_has_nothing_to_do(smoke: Project) -> None:
         (("data={'mirrors': []}", "variants={'unused': {'model': {'d_model': 8}}}"), {}),
         (("statistics={'margin': 0.02}",), {"main": 1, "tables": 1, "figures": 1}),
         (("measure={'repeats': 4}",), {"measure": PRUNED, **REPORT}),
-        (("finetune={'epochs': 2}",), {"prune": PRUNED, **AFTER_PRUNE}),
+        (("finetune={'epochs': 2}",), {**PRUNE, **AFTER_PRUNE}),
         (("robustness={'manipulations': ['identity']}",), {"robustness": 1, **REPORT}),
         (("pruning={'draws': 3}",), AFTER_SCORE),
         (("pruning={'head': {'criteria': ['send', 'michel']}}",), {"score": PRUNED, **AFTER_SCORE}),
@@ -116,10 +120,8 @@ def test_another_run_adds_its_own_jobs_only(smoke: Project, tmp_path: Path) -> N
     wider = tmp_path / "wider.yaml"
     text = (smoke.folder / SMOKE[1]).read_text()
     wider.write_text(text.replace("seeds: [0]", "seeds: [0, 1]", 1))
-    one_each = dict.fromkeys(
-        ("pretrain", "score", "select", "prune", "decide", "measure", "transfer"), 2
-    )
-    assert smoke.planned("--configfile", str(wider)) == {**one_each, **TRAINED}
+    two_each = dict.fromkeys(OF_A_RUN, 2)
+    assert smoke.planned("--configfile", str(wider)) == {**two_each, **TRAINED}
 
 
 @pytest.mark.parametrize(
@@ -131,12 +133,7 @@ def test_another_run_adds_its_own_jobs_only(smoke: Project, tmp_path: Path) -> N
         (("spat/training/loop.py",), EVERYTHING),
         (
             ("spat/models/patchtst.py",),
-            {
-                **dict.fromkeys(
-                    ("pretrain", "score", "select", "prune", "decide", "measure", "transfer"), 1
-                ),
-                **TRAINED,
-            },
+            {**dict.fromkeys(OF_A_RUN, 1), **TRAINED},
         ),
         (
             (

@@ -74,6 +74,9 @@ if workflow.is_main_process and not workflow.dryrun:
         ):
             print(problem, file=sys.stderr)
 PRUNED = [path for path, planned in PLAN.items() if planned.prune]
+# The file of `prune` that the main table needs. Masks of single heads are trained after it.
+TRAINED_SITES = f"{FOLDER}/{{run}}/prune/{trained.manifest_of_sites(CONFIG)}"
+SITES_FIRST = trained.manifest_of_sites(CONFIG) != trained.MANIFEST
 # Short runs share jobs. Each pack of runs has its own rule in pretrain.smk and in transfer.smk.
 PACKS = expected.packs(CONFIG, PLAN)
 PACK_OF_RULE = {
@@ -140,6 +143,25 @@ def memory_of(dataset, model=None):
     return memory_mb(datasets.row_of(CONFIG, dataset).channels, model)
 
 
+def masks_at_once(rule):
+    # The number of threads of a rule that prunes.
+    work = {
+        path: expected.seconds(CONFIG, PLAN, rule, {"run": path}) for path in PRUNED
+    }
+    return lambda wildcards: prune_threads(
+        CORES, len(PRUNED), work.get(wildcards.run, 0) / sum(work.values())
+    )
+
+
+def urgency(rule):
+    return lambda wildcards: expected.priority(CONFIG, PLAN, rule, dict(wildcards))
+
+
+def pack_urgency(stage, pack):
+    seconds = expected.pack_seconds(CONFIG, PLAN, stage, pack)
+    return expected.rank(CONFIG, stage, seconds)
+
+
 def gpu(wildcards):
     model = planned_run(wildcards).run.model
     return gpus(CONFIG.training.device, model, on_cluster=ON_CLUSTER)
@@ -196,13 +218,13 @@ def networks(wildcards):
 
 
 def trained_files(wildcards):
-    # One file of each job that trains, or chooses among the trained networks.
+    # One file of each job whose results are in the main table.
     for path, planned in PLAN.items():
         yield f"{FOLDER}/{path}/pretrain/metrics.json"
         if planned.prune:
             for stage in ("select", "decide"):
                 yield f"{FOLDER}/{path}/{stage}/metrics.json"
-            yield f"{FOLDER}/{path}/prune/manifest.json"
+            yield TRAINED_SITES.format(run=path)
 
 
 def finished(wildcards):
@@ -212,6 +234,8 @@ def finished(wildcards):
         if planned.prune:
             for stage in ("score", "measure"):
                 yield f"{FOLDER}/{path}/{stage}/metrics.json"
+            if SITES_FIRST:
+                yield f"{FOLDER}/{path}/prune/{trained.MANIFEST}"
         if path in STUDIED:
             yield f"{FOLDER}/{path}/robustness/metrics.json"
         for target in runs.targets(CONFIG, planned.run):

@@ -1,12 +1,13 @@
 rule decide:
     input:
         masks=rules.select.output,
-        trained=rules.prune.output,
+        trained=TRAINED_SITES,
         code=code("decide"),
     output:
         multiext(f"{FOLDER}/{{run}}/decide/", "selections.csv", "metrics.json"),
     log:
         f"{FOLDER}/logs/decide/{{run}}.log",
+    priority: urgency("decide")
     group:
         group_of_run
     conda:

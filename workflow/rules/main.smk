@@ -1,5 +1,5 @@
-# The main table, as soon as all networks are trained. It needs neither latencies nor other datasets:
-# `measure`, `transfer` and `robustness` have a lower priority.
+# The main table, as soon as the dense networks and the masks of whole sites are trained. Single heads,
+# latencies, other datasets and manipulated sites follow it: their jobs have lower priorities.
 rule main:
     input:
         files=trained_files,
@@ -8,6 +8,7 @@ rule main:
         f"{FOLDER}/main.md",
     log:
         f"{FOLDER}/logs/main.log",
+    priority: expected.MAIN
     conda:
         "../../envs/environment.yaml"
     threads: 1

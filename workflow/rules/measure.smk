@@ -9,7 +9,7 @@ rule measure:
         multiext(f"{FOLDER}/{{run}}/measure/", "maps.npz", "metrics.json"),
     log:
         f"{FOLDER}/logs/measure/{{run}}.log",
-    priority: -1
+    priority: urgency("measure")
     group:
         "measure"
     conda:

@@ -6,6 +6,7 @@ rule prepare:
         f"{FOLDER}/prepared/{{dataset}}.npz",
     log:
         f"{FOLDER}/logs/prepare/{{dataset}}.log",
+    priority: urgency("prepare")
     group:
         "prepare"
     conda:

@@ -19,6 +19,7 @@ rule pretrain:
         f"{FOLDER}/logs/pretrain/{{run}}.log",
     wildcard_constraints:
         run=ALONE,
+    priority: urgency("pretrain")
     group:
         group_of_run
     conda:
@@ -53,6 +54,7 @@ for number, pack in enumerate(PACKS, 1):
             [f"{FOLDER}/{path}/pretrain/{file}" for path in pack for file in PRETRAINED],
         log:
             f"{FOLDER}/logs/pretrain/short{number}.log",
+        priority: pack_urgency("pretrain", pack)
         group:
             "light"
         conda:

@@ -9,7 +9,7 @@ rule robustness:
         multiext(f"{FOLDER}/{{run}}/robustness/", "robustness.parquet", "metrics.json"),
     log:
         f"{FOLDER}/logs/robustness/{{run}}.log",
-    priority: -1
+    priority: urgency("robustness")
     group:
         group_of_run
     conda:

@@ -9,6 +9,7 @@ rule score:
         ),
     log:
         f"{FOLDER}/logs/score/{{run}}.log",
+    priority: urgency("score")
     group:
         group_of_run
     conda:

@@ -6,6 +6,7 @@ rule select:
         multiext(f"{FOLDER}/{{run}}/select/", "selections.csv", "metrics.json"),
     log:
         f"{FOLDER}/logs/select/{{run}}.log",
+    priority: urgency("select")
     group:
         group_of_run
     conda:

@@ -9,7 +9,7 @@ rule transfer:
         f"{FOLDER}/logs/transfer/{{run}}/{{target}}.log",
     wildcard_constraints:
         run=ALONE,
-    priority: -1
+    priority: urgency("transfer")
     group:
         group_of_run
     conda:
@@ -49,7 +49,7 @@ for number, pack in enumerate(PACKS, 1):
             ],
         log:
             f"{FOLDER}/logs/transfer/short{number}.log",
-        priority: -1
+        priority: pack_urgency("transfer", pack)
         group:
             "light"
         conda:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 RESULT = "metrics.json"
 MANIFEST = "manifest.json"
+# The networks of whole sites, which are trained before those of single heads.
+SITES = "sites.json"
 STAMP = "digest"
 # The suffixes of files that jobs keep. A folder with such a suffix is an error.
 SUFFIXES: Final = frozenset(
@@ -48,15 +50,15 @@ class DamagedError(ValueError):
 class Finished:
     """The files of a finished job, or of a part of it; files are checked whenever they are read.
 
-    `marker` is the file by which Snakemake knows that the job is done (by default `metrics.json` of
-    the folder). If a file is damaged the marker is removed, so that the same command creates the
-    file again. If a file has the recorded hash but wrong content, the record of its kept copy is
-    removed too, since the same command would publish that copy again.
+    `markers` are the files by which Snakemake knows that the job is done (by default `metrics.json`
+    of the folder). If a file is damaged the markers are removed, so that the same command creates
+    the file again. If a file has the recorded hash but wrong content, the record of its kept copy
+    is removed too, since the same command would publish that copy again.
     """
 
-    def __init__(self, folder: Path, marker: Path | None = None) -> None:
+    def __init__(self, folder: Path, *markers: Path) -> None:
         self.folder = folder
-        self._marker = marker or folder / RESULT
+        self._markers = markers or (folder / RESULT,)
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -155,8 +157,8 @@ class Finished:
             raise self.wrong(f"{path}: cannot be read ({error})") from None
 
     def damaged(self, problem: str, record: str = RESULT) -> DamagedError:
-        """Remove the marker and return the error to raise for a problem of a record."""
-        return self._forgotten(problem, record, [self._marker])
+        """Remove the markers and return the error to raise for a problem of a record."""
+        return self._forgotten(problem, record, list(self._markers))
 
     def wrong(self, problem: str) -> DamagedError:
         """As `damaged`, for a file that has the recorded hash: also forget its kept copy."""
@@ -164,7 +166,7 @@ class Finished:
         records = [kept / RESULT for kept in (self.folder, self.folder / "kept")]
         # A kept copy with other files than the published one may be right.
         same = [r for r in records if r.with_name(STAMP).is_file() and _lists_the_same(r, own)]
-        return self._forgotten(problem, RESULT, [self._marker, *same])
+        return self._forgotten(problem, RESULT, [*self._markers, *same])
 
     def _forgotten(self, problem: str, record: str, files: list[Path]) -> DamagedError:
         for file in files:

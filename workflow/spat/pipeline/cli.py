@@ -242,8 +242,10 @@ def _prune(config: Config, options: argparse.Namespace) -> None:
         raise ValueError(f"--workers {options.workers}: give at least 1")
     planned = _planned(config, options.run)
     device = choose_device(config.training.device)
-    prune(config, planned.run, planned.orders, executor(device, options.workers))
-    _track(config, "prune", planned.run)
+    workers = executor(device, options.workers)
+    prune(config, planned.run, planned.orders, workers, only_sites=options.only_sites)
+    if not options.only_sites:
+        _track(config, "prune", planned.run)
 
 
 def _robustness(config: Config, options: argparse.Namespace) -> None:
@@ -405,7 +407,11 @@ STAGES: dict[str, tuple[Command, str, tuple[str, ...]]] = {
     "pretrain": (_pretrain, "train the dense baseline of each run", ("each", "logs")),
     "score": (_score, "score the attention of a run by every criterion", ("run",)),
     "select": (_select, "choose masks by the scores", ("run",)),
-    "prune": (_prune, "prune and fine-tune every distinct mask of a run", ("run", "workers")),
+    "prune": (
+        _prune,
+        "prune and fine-tune every distinct mask of a run",
+        ("run", "workers", "sites"),
+    ),
     "robustness": (_robustness, "manipulate one site of a run at a time", ("run",)),
     "decide": (_decide, "choose among the trained masks by validation", ("run",)),
     "measure": (_measure, "time the pruned networks of a run", ("run",)),
@@ -492,6 +498,9 @@ def _add_advise(stages: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def _add(stage: argparse.ArgumentParser, option: str) -> None:
     if option == "workers":
         stage.add_argument("--workers", type=int, default=1, help="masks trained at the same time")
+    elif option == "sites":
+        text = "only masks of whole sites, which the main table needs"
+        stage.add_argument("--only-sites", action="store_true", help=text)
     elif option == "each":
         text = "runs, one after the other"
         stage.add_argument("--run", required=True, nargs="+", help=text)

@@ -480,6 +480,11 @@ class PruningSection(Section):
         False, description="Also train the site masks of `send` and the empty mask from scratch."
     )
 
+    @property
+    def has_heads(self) -> bool:
+        """Whether masks of single heads are trained."""
+        return bool(self.head.criteria and self.head.fixed)
+
 
 class FinetuneSection(Section):
     """Fine-tuning of every mask, including the full mask (the control)."""

@@ -8,6 +8,7 @@ nor pandas.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -23,6 +24,8 @@ START: Final = 3.0
 # Seconds for stages that import neither.
 START_LIGHT: Final = 0.5
 LIGHT: Final = {"download", "prepare", "select", "decide"}
+# Rules that train the masks of a run, one on each of their threads.
+PRUNING: Final = {"prune_sites", "prune"}
 # Seconds of an epoch of ETTh1 at the published setting, lookback and horizon 96, on one core: the
 # frame `history` of the experiments `reproduction` and `rivals`.
 EPOCH: Final = {
@@ -56,6 +59,11 @@ ANOTHER: Final = 0.5
 SHORT: Final = 30.0
 PACK_RUNS: Final = 40
 PACK_SECONDS: Final = 120.0
+# The jobs of a run until the main table, in their order; the last one that trains is `prune` if no
+# single heads are pruned.
+UNTIL_MAIN: Final = ("pretrain", "score", "select", "prune_sites", "prune", "decide")
+# The priority of the job that writes the main table; jobs before it have at least half of it.
+MAIN: Final = 2000
 FIGURES: Final = 6.0
 TABLES: Final = 1.0
 MEASURE_PER_BATCH_SIZE: Final = 0.1
@@ -80,8 +88,49 @@ def seconds(config: Config, plan: Mapping[str, Planned], rule: str, of: Mapping[
 def wall(
     config: Config, plan: Mapping[str, Planned], rule: str, of: Mapping[str, str], threads: int
 ) -> float:
-    """Expected duration of a job in seconds; only `prune` uses all of its threads."""
-    return seconds(config, plan, rule, of) / (threads if rule == "prune" else 1)
+    """Expected duration of a job in seconds; only jobs that prune use all of their threads."""
+    return seconds(config, plan, rule, of) / (threads if rule in PRUNING else 1)
+
+
+def priority(config: Config, plan: Mapping[str, Planned], rule: str, of: Mapping[str, str]) -> int:
+    """The priority of a job: the main table first, and before it the longest chain of jobs.
+
+    The chain of a job has the jobs of its run until the main table. `prepare` has the longest chain
+    of the runs on its dataset.
+    """
+    if rule == "prepare":
+        chains = [
+            _chain(config, plan, path, UNTIL_MAIN)
+            for path, planned in plan.items()
+            if planned.run.dataset == of["dataset"]
+        ]
+        return rank(config, rule, max(chains, default=0.0))
+    rules = UNTIL_MAIN[UNTIL_MAIN.index(rule) :] if rule in UNTIL_MAIN else ()
+    if rules and _is_before_main(config, rule):
+        return rank(config, rule, _chain(config, plan, of["run"], rules))
+    return rank(config, rule, seconds(config, plan, rule, of))
+
+
+def rank(config: Config, rule: str, seconds: float) -> int:
+    """The priority of a job of a rule that begins a chain of this length."""
+    # Differences of a few percent are below the error of the expected seconds.
+    own = min(MAIN // 2 - 1, round(10 * math.log2(1 + seconds)))
+    return own + (MAIN // 2 if rule == "prepare" or _is_before_main(config, rule) else 0)
+
+
+def _is_before_main(config: Config, rule: str) -> bool:
+    """Whether the main table needs the jobs of a rule that has one job per run."""
+    return rule in UNTIL_MAIN and not (rule == "prune" and config.pruning.has_heads)
+
+
+def _chain(config: Config, plan: Mapping[str, Planned], path: str, rules: Sequence[str]) -> float:
+    """Expected seconds of those of the rules that a run needs for the main table."""
+    needed = rules if plan[path].prune else [rule for rule in rules if rule == "pretrain"]
+    return sum(
+        seconds(config, plan, rule, {"run": path})
+        for rule in needed
+        if _is_before_main(config, rule) and (rule != "prune_sites" or config.pruning.has_heads)
+    )
 
 
 def packs(config: Config, plan: Mapping[str, Planned]) -> tuple[tuple[str, ...], ...]:
@@ -123,8 +172,9 @@ def _of_run(config: Config, planned: Planned, rule: str) -> float:
     if rule == "pretrain":
         share = SHARE_OF_EPOCHS if recipe.patience < recipe.epochs else 1.0
         return epoch * recipe.epochs * share * len(runs.learning_rates(config, run))
-    if rule == "prune":
-        return networks(config, planned) * tuning + scratch(config, planned) * (
+    if rule in PRUNING:
+        fresh = scratch(config, planned) if _trains_sites(config, rule) else 0
+        return _trained(config, planned, rule) * tuning + fresh * (
             tuning + epoch * recipe.epochs * SHARE_OF_EPOCHS
         )
     if rule == "score":
@@ -169,19 +219,36 @@ def networks_of_job(
     config: Config, plan: Mapping[str, Planned], rule: str, of: Mapping[str, str]
 ) -> int:
     """The maximum number of networks that a job trains; 1 if it trains one or none."""
-    if rule != "prune" or of["run"] not in plan:
+    if rule not in PRUNING or of["run"] not in plan:
         return 1
     planned = plan[of["run"]]
-    return networks(config, planned) + scratch(config, planned)
+    fresh = scratch(config, planned) if _trains_sites(config, rule) else 0
+    return _trained(config, planned, rule) + fresh
+
+
+def _trains_sites(config: Config, rule: str) -> bool:
+    """Whether a rule of `PRUNING` trains the masks of whole sites."""
+    return rule == "prune_sites" or not config.pruning.has_heads
+
+
+def _trained(config: Config, planned: Planned, rule: str) -> int:
+    """The maximum number of networks that a rule of `PRUNING` fine-tunes for a run."""
+    if _trains_sites(config, rule):
+        return _of_sites(config, planned)
+    return _decisions(config.pruning.head, config.pruning.draws)
 
 
 def networks(config: Config, planned: Planned) -> int:
     """The maximum number of fine-tuned networks; equal decisions share a network."""
+    return _of_sites(config, planned) + _decisions(config.pruning.head, config.pruning.draws)
+
+
+def _of_sites(config: Config, planned: Planned) -> int:
+    """The maximum number of fine-tuned networks without whole sites, with the control."""
     section, count = config.pruning, sites(config, planned.run)
     every: int = 2**count
-    wanted = _decisions(section.site, section.draws)
-    masks = every if section.exhaustive else min(every, 1 + wanted)
-    return masks * planned.orders + _decisions(section.head, section.draws)
+    masks = every if section.exhaustive else min(every, 1 + _decisions(section.site, section.draws))
+    return masks * planned.orders
 
 
 def scratch(config: Config, planned: Planned) -> int:

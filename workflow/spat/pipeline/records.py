@@ -689,7 +689,7 @@ def _of_run(
             return _Pretrain, {}, ""
         case (_, (), "metrics.json") if stage in _SIMPLE:
             return _SIMPLE[stage], {}, ""
-        case ("prune", (), "manifest.json"):
+        case ("prune", (), "manifest.json" | "sites.json"):
             return _Manifest, {}, ""
         case ("prune", ("masks", mask, folder), "metrics.json"):
             if job := re.fullmatch(r"(order|scratch)(\d{1,9})", folder):

@@ -59,12 +59,17 @@ def group(model: str) -> str:
     return "light" if is_light(model) else "run"
 
 
-def prune_threads(cores: int | None, runs: int) -> int:
+def prune_threads(cores: int | None, runs: int, share: float = 0.0) -> int:
     """Threads of a `prune` job, one per mask: the cores that are not needed for other runs.
 
-    `cores` is None if Snakemake has no number of cores (a dry run, a cluster).
+    `cores` is None if Snakemake has no number of cores (a dry run, a cluster). `share` is the job's
+    share in the work of all `prune` jobs. A job with a large share gets as large a part of the
+    cores, if this ends earlier although the job may have to wait for all others.
     """
-    return max(1, (cores or 1) // max(1, runs))
+    cores = cores or 1
+    equal = max(1, cores // max(1, runs))
+    more = max(equal, round(cores * share))
+    return more if share / more + (1 - share) / cores < share / equal else equal
 
 
 def memory_mb(channels: int, model: str | None = None) -> int:

@@ -20,7 +20,7 @@ from spat.pipeline.config import Config
 from spat.pipeline.records import METRICS
 from spat.pipeline.runs import Planned, Run
 from spat.pipeline.stages import select
-from spat.pipeline.stages.trained import Job, finetuned, trained
+from spat.pipeline.stages.trained import Job, finetuned, manifest_of_sites, trained
 
 # Figures show attention maps of at most this number of queries and keys.
 LARGEST_MAP = 96
@@ -43,16 +43,16 @@ RECORDED = (
 
 
 def collect(
-    config: Config, *, finished: bool = False, trained: bool = False, folder: Path | None = None
+    config: Config, *, finished: bool = False, sites: bool = False, folder: Path | None = None
 ) -> None:
     """Write `data/<frame>.parquet` and, except for the per-window losses, `data/<frame>.csv`.
 
     `folder` replaces the experiment's folder `data/`.
 
     With `finished`, incomplete runs are left out (and named on stderr) instead of an error, so that
-    a long experiment can be examined before it ends. With `trained`, latencies and transfer are not
-    needed: `measurements`, `networks` and `selections` have the results of training and `decide`,
-    and the other frames are empty.
+    a long experiment can be examined before it ends. With `sites`, latencies, transfer and masks of
+    single heads are not needed: `measurements`, `networks` and `selections` have the results of
+    training and `decide` for whole sites, and the other frames are empty.
 
     Raises:
         spat.pipeline.frames.FrameError: if there are duplicates, gaps, or no rows.
@@ -62,14 +62,14 @@ def collect(
     if finished:
         planned = tuple(p for p in planned if _finished(config, p))
         studied = tuple(run for run in studied if _manipulations(config, run).is_file())
-    measurements = (row for p in planned for row in _measurements(config, p, own=trained))
-    networks = (row for p in planned for row in _networks(config, p, measured=not trained))
+    measurements = (row for p in planned for row in _measurements(config, p, sites=sites))
+    networks = (row for p in planned for row in _networks(config, p, sites=sites))
     gathered = {
         "measurements": _gather("measurements", measurements),
         "networks": _gather("networks", networks),
-        "selections": _join("selections", (_selections(config, p) for p in planned)),
+        "selections": _join("selections", (_selections(config, p, sites=sites) for p in planned)),
     }
-    if trained:
+    if sites:
         rest = set(frames.COLUMNS) - set(gathered)
         gathered |= {name: frames.empty(name) for name in rest}
     else:
@@ -132,26 +132,33 @@ def _files(config: Config, run: Run, stage: str) -> Finished:
     return Finished(runs.folder(config, run, stage))
 
 
-def _masks(config: Config, planned: Planned) -> list[tuple[Job, Finished]]:
+def _masks(config: Config, planned: Planned, *, sites: bool = False) -> list[tuple[Job, Finished]]:
     """Each trained mask with its files, after a check that all masks of `select` were trained."""
     if not planned.prune:
         return []
-    networks = trained(config, planned.run)
-    chosen = select.read(config, planned.run, "select")["mask"]
+    manifest = manifest_of_sites(config) if sites else MANIFEST
+    networks = trained(config, planned.run, manifest)
+    decisions = select.read(config, planned.run, "select")
+    chosen = decisions.loc[_of_level(decisions, sites=sites), "mask"]
     listed = {job.mask for job, _ in networks if job.order == 0 and job.phase == "finetuned"}
     if missing := sorted(set(chosen) - listed):
         folder = runs.folder(config, planned.run, "prune")
-        raise Finished(folder, folder / MANIFEST).damaged(
-            f"{folder / MANIFEST}: 'masks' does not list {missing[0]}, which `select` chose",
-            MANIFEST,
+        raise Finished(folder, folder / manifest).damaged(
+            f"{folder / manifest}: 'masks' does not list {missing[0]}, which `select` chose",
+            manifest,
         )
     return networks
 
 
-def _networks(config: Config, planned: Planned, *, measured: bool) -> Iterator[dict[str, Any]]:
+def _of_level(decisions: pd.DataFrame, *, sites: bool) -> pd.Series[bool]:
+    """Which decisions are collected: those for whole sites, or all."""
+    return (decisions["level"] == "site") | (not sites)
+
+
+def _networks(config: Config, planned: Planned, *, sites: bool) -> Iterator[dict[str, Any]]:
     """The costs of each network; fine-tuning does not change those of a pruned network.
 
-    Latency and memory are missing unless they were measured.
+    With `sites`, only networks without whole sites, and without latency and memory.
     """
     run = planned.run
     trained = {
@@ -164,8 +171,8 @@ def _networks(config: Config, planned: Planned, *, measured: bool) -> Iterator[d
     yield {**keys, **_recorded(dense), **unmeasured, "mask": dense["mask"], "phase": "dense"}
     if not planned.prune:
         return
-    networks = _masks(config, planned)
-    costs = _measured(config, run, networks) if measured else {}
+    networks = _masks(config, planned, sites=sites)
+    costs = {} if sites else _measured(config, run, networks)
     for job, files in networks:
         row = {**keys, **_recorded(files.metrics), "mask": job.mask, "order": job.order}
         for column in MEASURED:
@@ -188,19 +195,22 @@ def _measured(config: Config, run: Run, networks: Sequence[tuple[Job, Finished]]
     return files.metrics
 
 
-def _measurements(config: Config, planned: Planned, *, own: bool) -> Iterator[dict[str, Any]]:
-    """The errors of each network on its own dataset and, unless `own`, on transfer targets."""
+def _measurements(config: Config, planned: Planned, *, sites: bool) -> Iterator[dict[str, Any]]:
+    """The errors of each network on its own dataset and on transfer targets.
+
+    With `sites`, only networks without whole sites, on their own dataset.
+    """
     run = planned.run
     base = {**runs.columns(config, run), "order": 0, "target": run.dataset}
     dense = _files(config, run, "pretrain").metrics
     yield from _splits({**base, "mask": dense["mask"], "phase": "dense"}, dense["errors"])
-    for job, files in _masks(config, planned):
+    for job, files in _masks(config, planned, sites=sites):
         row = {**base, "mask": job.mask, "order": job.order}
         errors = files.metrics["errors"]
         if job.phase == "finetuned":
             yield from _splits({**row, "phase": "pruned"}, errors["pruned"])
         yield from _splits({**row, "phase": job.phase}, errors["finetuned"])
-    for target in () if own else runs.targets(config, run):
+    for target in () if sites else runs.targets(config, run):
         for entry in _transferred(config, planned, target):
             where = {name: entry[name] for name in ("mask", "phase", "order")}
             row = {**base, **where, "target": target, "split": "test"}
@@ -245,7 +255,7 @@ def _metrics(row: dict[str, Any], errors: dict[str, float]) -> Iterator[dict[str
         yield {**row, "metric": metric, "value": value}
 
 
-def _selections(config: Config, planned: Planned) -> pd.DataFrame:
+def _selections(config: Config, planned: Planned, *, sites: bool = False) -> pd.DataFrame:
     if not planned.prune:
         return frames.empty("selections")
     parts = [select.read(config, planned.run, stage) for stage in ("select", "decide")]
@@ -253,6 +263,7 @@ def _selections(config: Config, planned: Planned) -> pd.DataFrame:
     if not filled:  # pre-training saved no weights
         return frames.empty("selections")
     frame = pd.concat(filled, ignore_index=True)
+    frame = frame[_of_level(frame, sites=sites)]
     return frame.assign(**runs.columns(config, planned.run))
 
 

@@ -1,4 +1,4 @@
-"""main: write the main table as soon as all networks are trained."""
+"""main: write the main table as soon as all dense networks and masks of sites are trained."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from spat.study.pages.registry import plain, rendered
 def main(config: Config) -> str:
     """Write the main table to `main.md`, and return it as plain text.
 
-    It needs neither latencies nor transfer, so these need not be measured first.
+    It needs neither masks of single heads nor latencies nor transfer, which follow it.
 
     Raises:
         FileNotFoundError: naming the file of a run that is missing.
     """
     with TemporaryDirectory() as folder:
-        collect(config, trained=True, folder=Path(folder))
+        collect(config, sites=True, folder=Path(folder))
         frames = Frames.load(Path(folder), config.statistics)
         try:
             page = rendered("main", frames)["md"]

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from spat.data import images, series, texts
+from spat.data import series
 from spat.data.reading import read
 from spat.data.registry import IMAGES, TEXTS
 from spat.data.series import Series
@@ -59,6 +59,9 @@ def is_prepared(config: Config, dataset: str) -> bool:
     return bool(kept["digest"] == _digest(config, dataset))
 
 
+# `images` and `texts` import torch, which takes longer than to prepare a series.
+
+
 def _series(config: Config, dataset: str) -> dict[str, Any]:
     row, paths = datasets.find(config, dataset), datasets.raw_files(config, dataset)
     content = read(row, *paths) if paths else _generated(config, dataset)
@@ -76,6 +79,8 @@ def _series(config: Config, dataset: str) -> dict[str, Any]:
 
 
 def _images(config: Config, dataset: str) -> dict[str, Any]:
+    from spat.data import images
+
     row = IMAGES[dataset]
     prepared = images.prepare(row, *images.obtain(row, config.data.cache, config.data.mirrors))
     images.save(prepared, runs.prepared_file(config, dataset))
@@ -86,6 +91,8 @@ def _images(config: Config, dataset: str) -> dict[str, Any]:
 
 
 def _text(config: Config, dataset: str) -> dict[str, Any]:
+    from spat.data import texts
+
     row = TEXTS[dataset]
     content = texts.obtain(row, config.data.cache, config.data.mirrors)
     prepared = texts.prepare(row, content)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -11,6 +13,8 @@ from spat.attention.mask import Mask
 from spat.pipeline import digests, records, runs
 from spat.pipeline.cache import (
     MANIFEST,
+    SITES,
+    DamagedError,
     Finished,
     Kept,
     save_array,
@@ -22,7 +26,7 @@ from spat.pipeline.config import Config
 from spat.pipeline.runs import Run
 from spat.pipeline.stages import common, select
 from spat.pipeline.stages.common import Opened
-from spat.pipeline.stages.trained import Job, files_of
+from spat.pipeline.stages.trained import Job, files_of, manifest_of_sites
 from spat.surgery import cut, storage
 from spat.training.device import costs
 from spat.training.device.concurrency import Execute, in_turn
@@ -30,33 +34,56 @@ from spat.training.loop import Restart, Seeds, Settings, fit
 from spat.training.metrics import Errors, evaluate
 
 
-def prune(config: Config, run: Run, orders: int = 1, execute: Execute = in_turn) -> None:
+def prune(
+    config: Config,
+    run: Run,
+    orders: int = 1,
+    execute: Execute = in_turn,
+    *,
+    only_sites: bool = False,
+) -> None:
     """Train every mask that `select` chose and list them in `manifest.json`.
 
-    `execute` runs the jobs, in turn or concurrently; the results do not depend on it.
+    If single heads are pruned, too, the masks of whole sites are also listed in `sites.json`; with
+    `only_sites`, only these are trained. `execute` runs the jobs, in turn or concurrently; the
+    results do not depend on it.
     """
     with stage_lock(config, run, "prune"):
-        folder = common.stage_folder(config, run, "prune")
         decisions = select.read(config, run, "select")
         jobs = required(decisions, orders, scratch=config.pruning.scratch)
-        execute([partial(train_mask, config, run, job) for job in jobs])
-        write_record(
-            folder,
+        whole = set(decisions.loc[decisions["level"] == "site", "mask"])
+        sites = [job for job in jobs if job.mask in whole]
+        execute([partial(train_mask, config, run, job) for job in (sites if only_sites else jobs)])
+        if manifest_of_sites(config) == SITES:
+            _list(config, run, sites, SITES)
+        if not only_sites:
+            _list(config, run, jobs, MANIFEST)
+
+
+def _list(config: Config, run: Run, jobs: Sequence[Job], name: str) -> None:
+    """Write a manifest, unless `sites.json` has the same content.
+
+    For Snakemake, a new `sites.json` would be a reason to run the jobs that depend on it again.
+    """
+    folder = common.stage_folder(config, run, "prune")
+    values = {
+        "digest": digests.settings_digest(config, "prune", run),
+        "masks": [
             {
-                **records.header(config, "prune", run),
-                "digest": digests.settings_digest(config, "prune", run),
-                "masks": [
-                    {
-                        "mask": job.mask,
-                        "order": job.order,
-                        "phase": job.phase,
-                        "sizes": files_of(config, run, job).sizes,
-                    }
-                    for job in jobs
-                ],
-            },
-            name=MANIFEST,
-        )
+                "mask": job.mask,
+                "order": job.order,
+                "phase": job.phase,
+                "sizes": files_of(config, run, job).sizes,
+            }
+            for job in jobs
+        ],
+    }
+    if name == SITES:
+        with contextlib.suppress(FileNotFoundError, DamagedError):
+            before = Finished(folder, folder / name).record(name)
+            if {key: before[key] for key in values} == values:
+                return
+    write_record(folder, {**records.header(config, "prune", run), **values}, name=name)
 
 
 def required(decisions: pd.DataFrame, orders: int, *, scratch: bool) -> list[Job]:
