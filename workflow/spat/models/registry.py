@@ -359,7 +359,8 @@ def _table(model: str) -> dict[tuple[str, ...], dict[str, Any]]:
     return table
 
 
-def _kinds(of: type[Any]) -> dict[str, Any]:
+@cache
+def _kinds(of: type[Any]) -> Mapping[str, Any]:
     """The type of each field, by name and in order."""
     hints = get_type_hints(of, include_extras=True)
     return {field.name: hints[field.name] for field in fields(of)}
