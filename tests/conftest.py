@@ -21,7 +21,7 @@ GROUPS = {
     **dict.fromkeys(("test_render", "test_figures", "test_tables"), "built"),
 }
 # The groups that take longest, in addition to the files of `workflow`. Other files take seconds.
-LONG = ("built", "committed", "test_one_of_each", "test_models", "test_training")
+LONG = ("built", "committed", "test_kept_files", "test_one_of_each", "test_models", "test_training")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -155,7 +155,7 @@ def test_every_run_of_the_registries_can_be_built(name: str) -> None:
             if key in built:
                 continue
             built.add(key)
-            with torch.device("meta"):
+            with torch.device("meta"), torch.no_grad():
                 model = build(name, settings, shape)
                 y = model(*(inputs(shape, 2) if shape.marks else inputs(shape, 2)[:1]))
             assert y.shape == (2, horizon, dataset.channels)

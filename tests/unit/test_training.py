@@ -40,10 +40,22 @@ LOOKBACK, HORIZON, CHANNELS = 24, 12, 3
 SEEDS = Seeds(order=1, dropout=2)
 
 
+def of_rows(count: int) -> Splits:
+    prepare_torch("float32")
+    return generated_splits(count, Shape(LOOKBACK, HORIZON, CHANNELS))
+
+
 @pytest.fixture(scope="module")
 def splits() -> Splits:
-    prepare_torch("float32")
-    return generated_splits(700, Shape(LOOKBACK, HORIZON, CHANNELS))
+    return of_rows(700)
+
+
+@pytest.fixture(scope="module")
+def few() -> Splits:
+    """Few windows, for tests of every model: an epoch has several batches."""
+    few = of_rows(250)
+    assert len(few.train) > 4 * settings().batch_size
+    return few
 
 
 def small(seed: int = 0, **changes: int | float) -> Forecaster:
@@ -144,13 +156,13 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("name", [n for n, model in FORECASTERS.items() if model.role != "naive"])
 def test_a_resumed_run_ends_with_weights_bit_identical_to_an_uninterrupted_run(
-    name: str, splits: Splits, tmp_path: Path
+    name: str, few: Splits, tmp_path: Path
 ) -> None:
     def made(seed: int = 0) -> Forecaster:
         return build(name, sized(name, dropout=0.1), Shape(LOOKBACK, HORIZON, CHANNELS), seed)
 
     undisturbed = made()
-    whole = fit(undisturbed, TASK, splits, settings(), SEEDS, state=tmp_path / "whole.pt")
+    whole = fit(undisturbed, TASK, few, settings(), SEEDS, state=tmp_path / "whole.pt")
 
     def die(epoch: int, _: Forecaster) -> list[dict[str, object]]:
         if epoch == 3:  # after the state of epoch 2 was written, before that of epoch 3
@@ -159,11 +171,11 @@ def test_a_resumed_run_ends_with_weights_bit_identical_to_an_uninterrupted_run(
 
     state = tmp_path / "state.pt"
     with pytest.raises(Killed):
-        fit(made(), TASK, splits, settings(), SEEDS, state=state, after_epoch=die)
+        fit(made(), TASK, few, settings(), SEEDS, state=state, after_epoch=die)
     torch.manual_seed(77)  # the world has moved on
     torch.rand(5)
     resumed = made(seed=5)  # other weights: all must come from the state
-    rest = fit(resumed, TASK, splits, settings(), SEEDS, state=state)
+    rest = fit(resumed, TASK, few, settings(), SEEDS, state=state)
     for key, value in undisturbed.state_dict().items():
         assert torch.equal(resumed.state_dict()[key], value), key
     same = ("epoch", "train_mse", "val_mse", "val_mae", "learning_rate")

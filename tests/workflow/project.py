@@ -56,7 +56,9 @@ class Project:
     @property
     def environment(self) -> dict[str, str]:
         """The interpreter of the tests, and the package of this copy before an installed one."""
-        kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "SNAKEMAKE_PROFILE")}
+        # Without byte code, every process would compile the package of the copy again.
+        others = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "SNAKEMAKE_PROFILE")
+        kept = {k: v for k, v in os.environ.items() if k not in others}
         return {**kept, "PYTHONPATH": os.pathsep.join(self.path)}
 
     def start(self, *arguments: str, cores: int = 1) -> subprocess.Popen[str]:

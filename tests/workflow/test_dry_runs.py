@@ -66,15 +66,21 @@ def test_an_experiment_plans_the_jobs_of_its_grid(
     assert jobs == {rule: count for rule, count in wanted.items() if count}
 
 
+@pytest.fixture(scope="module")
+def default_jobs(pristine: Project) -> dict[str, int]:
+    """The jobs of the default experiment."""
+    return pristine.planned()
+
+
 def test_a_file_without_an_address_is_fetched_from_its_copy(
-    pristine: Project, new_project: Callable[[str], Project]
+    default_jobs: dict[str, int], new_project: Callable[[str], Project]
 ) -> None:
     project = new_project("local")
     registry = project.folder / "workflow/spat/data/registry.py"
     text = registry.read_text()
     registry.write_text(text.replace('urls=(f"{_ETT}/{name}.csv",)', "urls=()"))
     assert registry.read_text() != text
-    assert project.planned() == pristine.planned()
+    assert project.planned() == default_jobs
 
 
 @pytest.mark.parametrize(
@@ -110,8 +116,10 @@ def test_a_run_outside_the_grid_is_named(pristine: Project) -> None:
 
 
 @pytest.mark.parametrize("profile", ["gpu"])
-def test_profiles_plan_the_same_jobs(profile: str, pristine: Project) -> None:
-    assert pristine.planned("--workflow-profile", profile) == pristine.planned()
+def test_profiles_plan_the_same_jobs(
+    profile: str, pristine: Project, default_jobs: dict[str, int]
+) -> None:
+    assert pristine.planned("--workflow-profile", profile) == default_jobs
 
 
 @pytest.mark.parametrize("profile", ["slurm", "kubernetes"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from project import Project
+from project import COPIED, Project
 
 pytestmark = pytest.mark.slow
 
@@ -63,6 +64,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project
 
 
+@pytest.fixture
+def selected(undisturbed: Project, tmp_path: Path) -> Project:
+    """A copy of `undisturbed` in which no mask has been trained yet."""
+    names = (*COPIED, "kill.yaml", "results", ".snakemake")
+    project = Project(tmp_path / "selected", undisturbed.folder, names)
+    shutil.rmtree(project.folder / RUN / "prune")
+    return project
+
+
 def job_of(snakemake: subprocess.Popen[str], stage: str) -> psutil.Process:
     """The Python process of a stage below Snakemake."""
     for child in psutil.Process(snakemake.pid).children(recursive=True):
@@ -109,20 +119,19 @@ def test_a_killed_pretraining_is_resumed(new_project: NewProject, undisturbed: P
     assert_same(project, undisturbed, f"{RUN}/pretrain/scores.parquet")
 
 
-def test_a_killed_finetuning_is_resumed(new_project: NewProject, undisturbed: Project) -> None:
-    project = killable(new_project, "finetuning")
-    folder = project.folder / RUN / "prune"
-    kill_the_job(project, arguments(MANIFEST), "prune", folder / CONTROL / "state.pt")
-    project.snakemake(*arguments(MANIFEST))
-    assert 0 < epochs_logged(project, "prune") < 2 * EPOCHS
+def test_a_killed_finetuning_is_resumed(selected: Project, undisturbed: Project) -> None:
+    folder = selected.folder / RUN / "prune"
+    kill_the_job(selected, arguments(MANIFEST), "prune", folder / CONTROL / "state.pt")
+    assert not (selected.folder / MANIFEST).exists()
+    selected.snakemake(*arguments(MANIFEST))
+    assert 0 < epochs_logged(selected, "prune") < 2 * EPOCHS
     for mask in (CONTROL, "masks/0.0/order0"):
-        assert_same(project, undisturbed, f"{RUN}/prune/{mask}/model.safetensors")
+        assert_same(selected, undisturbed, f"{RUN}/prune/{mask}/model.safetensors")
 
 
-def test_the_workers_of_a_killed_job_end_with_it(new_project: NewProject) -> None:
-    project = killable(new_project, "workers")
-    state = project.folder / RUN / "prune" / CONTROL / "state.pt"
-    workers = kill_the_job(project, arguments(MANIFEST), "prune", state, cores=2)
+def test_the_workers_of_a_killed_job_end_with_it(selected: Project) -> None:
+    state = selected.folder / RUN / "prune" / CONTROL / "state.pt"
+    workers = kill_the_job(selected, arguments(MANIFEST), "prune", state, cores=2)
     assert len(workers) >= 2
     _, left = psutil.wait_procs(workers, timeout=10)
     assert not left
