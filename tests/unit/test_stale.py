@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from spat.data.registry import DATASETS
 from spat.files import read_json
 from spat.pipeline import runs
 from spat.pipeline.cache import Finished, write_record
-from spat.pipeline.config import Config, LevelSection, load_files
+from spat.pipeline.config import Config, LevelSection, dump, load_files
 from spat.pipeline.runs import Run
 from spat.pipeline.stages.grid import grid
 from spat.pipeline.stages.prepare import is_prepared, prepare
@@ -99,3 +101,16 @@ def test_networks_are_measured_again_when_they_or_the_settings_changed(config: C
     before = path.stat().st_mtime_ns
     measured(larger)
     assert path.stat().st_mtime_ns > before
+
+
+def test_a_series_is_prepared_without_torch(config: Config, tmp_path: Path) -> None:
+    file = tmp_path / "resolved.yaml"
+    file.write_text(dump(config), encoding="utf-8")
+    arguments = ["prepare", "--config", str(file), "--dataset", RUN.dataset]
+    code = (
+        f"import sys; from spat.pipeline.cli import main; assert main({arguments!r}) == 0; "
+        "sys.exit('torch' in sys.modules)"
+    )
+    # Importing torch takes longer than the preparation.
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert is_prepared(config, RUN.dataset)
