@@ -359,11 +359,16 @@ def _table(model: str) -> dict[tuple[str, ...], dict[str, Any]]:
     return table
 
 
-@cache
+_KINDS: dict[type[Any], Mapping[str, Any]] = {}
+
+
 def _kinds(of: type[Any]) -> Mapping[str, Any]:
     """The type of each field, by name and in order."""
-    hints = get_type_hints(of, include_extras=True)
-    return {field.name: hints[field.name] for field in fields(of)}
+    if of not in _KINDS:
+        # This evaluates the text of every annotation, which takes longer than all other checks.
+        hints = get_type_hints(of, include_extras=True)
+        _KINDS[of] = {field.name: hints[field.name] for field in fields(of)}
+    return _KINDS[of]
 
 
 def _changed(model: str, base: Setup, overrides: Mapping[str, Any]) -> Setup:
