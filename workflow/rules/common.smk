@@ -148,8 +148,9 @@ def masks_at_once(rule):
     work = {
         path: expected.seconds(CONFIG, PLAN, rule, {"run": path}) for path in PRUNED
     }
+    total = sum(work.values()) or 1
     return lambda wildcards: prune_threads(
-        CORES, len(PRUNED), work.get(wildcards.run, 0) / sum(work.values())
+        CORES, len(PRUNED), work.get(wildcards.run, 0) / total
     )
 
 
