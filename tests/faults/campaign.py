@@ -11,11 +11,13 @@ process and cases do not affect each other. A case is bad if the result differs 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import datetime
 import hashlib
 import importlib
+import io
 import itertools
 import json
 import os
@@ -79,15 +81,23 @@ Case = tuple[str, Callable[[Path], Outcome]]
 # Children.
 
 
-def preload() -> None:
-    """Import the modules of the commands once, since each child is a copy of this process."""
+def preload(folder: Path) -> None:
+    """Import modules and build schemas once, since each child is a copy of this process.
+
+    `folder` is removed. The commands of the cases run there, because they import some modules late.
+    """
     for module in pkgutil.iter_modules([str(ROOT / "workflow" / "spat" / "pipeline" / "stages")]):
         importlib.import_module(f"spat.pipeline.stages.{module.name}")
-    for name in ("spat.models.itransformer", "pandera.pandas"):
-        importlib.import_module(name)
-    from spat.study.pages import registry
-
-    registry.tables()
+    folder.mkdir(parents=True)
+    configuration(folder)
+    with (
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        for command in (GRID, COLLECT, TABLES, PAGE):
+            assert cli.main(command) == 0, command
+    shutil.rmtree(folder)
 
 
 def call(
@@ -229,8 +239,8 @@ class Campaign:
     """A finished tiny experiment, and the cases made from it."""
 
     def __init__(self, folder: Path, seed: int) -> None:
-        preload()
-        self.folder, self.random = folder, random.Random(seed)
+        preload(folder / "preloaded")
+        self.folder, self.seed, self.random = folder, seed, random.Random(seed)
         self.pristine = folder / "pristine"
         self.pristine.mkdir(parents=True)
         configuration(self.pristine)
@@ -557,6 +567,7 @@ class Campaign:
     def kill(self) -> Iterator[Case]:
         """A kill after a random time; some cases are killed twice."""
         for number in range(150):
+            # The seed is part of the name, because other moments are another case.
             moments = [self.random.random() for _ in range(1 + number % 2)]
 
             def case(folder: Path, moments: list[float] = moments) -> Outcome:
@@ -565,7 +576,7 @@ class Campaign:
                     call(folder, GRID, COLLECT, kill_after=0.02 + moment * self.seconds)
                 return self.again(folder, name="resumed")
 
-            yield f"kill {number}", case
+            yield f"kill {number} of seed {self.seed}", case
 
     WRONG: Final = ({"x": 1}, ["x"], "../../../../victim", None, -1, True)
 
@@ -992,12 +1003,20 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--minutes", type=float, default=55, help="begin no case after this")
     parser.add_argument("--seed", type=int, default=0, help="of the random kills")
-    parser.add_argument("--begin", type=int, default=0, help="leave out so many cases")
     parser.add_argument("--only", default="", help="cases whose name holds this text")
+    parser.add_argument(
+        "--log",
+        type=Path,
+        help="append each outcome to this file, and leave out the cases that it has as good ones",
+    )
     parser.add_argument("--write", action="store_true", help="write the table to README.md")
     options = parser.parse_args()
-    begun = time.monotonic()
-    counts: dict[str, Counter[str]] = {kind: Counter() for kind in options.kinds}
+    end = time.monotonic() + 60 * options.minutes
+    outcomes: list[dict[str, Any]] = []
+    if options.log and options.log.exists():
+        outcomes = [json.loads(line) for line in options.log.read_text().splitlines()]
+    over = {(o["kind"], o["case"]) for o in outcomes if o["outcome"] in GOOD}
+    commit = revision()
     with tempfile.TemporaryDirectory(prefix="spat-faults-") as temporary:
         campaign = Campaign(Path(temporary), options.seed)
         cases = [(k, name, case) for k in options.kinds for name, case in getattr(campaign, k)()]
@@ -1012,35 +1031,54 @@ def main() -> int:
             order.append((turns[case[0]], case))
             turns[case[0]] += 1
         cases = [case for _, case in sorted(order, key=lambda turn: turn[0])]
-        cases = [case for case in cases if options.only in case[1]]
-        for number, (kind, name, case) in enumerate(cases[options.begin :], options.begin):
+        cases = [c for c in cases if options.only in c[1] and c[:2] not in over]
+        for number, (kind, name, case) in enumerate(cases):
             if number % 50 == 0:
                 print(f"{number} cases are over", flush=True)
-            if time.monotonic() - begun > 60 * options.minutes:
+            if time.monotonic() > end:
                 break
             folder = campaign.folder / f"{kind}{number}" / "case"
             folder.mkdir(parents=True)
+            begun = time.monotonic()
             outcome = case(folder)
-            counts[kind][outcome.name] += 1
+            seconds = round(time.monotonic() - begun, 2)
+            made = {"kind": kind, "case": name, "outcome": outcome.name}
+            outcomes.append({**made, "commit": commit, "seconds": seconds})
+            if options.log:
+                with options.log.open("a") as log:
+                    print(json.dumps(outcomes[-1]), file=log)
             if outcome.name in BAD or options.only:
                 print(f"{outcome.name}: {kind}: {name}\n  {outcome.shown[-900:]}", flush=True)
             shutil.rmtree(folder.parent)
-    table = report(counts, time.monotonic() - begun)
+    table = report(outcomes)
     print(table)
     if options.write:
         write(table)
-    return int(any(by_result[name] for by_result in counts.values() for name in BAD))
+    return int(any(outcome["outcome"] in BAD for outcome in latest(outcomes)))
 
 
-def report(counts: dict[str, Counter[str]], seconds: float) -> str:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
-    names = (*GOOD, *BAD)
-    total = sum(sum(c.values()) for c in counts.values())
+def latest(outcomes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last outcome of each case: a case with a bad outcome is run again."""
+    return list({(o["kind"], o["case"]): o for o in outcomes}.values())
+
+
+def revision() -> str:
+    git = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+
+def report(outcomes: list[dict[str, Any]]) -> str:
+    """The table of the last outcomes, with the commits on which they were obtained."""
+    names, last = (*GOOD, *BAD), latest(outcomes)
+    counts: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
+    for one in last:
+        counts[one["kind"]][one["outcome"]] += 1
+    commits = Counter(one["commit"] for one in last)
+    shown = ", ".join(f"{count} on {commit}" for commit, count in commits.items())
+    minutes = sum(one["seconds"] for one in outcomes) / 60
     today = datetime.datetime.now(datetime.UTC).date()
     lines = [
-        f"{today}, commit {commit}: {total} cases in {seconds / 60:.0f} minutes.",
+        f"{today}: {len(last)} cases in {minutes:.0f} minutes, by commit: {shown}.",
         "",
         f"| kind | cases | {' | '.join(names)} |",
         f"|---|{'---:|' * (len(names) + 1)}",
