@@ -138,7 +138,7 @@ def _experiment(at: Mapping[str, int], size: Size) -> dict[str, Any]:
         "training": {"device": "cpu", "epochs": 1, "patience": 1},
         "finetune": {"epochs": 1},
         "scoring": {"batches": 1},
-        "measure": {"batch_sizes": [1], "repeats": 1},
+        "measure": {"batch_sizes": [1], "repeats": 2},
         # There are 20 masks that keep three of six sites; the control is one more.
         "pruning": {
             "site": {"criteria": ["random"], "ratios": [0.5]},

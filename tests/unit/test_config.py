@@ -178,6 +178,8 @@ def test_defaults_need_only_an_experiment_and_a_grid() -> None:
         ({"scoring": {"batches": 10**6}}, "scoring.batches", "equal to 100000 "),
         ({"measure": {"batch_sizes": [10**6]}}, "measure.batch_sizes.0", "equal to 65536 "),
         ({"measure": {"repeats": 10**6}}, "measure.repeats", "equal to 1000 "),
+        # A single round cannot show that the machine was busy.
+        ({"measure": {"repeats": 1}}, "measure.repeats", "greater than or equal to 2 (given: 1)"),
         ({"data": {"synthetic": {"channels": 10**6}}}, "data.synthetic.channels", "to 10000 "),
         ({"data": {"synthetic": {"noise": 1e30}}}, "data.synthetic.noise", "equal to 1000 "),
         ({"statistics": {"margin": 1e30}}, "statistics.margin", "equal to 1 "),

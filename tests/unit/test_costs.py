@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -158,6 +159,17 @@ def test_networks_of_equal_cost_agree(
     assert any(timing.is_wide for timing in latencies.values()) == wide
     assert latencies["a"].milliseconds == pytest.approx(latencies["b"].milliseconds, rel=0.03)
     assert latencies["c"].milliseconds == pytest.approx(1.5 * latencies["a"].milliseconds, rel=0.03)
+
+
+def test_the_spread_of_a_single_round_is_unknown() -> None:
+    calls: list[str] = []
+    model = Chain((8, 8))
+    model.register_forward_hook(lambda *_: calls.append("pass"))
+    timing = latency_of({"dense": model}, 1, 1, "cpu")["dense"]
+    assert len(calls) == costs.WARM_UP + 1
+    assert timing.milliseconds > 0
+    assert math.isnan(timing.spread)
+    assert timing.is_wide
 
 
 def test_peak_memory_counts_tensors_that_exist_at_the_same_time() -> None:

@@ -52,7 +52,7 @@ def config(tmp_path: Path, **changes: Any) -> Config:
         },
         "finetune": {"epochs": 1},
         "robustness": {"runs": ["*"], "manipulations": ["uniform"], "finetune": True},
-        "measure": {"batch_sizes": [2], "repeats": 1},
+        "measure": {"batch_sizes": [2], "repeats": 2},
         "tracking": {"enabled": False},
         "statistics": {"bootstrap": 100},
     }

@@ -54,7 +54,7 @@ def small(
             "scoring": {"batches": 2, "batch_size": 8},
             "pruning": {"site": site},
             "finetune": {"epochs": 1},
-            "measure": {"batch_sizes": [1], "repeats": 1},
+            "measure": {"batch_sizes": [1], "repeats": 2},
             "statistics": {"bootstrap": 100},
             "tracking": {"enabled": False},
             **sections,

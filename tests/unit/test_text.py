@@ -188,7 +188,7 @@ def config(folder: Path, **changes: Any) -> Config:
         "scoring": {"batches": 1, "batch_size": 8},
         "pruning": {"site": {"criteria": ["send", "michel"], "ratios": [0.5, 1.0]}},
         "finetune": {"epochs": 1},
-        "measure": {"batch_sizes": [2], "repeats": 1},
+        "measure": {"batch_sizes": [2], "repeats": 2},
         "tracking": {"enabled": False},
         "statistics": {"bootstrap": 100},
     }

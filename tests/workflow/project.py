@@ -33,7 +33,7 @@ TINY: dict[str, Any] = {
     "pruning": {"site": {"criteria": ["send"], "ratios": [1.0]}, "head": {"ratios": []}},
     "finetune": {"epochs": 1},
     "transfer": {"pairs": [["synthetic", "synthetic2"]]},
-    "measure": {"batch_sizes": [1], "repeats": 1},
+    "measure": {"batch_sizes": [1], "repeats": 2},
     "statistics": {"bootstrap": 100},
 }
 

@@ -549,7 +549,10 @@ class MeasureSection(Section):
     batch_sizes: tuple[Batch, ...] = Field(
         (1, 128), min_length=1, description="Windows per forward pass."
     )
-    repeats: Draws = Field(15, description="Alternating rounds; the lower quartile is reported.")
+    # A single round has no spread, which shows whether the machine was idle.
+    repeats: int = Field(
+        15, ge=2, le=1000, description="Alternating rounds; the lower quartile is reported."
+    )
 
 
 class TrackingSection(Section):

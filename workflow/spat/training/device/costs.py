@@ -55,7 +55,7 @@ class Timing(NamedTuple):
 
     Attributes:
         milliseconds: The lower quartile over passes, since other processes only slow passes down.
-        spread: The interquartile range over passes.
+        spread: The interquartile range over passes; NaN for a single pass.
     """
 
     milliseconds: float
@@ -63,8 +63,8 @@ class Timing(NamedTuple):
 
     @property
     def is_wide(self) -> bool:
-        """Whether the spread shows that the machine was not idle."""
-        return self.spread > WIDE * self.milliseconds
+        """Whether the spread shows that the machine was not idle, or is unknown."""
+        return not self.spread <= WIDE * self.milliseconds
 
 
 def latency(
@@ -79,7 +79,8 @@ def latency(
     All models are moved to `device` and run alternately, in an order that shifts by one each round,
     so that a drift of the machine's speed affects all models. Each pass is timed to its end.
     `repeats` rounds are measured. If the spread of a model is wide, they are measured again, at
-    most `ATTEMPTS` times; the result is the attempt with the smallest sum of relative spreads.
+    most `ATTEMPTS` times; the result is the attempt with the smallest sum of relative spreads. A
+    single round has no spread and is not measured again.
     """
     device = torch.device(device)
     best: dict[str, Timing] = {}
@@ -93,7 +94,7 @@ def latency(
             timed = _rounds(models, task, batch, repeats, device)
             if not best or _unrest(timed) < _unrest(best):
                 best = timed
-            if not any(timing.is_wide for timing in best.values()):
+            if repeats < 2 or not any(timing.is_wide for timing in best.values()):
                 break
     return best
 
@@ -112,7 +113,7 @@ def _rounds(
 
 def _timing(times: Sequence[float]) -> Timing:
     if len(times) < 2:
-        return Timing(times[0], 0.0)
+        return Timing(times[0], math.nan)
     low, _, high = quantiles(times, n=4, method="inclusive")
     return Timing(low, high - low)
 
