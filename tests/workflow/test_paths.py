@@ -30,6 +30,21 @@ def test_odd_characters_in_the_path_of_results(new_project: Callable[[str], Proj
     assert f"{ODD}/tiny/tables" in shown  # the summary
 
 
+def test_a_working_directory_that_cannot_be_written(new_project: Callable[[str], Project]) -> None:
+    project = new_project("no state")
+    state = project.folder / ".snakemake"
+    state.touch()
+    shown = project.snakemake("--dry-run", fails=True)
+    assert f"keeps its state in {state}, which cannot be written" in shown
+    assert "Traceback" not in shown
+    # As the message says: nothing is then written here.
+    before = {path.name for path in project.folder.iterdir()}
+    elsewhere = project.folder.with_name("elsewhere")
+    offline = str(project.folder / "workflow/experiments/offline.yaml")
+    project.snakemake("--dry-run", "--directory", str(elsewhere), "--configfile", offline)
+    assert {path.name for path in project.folder.iterdir()} == before
+
+
 def test_a_brace_in_a_path_is_refused(pristine: Project) -> None:
     shown = pristine.snakemake("--config", "results=a{run}", fails=True)
     assert "results: 'a{run}' is not a usable path" in shown

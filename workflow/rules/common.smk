@@ -23,7 +23,7 @@ from snakemake_logger_plugin_spat.display import Expected
 from snakemake_logger_plugin_spat.handler import LogHandler
 from spat.pipeline import datasets, digests, expected, runs
 from spat.pipeline.resources import BASE_MB, gpus, group, memory_mb, prune_threads
-from spat.pipeline.checks import checked_plan
+from spat.pipeline.checks import checked_plan, require_state_folder
 from spat.pipeline.failures import explain, failed_jobs
 from spat.pipeline.config import ConfigError, load_files
 from spat.pipeline.stages import trained
@@ -41,6 +41,7 @@ os.environ.update(
 )
 
 try:
+    require_state_folder()
     # Snakemake lists config.yaml last, although the other files are merged over it.
     # Its reader accepts a duplicate key, and reads 1e-3 as text, so the files are read again.
     *overlays, base = workflow.configfiles

@@ -85,6 +85,23 @@ def require_folders(config: Config, names: Iterable[str]) -> None:
         _require_folder("data.cache", config.data.cache)
 
 
+def require_state_folder(folder: Path = Path(".snakemake")) -> None:
+    """Snakemake can write its state into the working directory.
+
+    Raises:
+        ConfigError: naming the folder, the reason and the remedy.
+    """
+    try:
+        folder.mkdir(exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigError(
+            f"Snakemake keeps its state in {folder.absolute()}, which cannot be written "
+            f"({error.strerror}): give yourself access to it, or add `--directory FOLDER` to run "
+            "in another folder, where relative paths of the configuration then begin"
+        ) from None
+
+
 def _require_folder(key: str, folder: Path) -> None:
     there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     try:
