@@ -102,19 +102,31 @@ def test_a_killed_write_leaves_nothing_after_the_next_one(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("tracked", [False, True])
+@pytest.mark.parametrize(
+    ("tracked", "commands", "variables"),
+    [
+        (False, ["add README", "commit -qm a"], {}),
+        (False, ["add README", "commit -qm a", "add ."], {}),
+        (True, ["add .", "commit -qm a"], {}),
+        # As in a hook of another repository.
+        (True, ["add .", "commit -qm a"], {"GIT_DIR": "other.git"}),
+        (True, ["add .", "commit -qm a"], {"GIT_WORK_TREE": "theirs"}),
+        (True, ["add .", "commit -qm a"], {"GIT_INDEX_FILE": "none"}),
+    ],
+)
 def test_the_commit_of_a_surrounding_repository_is_not_that_of_the_code(
-    tracked: bool, tmp_path: Path
+    tracked: bool, commands: list[str], variables: dict[str, str], tmp_path: Path
 ) -> None:
     package = Path(files.__file__).parents[1]
     shutil.copytree(package, tmp_path / "theirs/code", ignore=shutil.ignore_patterns("*.pyc"))
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     (tmp_path / "README").write_text("theirs")
-    for command in (["init", "-q"], ["add", "." if tracked else "README"], ["commit", "-qm", "a"]):
-        subprocess.run([*git, *command], check=True)
+    for command in ("init -q", *commands):
+        subprocess.run([*git, *command.split()], check=True)
+    own = {name: str(tmp_path / value) for name, value in variables.items()}
     done = subprocess.run(
         [sys.executable, "-c", "from spat.pipeline import records; print(records.commit())"],
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "theirs/code")},
+        env={**os.environ, **own, "PYTHONPATH": str(tmp_path / "theirs/code")},
         capture_output=True,
         text=True,
         check=True,

@@ -76,15 +76,18 @@ def header(
 def commit() -> str:
     """The git commit of the code, `-dirty` if tracked files differ.
 
-    It is `unknown` outside git, and if the repository that contains this file does not track it.
+    It is `unknown` outside git, and if the commit of the surrounding repository lacks this file.
     """
     here = Path(__file__)
     git = ["git", "-C", str(here.parent)]
-    tracked = [*git, "ls-files", "--error-unmatch", here.name]
+    committed = [*git, "cat-file", "-e", f"HEAD:./{here.name}"]
     describe = [*git, "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"]
+    # A hook of git, or `git rebase --exec`, names its own repository in these variables.
+    named = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
+    own = {name: value for name, value in os.environ.items() if name not in named}
     try:
-        for command in (tracked, describe):
-            done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        for command in (committed, describe):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=20, env=own)
             if done.returncode:
                 return "unknown"
     except (OSError, subprocess.TimeoutExpired):
