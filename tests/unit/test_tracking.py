@@ -726,24 +726,63 @@ def test_a_job_and_its_orphan_that_write_at_once_leave_one_run_each(config: Conf
     assert set(live(config)) == {RUN.path, f"{RUN.path}/pretrain"}
 
 
+@pytest.mark.parametrize(
+    "uri", [None, "sqlite:///{0}?timeout=9", "sqlite:///$SPAT_TEST_FOLDER/own.db"]
+)
 def test_a_store_of_another_version_says_what_to_do(
-    config: Config, caplog: pytest.LogCaptureFixture
+    uri: str | None,
+    config: Config,
+    fresh_store: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    write_stage(config, RUN, "pretrain")
+    monkeypatch.setenv("SPAT_TEST_FOLDER", str(tmp_path))
     path = config.results / "mlflow.db"
+    shown = str(path)
+    if uri is not None:
+        path = tmp_path / "own.db"
+        shutil.copy(fresh_store, path)
+        config = make_config(tmp_path, uri=uri.format(path))
+        shown = "$SPAT_TEST_FOLDER/own.db" if "$" in uri else str(path)
+    write_stage(config, RUN, "pretrain")
     with contextlib.closing(sqlite3.connect(path)) as store, store:
         store.execute("update alembic_version set version_num = '000000000000'")
     with caplog.at_level(logging.WARNING):
         tracking.log(config, RUN, "pretrain")
     (warning,) = [record.getMessage() for record in caplog.records]
     assert "another version of MLflow" in warning
-    assert f"move {path} away and run `python -m spat track" in warning
+    assert f"move {shown} away and run `python -m spat track" in warning
     path.rename(path.with_suffix(".old"))
     file = config.results / "tried.yaml"
     file.write_text(dump(config), encoding="utf-8")
     # MLflow keeps the database of a process open.
     code = f"from spat.pipeline.cli import main; main(['track', '--config', {str(file)!r}])"
     assert "3 MLflow runs were written" in in_a_new_process(code)  # with the report
+
+
+@pytest.mark.parametrize(
+    ("uri", "found", "says"),
+    [
+        (
+            "postgresql://me:$SPAT_TEST_WORD@host/db",
+            "451aebb31d03",  # the first version
+            'run `mlflow db upgrade "postgresql://me:$SPAT_TEST_WORD@host/db"`, and then run ',
+        ),
+        ("mysql+pymysql://host/db", "ffffffffffff", "it is newer than this version: install"),
+        ("https://host", "451aebb31d03", "ask its administrator to run `mlflow db upgrade`"),
+        ("$SPAT_TEST_STORE", "ffffffffffff", "move the file of $SPAT_TEST_STORE away"),
+    ],
+)
+def test_what_to_do_with_a_store_of_another_version_depends_on_the_store(
+    uri: str, found: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPAT_TEST_WORD", "secret-word")
+    monkeypatch.setenv("SPAT_TEST_STORE", f"sqlite:///{tmp_path}/secret-word.db")
+    error = ValueError(f"Detected out-of-date database schema (found version {found}, but")
+    shown = tracking._explain(make_config(tmp_path, uri=uri), error)
+    assert says in shown
+    assert "secret-word" not in shown
 
 
 SECRETS = (

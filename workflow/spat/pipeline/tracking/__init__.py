@@ -12,6 +12,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote
@@ -201,15 +202,9 @@ def _explain(config: Config, error: Exception) -> str:
     reason = " ".join(_masked(config, str(error)).split())[:300]
     address = without_secrets(entries.store_uri(config))
     if _OTHER_VERSION.search(reason):
-        path = config.results / "mlflow.db"
-        remedy = (
-            f"ask its administrator to run `mlflow db upgrade`, and then run `{REBUILD}`"
-            if config.tracking.uri
-            else f"move {path} away and run `{REBUILD}`, which writes it again from the results"
-        )
         return (
             f"MLflow at {address}: the store was written by another version of MLflow; the results "
-            f"do not need it: {remedy}"
+            f"do not need it: {_adapted(config, reason)}"
         )
     return (
         f"MLflow at {address}: {type(error).__name__}: {reason}; "
@@ -219,6 +214,31 @@ def _explain(config: Config, error: Exception) -> str:
 
 # The messages of MLflow and its migrations for a schema of another version.
 _OTHER_VERSION = re.compile(r"out-of-date database schema|Can't locate revision", re.IGNORECASE)
+
+
+def _adapted(config: Config, reason: str) -> str:
+    """What to do with a store of another version of MLflow, by its address and MLflow's message."""
+    uri = config.tracking.uri or "sqlite"
+    kind = os.path.expandvars(uri).partition(":")[0].partition("+")[0]
+    if kind == "sqlite":
+        # The value of a variable may be a secret.
+        file = uri.partition("///")[2].partition("?")[0] or f"the file of {uri}"
+        file = file if config.tracking.uri else str(config.results / "mlflow.db")
+        return f"move {file} away and run `{REBUILD}`, which writes it again from the results"
+    if kind in ("http", "https"):
+        return f"ask its administrator to run `mlflow db upgrade`, and then run `{REBUILD}`"
+    from alembic.script import ScriptDirectory
+    from mlflow.store import db_migrations
+
+    migrations = ScriptDirectory(str(Path(db_migrations.__file__).parent)).walk_revisions()
+    version = re.search(r"found version (\w+)", reason)
+    if version and version[1] in {migration.revision for migration in migrations}:
+        # Passwords are variables, which the shell replaces.
+        return f'make a backup, run `mlflow db upgrade "{uri}"`, and then run `{REBUILD}`'
+    return (
+        "it is newer than this version: install that version of MLflow, or set `tracking.uri` to "
+        f"another database, and then run `{REBUILD}`"
+    )
 
 
 def _masked(config: Config, text: str) -> str:
