@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -14,7 +15,7 @@ import yaml
 
 from spat.data import series
 from spat.data.registry import DATASETS, Gaps, Rows, Shares
-from spat.pipeline import datasets, digests, runs
+from spat.pipeline import advise, datasets, digests, runs
 from spat.pipeline.add import add
 from spat.pipeline.cli import main
 from spat.pipeline.config import Config, ConfigError, load
@@ -352,12 +353,99 @@ def test_the_date_format_is_guessed(
     assert block["date"]
 
 
+NOTES: dict[str, tuple[str, Callable[[int], str], str]] = {
+    "thousands": (",", lambda i: f'"{1000 + i:,}"', "are not numbers: OT ('1,000')"),
+    "a unit": (",", lambda i: f"{i} kW", "are not numbers: OT ('0 kW')"),
+    "no values": (",", lambda i: "", "are not numbers: OT (no values)"),
+    "thousands by a point": (
+        ";",
+        lambda i: f"{i * 1000:,}".replace(",", "."),
+        "OT: '1.000' is read as 1: if the point separates thousands, remove it",
+    ),
+    "thousands by a point beside a decimal comma": (
+        "; ,",
+        lambda i: f"{1000 + i:,}".replace(",", "."),
+        "are not numbers: OT ('1.000')",
+    ),
+    "a dash": (
+        ",",
+        lambda i: "-" if i % 9 == 3 else str(i),
+        "values are missing (longest gap: 1 st",
+    ),
+    "None": (
+        ",",
+        lambda i: "None" if i % 9 == 3 else str(i),
+        "values are missing (longest gap: 1 st",
+    ),
+    "-999": (
+        ",",
+        lambda i: "-999" if i % 9 == 3 else str(i),
+        "OT is -999 in 45 rows: if that means",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOTES)
+def test_add_and_advise_say_what_is_not_read_as_a_number(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marks, cell, note = NOTES[case]
+    path = write(tmp_path / "own.csv", *marks.split())
+    lines = path.read_text().splitlines()
+    rows = [line.rpartition(marks[0])[0] + marks[0] + cell(i) for i, line in enumerate(lines[1:])]
+    path.write_text("\n".join([lines[0], *rows]) + "\n")
+    printed = add(path)
+    assert note in printed
+    assert list(yaml.safe_load(printed)["data"]["custom"]) == ["own"]
+    monkeypatch.setattr(advise, "_train", lambda *_: pytest.fail("it would train"))
+    with pytest.raises((ConfigError, pytest.fail.Exception)) as caught:
+        advise.advise(path, 12, lookback=24)
+    assert note in capsys.readouterr().err + str(caught.value)
+
+
+def test_dates_of_one_day_each_month_are_not_days(tmp_path: Path) -> None:
+    # Only the order of day and month makes these rows equal steps.
+    path = tmp_path / "own.csv"
+    times = np.datetime64("2021-01-01") + np.arange(40)
+    rows = [f"{str(t)[8:]}/{str(t)[5:7]}/{str(t)[:4]},{i}" for i, t in enumerate(times)]
+    path.write_text("\n".join(["date,a", *rows]))
+    block = yaml.safe_load(add(path))["data"]["custom"]["own"]
+    assert (block["date_format"], block["step"]) == ("%d/%m/%Y", "1D")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", "not a table: no separator"),
         (b"\0" * 100, "not a text file: it holds bytes of value 0"),
+        (
+            b"My station\ndate,a\n2021-01-01,1\n",
+            "not a table: no separator (',', ';', '\\t', '|') "
+            "splits its header and its rows into the same number of cells, at least two: the first "
+            "lines are 'My station' and 'date,a'",
+        ),
         (b"a,b\n1,2\n3,4\n", "no column of time stamps was found among a, b"),
+        (
+            b"date,a\n2021-01-01,1\n",
+            "no column of time stamps was found among date, a (1 row of as",
+        ),
+        (
+            b"date,a\n2021-01-01,1\n2021-02-30,2\n2021-03-01,3\n",
+            "no column of time stamps was found "
+            "among date, a ('date' has '2021-02-30' among times of the format %Y-%m-%d): correct",
+        ),
+        (
+            b"at,time,a\n1,01:00+00:00,1\n2,02:00+00:00,2\n",
+            "no column of time stamps was found among "
+            "at, time, a ('time': '01:00+00:00' is not a time stamp: write all times in UTC",
+        ),
+        # As days, these would be 12 days of each year, with 354 days missing after them.
+        (
+            "\n".join(
+                ["date,a", *(f"{m:02}/01/20{y:02},1" for y in range(20) for m in range(1, 13))]
+            ).encode(),
+            "the rows are calendar months, quarters or years",
+        ),
         (b"date,a\n2021-01-02,1\n2021-01-01,2\n", "the rows run backwards in time"),
     ],
 )

@@ -268,6 +268,63 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     ),
     "damaged xz": (lzma.compress(text().encode())[:-20], ": the compressed data end early or are"),
     "web page": ("<!DOCTYPE html><html></html>", ": a web page (HTML), not data"),
+    "thousands with commas": (
+        text().replace("7.5", '"1,250"'),
+        ": row 8 (line 9), column 'load': '1,250' is not a number: remove the commas between",
+    ),
+    "a dash": (
+        text().replace("7.5", "-"),
+        ": row 8 (line 9), column 'load': '-' is not a number (`gaps` says how missing values",
+    ),
+    "a unit": (
+        text().replace("7.5", "7.5 kW"),
+        ": row 8 (line 9), column 'load': '7.5 kW' is not a number: correct it, or leave",
+    ),
+    "an offset": (
+        text([f"{t}+01:00" for t in stamps(30)]),
+        ": row 1 (line 2), column 'date': '2021-03-27 00:00:00+01:00' is not a time stamp: write "
+        "all times in UTC, without an offset",
+    ),
+    "a zone": (
+        text([f"{t} CET" for t in stamps(30)]),
+        ": row 1 (line 2), column 'date': '2021-03-27 "
+        "00:00:00 CET' is not a time stamp: write all times in UTC",
+    ),
+    "fractions": (
+        text([f"{t}.000Z".replace(" ", "T") for t in stamps(30)]),
+        ": row 1 (line 2), column 'date': '2021-03-27T00:00:00.000Z' is not a time stamp: write it "
+        "without fractions of a second",
+    ),
+    "hour 24": (
+        text().replace("2021-03-28 00:", "2021-03-27 24:"),
+        ": row 25 (line 26), column 'date': '2021-03-27 24:00:00' is not a time stamp: the hours",
+    ),
+    "seconds since 1970": (
+        text([str(1616803200 + 3600 * i) for i in range(30)]),
+        ": row 1 (line 2), column 'date': '1616803200' is not a time stamp: write dates such as",
+    ),
+    "days since 1900": (
+        text([f"{44282 + i / 24:.5f}" for i in range(30)]),
+        ": row 1 (line 2), column 'date': '44282.00000' is not a time stamp: write dates such as",
+    ),
+    "a year too far": (
+        text().replace("2021-03-28 05:", "9021-03-28 05:"),
+        ", row 30: 9021-03-28T05:00:00 comes 61360729h after 2021-03-28T04:00:00, so 61360728 rows "
+        "are missing: more than the file has; correct the time stamp",
+    ),
+    "a title": (
+        "My station\n" + text(),
+        ": column 'date' is missing: the header is My station; `date` names columns; remove the "
+        "lines above the header",
+    ),
+    "a comment": (
+        "# my station\n# 2021\n" + text(),
+        ": column 'date' is missing: the header is # my",
+    ),
+    "a line for Excel": (
+        "sep=;\n" + text(separator=";"),
+        ": column 'date' is missing: the header is",
+    ),
 }
 
 

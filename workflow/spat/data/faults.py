@@ -18,7 +18,9 @@ from typing import Final
 from spat.data.stamps import FORMATS
 
 # Cells that mean a missing value, if the dataset allows missing values.
-MISSING: Final = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "?")
+MISSING: Final = (
+    *("", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "null", "None", "?", "-", "--"),
+)
 
 # Squares of larger values do not fit into float32.
 LARGEST: Final = 1e18
@@ -27,6 +29,7 @@ LONGEST_SHOWN: Final = 60
 
 # Characters that are allowed around a number.
 _BLANKS: Final = " \t"
+_THOUSANDS: Final = re.compile(r"[+-]?[1-9][0-9]{0,2}(,[0-9]{3})+(\.[0-9]*)?")
 _NUMBER: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
@@ -95,7 +98,7 @@ def _row_fault(cells: list[str], layout: Layout) -> str | None:
         if i in layout.numbers and not (layout.missing and cell.strip(_BLANKS) in MISSING):
             problem = _number_fault(cell.strip(_BLANKS), layout.decimal)
         elif layout.date and i == layout.date[-1]:
-            problem = _time_fault(" ".join(cells[j] for j in layout.date), layout.date_formats)
+            problem = time_fault(" ".join(cells[j] for j in layout.date), layout.date_formats)
         if problem:
             return f"column {column!r}: {problem}"
     actual, expected = len(cells), len(layout.columns)
@@ -119,14 +122,22 @@ def _number_fault(cell: str, decimal: str) -> str | None:
         return None if value <= LARGEST else f"{shown(cell)} {problem}"
     if english.lower().lstrip("+-") in ("nan", "inf", "infinity"):
         return f"{cell!r} is not a finite number"
+    if cell in MISSING:
+        return f"{shown(cell)} is not a number (`gaps` says how missing values are filled)"
+    if decimal == "." and _THOUSANDS.fullmatch(cell):
+        return (
+            f"{shown(cell)} is not a number: remove the commas between thousands (only for a "
+            "decimal comma set `decimal: ','`)"
+        )
     if decimal == "." and _NUMBER.fullmatch(cell.replace(",", ".")):
         return f"{cell!r} is not a number; for a decimal comma set `decimal: ','`"
     if _NUMBER.fullmatch(re.sub(r"[_ ',\xa0]", "", english)):
         return f"{shown(cell)} is not a number: remove the signs between its digits"
-    return f"{shown(cell)} is not a number"
+    return f"{shown(cell)} is not a number: correct it, or leave the column out with `drop`"
 
 
-def _time_fault(text: str, formats: Sequence[str]) -> str | None:
+def time_fault(text: str, formats: Sequence[str]) -> str | None:
+    """What is wrong with a time stamp, and the remedy; None if it has one of the formats."""
     for form in formats:
         try:
             datetime.strptime(text.strip(), form)
@@ -135,10 +146,26 @@ def _time_fault(text: str, formats: Sequence[str]) -> str | None:
             # Any other error means that the text has this format, but no such time exists.
             if not str(error).startswith(("time data", "unconverted data")):
                 return f"{shown(text)} is a time that does not exist ({error})"
+    for form, remedy in _FOREIGN_TIMES.items():
+        if re.fullmatch(form, text.strip()):
+            return f"{shown(text)} is not a time stamp: {remedy}"
     return (
         f"{shown(text)} is not a time stamp; known formats: {', '.join(formats)}; for another, set "
         "`date_format`, such as '%d/%m/%Y %H:%M'"
     )
+
+
+# Times that no `date_format` can describe, and what to write instead.
+_FOREIGN_TIMES: Final = {
+    r".*\d:\d\d(:\d\d)?(\.\d+)? ?([+-]\d\d(:?\d\d)?|[A-Z]{3,4})": (
+        "write all times in UTC, without an offset or a name of the time zone"
+    ),
+    r".*\d:\d\d:\d\d[.,]\d+Z?": "write it without fractions of a second",
+    r".*\b24:\d\d(:\d\d)?": "the hours of a day are 0 to 23: write 00:00 of the next day",
+    r"\d{5}(\.\d+)?|(?!(19|20)\d\d[01]\d)\d{9,}(\.\d+)?": (
+        "write dates such as 2020-01-31 12:00:00, not the number of seconds or days since a start"
+    ),
+}
 
 
 def shown(text: str) -> str:

@@ -6,10 +6,10 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Final
@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 
 from spat.data import raw, reading, stamps
-from spat.data.faults import MISSING
+from spat.data.faults import MISSING, shown, time_fault
 from spat.data.registry import DataError, Dataset, Gaps, Shares, Table, season_of
 from spat.data.series import Series
 
@@ -26,6 +26,10 @@ SAMPLE: Final = 1000
 
 _SEPARATORS: Final = (",", ";", "\t", "|")
 _ENCODINGS: Final = ("utf-8-sig", "cp1252", "latin-1")
+# Numbers that instruments write for a missing value.
+_SIGNS: Final = (-99.0, -999.0, -9999.0, -99999.0)
+_DAY: Final = timedelta(days=1)
+_MONTH: Final = 28 * _DAY
 _PARTS: Final = ("year", "month", "day", "hour", "minute", "second")
 _PART_FORMATS: Final = ("%Y", "%m", "%d", "%H", "%M", "%S")
 _DAYS: Final = ("%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%Y%m%d", "%Y-%m-%d", "%Y/%m/%d")
@@ -40,10 +44,33 @@ class Guess:
     Attributes:
         dataset: Row of the registry with the guessed options and the measured sizes and hash.
         series: The series in the file.
+        left_out: The columns that are not numbers, each with its first such cell, in quotes.
+        doubts: Columns that may have another meaning than their numbers.
     """
 
     dataset: Dataset
     series: Series
+    left_out: Mapping[str, str]
+    doubts: tuple[str, ...]
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know about the content of the file."""
+        notes = []
+        if self.left_out:
+            left = (
+                f"{name or 'a column without a name'} ({cell})"
+                for name, cell in self.left_out.items()
+            )
+            notes.append(f"left out, since they are not numbers: {', '.join(left)}")
+        if self.series.dropped:
+            notes.append(f"{self.series.dropped} rows before the first complete one are left out")
+        if self.dataset.gaps.rule != "refuse":
+            notes.append(
+                f"values are missing (longest gap: {self.dataset.gaps.limit} steps); they are "
+                "filled with the value before them"
+            )
+        return [*notes, *self.doubts]
 
 
 def guess(name: str, path: Path) -> Guess:
@@ -68,14 +95,22 @@ def guess(name: str, path: Path) -> Guess:
     separator, header, rows = _cells(path, text)
     decimal = _decimal(separator, rows)
     date, date_format = _date(path, header, rows)
-    left_out = (
-        name
-        for i, name in enumerate(header)
-        if name not in date
-        # A column without a name holds the row numbers that pandas writes.
-        and not (name and _is_number([row[i] for row in rows], decimal))
-    )
-    drop = tuple(dict.fromkeys(left_out))
+    left_out: dict[str, str] = {}
+    doubts = []
+    for i, column in enumerate(header):
+        cells = [row[i].strip() for row in rows if row[i].strip() not in MISSING]
+        wrong = next((cell for cell in cells if not _parses(cell, decimal)), None)
+        if column in date or column in left_out:
+            continue
+        if not column:
+            left_out[column] = "it may hold row numbers"
+        elif wrong is not None or not cells:
+            left_out[column] = "no values" if wrong is None else shown(wrong)
+        elif separator == ";" and decimal == "." and (cell := _with_thousands(cells)):
+            doubts.append(
+                f"{column}: {cell!r} is read as {float(cell):g}: if the point separates thousands, "
+                "remove it from the file"
+            )
     dataset = Dataset(
         name=name,
         file=str(path),
@@ -92,7 +127,7 @@ def guess(name: str, path: Path) -> Guess:
         table=Table(
             date=date,
             date_format="" if date_format in stamps.FORMATS and len(date) == 1 else date_format,
-            drop=drop,
+            drop=tuple(left_out),
             separator=separator,
             decimal=decimal,
             encodings=(encoding,),
@@ -106,7 +141,7 @@ def guess(name: str, path: Path) -> Guess:
         free = replace(dataset, gaps=Gaps("forward", limit=len(content)))
         series = reading.parse(free, path)
         dataset = replace(dataset, gaps=Gaps("forward", limit=max(1, longest(series))))
-    return Guess(reading.measured(dataset, path), series)
+    return Guess(reading.measured(dataset, path), series, left_out, (*doubts, *_signs(series)))
 
 
 def longest(series: Series) -> int:
@@ -131,6 +166,26 @@ def _decoded(path: Path, content: bytes) -> tuple[str, str]:
     raise AssertionError("latin-1 decodes any bytes")
 
 
+def _signs(series: Series) -> Iterator[str]:
+    """Channels with a number that often means a missing value, and is far from all other values."""
+    for name, values in zip(series.names, series.values.T, strict=True):
+        known = values[np.isfinite(values)]
+        if len(known) and (lowest := known.min()) in _SIGNS:
+            others = known[known > lowest]
+            if len(known) - len(others) > 1 and len(others) and others.min() > lowest / 2:
+                yield (
+                    f"{name} is {lowest:g} in {len(known) - len(others)} rows: if that means a "
+                    "missing value, leave these cells empty"
+                )
+
+
+def _with_thousands(cells: Sequence[str]) -> str | None:
+    """The first cell with a point, if each point may separate thousands, as in 1.250 and 999."""
+    if all(re.fullmatch(r"[+-]?([1-9]\d{0,2}\.\d{3}|\d{1,3})", cell) for cell in cells):
+        return next((cell for cell in cells if "." in cell), None)
+    return None
+
+
 def _cells(path: Path, text: str) -> tuple[str, list[str], list[list[str]]]:
     # The separator, the header, and those of the first rows that have as many cells as the header.
     best: tuple[int, int, str, list[str], list[list[str]]] | None = None
@@ -143,9 +198,11 @@ def _cells(path: Path, text: str) -> tuple[str, list[str], list[list[str]]]:
             if len(header) > 1 and rows and (best is None or candidate[:2] > best[:2]):
                 best = candidate
     if best is None:
+        first = [line for line in text[:10_000].splitlines() if line.strip()][:2]
+        begin = f": the first lines are {' and '.join(map(shown, first))}" if first else ""
         raise DataError(
             f"{path}: not a table: no separator ({', '.join(map(repr, _SEPARATORS))}) splits its "
-            "header and its rows into the same number of cells, at least two"
+            f"header and its rows into the same number of cells, at least two{begin}"
         )
     return best[2], [" ".join(name.split()) for name in best[3]], best[4]
 
@@ -155,8 +212,9 @@ def _decimal(separator: str, rows: list[list[str]]) -> str:
         return "."
     cells = [cell.strip() for row in rows for cell in row]
     commas = sum(re.fullmatch(r"[+-]?\d+,\d+", cell) is not None for cell in cells)
-    points = sum(re.fullmatch(r"[+-]?\d+\.\d+", cell) is not None for cell in cells)
-    return "," if commas > points else "."
+    points = [cell for cell in cells if re.fullmatch(r"[+-]?\d+\.\d+", cell)]
+    # Beside decimal commas, points may separate thousands.
+    return "," if commas > len(points) or (commas and _with_thousands(points)) else "."
 
 
 def _date(path: Path, header: Sequence[str], rows: list[list[str]]) -> tuple[tuple[str, ...], str]:
@@ -176,20 +234,43 @@ def _date(path: Path, header: Sequence[str], rows: list[list[str]]) -> tuple[tup
         texts = [" ".join(row[i] for i in place) for row in rows]
         for form in (*stamps.FORMATS, *_OTHER_FORMATS):
             if (times := _times(texts, form)) is not None and len(set(times)) > 1:
-                steps = [b - a for a, b in pairwise(times)]
+                # Months count as equal steps, which `reading.parse` then refuses with a remedy.
+                steps = [
+                    _MONTH if _MONTH <= b - a <= 31 * _DAY else b - a for a, b in pairwise(times)
+                ]
                 # If two formats differ in the order of day and month, the right one makes the rows
                 # regular.
                 usual = max(set(steps), key=steps.count)
                 candidates.append((steps.count(usual), place, form))
     if not candidates:
         raise DataError(
-            f"{path}: no column of time stamps was found among {', '.join(header[:12])}: write the "
-            "block by hand, with `date` and `date_format`"
+            f"{path}: no column of time stamps was found among {', '.join(header[:12])}"
+            f"{_first_time_fault(header, rows)}: correct the file, or write the block by hand, "
+            "with `date` and `date_format`"
         )
     # The most regular candidate; among equals the one with two columns (date and time), then the
     # first column and the first format.
     _, place, form = max(candidates, key=lambda entry: (entry[0], len(entry[1])))
     return tuple(header[i] for i in place), form
+
+
+def _first_time_fault(header: Sequence[str], rows: list[list[str]]) -> str:
+    """The cell for which the most likely column is not one of time stamps; empty if none is."""
+    if len(rows) < 2:
+        return f" ({len(rows)} row of as many cells as the header; at least two are needed)"
+    best = (0, 0, "")
+    for i in range(min(len(header), 12)):
+        for form in (*stamps.FORMATS, *_OTHER_FORMATS):
+            good = [_times([row[i]], form) is not None for row in rows]
+            best = max(best, (sum(good), -i, form))
+    count, place, form = best
+    bad = [row[-place] for row in rows if _times([row[-place]], form) is None]
+    if count > 1 and bad:
+        return f" ({header[-place]!r} has {shown(bad[0])} among times of the format {form})"
+    named = (i for i, name in enumerate(header) if re.search("(?i)date|time|stamp|^ts$", name))
+    if (at := next(named, None)) is not None:
+        return f" ({header[at]!r}: {time_fault(rows[0][at], stamps.FORMATS)})"
+    return ""
 
 
 def _times(texts: Sequence[str], form: str) -> list[datetime] | None:
@@ -209,13 +290,9 @@ def _step(
     return stamps.span(max(set(steps), key=steps.count))
 
 
-def _is_number(cells: Sequence[str], decimal: str) -> bool:
-    # A column without values is not a column of numbers.
-    texts = [cell.strip() for cell in cells if cell.strip() not in MISSING]
-    return bool(texts) and all(_parses(text, decimal) for text in texts)
-
-
 def _parses(text: str, decimal: str) -> bool:
+    if decimal != "." and "." in text:
+        return False
     try:
         float(text.replace(decimal, "."))
     except ValueError:

@@ -119,9 +119,10 @@ def _table(path: Path, content: bytes, dataset: Dataset) -> Series:
     for name in (*table.date, *table.drop):
         if name not in columns:
             key = "date" if name in table.date else "drop"
+            above = "; remove the lines above the header" if len(columns) == 1 else ""
             raise DataError(
                 f"{path}: column {name!r} is missing: the header is {_listed(columns)}; "
-                f"`{key}` names columns"
+                f"`{key}` names columns{above}"
             )
     layout = Layout(
         columns=columns,
@@ -201,7 +202,9 @@ def header(
         raise DataError(f"{path}, header: not a table of numbers ({error})") from None
     if not any(cells):
         raise DataError(f"{path}: empty, or without a header in its first line")
-    if len(cells) == 1:
+    # A line above the header, such as `sep=;` or a title, has other separators than the rows.
+    if len(cells) == 1 and not cells[0].startswith(("#", "sep=")):
+        row = re.compile(rb"[\r\n]*([^\r\n]*)").match(content, end)
         for other, written in (
             (";", "';'"),
             ("\t", r'"\t"'),
@@ -209,7 +212,11 @@ def header(
             (",", "','"),
             (" ", "' '"),
         ):
-            if other != separator and other in cells[0].strip():
+            if (
+                other != separator
+                and other in cells[0].strip()
+                and (not row or not row[1] or other.encode() in row[1])
+            ):
                 raise DataError(
                     f"{path}: the header {shown(cells[0])} is separated by {written}, not by "
                     f"{separator!r}: set `separator: {written}`"

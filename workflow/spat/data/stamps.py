@@ -160,7 +160,7 @@ def regular(path: Path, dataset: Dataset, values: Values, times: Times) -> tuple
     _check_order(path, times, seconds, odd)
     widths, counts = np.unique(seconds, return_counts=True)
     usual = int(widths[counts.argmax()])
-    if usual >= _MONTH and usual != step and widths.max() - widths.min() <= _MONTHS_DIFFER:
+    if usual >= _MONTH and widths.max() - widths.min() <= _MONTHS_DIFFER:
         raise DataError(
             f"{path}: the rows are calendar months, quarters or years, which differ in length: "
             "set `date: []`, and leave the column of the time stamps out with `drop`"
@@ -183,6 +183,8 @@ def regular(path: Path, dataset: Dataset, values: Values, times: Times) -> tuple
                 if dataset.gaps.rule == "refuse"
                 else f"more than the {dataset.gaps.limit} of `gap_limit`; raise it, or cut the file"
             )
+            if lost > len(times):
+                remedy = "more than the file has; correct the time stamp that is wrong"
             raise DataError(f"{where} {times[i]}, so {lost} rows are missing: {remedy}")
     return _inserted(values, times, seconds // step, np.timedelta64(step, "s"))
 

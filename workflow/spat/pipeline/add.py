@@ -32,14 +32,7 @@ def add(path: Path) -> str:
     """
     name, keys, guessed = described(path)
     row, series = guessed.dataset, guessed.series
-    notes = ""
-    if row.table.drop:
-        left = ", ".join(name or "a column without a name" for name in row.table.drop)
-        notes += f"# left out, since they are not numbers: {left}\n"
-    if series.dropped:
-        notes += f"# {series.dropped} rows before the first complete one are left out\n"
-    if row.gaps.rule != "refuse":
-        notes += f"# values are missing; the longest gap has {row.gaps.limit} steps\n"
+    notes = "".join(f"# {' '.join(note.split())}\n" for note in guessed.notes)
     times = series.times
     head = _HEAD.format(
         name=_in_utf8(path.name),

@@ -122,20 +122,18 @@ def advise(
     row = datasets.find(config, name)
     _require_rows(path, row, lookback, horizon)
     if row.channels < 2 and model == "iTransformer":
+        left = f" ({'; '.join(guessed.notes)})" if guessed.left_out else ""
         raise ConfigError(
-            f"{path} has one channel, but the attention of iTransformer is between channels: use "
-            "the model PatchTST, whose attention is between time steps"
+            f"{path} has one channel{left}, but the attention of iTransformer is between channels: "
+            "use the model PatchTST, whose attention is between time steps"
         )
     plan = [planned.run for planned in checked_plan(config)]
     _say(
         f"{path.name}: {row.rows} rows of {row.channels} channels, one every {row.step}"
         + ("" if guessed.series.times is None else f", from {guessed.series.times[0]}")
     )
-    if row.gaps.rule != "refuse":
-        _say(
-            f"values are missing (longest gap: {row.gaps.limit} steps); they are filled with the "
-            "value before them"
-        )
+    for note in guessed.notes:
+        _say(note)
     workers = workers or os.cpu_count() or 1
     run, linear = _train(config, plan, workers)
     advice = _compared(config, run, linear, folder)
