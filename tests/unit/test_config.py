@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import pytest
@@ -276,7 +277,8 @@ LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     ("content", "says"),
     [
         (b"- a\n- b\n", "expected a mapping of keys, found list"),
-        (b"", "expected a mapping of keys, found NoneType"),
+        (b"", "expected a mapping of keys, found nothing"),
+        (b"experiment: " + b"x" * 10**6, "1000012 bytes, more than the 1000000 of a configuration"),
         (b"a: [\n", "expected the node content"),
         (b"a: 1\nb: 2\na: 3\n", "line 3: the key 'a' is a duplicate (first in line 1)"),
         (b"a: {b: 1, c: {d: 1, d: 1}}\n", "line 1: the key 'd' is a duplicate"),
@@ -312,6 +314,28 @@ def test_files_that_are_not_a_configuration_are_named(
     with pytest.raises(ConfigError) as error:
         load_files(path)
     assert str(error.value).startswith(f"{path}: ") and says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("experiment: " + "x" * 300_000, "xxxxxx... is not a name: use at most 64 letters"),
+        # A regular expression that finds secrets must not search from each letter.
+        ('experiment: "' + "x" * 200_000 + ' me@host"', "xxxxxx... is not a name: use at most 64"),
+        ("x" * 1000 + ": 1", "unknown key; valid here: experiment"),
+        ("".join(f"k{i}: 1\n" for i in range(2000)), "k17: unknown key"),
+    ],
+)
+def test_a_message_about_a_long_text_is_short(content: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "long.yaml"
+    path.write_text(content)
+    begun = process_time()
+    with pytest.raises(ConfigError) as error:
+        load_files(path)
+    assert process_time() - begun < 20
+    assert says in str(error.value)
+    assert len(str(error.value)) < 8000
+    assert max(map(len, str(error.value).splitlines())) < 500
 
 
 def test_only_regular_files_are_read(tmp_path: Path) -> None:

@@ -49,6 +49,9 @@ MOST_GENERATED = 5 * 10**8
 # The largest FACTOR and SIZE of a manipulation.
 MOST_MANIPULATED = 1000
 
+# The largest number of invalid keys that a message names.
+MOST_SHOWN = 20
+
 # Names become folders and arguments of shell commands.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 # Names in `results` that cannot name an experiment: the committed results and MLflow's files.
@@ -64,8 +67,8 @@ COMMITTED = Path(__file__).parents[3] / "results" / "reference"
 def _name(text: str) -> str:
     if not NAME.fullmatch(text):
         raise ValueError(
-            f"{text!r} is not a name: use at most 64 letters (a to z), digits, '_', '-', '.' "
-            "and '+', starting with a letter or digit"
+            f"{_cut(repr(text))} is not a name: use at most 64 letters (a to z), digits, '_', '-', "
+            "'.' and '+', starting with a letter or digit"
         )
     return text
 
@@ -729,7 +732,8 @@ def read_file(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping of keys, found {type(values).__name__}")
+        found = "nothing" if values is None else type(values).__name__
+        raise ConfigError(f"{path}: expected a mapping of keys, found {found}")
     return values
 
 
@@ -768,7 +772,10 @@ def _secrets(uri: str) -> list[str]:
 
 def without_secrets(text: str) -> str:
     """The text without user names, passwords and tokens of addresses."""
-    text = re.sub(r"""(?<=//)[^\s'"]*@|[^\s'"/:]+:(?!//)[^\s'"]*@""", "", text)
+    if "@" in text:
+        # The user begins a word: from each letter of a long text, the search would take hours.
+        user = r"""(?<=//)[^\s'"]*@|(?<![^\s'"/:])[^\s'"/:]+:(?!//)[^\s'"]*@"""
+        text = re.sub(user, "", text)
     return re.sub(rf"""([?&#;]{_SECRET_KEYS}=)[^&#;\s'"]*""", r"\1...", text)
 
 
@@ -807,7 +814,8 @@ _IN_YAML = {
 
 def _explain(error: ValidationError, source: str) -> str:
     lines = [f"{source}: the configuration cannot be used"]
-    for problem in error.errors():
+    problems = error.errors()
+    for problem in problems[:MOST_SHOWN]:
         if (
             problem["type"] == "too_short"
             and len(problem["input"]) > problem["ctx"]["actual_length"]
@@ -832,7 +840,9 @@ def _explain(error: ValidationError, source: str) -> str:
         elif problem["type"] == "value_error":  # from validators, which name the value
             message, value = without_secrets(str(problem["ctx"]["error"])), ""
         # The message of an error about several sections names the key.
-        lines.append("  " + ": ".join(filter(None, (key, message))) + value)
+        lines.append("  " + ": ".join(filter(None, (_cut(key), message))) + value)
+    if len(problems) > MOST_SHOWN:
+        lines.append(f"  and {len(problems) - MOST_SHOWN} more")
     return "\n".join(lines)
 
 

@@ -8,6 +8,8 @@ from typing import Any, Final
 
 import yaml
 
+# The largest size of a file, which takes a second to read; experiments have a few thousand bytes.
+MOST_BYTES: Final = 10**6
 # The largest number of values in a file with aliases expanded; experiments have a few hundred.
 MOST_VALUES: Final = 100_000
 
@@ -18,13 +20,18 @@ def read(path: Path) -> Any:
     Raises:
         ValueError: naming the file (and the line, if possible), if the file cannot be read, is not
             YAML in UTF-8, has a duplicate key in a mapping or a number in another form than decimal
-            digits, or has aliases that refer to themselves or expand to more than `MOST_VALUES`
-            values.
+            digits, is larger than `MOST_BYTES`, or has aliases that refer to themselves or expand
+            to more than `MOST_VALUES` values.
     """
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "a pipe or a device"
         raise ValueError(f"{path}: {kind}, not a regular file")
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(
+                f"{path.stat().st_size} bytes, more than the {MOST_BYTES} of a configuration: give "
+                "another file"
+            )
         return yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
     except UnicodeDecodeError as error:
         raise ValueError(
