@@ -478,9 +478,9 @@ def _link_to_nowhere(path: Path) -> None:
         (None, "/proc/x", "cannot be made (No such file or directory): set"),
         (None, "/proc", "cannot be"),
         (None, "/sys/kernel/x/y", "cannot be made"),
-        (_file, "", "is in the place of a folder: remove it, and run the same"),
-        (_file, "x/y", "is in the place of a folder: remove it, and run the same"),
-        (_link_to_nowhere, "x", "is in the place of a folder: remove it, and run the same"),
+        (_file, "", "is in the place of a folder: move it away, and run the same"),
+        (_file, "x/y", "is in the place of a folder: move it away, and run the same"),
+        (_link_to_nowhere, "x", "is in the place of a folder: move it away, and run the same"),
     ],
     ids=["proc", "in proc", "sys", "file", "below a file", "broken link"],
 )

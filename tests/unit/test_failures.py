@@ -107,6 +107,35 @@ def test_a_failure_is_one_message_without_a_traceback(
         cli.main(["collect", "--config", str(configuration), "--debug"])
 
 
+RUN = "synthetic/DLinear-deep/l96-h96/seed0"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("grid --concurrency 0", "--concurrency 0: give a number from 1 to 1000"),
+        ("grid --concurrency=-3", "--concurrency -3: give a number from 1 to 1000"),
+        ("grid --concurrency 99999999999999999999", "give a number from 1 to 1000"),
+        ("grid --minutes nan", "--minutes nan: give a number above 0"),
+        ("grid --runs [", "--runs '[' matches no run of 'small'"),
+        (
+            f"pretrain --run {RUN}",
+            "prepared/synthetic.npz does not exist. With Snakemake or `grid`, run the same command "
+            "again. By hand, first run `python -m spat prepare --config FILE --dataset synthetic`",
+        ),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_named(
+    arguments: str, says: str, configuration: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, *rest = arguments.split()
+    assert cli.main([command, "--config", str(configuration), *rest]) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"spat {command}: ") and says in printed
+    assert printed.count("\n") == 1
+    assert not list(configuration.parent.rglob("*.json"))
+
+
 @pytest.mark.parametrize("name", ["results", "results/small", "results/small/prepared"])
 def test_a_file_in_the_place_of_a_folder_is_named(
     name: str, configuration: Path, capsys: pytest.CaptureFixture[str]
@@ -117,7 +146,7 @@ def test_a_file_in_the_place_of_a_folder_is_named(
     command = ["prepare", "--config", str(configuration), "--dataset", "synthetic"]
     assert cli.main(command) == 1
     printed = capsys.readouterr().err
-    assert f"{path} is in the place of a folder: remove it, and run the same command" in printed
+    assert f"{path} is in the place of a folder: move it away, and run the same command" in printed
     assert printed.count("\n") == 1
     path.unlink()
     assert cli.main(command) == 0

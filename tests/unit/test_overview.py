@@ -41,6 +41,26 @@ def test_a_model_that_does_not_fit_says_why(capsys: pytest.CaptureFixture[str]) 
     assert models["NLinear"]["parameters"] == "192"
 
 
-def test_an_unknown_dataset_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["models", "--dataset", "ETTh9", "--horizon", "96"]) == 1
-    assert "dataset 'ETTh9' is not one of ETTh1" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("--dataset ETTh9 --horizon 96", "dataset 'ETTh9' is not one of ETTh1"),
+        ("--dataset FashionMNIST --horizon 96", "dataset 'FashionMNIST' is not a time series"),
+        ("--dataset PythonTopics --horizon 96", "dataset 'PythonTopics' is not a time series"),
+        ("--dataset ILI --horizon 0", "horizon 0: give a number from 1 to 966, the rows of ILI"),
+        ("--dataset ILI --horizon=-1", "horizon -1: give a number"),
+        ("--dataset ILI --horizon 967", "horizon 967: give a number"),
+        ("--dataset ILI --horizon 24 --lookback 0", "lookback 0: give a number"),
+        (
+            "--dataset ILI --horizon 24 --lookback 99999999999",
+            "lookback 99999999999: give a number",
+        ),
+    ],
+)
+def test_impossible_arguments_are_one_message(
+    arguments: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models", *arguments.split()]) == 1
+    shown = capsys.readouterr()
+    assert says in shown.err and "Error" in shown.err
+    assert not shown.out

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Final
 
-from spat.data.registry import DATASETS, TIME_FEATURES
+from spat.data.registry import DATASETS, TIME_FEATURES, WITHOUT_TIME
 from spat.models.registry import FORECASTERS, Model, Setup, Shape, build, setup
 from spat.tasks.registry import task_named
 from spat.training.device import costs
@@ -24,8 +24,20 @@ def overview(dataset: str, horizon: int, lookback: int | None = None) -> Iterato
     model cannot be built, `note` gives the reason.
 
     Raises:
-        ValueError: on an unknown dataset.
+        ValueError: if the dataset is unknown or not a time series, or a length is not from 1 to the
+            number of its rows.
     """
+    if dataset in WITHOUT_TIME:
+        raise ValueError(
+            f"dataset {dataset!r} is not a time series, and only forecasters are listed: choose "
+            f"one of {', '.join(DATASETS)}"
+        )
+    rows = DATASETS[dataset].rows if dataset in DATASETS else None
+    for name, steps in (("horizon", horizon), ("lookback", lookback)):
+        if rows and steps is not None and not 1 <= steps <= rows:
+            raise ValueError(
+                f"{name} {steps}: give a number from 1 to {rows}, the rows of {dataset}"
+            )
     for model in FORECASTERS.values():
         published = setup(model.name, "published", dataset, horizon)
         row = DATASETS[dataset]

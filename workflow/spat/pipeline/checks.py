@@ -109,7 +109,8 @@ def _require_folder(key: str, folder: Path) -> None:
             TemporaryFile(dir=there).close()  # without a name, so that a kill leaves nothing
             return
         reason = (
-            f": {there} is in the place of a folder: remove it, and run the same command again, or"
+            f": {there} is in the place of a folder: move it away, and run the same command again, "
+            "or"
         )
     except OSError as error:
         reason = f" ({error.strerror}):"

@@ -56,7 +56,7 @@ def explain(error: BaseException) -> str:
     if isinstance(error, NotADirectoryError | FileExistsError) and error.filename:
         path = Path(os.fsdecode(error.filename))
         inside = next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), path)
-        remedy = "is in the place of a folder: remove it, and run the same command again"
+        remedy = "is in the place of a folder: move it away, and run the same command again"
         return f"{text}. {inside} {remedy}"
     if isinstance(error, BrokenProcessPool):
         return (

@@ -98,10 +98,19 @@ def open_data(config: Config, dataset: str, run: Run) -> tuple[str, Splits]:
     """The hash of a prepared dataset, and its cases on the training device for the run's setting.
 
     `dataset` is the dataset of the run, or one that the run is transferred to.
+
+    Raises:
+        FileNotFoundError: naming the file of the dataset, if it was not prepared.
     """
     prepare_torch(config.training.precision)
     device = choose_device(config.training.device)
-    return data_of(run).opened(config, dataset, run, device)
+    try:
+        return data_of(run).opened(config, dataset, run, device)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error.filename} does not exist. With Snakemake or `grid`, run the same command "
+            f"again. By hand, first run `python -m spat prepare --config FILE --dataset {dataset}`"
+        ) from None
 
 
 def data_of(run: Run) -> Data:

@@ -18,6 +18,7 @@ from spat.training.device.concurrency import Workers
 
 # On CUDA, the number of small runs that use a large GPU fully.
 CONCURRENCY = {"cpu": 1, "cuda": 16}
+MOST_CONCURRENT = 1000
 
 
 def grid(config: Config, pattern: str, minutes: float, count: int | None = None) -> int:
@@ -37,6 +38,8 @@ def grid(config: Config, pattern: str, minutes: float, count: int | None = None)
 
     if not minutes > 0:
         raise ValueError(f"--minutes {minutes}: give a number above 0")
+    if count is not None and not 1 <= count <= MOST_CONCURRENT:
+        raise ValueError(f"--concurrency {count}: give a number from 1 to {MOST_CONCURRENT}")
     end = time.monotonic() + 60 * minutes
     chosen = [p for p in checked_plan(config) if fnmatch.fnmatch(p.run.path, pattern)]
     if not chosen:
