@@ -1,10 +1,13 @@
 """Attention found in the autograd graph: which modules, and S and A as autograd gives them."""
 
 import gc
+import itertools
 import math
+import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +20,7 @@ from small_models import LOSSES
 from torch import Tensor, nn
 
 import spat
-from spat.attention import discovery
+from spat.attention import nodes, tracing
 from spat.attention.errors import (
     AttentionWarning,
     InlineAttention,
@@ -30,32 +33,62 @@ from spat.attention.errors import (
     TooCoarse,
     UnknownSite,
 )
+from spat.attention.views import Residual
 from spat.scoring.scores import score as pipeline_score
 from spat.surgery.foreign import Removal
+
+
+def internal_nodes() -> dict[Any, tuple[str, ...]]:
+    """Backward nodes, and what `spat.attention.nodes` reads of them."""
+    x = torch.rand(1, 1, 3, 2, requires_grad=True)
+    product: Any = (x[0] @ x[0].mT).grad_fn
+    fused = ("query", "key", "value", "is_causal", "scale", "attn_mask")
+    return {
+        F.scaled_dot_product_attention(x, x, x).grad_fn: fused,
+        x.softmax(-1).grad_fn: ("result", "dim"),
+        x.sum(-1).grad_fn: ("dim",),
+        x.log_softmax(-1).grad_fn: ("dim",),
+        x.logsumexp(-1).grad_fn: ("dim",),
+        product.next_functions[0][0]: ("self", "mat2"),
+        torch.baddbmm(x[0].mT @ x[0], x[0].mT, x[0]).grad_fn: ("batch1", "batch2"),
+        (x + x).grad_fn: ("alpha",),
+        (x * x).grad_fn: ("self", "other"),
+        (x / x).grad_fn: ("other",),
+        x.lerp(2 * x, 0.5).grad_fn: ("weight",),
+        x.permute(3, 2, 1, 0).grad_fn: ("dims",),
+        x.transpose(0, 1).grad_fn: ("dim0", "dim1"),
+        x.unsqueeze(0).grad_fn: ("dim",),
+    }
 
 
 def test_torch_has_the_internals_that_the_graph_is_read_with() -> None:
     problems = []
     if not hasattr(torch._C._autograd, "_get_sequence_nr"):
         problems.append("torch has no sequence number of autograd nodes (_get_sequence_nr)")
-    x = torch.rand(1, 1, 3, 2, requires_grad=True)
-    fused = nn.functional.scaled_dot_product_attention(x, x, x).grad_fn
-    product: Any = (x[0] @ x[0].mT).grad_fn
-    nodes = {
-        fused: ("query", "key", "value", "is_causal", "scale"),
-        x.softmax(-1).grad_fn: ("result", "dim"),
-        x.sum(-1).grad_fn: ("dim",),
-        x.log_softmax(-1).grad_fn: ("dim",),
-        x.logsumexp(-1).grad_fn: ("dim",),
-        product.next_functions[0][0]: ("self", "mat2"),
-    }
-    for node, saved in nodes.items():
+    if not hasattr(torch._C._functorch, "is_functorch_wrapped_tensor"):
+        problems.append("torch does not tell the tensors of torch.func apart")
+    for node, saved in internal_nodes().items():
         needed = ("register_prehook", "next_functions", "_sequence_nr", "_input_metadata", "name")
         for attribute in (*needed, *(f"_saved_{name}" for name in saved)):
             if not hasattr(node, attribute):
                 kind = type(node).__name__
                 problems.append(f"the backward node {kind} has no attribute {attribute}")
     assert problems == []
+
+
+def test_one_module_reads_the_internals_of_torch() -> None:
+    folder = Path(nodes.__file__).parent.parent
+    internals = re.compile(r"\b_saved_\w+|\b_sequence_nr|\b_input_metadata|\b_get_sequence_nr")
+    found = {
+        path.relative_to(folder).as_posix(): set(internals.findall(path.read_text("utf-8")))
+        for path in folder.rglob("*.py")
+    }
+    read = found.pop("attention/nodes.py")
+    assert {path: names for path, names in found.items() if names} == {}
+    # Whatever it reads is in the test above. `attn_bias` is the mask of the kernel for CUDA.
+    known = {f"_saved_{name}" for saved in internal_nodes().values() for name in saved}
+    assert read >= {"_sequence_nr", "_get_sequence_nr", "_input_metadata", "_saved_query"}
+    assert {name for name in read if name.startswith("_saved_")} - known == {"_saved_attn_bias"}
 
 
 @pytest.mark.parametrize("name", zoo.REMOVABLE)
@@ -189,7 +222,7 @@ def test_windows_and_heads_that_are_modules() -> None:
     model = zoo.make(lambda: zoo.Layer(zoo.Windows(4)))
     (site,) = spat.find_sites(model, zoo.loss, (x, y))
     assert (site.queries, site.keys, site.heads, site.refusal) == (4, 4, zoo.HEADS, None)
-    (trace,) = discovery.traces(model, zoo.loss, (x, y))
+    (trace,) = tracing.traces(model, zoo.loss, (x, y))
     assert trace.mixing.S.shape == (zoo.SAMPLES, 2, zoo.HEADS, 4, 4)
     model = zoo.make(lambda: zoo.Layer(zoo.HeadByHead()))
     (site,) = spat.find_sites(model, zoo.loss, (x, y))
@@ -263,6 +296,40 @@ def test_sites_of_a_frozen_model_of_any_precision_are_found_without_a_change(
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+def test_a_compiled_model_is_read_as_it_was_written() -> None:
+    model = zoo.make(lambda: nn.Sequential(zoo.Layer(zoo.Nano()), zoo.Layer(zoo.Nano())))
+    names = ["0.attention", "1.attention"]
+    for compiled, prefix in (
+        (torch.compile(model, backend="eager"), "_orig_mod."),
+        (nn.Sequential(torch.compile(model[0], backend="eager"), model[1]), ""),
+    ):
+        sites = spat.find_sites(compiled, zoo.loss, zoo.batch())  # type: ignore[arg-type]
+        found = [site.name for site in sites]
+        assert found == (
+            [prefix + n for n in names] if prefix else ["0._orig_mod.attention", names[1]]
+        )
+        scores = spat.score(compiled, [zoo.batch()], zoo.loss)  # type: ignore[arg-type]
+        assert scores.values == pytest.approx(spat.score(model, [zoo.batch()], zoo.loss).values)
+        small: Any = spat.prune(compiled, found, zoo.loss, zoo.batch())  # type: ignore[arg-type]
+        plain = spat.prune(model, names, zoo.loss, zoo.batch())
+        with torch.compiler.set_stance("force_eager"), torch.no_grad():
+            assert torch.equal(small.eval()(zoo.batch()[0]), plain.eval()(zoo.batch()[0]))
+
+
+def test_a_loss_of_one_sample_at_a_time_by_vmap_is_refused() -> None:
+    model = zoo.make(lambda: zoo.Layer(zoo.Einsum()))
+
+    def loss(model: Any, given: Any) -> Tensor:
+        return torch.vmap(lambda x, y: F.mse_loss(model(x[None])[0], y))(*given)
+
+    for call in (
+        lambda: spat.find_sites(model, loss, zoo.batch()),
+        lambda: spat.score(model, [zoo.batch()], loss),
+    ):
+        with pytest.raises(NotDifferentiable, match=r"inside torch.vmap.*call the model on the wh"):
+            call()
+
+
 def masked_attention(mask: Tensor) -> Any:
     """F.scaled_dot_product_attention with an explicit mask of ones on A."""
 
@@ -291,7 +358,7 @@ def test_fused_sensitivity_is_the_gradient_by_a_mask_of_ones(
     maker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, given = zoo.make(maker).eval(), zoo.batch()
-    (trace,) = discovery.traces(model, zoo.loss, given)
+    (trace,) = tracing.traces(model, zoo.loss, given)
     S = trace.mixing.S[:, 0]
     mask = torch.ones(*S.shape, dtype=torch.float64, requires_grad=True)
     monkeypatch.setattr(F, "scaled_dot_product_attention", masked_attention(mask))
@@ -303,7 +370,7 @@ def test_sensitivity_of_a_softmax_is_the_gradient_by_a_mask_of_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, given = zoo.make(lambda: zoo.Layer(zoo.Einsum())), zoo.batch()
-    (trace,) = discovery.traces(model, zoo.loss, given)
+    (trace,) = tracing.traces(model, zoo.loss, given)
     S = trace.mixing.S[:, 0]
     mask = torch.ones(*S.shape, dtype=torch.float64, requires_grad=True)
     plain = torch.softmax
@@ -314,10 +381,10 @@ def test_sensitivity_of_a_softmax_is_the_gradient_by_a_mask_of_ones(
 
 def test_hidden_keys_do_not_count() -> None:  # R3
     model = zoo.make(lambda: zoo.Layer(zoo.Nano()))
-    (trace,) = discovery.traces(model, zoo.loss, zoo.batch())
+    (trace,) = tracing.traces(model, zoo.loss, zoo.batch())
     expected = torch.ones(zoo.TOKENS, zoo.TOKENS, dtype=torch.bool).tril()
     assert torch.equal(trace.mixing.allowed, expected)
-    trace = discovery.traces(zoo.make(zoo.Padded), zoo.loss, zoo.batch())[0]
+    trace = tracing.traces(zoo.make(zoo.Padded), zoo.loss, zoo.batch())[0]
     kept = trace.mixing.allowed[:, 0, 0, 0].sum(-1).tolist()
     assert kept == [zoo.TOKENS, zoo.TOKENS - 2, 2]
 
@@ -328,7 +395,7 @@ def test_hidden_keys_do_not_count() -> None:  # R3
 )
 def test_channels_in_the_batch_are_sequences_of_a_window(attention: Any) -> None:  # R2
     model = zoo.make(lambda: zoo.ByChannel(attention()))
-    (trace,) = discovery.traces(model, zoo.loss, zoo.batch())
+    (trace,) = tracing.traces(model, zoo.loss, zoo.batch())
     assert trace.mixing.S.shape == (zoo.SAMPLES, 5, zoo.HEADS, zoo.TOKENS, zoo.TOKENS)
 
 
@@ -336,7 +403,7 @@ def test_heads_that_are_joined_with_the_batch_are_told_apart() -> None:
     model = zoo.make(
         lambda: zoo.Layer(nn.MultiheadAttention(zoo.WIDTH, zoo.HEADS, batch_first=True))
     )
-    (trace,) = discovery.traces(model, zoo.loss, zoo.batch())
+    (trace,) = tracing.traces(model, zoo.loss, zoo.batch())
     assert trace.mixing.S.shape == (zoo.SAMPLES, 1, zoo.HEADS, zoo.TOKENS, zoo.TOKENS)
 
 
@@ -407,7 +474,7 @@ def test_a_loss_that_hardly_depends_on_attention_is_warned_of() -> None:  # R5
 def test_discovery_agrees_with_the_hooks_of_the_own_models(name: str) -> None:  # R1, R4
     model, cases, cut = small(name), windows(), batches(20)
     given = cases.batch(cut[0])
-    hooked, discovered = hook_traces(model, given), discovery.traces(model, LOSSES, given)
+    hooked, discovered = hook_traces(model, given), tracing.traces(model, LOSSES, given)
     # The last cross-attention of Transformer is no site of the pipeline.
     assert len(discovered) - len(hooked) == (name == "Transformer")
     for hook, own in zip(hooked, discovered, strict=False):
@@ -614,7 +681,7 @@ def test_weights_of_any_form_are_found_with_their_sensitivity(name: str) -> None
     (site,) = spat.find_sites(model, zoo.loss, zoo.batch())
     assert (site.name, site.calls, site.heads, site.kind) == ("attention", 1, zoo.HEADS, "self")
     assert (site.queries, site.keys, site.refusal) == (zoo.TOKENS, zoo.TOKENS, None)
-    (trace,) = discovery.traces(model, zoo.loss, zoo.batch())
+    (trace,) = tracing.traces(model, zoo.loss, zoo.batch())
     attention, S = model.attention, trace.mixing.S[:, 0]
     attention.mask = torch.ones(*S.shape, dtype=torch.float64, requires_grad=True)
     (exact,) = torch.autograd.grad(zoo.loss(model, zoo.batch()).sum(), attention.mask)
@@ -674,7 +741,7 @@ def test_queries_may_be_a_parameter(name: str) -> None:
     (site,) = spat.find_sites(model, zoo.loss, zoo.batch())
     assert (site.name, site.kind, site.refusal) == ("attention", "cross", None)
     assert (site.heads, site.queries, site.keys) == (heads, queries, zoo.TOKENS)
-    (trace,) = discovery.traces(model, zoo.loss, zoo.batch())
+    (trace,) = tracing.traces(model, zoo.loss, zoo.batch())
     S = trace.mixing.S
     given = S[:, 0] if heads > 1 else S[:, 0, 0] if queries > 1 else S[:, 0, 0, 0]
     model.attention.mask = torch.ones(given.shape, dtype=torch.float64, requires_grad=True)
@@ -933,6 +1000,164 @@ def test_the_stream_is_what_the_attention_reads_from(name: str, first: bool) -> 
     assert isinstance(spat.prune(model, [site], zoo.loss, given).spat_removal, Removal)
 
 
+class Added(nn.Module):
+    """Attention whose output is added in a way of its own, before another module."""
+
+    def __init__(self, rule: Any, shown: bool) -> None:
+        super().__init__()
+        self.attention, self.norm = zoo.Nano(), nn.LayerNorm(zoo.WIDTH)
+        self.shown, self.sum = shown, nn.Identity()
+        self.scale, self.extra = (nn.Parameter(torch.rand(zoo.WIDTH) + 0.5) for _ in range(2))
+        self.last, self.rule = nn.Linear(zoo.WIDTH, zoo.WIDTH), rule
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.attention(self.norm(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        total: Tensor = self.rule(self, x)[1]
+        if self.shown:  # a module has the sum as its input
+            total = self.sum(total)
+        return self.last(total[:, : x.shape[1]].sin())
+
+
+def first_token(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    x = torch.cat([m.scale.expand(len(x), 1, -1), x], 1)
+    return x, x + m.branch(x)
+
+
+def merged(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The means of pairs of tokens."""
+    x = x.unflatten(1, (-1, 2)).mean(2)
+    return x, x + m.branch(x)
+
+
+def of_rolled_parts(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    x = torch.cat([x[:, :2], x[:, 2:].roll(1, 1)[:, :5]], 1)
+    return x, x + m.branch(x)
+
+
+def of_two_branches(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    y = m.branch(x)
+    stream, total = m.scale * x, m.scale * x + m.extra * y
+    return stream, total + 0 * x.tanh()
+
+
+# what the layer computes from x: the stream, and the sum of stream and attention
+ADDED: dict[str, Any] = {
+    "scaled": lambda m, x: (m.scale * x, m.scale * x + m.branch(x)),
+    "both scaled": lambda m, x: (m.scale * x, m.scale * x + m.extra * m.branch(x)),
+    "both scaled by numbers": lambda m, x: (0.5 * x, 0.5 * x + 0.25 * m.branch(x)),
+    "divided": lambda m, x: (x / m.scale, x / m.scale + m.branch(x) / 3),
+    "gated": lambda m, x: (
+        (1 - m.scale.sigmoid()) * x,
+        (1 - m.scale.sigmoid()) * x + m.scale.sigmoid() * m.branch(x),
+    ),
+    "gate of the input": lambda m, x: (
+        x.sigmoid() * x,
+        x.sigmoid() * x + m.branch(x),
+    ),
+    "interpolated": lambda m, x: (x * (1 - m.scale), torch.lerp(x, m.branch(x), m.scale)),
+    "interpolated from": lambda m, x: (x * m.scale, torch.lerp(m.branch(x), x, m.scale)),
+    "added to": lambda m, x: (0.3 * x, torch.add(m.branch(x), x, alpha=0.3)),
+    "subtracted from": lambda m, x: (-x, m.branch(x) - x),
+    "product and sum": lambda m, x: (x, torch.addcmul(x, m.branch(x), m.scale)),
+    "part": lambda m, x: (x[:, 1:], x[:, 1:] + m.branch(x[:, 1:])),
+    "first token": first_token,
+    "merged": merged,
+    "rolled parts": of_rolled_parts,
+    "with another sum": of_two_branches,
+}
+# Without a node, x is not told apart from a constant here.
+CONSTANT = ("subtracted from", "with another sum")
+
+
+@pytest.mark.parametrize(
+    ("name", "first"), [(n, f) for n in ADDED for f in (True, False) if not f or n not in CONSTANT]
+)
+@pytest.mark.parametrize("units", [(), ("1.attention",)])
+def test_the_stream_of_a_sum_may_be_scaled_cut_and_joined(
+    name: str, units: tuple[str, ...], first: bool
+) -> None:
+    given = tuple(torch.randn(zoo.SAMPLES, 8, zoo.WIDTH).double() for _ in range(2))
+
+    def loss(model: Any, given: Any) -> Tensor:
+        y = model(given[0])
+        return F.mse_loss(y, given[1][:, : y.shape[1]], reduction="none").mean((1, 2))
+
+    # An input of the model has no backward node, so that only the sum tells what is added.
+    before = nn.Identity() if first else nn.Linear(zoo.WIDTH, zoo.WIDTH)
+    model: Any = zoo.make(lambda: nn.Sequential(before, Added(ADDED[name], first))).eval()
+    (site,) = spat.find_sites(model, loss, given, units=units)
+    assert (site.name, site.refusal) == ("1.attention", None)
+    with torch.no_grad():
+        stream, total = ADDED[name](model[1], model[0](given[0]))
+    (trace,) = tracing.traces(model, loss, given, units)
+    assert isinstance(trace.output, Residual)
+    assert torch.allclose(trace.output.stream[:, 0], stream, rtol=1e-12, atol=1e-13)
+    assert torch.allclose(trace.output.total[:, 0], total, rtol=1e-12, atol=1e-13)
+    expected = float((1 - torch.cosine_similarity(stream, total, dim=-1)).mean())
+    scores = spat.score(model, [given], loss, criterion="cosine", units=units)
+    assert scores.values == pytest.approx([expected], rel=1e-9)
+    # What is left is the stream.
+    small: Any = spat.prune(model, [site], loss, given, units=units).eval()
+    with torch.no_grad():
+        left = small(given[0])
+        assert torch.allclose(left, model[1].last(stream[:, :8].sin()), atol=1e-12)
+
+
+class AllButOne(zoo.Layer):
+    """Attention is added to all tokens but the first one, as in TimeSformer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rest = x[:, 1:] + self.attention(self.n1(x[:, 1:]))
+        x = torch.cat([x[:, :1], rest], 1)
+        return x + self.mlp(self.n2(x))
+
+
+def test_block_influence_compares_layers_whose_attention_sees_some_tokens() -> None:
+    first = nn.Linear(zoo.WIDTH, zoo.WIDTH)
+    model: Any = zoo.make(
+        lambda: nn.Sequential(first, AllButOne(zoo.Nano()), AllButOne(zoo.Nano()))
+    ).eval()
+    with torch.no_grad():
+        states = [model[0](zoo.batch()[0])]
+        for layer in model[1:]:
+            states.append(layer(states[-1]))
+    expected = [
+        float((1 - torch.cosine_similarity(a, b, dim=-1)).mean())
+        for a, b in itertools.pairwise(states)
+    ]
+    scores = spat.score(model, [zoo.batch()], zoo.loss, criterion="block_influence")
+    assert scores.values == pytest.approx(expected, rel=1e-9)
+    cosines = spat.score(model, [zoo.batch()], zoo.loss, criterion="cosine").values
+    assert (cosines != scores.values).all()
+
+
+def test_a_parameter_that_is_added_is_a_stream_only_if_the_attention_reads_it() -> None:
+    class Placed(nn.Module):
+        """A learned position is added to the output, or is what the queries come from."""
+
+        def __init__(self, latent: bool) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(zoo.WIDTH, zoo.HEADS, batch_first=True)
+            self.places = nn.Parameter(torch.randn(1, zoo.TOKENS, zoo.WIDTH))
+            self.latent, self.last = latent, nn.Linear(zoo.WIDTH, zoo.WIDTH)
+
+        def forward(self, x: Tensor) -> Tensor:
+            places = self.places.expand_as(x)
+            y = self.attention(places if self.latent else x, x, x)[0]
+            return self.last(places + y)
+
+    (site,) = spat.find_sites(zoo.make(lambda: Placed(False)), zoo.loss, zoo.batch())
+    assert isinstance(site.refusal, NoResidual)
+    model: Any = zoo.make(lambda: Placed(True))
+    (site,) = spat.find_sites(model, zoo.loss, zoo.batch())
+    assert site.refusal is None
+    (trace,) = tracing.traces(model, zoo.loss, zoo.batch())
+    assert isinstance(trace.output, Residual)
+    assert torch.equal(trace.output.stream[0, 0], model.places[0])
+
+
 def test_a_constant_that_is_added_to_attention_is_no_residual_stream() -> None:
     class Placed(nn.Module):
         def __init__(self) -> None:
@@ -984,7 +1209,7 @@ def test_calls_of_a_shared_module_may_have_other_numbers_of_sequences() -> None:
     model = zoo.make(AlongBoth)
     (site,) = spat.find_sites(model, zoo.loss, zoo.batch())
     assert (site.calls, site.refusal) == (2, None)
-    (trace,) = discovery.traces(model, zoo.loss, zoo.batch())
+    (trace,) = tracing.traces(model, zoo.loss, zoo.batch())
     # 3 channels x 7 queries x 7 keys, then 7 tokens x 3 queries x 3 keys.
     rows = 3 * zoo.TOKENS + zoo.TOKENS * 3
     assert trace.mixing.S.shape == (zoo.SAMPLES, 1, zoo.HEADS, rows, zoo.TOKENS)
@@ -1032,5 +1257,5 @@ def test_tokens_may_stand_in_the_first_axis_of_any_module(size: int) -> None:
 def test_attention_without_a_residual_is_not_compared_with_its_input() -> None:
     model = zoo.make(zoo.NoSum)
     assert spat.score(model, [zoo.batch()], zoo.loss, criterion="michel").values > 0
-    with pytest.raises(ValueError, match="view Residual.*its output is added to"):
+    with pytest.raises(ValueError, match="view Residual.*what its output is added to"):
         spat.score(model, [zoo.batch()], zoo.loss, criterion="cosine")

@@ -1,4 +1,4 @@
-"""Find the attention of any model: the sites that can be removed, the others, and their views.
+"""Find the attention of any model: the sites that can be removed, and the others with the reason.
 
 A site is the outermost module that is called between the residual sum and the attention. Its branch
 is the set of other modules between the attention and that sum, for example an output projection.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,6 @@ from typing import Any, Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from spat.attention.containers import Container
 from spat.attention.errors import (
@@ -27,16 +26,15 @@ from spat.attention.errors import (
     NoResidual,
     NoSites,
     NotDifferentiable,
-    NotPerSample,
     SharedModule,
     SharedOutput,
     TooCoarse,
     UnknownSite,
 )
-from spat.attention.graph import Call, Core, Graph, read, recording, shape_of, sums_directly
+from spat.attention.graph import Call, Graph, recording
 from spat.attention.modes import evaluating
-from spat.attention.views import Joined, Output, Residual, Trace
-from spat.attention.zeroing import fixed_noise, zeroed
+from spat.attention.nodes import is_wrapped
+from spat.attention.recognition import Attention, Core, recognise
 
 # How many names a message lists.
 MOST_NAMES: Final = 20
@@ -104,11 +102,11 @@ def find_sites(
         TypeError: if the model is not a module, the loss no function, or a unit no name.
         ValueError: if the batch is empty, or the loss is not finite.
     """
-    with looking(model, loss, batch, units) as (_, graph, candidates):
-        if graph.unsure and not units:
+    with looking(model, loss, batch, units) as (_, attention, candidates):
+        if attention.unsure and not units:
             warnings.warn(
-                f"not taken for attention: {_listed(graph.unsure)}. If it is attention, name its "
-                "module, and those of the other sites, as units=",
+                f"not taken for attention: {_listed(attention.unsure)}. If it is attention, name "
+                "its module, and those of the other sites, as units=",
                 AttentionWarning,
                 stacklevel=2,
             )
@@ -118,8 +116,8 @@ def find_sites(
 @contextlib.contextmanager
 def looking(
     model: nn.Module, loss: Loss, batch: Any, units: Sequence[str] = ()
-) -> Iterator[tuple[Tensor, Graph, list[Candidate]]]:
-    """The loss of a batch, its graph, and the sites in forward order."""
+) -> Iterator[tuple[Tensor, Attention, list[Candidate]]]:
+    """The loss of a batch, its attention, and the sites in forward order."""
     check_model(model)
     if not callable(loss):
         raise TypeError(
@@ -134,6 +132,11 @@ def looking(
             raise NoSites(
                 "the loss did not call the model that it was given: use its first argument, and no "
                 "model of the surrounding code (prune works on a copy)"
+            )
+        if any(call.y is not None and is_wrapped(call.y) for call in calls):
+            raise NotDifferentiable(
+                "the loss calls the model inside torch.vmap or another transform of torch.func, "
+                "whose tensors cannot be read: call the model on the whole batch"
             )
         if not isinstance(each, Tensor):
             raise NotDifferentiable(
@@ -152,8 +155,10 @@ def looking(
                 f"the loss of {type(model).__name__} is {each.detach().sum():g}: look for values "
                 "of the batch that are not finite, and for weights that are not"
             )
-        graph = read(each.sum(), calls)
-        candidates = _units(model, graph, units) if units else _sites(graph)
+        graph = Graph.of(each.sum(), calls)
+        attention = recognise(graph)
+        cores = attention.cores
+        candidates = _units(model, graph, cores, units) if units else _sites(graph, cores)
         if not candidates and units:
             raise NoSites(
                 f"units: the loss does not call {', '.join(units)}: name modules that take part in "
@@ -163,13 +168,13 @@ def looking(
             gone = hasattr(model, "spat_removal")
             raise NoSites(
                 f"{type(model).__name__}: the loss was computed without a softmax(q k^T) v. "
-                + (f"Not attention: {_listed(graph.others)}. " if graph.others else "")
+                + (f"Not attention: {_listed(attention.others)}. " if attention.others else "")
                 + "If the model is compiled, pass `model._orig_mod`; if it is scripted, pass the "
                 "original module; turn checkpointing and custom kernels off. Name attention of "
                 "another form (sigmoid, linear) as units=. A model without attention has no sites"
                 + (", and from this one spat.prune removed attention" if gone else "")
             )
-        yield each, graph, candidates
+        yield each, attention, candidates
 
 
 def check_model(model: Any, name: str = "the model") -> None:
@@ -233,7 +238,7 @@ def differentiable(model: nn.Module) -> Iterator[None]:
             "inference mode keeps no gradients: make the model and call this outside of it"
         )
     frozen = [p for p in parameters if not p.requires_grad]
-    with evaluating(model), torch.enable_grad():
+    with evaluating(model), torch.enable_grad(), _uncompiled():
         for parameter in frozen:
             parameter.requires_grad_(True)
         try:
@@ -241,93 +246,6 @@ def differentiable(model: nn.Module) -> Iterator[None]:
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(False)
-
-
-def traces(model: nn.Module, loss: Loss, batch: Any, units: Sequence[str] = ()) -> list[Trace]:
-    """The `Trace` of each site for a batch, from which criteria are computed.
-
-    It has the same content as `scoring.probe.observe`.
-
-    Raises:
-        NotPerSample: if the loss is not [B] for the B samples of the batch.
-        NoSites, NotDifferentiable: see `find_sites`.
-    """
-    with looking(model, loss, batch, units) as (each, graph, candidates):
-        _check_per_sample(each, batch)
-        hooks = [core.keep() for core in graph.cores]
-        ends = [
-            y
-            for one in candidates
-            for call in one.outputs
-            if (y := call.y) is not None and y.requires_grad
-        ]
-        weights = [p for p in model.parameters() if p.requires_grad]
-        try:
-            wanted = [*ends, *weights]
-            gradients = torch.autograd.grad(each.double().sum(), wanted, allow_unused=True)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        slopes = {id(y): g for y, g in zip(ends, gradients, strict=False)}
-        with torch.no_grad():
-            return [_trace(i, one, slopes, len(each)) for i, one in enumerate(candidates)]
-
-
-def drops_of_batch(
-    model: nn.Module, loss: Loss, batch: Any, units: Sequence[str] = ()
-) -> dict[str, Tensor]:
-    """Each sample's loss without a site minus its loss with it, [B], by the name of the site.
-
-    Raises:
-        TooCoarse: if the output of a site is not a tensor or a container of tensors. If other
-            sites have such outputs, and the site cannot be removed, its values are NaN instead.
-        NotPerSample, NoSites, NotDifferentiable: see `traces`.
-    """
-    modules: dict[str, dict[str, Container | None] | None] = {}
-    problem = None
-    with looking(model, loss, batch, units) as (each, _, candidates):
-        _check_per_sample(each, batch)
-        for one in candidates:
-            modules[one.name] = None
-            try:
-                modules[one.name] = {call.name: around(call) for call in (one.call, *one.branch)}
-            except TooCoarse as error:
-                problem = error
-                if one.refusal is None:
-                    raise
-    if problem is not None and not any(modules.values()):
-        raise problem
-
-    # With gradients, since without them torch's fused encoder layers do not call their modules.
-    def losses() -> Tensor:
-        with fixed_noise(model):
-            values: Tensor = value_of(loss, model, batch).detach()
-        return values
-
-    drops = {}
-    with differentiable(model):
-        whole = losses()
-        for name, containers in modules.items():
-            if containers is None:
-                drops[name] = torch.full_like(whole, math.nan)
-                continue
-            with zeroed(model, containers):
-                drops[name] = losses() - whole
-    return drops
-
-
-def _check_per_sample(losses: Tensor, batch: Any) -> None:
-    if losses.ndim != 1:
-        raise NotPerSample(
-            f"the loss has the shape {tuple(losses.shape)}: return one value for each sample, "
-            'for example F.mse_loss(y, target, reduction="none").mean((1, 2))'
-        )
-    shapes = [t.shape for t in tree_leaves(batch) if isinstance(t, Tensor) and t.ndim]
-    if shapes and not any(len(losses) in shape for shape in shapes):
-        raise NotPerSample(
-            f"the loss has {len(losses)} values, but no axis of the batch has this length "
-            f"({' x '.join(map(str, shapes[0]))}): return one value for each sample"
-        )
 
 
 def unknown(name: str, names: Sequence[str]) -> UnknownSite:
@@ -341,15 +259,26 @@ def unknown(name: str, names: Sequence[str]) -> UnknownSite:
     return UnknownSite(f"there is no site {name!r}: {hint}")
 
 
+@contextlib.contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Context manager: compiled modules run as they were written, so that hooks are called."""
+    # The module takes seconds to import, and without it nothing is compiled.
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
 def _listed(sentences: Sequence[str]) -> str:
     """The first sentences, and the number of the others."""
     more = [f"and {len(sentences) - FEW} more"] if len(sentences) > FEW else []
     return "; ".join([*sentences[:FEW], *more])
 
 
-def _sites(graph: Graph) -> list[Candidate]:
+def _sites(graph: Graph, cores: Sequence[Core]) -> list[Candidate]:
     merged: dict[int, Candidate] = {}
-    for core in graph.cores:
+    for core in cores:
         new = _located(core, graph)
         # A second attention within the branch of the first (a router pair) is removed with the
         # first.
@@ -448,8 +377,8 @@ def _located(core: Core, graph: Graph) -> Candidate:
         )
     chain = inner.chain()
     passed = False
-    for node, path, _ in graph.sums(core.node):
-        home = graph.call_of(node)
+    for one in graph.sums(core.node):
+        home = graph.call_of(one.node)
         if home is None or home is inner:
             passed = True
             continue
@@ -459,10 +388,10 @@ def _located(core: Core, graph: Graph) -> Candidate:
             passed = True
             continue
         site = chain[chain.index(top) - 1]
-        branch = list(dict.fromkeys(_branch(path, site, home, top, graph)))
+        branch = list(dict.fromkeys(_branch(one.path, site, home, top, graph)))
         candidate = Candidate(site.name, site, branch, top, [core])
         candidate.outputs = [max([site, *branch], key=lambda call: call.stop)]
-        _note_sum(candidate, core.node, node, graph)
+        _note_sum(candidate, core.node, one.node, graph)
         if passed:
             of = f" of {inner.name!r}" if inner is not site else ""
             candidate.refusal = TooCoarse(
@@ -489,15 +418,8 @@ def _note_sum(site: Candidate, start: Any, first: Any, graph: Graph) -> None:
     output = site.outputs[-1]
     stream = total = None
     if first is not None and output.y is not None:
-        node, outer = graph.stream(start, first, site.call)
-        shape = shape_of(node)
-        stream = graph.tensor(outer, shape, site.owner)
-        # In x + mlp(x) + y, the sum of interest is x + y.
-        plain = node is first or sums_directly(node, first)
-        if node is first:
-            total = graph.tensor(node, shape, None)
-        if total is None and stream is not None and plain and sums_directly(first, output.end):
-            total = (stream + output.y).detach() if stream.shape == output.y.shape else None
+        one = graph.stream(start, first, site.call)
+        stream, total = graph.addends(one, output, site.owner, first)
     site.streams.append(stream)
     site.totals.append(total)
 
@@ -517,7 +439,9 @@ def _branch(path: list[Any], site: Call, home: Call, top: Call, graph: Graph) ->
             yield part
 
 
-def _units(model: nn.Module, graph: Graph, units: Sequence[str]) -> list[Candidate]:
+def _units(
+    model: nn.Module, graph: Graph, cores: Sequence[Core], units: Sequence[str]
+) -> list[Candidate]:
     names = [name for name, _ in model.named_modules() if name]
     for pattern in units:
         if not fnmatch.filter(names, pattern):
@@ -529,8 +453,9 @@ def _units(model: nn.Module, graph: Graph, units: Sequence[str]) -> list[Candida
         one = candidate.setdefault(call.name, Candidate(call.name, call, [], call.parent, []))
         one.outputs.append(call)
         sums = graph.sums(call.end) if call.end else iter(())
-        _note_sum(one, call.end, next(sums, (None,))[0], graph)
-        one.cores += [core for core in graph.cores if core.call and call in core.call.chain()]
+        first = next(sums, None)
+        _note_sum(one, call.end, first and first.node, graph)
+        one.cores += [core for core in cores if core.call and call in core.call.chain()]
     return list(candidate.values())
 
 
@@ -542,7 +467,9 @@ def _described(site: Candidate, model: nn.Module) -> ForeignSite:
     if not site.cores:
         return ForeignSite(site.name, branch, "self", 0, 1, 0, 0, size, site.refusal)
     core = site.cores[0]
-    heads = core.shape[-3] if len(core.shape) > 3 else max(1, core.shape[0] // _batch(site, core))
+    heads = (
+        core.shape[-3] if len(core.shape) > 3 else max(1, core.shape[0] // sequences(site, core))
+    )
     kind: Literal["self", "cross", "router"] = "router" if _in_turn(site.cores) else _kind(site)
     queries, keys = core.shape[-2:]
     return ForeignSite(
@@ -576,7 +503,7 @@ def _kind(site: Candidate) -> Literal["self", "cross"]:
     return "cross" if (q or k) and q.isdisjoint(k) else "self"
 
 
-def _batch(site: Candidate, core: Core, windows: int | None = None) -> int:
+def sequences(site: Candidate, core: Core, windows: int | None = None) -> int:
     """The number of sequences in the input of the module that computes the attention."""
     call = core.call
     x = call.x if call is not None else None
@@ -584,10 +511,10 @@ def _batch(site: Candidate, core: Core, windows: int | None = None) -> int:
         call, x = site.call, site.call.x
     if x is None or x.ndim < 2:
         return core.shape[0]
-    return x.shape[1] if _tokens_first(call, core, windows) else x.shape[0]
+    return x.shape[1] if tokens_first(call, core, windows) else x.shape[0]
 
 
-def _tokens_first(call: Call, core: Core | None, windows: int | None) -> bool:
+def tokens_first(call: Call, core: Core | None, windows: int | None) -> bool:
     """Whether the input of a call is [tokens, batch, ...].
 
     A module says so as nn.MultiheadAttention does, or the first axis has the number of queries, and
@@ -600,68 +527,3 @@ def _tokens_first(call: Call, core: Core | None, windows: int | None) -> bool:
         return False
     first, second = x.shape[:2]
     return first == core.shape[-2] != second and core.shape[0] % second == 0
-
-
-def _trace(index: int, site: Candidate, slopes: dict[int, Any], windows: int) -> Trace:
-    # With `batch_first=False` the first axis is tokens, also of tensors of the input's shape.
-    core = next(iter(site.cores), None)
-    owners = [site.call, *([core.call] if core is not None and core.call else [])]
-    turned = [call.x for call in owners if _tokens_first(call, core, windows)]
-    shapes = [x.shape[:2] for x in turned if x is not None]
-
-    def rows(tensors: list[Tensor]) -> Tensor:
-        """[batch, ..., width] of each call -> [W, R, tokens, width], the calls side by side."""
-        folded = []
-        for t in tensors:
-            second = t.ndim > 2 and (t.shape[:2] in shapes or (t.shape[0] % windows > 0))
-            t = (t.transpose(0, 1) if second else t).detach()
-            if t.ndim < 2 or t.shape[0] % windows:
-                raise _apart(site, tuple(t.shape), windows)
-            tokens = t[0, ..., 0].numel()
-            folded.append(t.reshape(windows, -1, tokens, t.shape[-1]))
-        # The calls of a shared module may have other numbers of sequences.
-        if len({t.shape[1] for t in folded}) > 1:
-            folded = [t.reshape(windows, 1, -1, t.shape[-1]) for t in folded]
-        return folded[0] if len(folded) == 1 else torch.cat(folded, dim=-2)
-
-    calls = site.outputs
-    pairs = [(call, call.y) for call in calls]
-    y = [t for _, t in pairs if t is not None]
-    if not y:
-        raise TooCoarse(
-            f"{site.name!r} returns a {type(site.call.output).__name__}, in which no tensor is "
-            "found, so that it has no score: name a smaller module as units="
-        )
-    dy = [g if (g := slopes.get(id(t))) is not None else torch.zeros_like(t) for t in y]
-    shown = rows(y)
-    starts = [site.call.x] if len(calls) == 1 else [call.x for call in calls]
-    x = rows([t for t in starts if t is not None])
-    output = Output(x, shown, rows(dy))
-    streams = [t for t in site.streams if t is not None]
-    totals = [t for t in site.totals if t is not None]
-    if len(streams) == len(totals) == len(calls):
-        stream, total = rows(streams), rows(totals)
-        before, after = stream, total
-        owner = site.owner
-        if owner is not None and owner.parent is not None and len(calls) == 1:
-            layer = [owner.x, owner.y]
-            if all(t is not None and t.shape == streams[0].shape for t in layer):
-                before, after = (rows([t]) for t in layer if t is not None)
-        output = Residual(x, shown, output.dy, stream, total, before, after)
-    sources = []
-    for core in site.cores:
-        batch = _batch(site, core, windows)
-        if (batch % windows and len(core.shape) < 4) or core.shape[0] % windows:
-            raise _apart(site, core.shape, windows)
-        sources.append(core.source(windows, batch))
-    source = sources[0] if len(sources) == 1 else Joined(tuple(sources)) if sources else None
-    several = len({id(core.call.module) for core in site.cores if core.call}) > 1
-    return Trace(index, site.name, output, None, source, by_head=not several, several=several)
-
-
-def _apart(site: Candidate, shape: tuple[int, ...], windows: int) -> NotPerSample:
-    return NotPerSample(
-        f"site {site.name!r} computes {' x '.join(map(str, shape))}, which cannot be split "
-        f"into the {windows} samples of the loss: return one value for each sample of the "
-        "batch, and compute the attention of all samples in one call, samples in the first axis"
-    )

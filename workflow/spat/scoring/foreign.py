@@ -15,15 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import nn
 
-from spat.attention.discovery import (
-    ForeignSite,
-    Loss,
-    drops_of_batch,
-    find_sites,
-    traces,
-    unknown,
-)
+from spat.attention.discovery import ForeignSite, Loss, find_sites, unknown
 from spat.attention.errors import AttentionWarning
+from spat.attention.tracing import drops_of_batch, traces
 from spat.attention.views import Trace
 from spat.scoring import criteria as _criteria  # noqa: F401
 from spat.scoring import send as _send  # noqa: F401
@@ -43,8 +37,8 @@ LOSS_DROP: Final = "loss_drop"
 # Why a site does not offer a view.
 _LACKS: Final = {
     "Mixing": "no softmax(q k^T) v was found in it. Criteria without maps are cosine and loss_drop",
-    "Residual": "its output is added to a tensor that is not the input or output of a module. "
-    "Criteria without this tensor are send, michel and loss_drop",
+    "Residual": "what its output is added to cannot be computed from the inputs and outputs of "
+    "modules. Criteria without this tensor are send, michel and loss_drop",
 }
 
 

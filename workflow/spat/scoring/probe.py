@@ -8,7 +8,7 @@ L the loss of the window. The sensitivity is
 Hooks record the tensors at each site. Nothing is inserted into the forward pass, and parameters
 receive no gradient.
 
-`spat.attention.discovery` reads the same tensors from the autograd graph of any model. Models that
+`spat.attention.tracing` reads the same tensors from the autograd graph of any model. Models that
 declare their sites use hooks for two reasons. Some sites, such as scans and attention over
 frequencies, have no softmax in the graph. And hooks are faster: with the graph, SEND takes 2.0
 times the CPU time on iTransformer and 1.5 times on PatchTST (width 128, 256 windows, one core). A
