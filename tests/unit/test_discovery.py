@@ -153,10 +153,47 @@ class OfHeld(zoo.Layer):
         return x + self.attention(x).y
 
 
+class WithVector(zoo.Nano):
+    """Attention that returns its bias, which the layer adds, or another result."""
+
+    def __init__(self, result: bool) -> None:
+        super().__init__()
+        self.bias, self.result = nn.Parameter(torch.randn(zoo.WIDTH)), result
+
+    def forward(self, x: Tensor) -> Any:
+        y = super().forward(x)
+        return y, 2 * y if self.result else self.bias
+
+
+class OfVector(zoo.Layer):
+    def __init__(self, result: bool) -> None:
+        super().__init__(WithVector(result))
+        self.other = nn.Linear(zoo.WIDTH, zoo.WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, more = self.attention(self.n1(x))
+        if self.attention.result:
+            self.other(more)  # the loss does not depend on it
+        else:
+            y = y + more
+        x = x + y
+        return x + self.mlp(self.n2(x))
+
+
 @pytest.mark.parametrize(
     ("maker", "refusal", "message"),
     [
         (lambda: InPlace(zoo.Nano()), NoResidual, "not in place"),
+        (
+            lambda: nn.Sequential(OfVector(True), zoo.Layer(zoo.Nano())),
+            SharedOutput,
+            "'0.other' uses what '0.attention' computes",
+        ),
+        (
+            lambda: nn.Sequential(OfVector(False), zoo.Layer(zoo.Nano())),
+            SharedOutput,
+            "'0' uses what '0.attention' computes",
+        ),
         (lambda: zoo.Biased(computed=True), SharedOutput, "'second' uses what 'first' computes"),
     ],
 )
@@ -1131,6 +1168,53 @@ def test_block_influence_compares_layers_whose_attention_sees_some_tokens() -> N
     assert scores.values == pytest.approx(expected, rel=1e-9)
     cosines = spat.score(model, [zoo.batch()], zoo.loss, criterion="cosine").values
     assert (cosines != scores.values).all()
+
+
+class Depth(nn.Module):
+    """Attention over the states of earlier layers, with a learned query, as the next input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(zoo.WIDTH))
+
+    def forward(self, states: Tensor) -> Tensor:
+        states = F.normalize(states, dim=-1)
+        return ((states @ self.query).softmax(-1).unsqueeze(-2) @ states).squeeze(-2)
+
+
+class OverDepth(nn.Module):
+    """Each branch reads from all earlier states; the sum has only the latest one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.between, self.after = Depth(), Depth(), Depth()
+        self.attention = zoo.Nano()
+        self.mlp = nn.Sequential(nn.Linear(zoo.WIDTH, 24), nn.GELU(), nn.Linear(24, zoo.WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        states = torch.stack([x, 2 * x.sin()], 2)
+        x = x + self.attention(self.before(states))
+        states = torch.cat([states, x.unsqueeze(2)], 2)
+        x = x + self.mlp(self.between(states))
+        return self.after(torch.cat([states, x.unsqueeze(2)], 2))
+
+
+def test_attention_that_only_feeds_a_branch_is_not_its_site() -> None:
+    """As in block attention residuals: what stands before a branch has no sum of its own."""
+    model = zoo.make(OverDepth)
+    sites = {site.name: site for site in spat.find_sites(model, zoo.loss, zoo.batch())}
+    assert list(sites) == ["before", "attention", "between", "after"]
+    assert sites["attention"].refusal is None and sites["attention"].branch == ()
+    for name, message in {
+        "before": "whole input of 'attention', which has the residual",
+        "between": r"feed-forward network \(mlp\) stands between",
+        "after": "no residual connection around",
+    }.items():
+        assert isinstance(sites[name].refusal, NoResidual) and sites[name].branch == ()
+        assert re.search(message, str(sites[name].refusal)), name
+    scores = spat.score(model, [zoo.batch()], zoo.loss)
+    assert scores.lowest(1.0) == ("attention",) and (scores.values > 0).all()
+    assert isinstance(spat.prune(model, "attention", zoo.loss, zoo.batch()).spat_removal, Removal)
 
 
 def test_a_parameter_that_is_added_is_a_stream_only_if_the_attention_reads_it() -> None:

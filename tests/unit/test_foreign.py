@@ -1,6 +1,7 @@
 """Removal from any model: the pruned model equals the model with the attention set to zero."""
 
 import copy
+import json
 import math
 import pickle
 import re
@@ -71,16 +72,22 @@ def branches(model: nn.Module, names: list[str]) -> list[str]:
 
 
 def zeroed(model: nn.Module, names: Any, x: Tensor) -> Tensor:
-    """The output of a copy in which the outputs of these modules, with biases, are zero (R13)."""
+    """The output of a copy in which the outputs of these modules, with biases, are zero (R13).
+
+    Arguments that they return stay as they are.
+    """
     model = copy.deepcopy(model).eval()
 
-    def zero(_module: nn.Module, _args: Any, y: Any) -> Any:
+    def zero(_module: nn.Module, args: Any, kwargs: Any, y: Any) -> Any:
         if isinstance(y, zoo.Result):
             return replace(y, y=y.y * 0)
-        return tree_map_only(Tensor, torch.zeros_like, y)
+        given = [*args, *kwargs.values()]
+        return tree_map_only(
+            Tensor, lambda t: t if any(t is one for one in given) else torch.zeros_like(t), y
+        )
 
     for name in names:
-        model.get_submodule(name).register_forward_hook(zero)
+        model.get_submodule(name).register_forward_hook(zero, with_kwargs=True)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -99,6 +106,65 @@ def test_the_loss_drop_of_a_site_is_that_of_its_removal(name: str) -> None:
         with torch.enable_grad():  # as in `loss_drop`: torch's fused layers round differently
             whole, less = (zoo.loss(m.eval(), zoo.batch()).mean().item() for m in (model, small))
         assert scores[one] == pytest.approx(less - whole, abs=1e-12)
+
+
+def test_a_model_that_keeps_results_with_their_graph_can_be_pruned() -> None:
+    class Keeping(zoo.Nano):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            self.last = {"y": [y]}
+            return y
+
+    for maker in (
+        lambda: zoo.Layer(Keeping()),
+        lambda: zoo.Layer(Normed()),
+    ):
+        model: Any = zoo.make(maker)
+        zoo.loss(model, zoo.batch())  # as in training
+        small: Any = pruned(nn.Sequential(model, zoo.make(maker)), ["1.attention"])
+        with torch.no_grad():
+            x = zoo.batch()[0]
+            assert torch.equal(small[0].eval()(x), model.eval()(x))
+
+
+class Normed(zoo.Nano):
+    """Its weight is computed before each call, and kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            nn.utils.weight_norm(self.qkv)
+
+
+def test_a_file_has_no_state_but_tensors(tmp_path: Path) -> None:
+    class Stated(zoo.Nano):
+        def get_extra_state(self) -> Any:
+            return "text"
+
+    with pytest.raises(TypeError, match="_extra_state in the state of the Stated is a str"):
+        spat.save(Stated(), tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_file_of_an_earlier_version_is_read_or_named(version: int, tmp_path: Path) -> None:
+    path = tmp_path / "small.safetensors"
+    maker, names = zoo.REMOVABLE["einsum"]
+    small = pruned(zoo.make(maker), names)
+    spat.save(small, path)
+    with safe_open(path, "pt") as file:
+        values = json.loads(file.metadata()["spat_removal"])
+    assert all(passed == [] for *_, passed in values["removed"].values())
+    values["removed"] = {name: stub[:3] for name, stub in values["removed"].items()}
+    values["version"] = version
+    save_file(load_file(path), path, metadata={"spat_removal": json.dumps(values)})
+    if version == 1:
+        with pytest.raises(ValueError, match=r"has version 1, but this package reads \(2, 3\)"):
+            spat.load(maker().double(), path)
+        return
+    loaded = spat.load(maker().double(), path).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(zoo.batch()[0]), small.eval()(zoo.batch()[0]))
 
 
 def test_a_shared_module_is_removed_from_every_place() -> None:
@@ -559,9 +625,9 @@ SOUND = torch.randn(3, 8, 32, generator=torch.Generator().manual_seed(0))
 # settings, inputs, removable sites of all
 FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Tensor], tuple[int, int]]] = {
     "T5": (
-        {"vocab_size": 50, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_heads": 4},
+        {"vocab_size": 50, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 3, "num_heads": 4},
         {"input_ids": IDS, "decoder_input_ids": IDS},
-        (4, 6),  # the first blocks compute the position bias of the others
+        (7, 9),  # the first blocks compute the position bias of the others
     ),
     "Bart": (
         {"vocab_size": 50, **ENCODER_DECODER},

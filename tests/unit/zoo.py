@@ -348,6 +348,23 @@ class Biased(nn.Module):
         return x + self.second(x, bias)[0]
 
 
+class Passing(nn.Module):
+    """Each attention returns the bias that it was given, and the next one uses what it returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.each = nn.ModuleList(Biased.Attention(False) for _ in range(3))
+        self.f = nn.Linear(WIDTH, TOKENS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias: Tensor | None = self.f(x)[:, None]
+        for i, attention in enumerate(self.each):
+            y, bias = attention(x, bias) if i else attention(x, bias=bias)
+            assert bias is not None
+            x = x + y
+        return x
+
+
 class Twice(nn.Module):
     """One layer, called twice."""
 
@@ -487,6 +504,7 @@ REMOVABLE: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "modulated": (lambda: nn.Sequential(Modulated(), Modulated()), ["0.attention", "1.attention"]),
     "projection beside": (lambda: nn.Sequential(Beside(), Beside()), ["0.inner", "1.inner"]),
     "gates": (lambda: nn.Sequential(Layer(Nano()), Gates()), ["0.attention"]),
+    "returns its argument": (Passing, [f"each.{i}" for i in range(3)]),
     "called twice": (Twice, ["layer.attention"]),
     "alias": (Alias, ["a.attention"]),
     "difference": (lambda: Difference(Nano()), ["attention"]),

@@ -36,9 +36,15 @@ class Container:
             return None
         return container
 
-    def build(self, tensor: Tensor, like: Any = None) -> Any:
-        """A container with a tensor at its place and, elsewhere, the values of `like` or None."""
+    def build(
+        self, tensor: Tensor, like: Any = None, others: Mapping[Any, Any] | None = None
+    ) -> Any:
+        """A container with a tensor at its place and, elsewhere, the values of `like` or None.
+
+        `others` are further values, by their place.
+        """
         values = {name: None if like is None else _get(like, name) for name in self.names}
+        values.update(others or {})
         values[self.names[self.index]] = tensor
         make: Any = self.type
         if _has_fields(make):
@@ -83,6 +89,24 @@ class Container:
                 "the attention returns at the top of a module, and import that module first"
             )
         return cls(value, tuple(values["names"]), values["index"])
+
+
+def passed_through(
+    output: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[Any, int | str]:
+    """The values of a container that are arguments of the call that returned it.
+
+    Returns:
+        The position or name of the argument by the place of the value, without plain values.
+    """
+    given: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    passed = {}
+    for name in () if isinstance(output, Tensor) else _names(output):
+        value = _get(output, name)
+        key = next((key for key, one in given if one is value), None)
+        if key is not None and not isinstance(value, bool | int | float | str | None):
+            passed[name] = key
+    return passed
 
 
 def _names(value: Any) -> tuple[Any, ...]:

@@ -33,7 +33,7 @@ from spat.attention.errors import (
 )
 from spat.attention.graph import Call, Graph, recording
 from spat.attention.modes import evaluating
-from spat.attention.nodes import is_wrapped
+from spat.attention.nodes import depends_on, is_feed_forward, is_wrapped, number_of
 from spat.attention.recognition import Attention, Core, recognise
 
 # How many names a message lists.
@@ -282,10 +282,14 @@ def _sites(graph: Graph, cores: Sequence[Core]) -> list[Candidate]:
         new = _located(core, graph)
         # A second attention within the branch of the first (a router pair) is removed with the
         # first.
-        into = next(
-            (one for one in merged.values() if _within(new.call, one.branch)),
-            merged.get(id(new.call.module)),
-        )
+        into = merged.get(id(new.call.module))
+        for one in merged.values():
+            if not _within(new.call, one.branch):
+                continue
+            if all(depends_on(core.operands[0], first.node) for first in one.cores):
+                _replace_by(one, new)
+            else:
+                into = one
         if into is None:
             merged[id(new.call.module)] = new
             continue
@@ -306,6 +310,15 @@ def _sites(graph: Graph, cores: Sequence[Core]) -> list[Candidate]:
     for one in merged.values():
         one.refusal = one.refusal or _obstacle(one, graph)
     return list(merged.values())
+
+
+def _replace_by(site: Candidate, other: Candidate) -> None:
+    """Refuse a site whose output is the input of the attention `other`, which has the residual."""
+    site.refusal = NoResidual(
+        f"{site.name!r}: its output is the whole input of {other.name!r}, which has the residual "
+        f"connection, so without it that input is lost: remove {other.name!r}, or keep both"
+    )
+    site.branch, site.outputs, site.streams, site.totals = [], [site.call], [None], [None]
 
 
 def _obstacle(site: Candidate, graph: Graph) -> AttentionError | None:
@@ -392,6 +405,14 @@ def _located(core: Core, graph: Graph) -> Candidate:
         candidate = Candidate(site.name, site, branch, top, [core])
         candidate.outputs = [max([site, *branch], key=lambda call: call.stop)]
         _note_sum(candidate, core.node, one.node, graph)
+        if is_feed_forward([node for node in one.path if not _inside(node, site)]):
+            candidate.refusal = NoResidual(
+                f"{site.name!r}: a feed-forward network ({', '.join(candidate.names[1:])}) stands "
+                "between it and the residual sum, so without it the input of that network is lost: "
+                "add a residual connection around the attention, written as x + y, or keep it"
+            )
+            candidate.branch, candidate.outputs = [], [site]
+            candidate.streams, candidate.totals = [None], [None]
         if passed:
             of = f" of {inner.name!r}" if inner is not site else ""
             candidate.refusal = TooCoarse(
@@ -411,6 +432,10 @@ def _located(core: Core, graph: Graph) -> Candidate:
             "the input is lost: add one, written as x + y and not in place, or keep the attention"
         )
     return Candidate(inner.name, inner, [], None, [core], error, [inner], [None], [None])
+
+
+def _inside(node: Any, call: Call) -> bool:
+    return call.start <= number_of(node) < call.stop
 
 
 def _note_sum(site: Candidate, start: Any, first: Any, graph: Graph) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from spat.attention.containers import passed_through
 from spat.attention.nodes import (
     addend_scale,
     addends_of,
@@ -47,6 +48,8 @@ class Call:
     start: int
     stop: int = 0
     inputs: list[tuple[int, ...]] = field(default_factory=list)  # shapes of floating inputs
+    given: frozenset[int] = frozenset()  # identities of floating inputs
+    passed: dict[Any, int | str] = field(default_factory=dict)  # see `passed_through`
     x: Tensor | None = None
     output: Any = None
     y: Tensor | None = None  # the floating tensor of the output that is used later, or the first
@@ -230,17 +233,35 @@ class Graph:
         return fitting[0] if fitting and all(torch.equal(fitting[0], x) for x in fitting) else None
 
     def leak(self, call: Call) -> str | None:
-        """The module (quoted) that uses results of a call besides its first output, or None."""
+        """The module (quoted) that uses results of a call besides its first output, or None.
+
+        A result that is an argument of the call does not count.
+        """
         for node, users in self.users.items():
             if node is call.end or not call.start <= number_of(node) < call.stop:
                 continue
             for user in users:
                 if not call.start <= number_of(user) < call.stop:
-                    around = self.call_of(user)
-                    if around is None:
-                        return "the loss"
-                    return repr(around.name or type(around.module).__name__)
+                    return self._home(user)
+        for t in floating(call.output):
+            if t is call.y or id(t) in call.given:
+                continue
+            # The loss need not depend on a module that receives it.
+            for other in self.calls:
+                if id(t) in other.given and other.start >= call.stop:
+                    return place_of(other)
+            # A parameter has a node of its own, outside of every call.
+            if t.is_leaf and t.requires_grad:
+                for node, users in self.users.items():
+                    if is_leaf(node) and node.variable is t:
+                        for user in users:
+                            if not call.start <= number_of(user) < call.stop:
+                                return self._home(user)
         return None
+
+    def _home(self, node: Any) -> str:
+        """The module (quoted) that created a node."""
+        return place_of(self.call_of(node))
 
     def sources(self, node: Any, call: Call) -> set[Any]:
         """The nodes that existed before a call and from which `node`, within it, was computed."""
@@ -269,11 +290,13 @@ def recording(model: nn.Module) -> Iterator[list[Call]]:
         call = Call(name, module, open_calls[-1] if open_calls else None, next_number())
         tensors = floating((args, kwargs))
         call.inputs = [tuple(t.shape) for t in tensors]
+        call.given = frozenset(map(id, tensors))
         call.x = tensors[0] if tensors else None
         open_calls.append(call)
 
-    def leave(_module: nn.Module, _args: Any, output: Any) -> None:
+    def leave(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         call = open_calls.pop()
+        call.passed = passed_through(output, args, kwargs)
         call.stop, call.output = next_number(), output
         call.y = next(iter(floating(output)), None)
         call.end = call.y.grad_fn if call.y is not None else None
@@ -287,7 +310,8 @@ def recording(model: nn.Module) -> Iterator[list[Call]]:
 
             handle = module.register_forward_pre_hook(before, with_kwargs=True)
             hooks.callback(handle.remove)
-            hooks.callback(module.register_forward_hook(leave).remove)
+            handle = module.register_forward_hook(leave, with_kwargs=True)
+            hooks.callback(handle.remove)
         yield calls
 
 

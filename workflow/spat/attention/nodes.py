@@ -21,6 +21,17 @@ LAYOUT: Final = (
     "View", "Expand", "Transpose", "Permute", "Reshape", "Unsqueeze", "Squeeze", "Slice", "Select",
     "TBackward", "Clone", "ToCopy", "Unsafe", "Alias", "AsStrided", "Contiguous", "ConstantPad",
 )  # fmt: skip
+_ACTIVATIONS: Final = (
+    "Gelu",
+    "Silu",
+    "Relu",
+    "Elu",
+    "Glu",
+    "Mish",
+    "Hardswish",
+    "Softplus",
+    "Tanh",
+)
 # Nodes whose results are linear in all of their inputs together:
 _LINEAR: Final = (
     *LAYOUT, "Cat", "Stack", "Split", "Unbind", "Index", "Gather", "Roll", "Flip", "Unfold", "Mean",
@@ -184,6 +195,15 @@ def is_linear_between(nodes: Sequence[Any]) -> bool:
         elif not named(node, (*_LINEAR, "AddBackward", "SubBackward")):
             return False
     return True
+
+
+def is_feed_forward(nodes: Sequence[Any]) -> bool:
+    """Whether there is an activation function between two linear maps of these nodes."""
+    maps = [node for node in nodes if named(node, ("mmBackward", "MmBackward", "Convolution"))]
+    return len(maps) > 1 and any(
+        named(node, _ACTIVATIONS) and number_of(maps[0]) < number_of(node) < number_of(maps[-1])
+        for node in nodes
+    )
 
 
 def pushed(edge: tuple[Any, int], inputs: Sequence[tuple[tuple[Any, int], Tensor]]) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from spat.attention.containers import Container
 from spat.attention.discovery import (
@@ -42,7 +42,7 @@ from spat.attention.errors import (
     Stochastic,
     UnknownSite,
 )
-from spat.attention.graph import Call, floating
+from spat.attention.graph import Call, floating, recording
 from spat.attention.zeroing import fixed_noise, zeroed
 from spat.files import replacing
 from spat.scoring.foreign import columns, data_frame
@@ -52,7 +52,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 KEY: Final = "spat_removal"
-VERSION: Final = 2
+VERSION: Final = 3
+READABLE: Final = (2, 3)  # in 2, no argument is passed through
 
 _RESURRECTED: Final = (
     "save_pretrained does not record removed modules, so from_pretrained restores them with random "
@@ -64,8 +65,10 @@ class Removed(nn.Module):
     """Replacement of a removed module: returns zeros for the residual sum.
 
     The zeros have the leading shape of the floating input with index `like`, and `width` as their
-    last size. If the output is a `container`, it holds the zeros in the place of the output, and
-    None for all other values.
+    last size. If the output is a `container`, it holds the zeros in the place of the output. The
+    module may have returned some of its arguments as they were, for example a position bias for the
+    next layer: `passed` has the position or name of these arguments by their place in the
+    container. All other values are None.
     """
 
     def __init__(
@@ -73,10 +76,12 @@ class Removed(nn.Module):
         like: int,
         width: int,
         container: Container | None,
+        passed: Mapping[Any, int | str] | None = None,
         instead_of: nn.Module | None = None,
     ):
         super().__init__()
         self.like, self.width, self.container = like, width, container
+        self.passed = dict(passed or {})
         # Attributes that the owner reads, for example the number of heads.
         for name, value in vars(instead_of).items() if instead_of is not None else ():
             if not name.startswith("_") and isinstance(value, bool | int | float | str):
@@ -97,7 +102,14 @@ class Removed(nn.Module):
         """Return zeros instead of the output."""
         x = floating((args, kwargs))[self.like]
         zeros = x.new_zeros(()).expand(*x.shape[:-1], self.width)
-        return zeros if self.container is None else self.container.build(zeros)
+        if self.container is None:
+            return zeros
+        others = {
+            place: kwargs.get(key) if isinstance(key, str) else args[key]
+            for place, key in self.passed.items()
+            if isinstance(key, str) or key < len(args)
+        }
+        return self.container.build(zeros, others=others)
 
 
 @dataclass(frozen=True)
@@ -160,7 +172,7 @@ def prune(
     for name in wanted:
         if isinstance(_get(model, name), Removed):
             raise UnknownSite(f"{name!r} was removed before: leave it out")
-    model = model if inplace else copy.deepcopy(model)
+    model = model if inplace else _copy(model)
     with looking(model, loss, batch, units) as (_, _, candidates):
         chosen = _chosen(candidates, wanted)
         stubs = {call.name: _stub(call) for one in chosen for call in (one.call, *one.branch)}
@@ -169,7 +181,7 @@ def prune(
         return model
     before = costs.parameters(model)
     was = _Run.of(model, loss, batch)
-    reached = _reached(model, loss, batch)
+    reached, plain = _reached(model, loss, batch)
     if verify and not was.equals(_Run.of(model, loss, batch), tolerance):
         raise Stochastic(
             f"{type(model).__name__} gives different results at each call: fix the seeds of its "
@@ -185,8 +197,8 @@ def prune(
                 undo.append(_replace(model, old, stub))
         undo.append(_plain_tensors(model))
         try:
-            lost = reached - _reached(model, loss, batch)
-            norms = _dead_norms(model, lost)
+            lost = reached - _reached(model, loss, batch)[0]
+            norms = tuple(name for name in _dead_norms(model, lost) if name in plain)
             for name in norms:
                 back = _replace(model, model.get_submodule(name), nn.Identity())
                 undo.append(back)
@@ -224,7 +236,8 @@ def save(model: nn.Module, path: str | Path) -> None:
     Tensors that share memory are written once.
 
     Raises:
-        TypeError: if the model is not a module, or the path is no path.
+        TypeError: if the model is not a module, its state holds something else than tensors, or the
+            path is no path.
         IsADirectoryError: if the path is a folder.
     """
     check_model(model)
@@ -234,12 +247,22 @@ def save(model: nn.Module, path: str | Path) -> None:
     weights: dict[str, Tensor] = {}
     seen: set[Any] = set()
     for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{name} in the state of the {type(model).__name__} is a {type(value).__name__}, "
+                "not a tensor, as in quantised modules: save the model before it is quantised"
+            )
         place = _place(value)
         if place not in seen:
             seen.add(place)
             weights[name] = value.detach().cpu().contiguous()
     stubs = {
-        name: [module.like, module.width, module.container and module.container.to_json()]
+        name: [
+            module.like,
+            module.width,
+            module.container and module.container.to_json(),
+            list(module.passed.items()),
+        ]
         for name, module in model.named_modules()
         if isinstance(module, Removed)
     }
@@ -274,9 +297,9 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
         weights = load_file(path)
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: not a file of spat.save ({error!r})") from None
-    if values["version"] != VERSION:
+    if values["version"] not in READABLE:
         raise ValueError(
-            f"{path}: has version {values['version']}, but this package reads version {VERSION}: "
+            f"{path}: has version {values['version']}, but this package reads {READABLE}: "
             "load it with the version of the package that saved it"
         )
     if values["class"] != type(model).__name__:
@@ -294,7 +317,8 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
             container = None if stub[2] is None else Container.from_json(stub[2])
         except ValueError as error:
             raise ValueError(f"{path}: {name!r}: {error}") from None
-        _replace(model, old, Removed(stub[0], stub[1], container, old))
+        passed = dict(stub[3]) if len(stub) > 3 else {}
+        _replace(model, old, Removed(stub[0], stub[1], container, passed, old))
     for name in removal.get("identity", ()):
         _replace(model, model.get_submodule(name), nn.Identity())
     if values["removed"]:
@@ -481,9 +505,16 @@ def _chosen(candidates: Sequence[Candidate], wanted: Sequence[str]) -> list[Cand
     return [by_name[name] for name in dict.fromkeys(wanted)]
 
 
+def _copy(model: nn.Module) -> nn.Module:
+    """A deep copy, also of a model that keeps results, such as its last maps, with their graph."""
+    kept = [t for m in model.modules() for t in tree_leaves(vars(m)) if isinstance(t, Tensor)]
+    memo: dict[int, Any] = {id(t): t.detach().clone() for t in kept if not t.is_leaf}
+    return copy.deepcopy(model, memo)
+
+
 def _stub(call: Call) -> Removed:
     """The replacement of the module of a call."""
-    return Removed(*place(call), call.module)
+    return Removed(*place(call), call.passed, call.module)
 
 
 def _get(model: nn.Module, name: str) -> nn.Module | None:
@@ -529,8 +560,11 @@ def _plain_tensors(model: nn.Module) -> Callable[[], None]:
     return back
 
 
-def _reached(model: nn.Module, loss: Loss, batch: Any) -> set[str]:
-    """The parameters that the loss or an output of the model depends on."""
+def _reached(model: nn.Module, loss: Loss, batch: Any) -> tuple[set[str], set[str]]:
+    """The parameters that the loss or an output of the model depends on, and its plain modules.
+
+    These return a tensor of the shape of their input, as norms do.
+    """
     outputs: list[Tensor] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(differentiable(model))
@@ -540,16 +574,22 @@ def _reached(model: nn.Module, loss: Loss, batch: Any) -> set[str]:
             outputs.extend(t for t in floating(output) if t.requires_grad)
 
         stack.callback(model.register_forward_hook(note).remove)
-        value = loss(model, batch).sum()
+        with recording(model) as calls:
+            value = loss(model, batch).sum()
+        plain = {
+            call.name
+            for call in calls
+            if isinstance(call.output, Tensor) and call.inputs == [tuple(call.output.shape)]
+        }
         for output in outputs:
             value = value + output.sum()
         named = dict(model.named_parameters())
         weights = [p for p in named.values() if p.requires_grad]
         if not value.requires_grad or not weights:
-            return set()
+            return set(), plain
         gradients = torch.autograd.grad(value, weights, allow_unused=True)
         alive = {id(p) for p, g in zip(weights, gradients, strict=True) if g is not None}
-    return {name for name, p in named.items() if id(p) in alive}
+    return {name for name, p in named.items() if id(p) in alive}, plain
 
 
 def _dead_norms(model: nn.Module, lost: set[str]) -> tuple[str, ...]:
