@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from spat.tasks.task import Cases, Task
 from spat.training.device import streams
 from spat.training.device.kernels import draw_from
+from spat.training.device.sublayers import fusable, fused
 from spat.training.optimisation import SharpnessAware
 from spat.training.options import Precision
 
@@ -68,14 +69,14 @@ def _eager(
     precision: Precision,
     sam_rho: float | None,
 ) -> Step:
-    mixed = _mixed(model, cases.device.type) if precision == "bf16" else contextlib.nullcontext
+    computing = _forward_pass(model, cases.device.type, precision)
     sharpness = SharpnessAware(model, sam_rho) if sam_rho is not None else None
 
     def step(index: Tensor) -> Tensor:
         batch = cases.batch(index)
 
         def loss() -> Tensor:
-            with mixed():
+            with computing():
                 output = task.forward(model, batch)
             return task.loss(output, batch)
 
@@ -91,14 +92,20 @@ def _eager(
     return step
 
 
-def _mixed(
-    model: nn.Module, device: str
+def _forward_pass(
+    model: nn.Module, device: str, precision: Precision
 ) -> Callable[[], contextlib.AbstractContextManager[object]]:
-    """A context for forward passes in bfloat16: autocast on CUDA, `bf16.products` on the CPU.
+    """A context for the forward passes of training steps.
+
+    In float32 on the CPU, sub-layers are fused. In bfloat16 it is autocast on CUDA, and
+    `bf16.products` on the CPU.
 
     Raises:
-        RuntimeError: on a processor without bfloat16.
+        RuntimeError: if the processor has no bfloat16.
     """
+    if precision != "bf16":
+        modules = fusable(model) if device == "cpu" else []
+        return lambda: fused(modules)
     if device != "cpu":
         return lambda: torch.autocast(device, dtype=torch.bfloat16)
     # Imported only if needed, since it imports the layers of the models.

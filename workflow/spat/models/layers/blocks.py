@@ -7,15 +7,16 @@ with fewer copies.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spat.attention.site import Kind, Site
-from spat.models.layers.attention import MultiHeadAttention
-from spat.training.device.kernels import Dropout, Linear
+from spat.models.layers.attention import AttentionCore, MultiHeadAttention
+from spat.training.device.kernels import LARGE, SHORT, Dropout, Linear
+from spat.training.device.sublayers import Fusable, attention_sublayer, feed_forward_sublayer
 
 
 class FeedForward(nn.Module):
@@ -32,7 +33,7 @@ class FeedForward(nn.Module):
         return self.dropout(self.down(self.dropout(F.gelu(self.up(x)))))  # type: ignore[no-any-return]
 
 
-class EncoderLayer(nn.Module):
+class EncoderLayer(Fusable):
     """Post-norm: x = norm(x + dropout(attention(x))), then x = norm(x + feed_forward(x))."""
 
     attention: MultiHeadAttention | None
@@ -62,6 +63,46 @@ class EncoderLayer(nn.Module):
             x = x + self.dropout(self.attention(x, **conditions))
         x = self.norm1(x)
         return self.norm2(x + self.feed_forward(x))  # type: ignore[no-any-return]
+
+    def can_fuse(self) -> bool:
+        """Whether the layer has the usual parts, and its attention has no causal mask."""
+        causal = self.attention is not None and self.attention.causal
+        return not causal and set(map(type, self.modules())) <= _USUAL
+
+    def forward_fused(self, x: Tensor, **conditions: Tensor) -> Tensor:
+        """As `forward`, fused for few tokens in small float32 tensors on the CPU."""
+        width = max(x.shape[-1], self.feed_forward.up.out_features)
+        small = x.shape[-2] < SHORT and math.prod(x.shape[:-1]) * width < LARGE
+        served = x.device.type == "cpu" and x.dtype == torch.float32
+        if conditions or not (small and served and self.training):
+            return EncoderLayer.forward(self, x, **conditions)
+        if (attention := self.attention) is None:
+            x = self.norm1(x)
+        else:
+            x = attention_sublayer(
+                x,
+                attention.qkv,
+                attention.out,
+                self.norm1,
+                attention.heads,
+                (self.dropout.p, self.dropout.generator),
+                (attention.core.dropout, attention.core.generator),
+            )
+        feed_forward = self.feed_forward
+        return feed_forward_sublayer(
+            x,
+            feed_forward.up,
+            feed_forward.down,
+            self.norm2,
+            (feed_forward.dropout.p, feed_forward.dropout.generator),
+        )
+
+
+# The modules whose forward passes `EncoderLayer.forward_fused` replaces.
+_USUAL: Final = {
+    *(EncoderLayer, FeedForward, MultiHeadAttention, AttentionCore),
+    *(Linear, Dropout, nn.LayerNorm),
+}
 
 
 class DecoderLayer(nn.Module):

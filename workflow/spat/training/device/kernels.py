@@ -29,6 +29,9 @@ from torch.utils.flop_counter import register_flop_formula
 LARGE = 2**19
 PART = 2**20
 
+# With fewer keys, rows of attention weights are shorter than a vector register of the CPU.
+SHORT = 16
+
 # Held while torch's global generator is used or compared: all threads share it.
 GLOBAL_GENERATOR = threading.Lock()
 
@@ -141,11 +144,29 @@ def dropout(x: Tensor, p: float, generator: torch.Generator | None = None) -> Te
     if x.device.type != "cpu":
         kept = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - p, generator=generator)
         return _Masked.apply(x, kept, 1 / (1 - p))  # type: ignore[no-any-return, no-untyped-call]
-    scale = 2**16 / (2**16 - dropped)
     if x.numel() >= LARGE and x.requires_grad:
         kept = _kept(x.shape, dropped, generator)
-        return _Kept.apply(x, kept, scale)  # type: ignore[no-any-return, no-untyped-call]
-    return x * _drawn(x.numel(), dropped, generator).view(x.shape).to(x.dtype).mul_(scale)
+        return _Kept.apply(x, kept, _scale(dropped))  # type: ignore[no-any-return, no-untyped-call]
+    return x * _multiplier(x, dropped, generator)
+
+
+def multiplier(x: Tensor, p: float, generator: torch.Generator | None = None) -> Tensor | None:
+    """What `dropout` multiplies `x` by on the CPU: 0 for dropped, 1 / (1 - p) for kept elements.
+
+    It has the shape and type of `x`; it is None if p is rounded to 0.
+    """
+    dropped = round(p * 2**16)
+    return _multiplier(x, dropped, generator) if dropped else None
+
+
+def _multiplier(x: Tensor, dropped: int, generator: torch.Generator | None) -> Tensor:
+    kept = _drawn(x.numel(), dropped, generator).view(x.shape)
+    return kept.to(x.dtype).mul_(_scale(dropped))
+
+
+def _scale(dropped: int) -> float:
+    """1 / (1 - p) for p = dropped / 65536."""
+    return 2**16 / (2**16 - dropped)
 
 
 def _drawn(count: int, dropped: int, generator: torch.Generator | None) -> Tensor:
@@ -181,7 +202,7 @@ def attend(
     than a vector register of the CPU. With dropout on the CPU and at least `LARGE` weights per
     window, no weights are kept for the backward pass.
     """
-    short = q.device.type == "cpu" and k.shape[-2] < 16
+    short = q.device.type == "cpu" and k.shape[-2] < SHORT
     if not (p or short):
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     large = q.dim() == 4 and q.shape[1] * q.shape[2] * k.shape[2] >= LARGE
@@ -220,7 +241,7 @@ class _Attention(torch.autograd.Function):
         generator: torch.Generator | None,
     ) -> Tensor:
         dropped = round(p * 2**16)
-        ctx.causal, ctx.scale = causal, 2**16 / (2**16 - dropped)
+        ctx.causal, ctx.scale = causal, _scale(dropped)
         kept = _kept((*q.shape[:3], k.shape[2]), dropped, generator)
         ctx.save_for_backward(q, k, v, kept)
         output = _like(v, q.shape[2])
@@ -316,6 +337,16 @@ class _Product(torch.autograd.Function):
             _weight_gradient(rows, x_rows) if wants_weight else None,
             rows.sum(0) if wants_bias else None,
         )
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b for float32 rows on the CPU, without a graph for the backward pass."""
+    return _product(x, weight, bias) if _THROUGH_ONEDNN else F.linear(x, weight, bias)
+
+
+def weight_gradient(rows: Tensor, x_rows: Tensor) -> Tensor:
+    """The gradient of W [out, in], of the gradient of `product` [N, out] and its x [N, in]."""
+    return _weight_gradient(rows, x_rows) if _THROUGH_ONEDNN else rows.t() @ x_rows
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
