@@ -55,7 +55,7 @@ onstart:
 
 
 onsuccess:
-    if Path(FOLDER, "tables", "main.md").exists():
+    if all(Path(FOLDER, file).exists() for file in SUMMARISED):
         shell("python -m spat summary --config {RESOLVED:q}")
 
 

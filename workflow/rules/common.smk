@@ -67,6 +67,8 @@ if ON_CLUSTER and not workflow.is_main_process:
     # to the job of the group, which would then request one GPU for each job that can run at a time.
     workflow.register_resource("gpu", 1)
 STARTED = time.time()
+# The files of the summary. With `--until`, Snakemake may end before they are made again.
+SUMMARISED = ("data/measurements.parquet", "tables/main.md")
 # Networks are not output files of a rule. Forget damaged or missing ones, so that they are trained again.
 if workflow.is_main_process and not workflow.dryrun:
     for planned in PLAN.values():
