@@ -353,6 +353,60 @@ def test_a_compiled_model_is_read_as_it_was_written() -> None:
             assert torch.equal(small.eval()(zoo.batch()[0]), plain.eval()(zoo.batch()[0]))
 
 
+def test_scores_of_a_quantised_model_are_refused() -> None:
+    attention = zoo.Nano()
+    model = nn.Sequential(zoo.Layer(attention), zoo.Layer(zoo.Nano()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        attention.o = torch.ao.quantization.quantize_dynamic(  # type: ignore[attr-defined]
+            nn.Sequential(attention.o), {nn.Linear}, torch.qint8
+        )
+        given = zoo.batch(torch.float32)
+        sites = spat.find_sites(model, zoo.loss, given)
+        assert [site.name for site in sites] == ["0.attention", "1.attention"]
+        with pytest.raises(NotDifferentiable, match=r"'0.attention.o.0' has an op.*loss_drop"):
+            spat.score(model, [given], zoo.loss)
+        scores = spat.score(model, [given], zoo.loss, criterion="loss_drop")
+        (lowest,) = scores.lowest(1)
+        assert isinstance(spat.prune(model, lowest, zoo.loss, given).spat_removal, Removal)
+
+
+def test_heads_of_one_sequence_without_a_batch_are_counted() -> None:
+    model = zoo.make(lambda: zoo.Layer(nn.MultiheadAttention(zoo.WIDTH, zoo.HEADS)))
+    x, y = (t[0] for t in zoo.batch())
+    mean = lambda m, b: F.mse_loss(m(b[0]), b[1])  # noqa: E731
+    (site,) = spat.find_sites(model, mean, (x, y))
+    assert (site.heads, site.queries, site.refusal) == (zoo.HEADS, zoo.TOKENS, None)
+
+
+class Several(nn.Module):
+    """A weighted sum of attentions, which begins with 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.each = nn.ModuleList(zoo.Nano() for _ in range(2))
+        self.gate = nn.Linear(zoo.WIDTH, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates = self.gate(x).softmax(-1)
+        return sum((gates[..., [i]] * one(x) for i, one in enumerate(self.each)), torch.tensor(0))
+
+
+def test_attention_in_a_weighted_sum_is_compared_with_the_stream() -> None:
+    first = nn.Linear(zoo.WIDTH, zoo.WIDTH)
+    model: Any = zoo.make(lambda: nn.Sequential(first, zoo.Layer(Several()))).eval()
+    names = [site.name for site in spat.find_sites(model, zoo.loss, zoo.batch())]
+    assert names == ["1.attention.each.0", "1.attention.each.1"]
+    with torch.no_grad():
+        x = model[0](zoo.batch()[0])
+        y = model[1].n1(x)
+        gates = model[1].attention.gate(y).softmax(-1)
+        totals = [x + gates[..., [i]] * one(y) for i, one in enumerate(model[1].attention.each)]
+    expected = [float((1 - torch.cosine_similarity(x, t, dim=-1)).mean()) for t in totals]
+    scores = spat.score(model, [zoo.batch()], zoo.loss, criterion="cosine")
+    assert scores.values == pytest.approx(expected, rel=1e-9)
+
+
 def test_a_loss_of_one_sample_at_a_time_by_vmap_is_refused() -> None:
     model = zoo.make(lambda: zoo.Layer(zoo.Einsum()))
 

@@ -295,6 +295,11 @@ class Spare(nn.Module):
             "scripted or traced: give the module that it was made from",
         ),
         (
+            lambda m, b: spat.score(nn.Sequential(torch.jit.trace(m, b[0]), m), [b], zoo.loss),
+            TypeError,
+            "the model: '0' is scripted or traced: give the module that it was made from",
+        ),
+        (
             lambda m, b: spat.find_sites(m, lambda m, b: zoo.loss(m, b).mean().item(), b),
             NotDifferentiable,
             "returned a float: return a tensor, without .item",

@@ -190,8 +190,10 @@ def check_model(model: Any, name: str = "the model") -> None:
             f"{name} is {a}{what}, not a torch.nn.Module: build the model, load its weights, and "
             "give the module"
         )
-    if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError(f"{name} is scripted or traced: give the module that it was made from")
+    for part, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            what = f"{name}: {part!r}" if part else name
+            raise TypeError(f"{what} is scripted or traced: give the module that it was made from")
 
 
 def value_of(loss: Loss, model: nn.Module, batch: Any) -> Any:
@@ -536,6 +538,8 @@ def sequences(site: Candidate, core: Core, windows: int | None = None) -> int:
         call, x = site.call, site.call.x
     if x is None or x.ndim < 2:
         return core.shape[0]
+    if x.ndim == 2 and x.shape[0] == core.shape[-2]:
+        return 1  # one sequence, without an axis for the batch
     return x.shape[1] if tokens_first(call, core, windows) else x.shape[0]
 
 

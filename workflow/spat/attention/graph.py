@@ -153,15 +153,16 @@ class Graph:
         The input of the call comes from its other addend: in x + mlp(x) + attention(x), the first
         sum may be that with the other branch. If there is no such sum, the result is `first`.
         """
-        result = None
-        for one in itertools.islice(self.sums(start), 5):
-            if number_of(one.node) < number_of(first):
-                continue
-            result = result or one
-            if any(comes_from(call.x, stem) for stem in stems_of(one.outer[0]) or {None}):
+        found = [
+            one
+            for one in itertools.islice(self.sums(start), 5)
+            if number_of(one.node) >= number_of(first)
+        ]
+        for one in found:
+            if any(comes_from(call.x, stem) for stem in stems_of(one.outer[0])):
                 return one
-        assert result is not None
-        return result
+        # An addend without a node may be the input of the model, or a constant.
+        return next((one for one in found if one.outer[0] is None), found[0])
 
     def addends(
         self, one: Sum, output: Call, owner: Call | None, first: Any

@@ -211,12 +211,14 @@ class Attention:
     """The attention in a graph, in forward order.
 
     `others` has each softmax that is not attention, with the reason. `unsure` are those of them
-    between a product of activations and another one, which may be attention of another form.
+    between a product of activations and another one, which may be attention of another form. `cut`
+    are the modules with operations that have no backward pass, such as quantised ones.
     """
 
     cores: list[Core] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     unsure: list[str] = field(default_factory=list)
+    cut: list[str] = field(default_factory=list)
 
 
 def recognise(graph: Graph) -> Attention:
@@ -237,6 +239,8 @@ def recognise(graph: Graph) -> Attention:
             operands = node.next_functions[0][0], node.next_functions[1][0]
             shape = (*given.q.shape[:-1], given.k.shape[-2])
             found.cores.append(Core(node, shape, (), operands))
+        elif named(node, ("NotImplemented",)):
+            found.cut.append(place_of(graph.call_of(node)))
         elif (keys := _normalised(node)) is not None:
             maps[node] = keys
     made = set()

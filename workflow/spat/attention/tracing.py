@@ -21,7 +21,7 @@ from spat.attention.discovery import (
     tokens_first,
     value_of,
 )
-from spat.attention.errors import NotPerSample, TooCoarse
+from spat.attention.errors import NotDifferentiable, NotPerSample, TooCoarse
 from spat.attention.views import Joined, Output, Residual, Trace
 from spat.attention.zeroing import fixed_noise, zeroed
 
@@ -37,6 +37,11 @@ def traces(model: nn.Module, loss: Loss, batch: Any, units: Sequence[str] = ()) 
     """
     with looking(model, loss, batch, units) as (each, attention, candidates):
         _check_per_sample(each, batch)
+        if attention.cut:
+            raise NotDifferentiable(
+                f"{attention.cut[0]} has an operation without a backward pass, so that gradients "
+                "are lost: score the model before it is quantised, or use criterion='loss_drop'"
+            )
         hooks = [core.keep() for core in attention.cores]
         ends = [
             y
@@ -177,5 +182,6 @@ def _apart(site: Candidate, shape: tuple[int, ...], windows: int) -> NotPerSampl
     return NotPerSample(
         f"site {site.name!r} computes {' x '.join(map(str, shape))}, which cannot be split "
         f"into the {windows} samples of the loss: return one value for each sample of the "
-        "batch, and compute the attention of all samples in one call, samples in the first axis"
+        "batch, and compute the attention of all samples in one call, samples in the first axis; "
+        "or use criterion='loss_drop'"
     )
