@@ -94,13 +94,60 @@ def missing(frame: pd.DataFrame) -> pd.DataFrame:
         (lambda f: pd.concat([f, f[["sun"]]], axis=1), "2 columns 'sun'"),
         (lambda f: f.iloc[:20], "20 rows, but a forecast needs 24"),
         (missing, "'wind speed' has no finite number at 2024-03-02 03:00:00: fill it"),
-        (lambda f: f.assign(sun="a"), "'sun' is not numeric"),
-        (lambda f: f.assign(sun=1j), "'sun' is not numeric"),
+        (lambda f: f.iloc[:0], "0 rows, but a forecast needs 24"),
+        (lambda f: f.iloc[:23], "23 rows, but a forecast needs 24"),
+        (lambda f: pd.DataFrame(), "no column 'load'.*and the frame has no columns"),
+        (lambda f: f.rename(columns=str.upper), "and the frame has LOAD, WIND SPEED, SUN"),
+        (lambda f: pd.DataFrame(f.to_numpy(), f.index), "and the frame has 0, 1, 2"),
+        (lambda f: f.assign(sun="a"), "'sun' is not numeric but str"),
+        (lambda f: f.assign(sun=1j), "'sun' is not numeric but complex128"),
+        (lambda f: f.assign(sun=f.index), "'sun' is not numeric but datetime64"),
+        (lambda f: f.assign(sun=pd.Categorical([1.0] * 30)), "'sun' is not numeric but category"),
+        (lambda f: f.astype(object), r"not numeric but object.*pandas.to_numeric\(frame\['load'\]"),
+        (
+            lambda f: f.replace(f.iloc[-2, 0], np.inf),
+            "'load' has no finite number at 2024-03-02 04",
+        ),
+        (
+            lambda f: f.replace(f.iloc[-2, 2], np.nan).astype("Float64"),
+            "'sun' has no finite number",
+        ),
+        (
+            lambda f: f.replace(f.iloc[-2, 0], 1e38),
+            "forecast is not finite: column 'load' is 1e.38 at 2024-03-02 04:00:00, but its mean "
+            "in the training data is 10000.*check the value and its unit",
+        ),
         (lambda f: f.drop(f.index[-4]), "comes after 2024-03-02 01:00:00.*insert missing rows"),
         (lambda f: f.iloc[::-1], "sort the rows by time"),
-        (lambda f: rows(30, "30min"), "the step of the model is 0 days 01:00:00"),
+        (lambda f: f.sample(frac=1, random_state=0), r"sort the rows.*frame.sort_index\(\)"),
+        (lambda f: pd.concat([f, f.iloc[-1:]]), "2024-03-02 05.*05:00:00 .*keep one row of each"),
+        (lambda f: pd.concat([f, f]).sort_index(), r"frame\[~frame.index.duplicated\(\)\]"),
+        (
+            lambda f: rows(30, "30min"),
+            "the step of the model is 0 days 01:00:00: give rows of this",
+        ),
+        (lambda f: rows(30, "2h"), r"give rows of this step, for example with frame.resample"),
+        (lambda f: rows(30, "MS"), "the step of the model is 0 days 01:00:00"),
+        (
+            lambda f: f.set_axis(f.index[:-1].append(f.index[-1:] + pd.Timedelta("1s"))),
+            "05:00:01 comes after.*round the time stamps",
+        ),
+        (
+            lambda f: f.set_axis(f.index[:-1].append(pd.DatetimeIndex([pd.NaT]))),
+            "no time stamp in one of the last 24 rows: fill or remove",
+        ),
         (lambda f: f.set_axis(f.index.astype(str)), "not of time stamps: use frame.set_index"),
-        (lambda f: f.set_axis(range(0, 60, 2)), "step of the model is 1"),
+        (
+            lambda f: f.set_axis(pd.Index(list(f.index), dtype=object)),
+            r"set frame.index = pd.to_datetime\(frame.index\)",
+        ),
+        (lambda f: f.to_period("h"), r"is a PeriodIndex of .*: use frame.to_timestamp\(\)"),
+        (lambda f: f.set_axis(np.arange(30.0)), "of float64, not of time stamps"),
+        (lambda f: f.set_axis(pd.MultiIndex.from_arrays([f.index, range(30)])), "is a MultiIndex"),
+        (
+            lambda f: f.set_axis(range(0, 60, 2)),
+            "step of the model is 1: number the rows one by one",
+        ),
     ],
 )
 def test_a_frame_that_does_not_fit_says_why(
@@ -108,6 +155,44 @@ def test_a_frame_that_does_not_fit_says_why(
 ) -> None:
     with pytest.raises(DataError, match=message):
         forecaster().predict(spoil(rows()))
+
+
+@pytest.mark.parametrize(
+    "other", [np.zeros((24, 3)), rows()["load"], {"load": [1.0]}, [[1.0]], None, "my.csv", 3]
+)
+def test_what_is_no_data_frame_is_named(other: object) -> None:
+    name = type(other).__name__
+    with pytest.raises(TypeError, match=rf"the frame is a {name}, not .*pandas.DataFrame\(values"):
+        forecaster().predict(other)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        lambda f: f.iloc[-24:],
+        lambda f: f.convert_dtypes(),
+        lambda f: f.assign(sun=pd.arrays.SparseArray(f.sun)),
+        lambda f: f.set_axis(f.index.as_unit("s")),
+        lambda f: f.drop(f.index[2]),
+        lambda f: pd.concat([f.iloc[:3], f.iloc[2:]]),
+    ],
+)
+def test_a_frame_in_another_form_gives_the_same_forecast(
+    same: Callable[[pd.DataFrame], pd.DataFrame],
+) -> None:
+    forecast, frame = forecaster(), rows()
+    given, wanted = forecast.predict(same(frame)), forecast.predict(frame)
+    np.testing.assert_array_equal(given.to_numpy(), wanted.to_numpy())
+    assert list(given.index) == list(wanted.index) and list(given) == list(wanted)
+
+
+def test_an_hour_of_summer_time_is_no_gap() -> None:
+    stamps = pd.date_range("2024-03-30 12:00", periods=30, freq="h", tz="Europe/Berlin")
+    predicted = forecaster().predict(rows().set_axis(stamps))
+    assert str(stamps[14]) == "2024-03-31 03:00:00+02:00"
+    assert str(predicted.index[0]) == "2024-03-31 19:00:00+02:00"
+    with pytest.raises(DataError, match="03:00:00 comes after 2024-03-31 01:00:00.*insert missing"):
+        forecaster().predict(rows().set_axis(stamps.tz_localize(None)))
 
 
 def test_rows_before_the_lookback_are_not_used() -> None:
@@ -146,6 +231,59 @@ def test_a_folder_with_wrong_values_is_named(
     write_json(tmp_path / FORECASTER, {**values, key: value})
     with pytest.raises(ValueError, match=rf"forecaster.json: .*{message}"):
         spat.Forecast.from_folder(tmp_path)
+
+
+def test_a_path_may_be_text_or_start_at_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forecaster().save(tmp_path / "a")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / "a", str(tmp_path / "a"), f"{tmp_path}/a/", "a", "~/a", Path("~/a")):
+        assert spat.Forecast.from_folder(path).columns == COLUMNS
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "message"),
+    [
+        (None, TypeError, "folder is a NoneType: give its path"),
+        (3, TypeError, "folder is a int"),
+        ("", FileNotFoundError, "'': there is no such folder"),
+        ("none", FileNotFoundError, "none': there is no such folder"),
+        ("a/model.safetensors", NotADirectoryError, "is a file: give its folder, .*a$"),
+        (".", FileNotFoundError, "forecaster.json: no such file.*such as .*a$"),
+        ("other", FileNotFoundError, "is not in the results .*give a folder of `python -m spat ad"),
+    ],
+)
+def test_a_path_that_is_no_forecaster_is_named(
+    path: object, error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    forecaster().save(tmp_path / "a")
+    (tmp_path / "other").mkdir()
+    given = str(tmp_path / path) if isinstance(path, str) and path else path
+    with pytest.raises(error, match=message):
+        spat.Forecast.from_folder(given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"half", b"\xff\xfe", "folder"])
+@pytest.mark.parametrize("name", [FORECASTER, storage.ARCHITECTURE, storage.WEIGHTS])
+def test_a_damaged_file_is_named(name: str, content: object, tmp_path: Path) -> None:
+    forecaster().save(tmp_path)
+    path = tmp_path / name
+    whole = path.read_bytes()
+    path.unlink()
+    if content == "folder":
+        path.mkdir()
+    elif isinstance(content, bytes):
+        path.write_bytes(whole[: len(whole) // 2] if content == b"half" else content)
+    with pytest.raises((ValueError, FileNotFoundError), match=name):
+        spat.Forecast.from_folder(tmp_path)
+
+
+def test_a_device_that_torch_cannot_use_is_named(tmp_path: Path) -> None:
+    forecaster().save(tmp_path)
+    with pytest.raises(ValueError, match="device='gpu': Expected one of cpu.*give 'cpu'"):
+        spat.Forecast.from_folder(tmp_path, "gpu")
 
 
 def test_a_folder_gives_the_same_forecaster(tmp_path: Path) -> None:
@@ -190,6 +328,9 @@ def test_the_folders_of_the_pipeline_are_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="without names of the columns"):
         spat.Forecast.from_folder(folder)
     write_json(file.with_suffix(".json"), {"step": "1h", "names": COLUMNS})
+    for above in (run, run / "prune", folder.parent):  # a run holds several networks
+        with pytest.raises(FileNotFoundError, match="architecture.json.*such as .*1.1.1/order0$"):
+            spat.Forecast.from_folder(above)
     read = spat.Forecast.from_folder(folder)
     np.testing.assert_array_equal(
         read.predict(rows()).to_numpy(), forecast.predict(rows()).to_numpy()

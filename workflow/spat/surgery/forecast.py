@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORECASTER: Final = "forecaster.json"
+MOST_NAMES: Final = 10  # of columns in a message
+FEW: Final = 3  # of folders in a message
 VERSION: Final = 1
 
 
@@ -73,15 +75,25 @@ class Forecast:
         `folder` was written by `save` or `python -m spat advise`, or is a folder in which the
         pipeline keeps a network: `results/EXPERIMENT/DATASET/MODEL-VARIANT/lL-hH/seedS/pretrain` or
         `.../prune/masks/MASK/order0`. Networks of the pipeline take columns and scale from the
-        prepared data of the experiment (`results/EXPERIMENT/prepared`).
+        prepared data of the experiment (`results/EXPERIMENT/prepared`). A leading `~` is the home
+        directory.
 
         Raises:
             FileNotFoundError: naming the file that is missing.
-            ValueError: naming the file that is damaged or does not belong to the others.
+            NotADirectoryError: if `folder` is a file.
+            ValueError: naming the file that is damaged or does not belong to the others, or the
+                device if torch cannot use it.
+            TypeError: if `folder` is not a path.
         """
-        folder = Path(folder)
+        folder = _existing(folder)
         path = folder / FORECASTER
         values = _read(path) if path.exists() else _of_a_run(folder)
+        _require_network(folder)
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"device={device!r}: {reason}: give 'cpu', for example") from None
         model = storage.load(folder, device)
         if not isinstance(model, Forecaster):
             raise ValueError(f"{folder}: {type(model).__name__} is not a forecaster")
@@ -127,21 +139,29 @@ class Forecast:
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Forecast the `horizon` rows that follow a frame, in the units of the frame.
 
-        The input is the last `lookback` rows. The index of the result continues the index of the
-        frame; its columns are those of the training data, in their order. Other columns of the
-        frame are ignored.
+        The input is the last `lookback` rows; the rows before them are ignored. The index of the
+        result continues the index of the frame; its columns are those of the training data, in
+        their order. Other columns of the frame are ignored.
 
         Args:
             frame: at least `lookback` rows in order of time, one `step` apart, with a
-                DatetimeIndex. If the training data had no time stamps, a range of integers is also
-                accepted.
+                DatetimeIndex, with or without a time zone. If the model uses no time features, an
+                index of integers that rises by 1 is also accepted, and the result continues it.
 
         Raises:
+            TypeError: if `frame` is not a pandas data frame.
             DataError: naming the column, row or time stamp, if a column is missing or not numeric,
-                a value is missing, there are too few rows, or the rows are not one step apart.
+                a value is missing or too large, there are too few rows, or the last `lookback` rows
+                are not one step apart.
         """
         import pandas as pd
 
+        if not isinstance(frame, pd.DataFrame):
+            raise TypeError(
+                f"the frame is a {type(frame).__name__}, not a pandas data frame: give "
+                "pandas.DataFrame(values, index=time_stamps, columns=names); a frame of polars has "
+                "the method to_pandas()"
+            )
         labels = self._labels(frame)
         if len(frame) < self.lookback:
             raise DataError(
@@ -154,7 +174,10 @@ class Forecast:
         for label in labels:
             kind = numbers[label].dtype
             if not pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_complex_dtype(kind):
-                raise DataError(f"column {label!r} is not numeric: convert it to numbers")
+                raise DataError(
+                    f"column {label!r} is not numeric but {kind}: convert it, for example with "
+                    f"pandas.to_numeric(frame[{label!r}])"
+                )
         values = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
         if len(bad := np.argwhere(~np.isfinite(values))):
             row, column = bad[0]
@@ -165,7 +188,17 @@ class Forecast:
         times = None
         if isinstance(future, pd.DatetimeIndex) and isinstance(past, pd.DatetimeIndex):
             times = np.concatenate([i.tz_localize(None).to_numpy() for i in (past, future)])
-        return pd.DataFrame(self.forecast(values, times), index=future, columns=labels)
+        predicted = self.forecast(values, times)
+        if not np.isfinite(predicted).all():
+            distance = np.abs(values - self.mean) / self.std
+            row, column = divmod(int(distance.argmax()), distance.shape[1])
+            raise DataError(
+                f"the forecast is not finite: column {labels[column]!r} is {values[row, column]:g} "
+                f"at {last.index[row]}, but its mean in the training data is "
+                f"{self.mean[column]:g} and its standard deviation {self.std[column]:g}: check the "
+                "value and its unit"
+            )
+        return pd.DataFrame(predicted, index=future, columns=labels)
 
     def forecast(
         self, values: NDArray[np.float64], times: NDArray[np.datetime64] | None = None
@@ -207,7 +240,8 @@ class Forecast:
         if missing:
             raise DataError(
                 f"the frame has no column {', '.join(map(repr, missing))}: the model was trained "
-                f"on {', '.join(self.columns)}"
+                f"on {', '.join(self.columns)}, and the frame has "
+                f"{', '.join(map(str, frame.columns[:MOST_NAMES])) or 'no columns'}"
             )
         for name in self.columns:
             if len(labels[name]) > 1:
@@ -227,23 +261,89 @@ class Forecast:
             self._check(past, 1)
             steps = np.arange(1, self.horizon + 1)
             return past, pd.Index(past[-1] + steps, name=past.name)
+        remedy = "use frame.set_index(pd.to_datetime(frame[COLUMN]))"
+        if isinstance(past, pd.PeriodIndex):
+            remedy = "use frame.to_timestamp()"
+        elif past.dtype.kind not in "iufb" and past.nlevels == 1:
+            remedy += ", or set frame.index = pd.to_datetime(frame.index)"
         raise DataError(
             f"the index of the frame is a {type(past).__name__} of {past.dtype}, not of time "
-            "stamps: use frame.set_index(pd.to_datetime(frame[COLUMN]))"
+            f"stamps: {remedy}"
         )
 
     def _check(self, past: pd.Index[Any], width: Any) -> None:
-        for a, b in pairwise(past):
-            if b - a != width:
-                raise DataError(
-                    f"{b} comes after {a} in the last {self.lookback} rows, but the step of the "
-                    f"model is {width}: sort the rows by time, and insert missing rows"
+        """Check that the last rows are one step apart.
+
+        Raises:
+            DataError: naming the first two that are not, and what to do.
+        """
+        import pandas as pd
+
+        if past.hasnans:
+            raise DataError(
+                f"the index has no time stamp in one of the last {self.lookback} rows: fill or "
+                "remove these rows, for example with frame[frame.index.notna()]"
+            )
+        steps = [b - a for a, b in pairwise(past.tolist())]
+        for a, b, step in zip(past, past[1:], steps, strict=False):
+            if step == width:
+                continue
+            if not isinstance(past, pd.DatetimeIndex):
+                remedy = "number the rows one by one, for example with frame.reset_index(drop=True)"
+            elif min(steps) < 0 * width:
+                remedy = "sort the rows by time, with frame.sort_index()"
+            elif min(steps) == 0 * width:
+                remedy = "keep one row of each time stamp, with frame[~frame.index.duplicated()]"
+            elif len(set(steps)) == 1:
+                remedy = "give rows of this step, for example with frame.resample(STEP).mean()"
+            else:
+                remedy = (
+                    "insert missing rows and round the time stamps, for example with "
+                    "frame.resample(STEP).ffill()"
                 )
+            raise DataError(
+                f"{b} comes after {a} in the last {self.lookback} rows, but the step of the model "
+                f"is {width}: {remedy}"
+            )
+
+
+def _existing(folder: Any) -> Path:
+    """The path of a folder that exists, with the home directory for a leading `~`."""
+    if not isinstance(folder, str | Path):
+        raise TypeError(f"the folder is a {type(folder).__name__}: give its path")
+    path = Path(folder).expanduser()
+    if path.is_file():
+        raise NotADirectoryError(f"{path}: is a file: give its folder, {path.parent}")
+    if not str(folder) or not path.is_dir():
+        raise FileNotFoundError(f"{str(folder)!r}: there is no such folder")
+    return path
+
+
+def _require_network(folder: Path) -> None:
+    """Check that a folder contains the files of a network.
+
+    Raises:
+        FileNotFoundError: naming the file that is missing, and folders that contain a network.
+    """
+    for name in (storage.ARCHITECTURE, storage.WEIGHTS):
+        if not (folder / name).is_file():
+            remedy = _choices(folder, storage.ARCHITECTURE) or "save the network again"
+            raise FileNotFoundError(f"{folder / name}: there is no such file: {remedy}")
+
+
+def _choices(folder: Path, name: str) -> str:
+    """Folders in a folder that contain a file of this name, as a remedy; empty without any."""
+    files = islice(folder.rglob(f"*/{name}"), FEW)
+    found = sorted(str(path.parent) for path in files)
+    return f"give a folder with a network, such as {', '.join(found)}" if found else ""
 
 
 def _read(path: Path) -> dict[str, Any]:
     remedy = "write the folder again"
+    if not path.is_file():
+        raise ValueError(f"{path}: is not a file; {remedy}")
     values = read_json(path)
+    _require_network(path.parent)
     try:
         if values["version"] != VERSION:
             raise ValueError(
@@ -312,7 +412,9 @@ def _of_a_run(folder: Path) -> dict[str, Any]:
                     "dataset again"
                 ) from None
             return values
+    remedy = _choices(folder, FORECASTER) or _choices(folder, storage.ARCHITECTURE)
     raise FileNotFoundError(
         f"{folder / FORECASTER}: no such file, and {folder} is not in the results of an experiment "
-        "with prepared data: give a folder of `python -m spat advise` or `Forecast.save`"
+        "with prepared data: "
+        + (remedy or "give a folder of `python -m spat advise` or `Forecast.save`")
     )
