@@ -165,10 +165,17 @@ class WithVector(zoo.Nano):
         return y, 2 * y if self.result else self.bias
 
 
+class Unless(nn.Linear):
+    """It does without its input."""
+
+    def forward(self, x: Tensor | None) -> Tensor:
+        return self.bias if x is None else super().forward(x)
+
+
 class OfVector(zoo.Layer):
-    def __init__(self, result: bool) -> None:
+    def __init__(self, result: bool, other: type[nn.Linear] = nn.Linear) -> None:
         super().__init__(WithVector(result))
-        self.other = nn.Linear(zoo.WIDTH, zoo.WIDTH)
+        self.other = other(zoo.WIDTH, zoo.WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
         y, more = self.attention(self.n1(x))
@@ -205,6 +212,13 @@ def test_a_site_that_cannot_be_removed_is_known_before_the_attempt(
     assert not any(site.refusal for site in sites[1:])
     scores = spat.score(zoo.make(maker), [zoo.batch()], zoo.loss)
     assert scores.lowest(1.0) == tuple(site.name for site in sites[1:])
+
+
+def test_a_module_that_does_without_more_of_the_output_does_not_keep_a_site() -> None:
+    model = zoo.make(lambda: OfVector(True, Unless))
+    (site,) = spat.find_sites(model, zoo.loss, zoo.batch())
+    assert site.refusal is None
+    assert isinstance(spat.prune(model, [site], zoo.loss, zoo.batch()).spat_removal, Removal)
 
 
 def test_an_output_without_tensors_has_no_scores() -> None:

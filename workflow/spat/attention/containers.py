@@ -56,6 +56,11 @@ class Container:
         tensor: Tensor = _get(value, self.names[self.index])
         return tensor
 
+    def values(self, value: Any) -> dict[Any, Any]:
+        """The values in a container of this form besides the tensor, by their places."""
+        places = [name for i, name in enumerate(self.names) if i != self.index]
+        return {name: _get(value, name) for name in places}
+
     def to_json(self) -> dict[str, Any]:
         """The container as values of JSON.
 

@@ -35,6 +35,7 @@ from spat.attention.graph import Call, Graph, recording
 from spat.attention.modes import evaluating
 from spat.attention.nodes import depends_on, is_feed_forward, is_wrapped, number_of
 from spat.attention.recognition import Attention, Core, recognise
+from spat.attention.zeroing import fixed_noise, zeroed
 
 # How many names a message lists.
 MOST_NAMES: Final = 20
@@ -78,6 +79,7 @@ class Candidate:
     outputs: list[Call] = field(default_factory=list)  # the last module of each call of the branch
     streams: list[Tensor | None] = field(default_factory=list)  # what each output is added to
     totals: list[Tensor | None] = field(default_factory=list)  # the residual sums
+    receiver: str | None = None  # a module that is given more of its output, quoted
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -110,6 +112,9 @@ def find_sites(
                 AttentionWarning,
                 stacklevel=2,
             )
+        for one in candidates:
+            if one.refusal is None and one.receiver is not None:
+                one.refusal = _needed(model, loss, batch, one)
         return tuple(_described(one, model) for one in candidates)
 
 
@@ -332,13 +337,34 @@ def _obstacle(site: Candidate, graph: Graph) -> AttentionError | None:
         return error
     modules = {call.module for call in (site.call, *site.branch)}
     for call in graph.calls:
-        if call.module in modules and (user := graph.leak(call)) is not None:
-            return SharedOutput(
-                f"{user} uses what {call.name!r} computes besides its output, for example a "
-                f"position bias that layers share: keep {site.name!r}, or compute that in a "
-                "separate module"
-            )
+        if call.module not in modules:
+            continue
+        if (user := graph.leak(call)) is not None:
+            return _shared(site, user, call.name)
+        site.receiver = site.receiver or graph.receiver(call)
     return None
+
+
+def _shared(site: Candidate, user: str, name: str) -> SharedOutput:
+    return SharedOutput(
+        f"{user} uses what {name!r} computes besides its output, for example a position bias that "
+        f"layers share: keep {site.name!r}, or compute that in a separate module"
+    )
+
+
+def _needed(model: nn.Module, loss: Loss, batch: Any, site: Candidate) -> SharedOutput | None:
+    """The reason why a module that is given more of the output of a site cannot be without it."""
+    containers = {call.name: around(call) for call in (site.call, *site.branch)}
+    losses = []
+    for alone in (False, True):
+        with differentiable(model), fixed_noise(model), zeroed(model, containers, alone=alone):
+            try:
+                losses.append(loss(model, batch).detach())
+            except Exception:  # whatever the module that receives None raises
+                break
+    if len(losses) == 2 and torch.allclose(losses[0], losses[1], rtol=1e-5, atol=1e-5):
+        return None
+    return _shared(site, str(site.receiver), site.name)
 
 
 def around(call: Call) -> Container | None:

@@ -245,19 +245,24 @@ class Graph:
                 if not call.start <= number_of(user) < call.stop:
                     return self._home(user)
         for t in floating(call.output):
-            if t is call.y or id(t) in call.given:
-                continue
-            # The loss need not depend on a module that receives it.
-            for other in self.calls:
-                if id(t) in other.given and other.start >= call.stop:
-                    return place_of(other)
             # A parameter has a node of its own, outside of every call.
-            if t.is_leaf and t.requires_grad:
+            if t.is_leaf and t.requires_grad and t is not call.y and id(t) not in call.given:
                 for node, users in self.users.items():
                     if is_leaf(node) and node.variable is t:
                         for user in users:
                             if not call.start <= number_of(user) < call.stop:
                                 return self._home(user)
+        return None
+
+    def receiver(self, call: Call) -> str | None:
+        """The module (quoted) that is given a result of a call besides its first output, or None.
+
+        The loss need not depend on what that module computes.
+        """
+        others = {id(t) for t in floating(call.output) if t is not call.y} - call.given
+        for other in self.calls:
+            if other.start >= call.stop and not others.isdisjoint(other.given):
+                return place_of(other)
         return None
 
     def _home(self, node: Any) -> str:

@@ -14,24 +14,35 @@ from spat.attention.containers import Container
 
 
 @contextlib.contextmanager
-def zeroed(model: nn.Module, names: Mapping[str, Container | None]) -> Iterator[None]:
+def zeroed(
+    model: nn.Module, names: Mapping[str, Container | None], *, alone: bool = False
+) -> Iterator[None]:
     """Set the output of modules to zero within the block.
 
-    `names` has the containers of the outputs, and None for outputs that are tensors.
+    `names` has the containers of the outputs, and None for outputs that are tensors. The other
+    values in a container stay; with `alone` they are None, except for arguments that the module
+    returned, as if the module had been removed.
     """
 
     def zero(container: Container | None) -> Callable[..., Any]:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
             if container is None:
                 return torch.zeros_like(output)
-            return container.build(torch.zeros_like(container.get(output)), output)
+            zeros = torch.zeros_like(container.get(output))
+            if not alone:
+                return container.build(zeros, output)
+            given = [*args, *kwargs.values()]
+            values = container.values(output)
+            others = {n: v for n, v in values.items() if any(v is one for one in given)}
+            return container.build(zeros, others=others)
 
         return hook
 
     with contextlib.ExitStack() as hooks:
         for name, container in names.items():
             module = model.get_submodule(name)
-            hooks.callback(module.register_forward_hook(zero(container)).remove)
+            handle = module.register_forward_hook(zero(container), with_kwargs=True)
+            hooks.callback(handle.remove)
         yield
 
 
