@@ -200,6 +200,19 @@ def test_drawing_again_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
         assert one.read_bytes() == other.read_bytes(), one.suffix
 
 
+def test_a_figure_is_drawn_once_per_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawings: list[Figure] = []
+    before = Figure.draw
+
+    def counted(self: Figure, renderer: Any) -> None:
+        drawings.append(self)
+        before(self, renderer)
+
+    monkeypatch.setattr(Figure, "draw", counted)
+    write_figure("stability", frames("one"), tmp_path)
+    assert len(drawings) == len(style.FORMATS)
+
+
 def test_png_has_print_resolution(tmp_path: Path) -> None:
     from PIL import Image
 

@@ -336,9 +336,11 @@ def save(figure: Figure, stem: Path) -> tuple[Path, ...]:
     """Write `<stem>.png`, `.pdf` and `.svg`; the same figure gives the same bytes."""
     paths = []
     with drawing():
-        # Solve the layout once instead of once per format.
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
+        # Solve the layout once. With a layout engine, even the engine "none", matplotlib would draw
+        # the figure once more per format.
+        if engine := figure.get_layout_engine():
+            engine.execute(figure)
+        figure.set_layout_engine(None)
         for ending in FORMATS:
             path = stem.with_suffix(f".{ending}")
             with replacing(path) as temporary:
