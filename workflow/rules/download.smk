@@ -3,6 +3,7 @@ rule download:
         f"{CACHE}/{{file}}",
     log:
         f"{FOLDER}/logs/download/{{file}}.log",
+    priority: expected.DATA
     retries: 2
     conda:
         "../../envs/environment.yaml"

@@ -6,7 +6,7 @@ rule prepare:
         f"{FOLDER}/prepared/{{dataset}}.npz",
     log:
         f"{FOLDER}/logs/prepare/{{dataset}}.log",
-    priority: urgency("prepare")
+    priority: expected.DATA
     group:
         "prepare"
     conda:

@@ -62,8 +62,10 @@ PACK_SECONDS: Final = 120.0
 # The jobs of a run until the main table, in their order; the last one that trains is `prune` if no
 # single heads are pruned.
 UNTIL_MAIN: Final = ("pretrain", "score", "select", "prune_sites", "prune", "decide")
-# The priority of the job that writes the main table; jobs before it have at least half of it.
+# The priority of the job that writes the main table; jobs before it have at least half of it. Data
+# are downloaded and prepared first, since an error is then seen early.
 MAIN: Final = 2000
+DATA: Final = 2001
 FIGURES: Final = 6.0
 TABLES: Final = 1.0
 MEASURE_PER_BATCH_SIZE: Final = 0.1
@@ -95,42 +97,26 @@ def wall(
 def priority(config: Config, plan: Mapping[str, Planned], rule: str, of: Mapping[str, str]) -> int:
     """The priority of a job: the main table first, and before it the longest chain of jobs.
 
-    The chain of a job has the jobs of its run until the main table. `prepare` has the longest chain
-    of the runs on its dataset.
+    The chain of a job has the jobs of its run until the main table.
     """
-    if rule == "prepare":
-        chains = [
-            _chain(config, plan, path, UNTIL_MAIN)
-            for path, planned in plan.items()
-            if planned.run.dataset == of["dataset"]
-        ]
-        return rank(config, rule, max(chains, default=0.0))
-    rules = UNTIL_MAIN[UNTIL_MAIN.index(rule) :] if rule in UNTIL_MAIN else ()
-    if rules and _is_before_main(config, rule):
-        return rank(config, rule, _chain(config, plan, of["run"], rules))
-    return rank(config, rule, seconds(config, plan, rule, of))
+    chain = [rule]
+    if _is_before_main(config, rule):
+        chain = [name for name in UNTIL_MAIN if _is_before_main(config, name)]
+        chain = chain[chain.index(rule) :] if plan[of["run"]].prune else ["pretrain"]
+    return rank(config, rule, sum(seconds(config, plan, name, of) for name in chain))
 
 
 def rank(config: Config, rule: str, seconds: float) -> int:
     """The priority of a job of a rule that begins a chain of this length."""
     # Differences of a few percent are below the error of the expected seconds.
     own = min(MAIN // 2 - 1, round(10 * math.log2(1 + seconds)))
-    return own + (MAIN // 2 if rule == "prepare" or _is_before_main(config, rule) else 0)
+    return own + (MAIN // 2 if _is_before_main(config, rule) else 0)
 
 
 def _is_before_main(config: Config, rule: str) -> bool:
     """Whether the main table needs the jobs of a rule that has one job per run."""
-    return rule in UNTIL_MAIN and not (rule == "prune" and config.pruning.has_heads)
-
-
-def _chain(config: Config, plan: Mapping[str, Planned], path: str, rules: Sequence[str]) -> float:
-    """Expected seconds of those of the rules that a run needs for the main table."""
-    needed = rules if plan[path].prune else [rule for rule in rules if rule == "pretrain"]
-    return sum(
-        seconds(config, plan, rule, {"run": path})
-        for rule in needed
-        if _is_before_main(config, rule) and (rule != "prune_sites" or config.pruning.has_heads)
-    )
+    other = "prune" if config.pruning.has_heads else "prune_sites"
+    return rule in UNTIL_MAIN and rule != other
 
 
 def packs(config: Config, plan: Mapping[str, Planned]) -> tuple[tuple[str, ...], ...]:
