@@ -64,6 +64,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         (RecursionError("maximum recursion depth exceeded"), "maximum recursion depth"),
         (MemoryError(), "MemoryError. There is too little memory: run fewer jobs"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "too little memory"),
+        (ValueError("own.csv: malloc of size 131072 failed"), "too little memory"),
         (torch.OutOfMemoryError("CUDA out of memory"), "too little memory"),
         (BrokenProcessPool("terminated abruptly"), "fewer --workers"),
         (FULL, "file.bin'. The disk is full"),
@@ -105,6 +106,38 @@ def test_a_failure_is_one_message_without_a_traceback(
         assert str(file) in shown
     with pytest.raises((type(error), OSError)):
         cli.main(["collect", "--config", str(configuration), "--debug"])
+
+
+@pytest.mark.parametrize(
+    ("shell", "status", "says"),
+    [
+        (
+            "mkdir gone; cd gone; rmdir ../gone; {spat} add x.csv",
+            1,
+            "the working directory was dele",
+        ),
+        (
+            "mkdir gone; cd gone; rmdir ../gone; {spat} folder",
+            1,
+            "the working directory was deleted",
+        ),
+        ("{spat} folder --config small.yaml >&-", 0, ""),
+        ("{spat} folder --config absent.yaml >&-", 1, "absent.yaml: cannot be read (No such file"),
+        ("{spat} folder --config absent.yaml 2>&-", 1, "absent.yaml: cannot be read (No such file"),
+        ("{spat} folder --config absent.yaml >&- 2>&-", 1, ""),
+        ("{spat} folder --config small.yaml >/dev/full", 1, "No space left on device. The disk is"),
+    ],
+)
+def test_a_missing_folder_or_stream_is_no_traceback(
+    shell: str, status: int, says: str, configuration: Path
+) -> None:
+    command = shell.format(spat=f"{sys.executable} -m spat")
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=configuration.parent, capture_output=True, text=True
+    )
+    shown = done.stdout + done.stderr
+    assert done.returncode == status, shown
+    assert says in shown and "Traceback" not in shown and "(in " not in shown
 
 
 RUN = "synthetic/DLinear-deep/l96-h96/seed0"

@@ -37,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     exception is raised.
     """
     gc.set_threshold(*GARBAGE)
+    # Python has no stream for a descriptor that was closed before the start (`>&-`).
+    sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or sys.stdout
     for stream in (sys.stdout, sys.stderr):
         # A locale without UTF-8 lacks some characters. This fails on a stream whose descriptor was
         # replaced by a pipe after Python opened it.

@@ -27,8 +27,10 @@ INTERRUPTED: Final = (
 _PACKAGE: Final = Path(__file__).parents[1]
 # The start of the message of a failed command.
 _ENDED: Final = re.compile(r"spat \w+: ")
-# The messages of torch and CUDA; Python raises MemoryError.
-_NO_MEMORY: Final = re.compile(r"can't allocate memory|not enough memory|out of memory", re.I)
+# The messages of torch, CUDA and Arrow; Python raises MemoryError.
+_NO_MEMORY: Final = re.compile(
+    r"can't allocate memory|not enough memory|out of memory|malloc of size \d+ failed", re.I
+)
 # Errors whose message is written for the user, in this package and in libraries.
 _EXPLAINED: Final = (OSError, ValueError, RuntimeError)
 
@@ -49,6 +51,8 @@ def explain(error: BaseException) -> str:
             "--concurrency), or use smaller settings (batch_size, measure.batch_sizes), and run "
             "the same command again"
         )
+    if isinstance(error, FileNotFoundError) and error.filename is None and _is_cwd_gone():
+        return f"{text}: the working directory was deleted. Change to a folder that exists"
     if isinstance(error, IsADirectoryError):
         return f"{text}. Remove that folder, and run the same command again"
     if isinstance(error, OSError) and error.errno == errno.ELOOP:
@@ -75,6 +79,14 @@ def explain(error: BaseException) -> str:
         f"{text} (in {place}{about}). {remedy}; if it fails again, --debug shows where, for a "
         "report of the fault"
     )
+
+
+def _is_cwd_gone() -> bool:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def failed_jobs(jobs: Iterable[tuple[str, str, Path]], since: float) -> str:
