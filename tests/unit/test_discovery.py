@@ -325,6 +325,21 @@ def test_a_scalar_loss_finds_sites_but_gives_no_scores() -> None:
     assert isinstance(small.spat_removal, Removal) and small.spat_removal.removed
 
 
+def test_sites_print_as_a_table_with_the_refusals() -> None:
+    model = zoo.make(lambda: nn.Sequential(zoo.Beside(), zoo.NoSum()))
+    sites = spat.find_sites(model, zoo.loss, zoo.batch())
+    lines = str(sites).splitlines()
+    assert lines[0].split() == [
+        "site", "kind", "heads", "queries", "x", "keys", "parameters", "removed", "with", "it"
+    ]  # fmt: skip
+    assert lines[1].split() == ["0.inner", "self", "4", "7", "x", "7", "1,360", "0.output.dense"]
+    assert lines[2].split()[-1] == "NoResidual"
+    assert (
+        lines[3].startswith("NoResidual: '1.attention': there is no residual") and len(lines) == 4
+    )
+    assert sites == tuple(sites) and repr(sites) == str(sites)
+
+
 def test_units_replace_discovery() -> None:
     model = zoo.make(lambda: nn.Sequential(zoo.Layer(zoo.Local()), zoo.Layer(zoo.Local())))
     sites = spat.find_sites(model, zoo.loss, zoo.batch(), units=["*.attention"])

@@ -7,9 +7,11 @@ not import torch.
 
 `find_sites`, `score`, `prune`, `compare`, `save` and `load` work with any PyTorch model. They take
 a loss function that returns one value for each sample of a batch, and find softmax attention in the
-autograd graph of that loss:
+autograd graph of that loss. A *site* is an attention module that can be removed as a whole:
 
 ```python
+loss = lambda model, batch: F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+print(spat.find_sites(model, loss, batch))  # a table: what can be removed, and the reasons
 scores = spat.score(model, loader, loss, criterion="send")  # prints as a table
 small = spat.prune(model, scores.lowest(0.5), loss, batch)  # a verified copy
 train(small)  # your own training loop
@@ -23,12 +25,14 @@ form softmax(q kᵀ) v, where k and v are computed from the input and q may be a
 softmax may be written by hand, and A, the weights that multiply v, may be computed from it: talking
 heads (a linear map over the heads), a difference of two maps, weights that are normalised again.
 The following are not found: sigmoid and linear attention, keys that are parameters, scores of a
-module of their own instead of q kᵀ, kernels and functions with a backward pass of their own,
-scripted models. If nothing is found, `NoSites` lists each softmax with the reason. For these, pass
-the names of the modules as `units=` and rank them by `criterion="loss_drop"`; criteria that need
-attention maps, such as `send`, cannot rank them. Attention without a residual connection cannot be
-removed (`spat.attention.errors.NoResidual`). All errors of the library are subclasses of
-`AttentionError`. The criteria are in `spat.scoring.names`.
+module of their own instead of q kᵀ, kernels and functions with a backward pass of their own. If
+nothing is found, `NoSites` lists each softmax with the reason. For these, pass the names of the
+modules as `units=` and rank them by `criterion="loss_drop"`; criteria that need attention maps,
+such as `send`, cannot rank them. Attention without a residual connection cannot be removed
+(`spat.attention.errors.NoResidual`). A compiled model is read as it was written. Give the original
+module of a scripted model, score a model before it is quantised, and call it on a whole batch, not
+inside `torch.vmap`. All errors of the library are subclasses of `AttentionError`, except for
+arguments of a wrong type or value. The criteria are in `spat.scoring.names`.
 
 ## My data
 

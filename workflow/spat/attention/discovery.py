@@ -66,6 +66,41 @@ class ForeignSite:
     refusal: AttentionError | None = None
 
 
+class Sites(tuple[ForeignSite, ...]):
+    """The sites of a model in forward order: a tuple that prints as a table, with the refusals."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        head = ("site", "kind", "heads", "queries x keys", "parameters", "removed with it", "")
+        rows = [
+            (
+                site.name, site.kind, str(site.heads), f"{site.queries} x {site.keys}",
+                f"{site.parameters:,}", ", ".join(site.branch),
+                "" if site.refusal is None else type(site.refusal).__name__,
+            )
+            for site in self
+        ]  # fmt: skip
+        reasons = dict.fromkeys(
+            f"{type(site.refusal).__name__}: {site.refusal}" for site in self if site.refusal
+        )
+        return "\n".join([columns([head, *rows]), *reasons])
+
+    __str__ = __repr__
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text as aligned columns: the first column left-aligned, the others right-aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            text.ljust(width) if i == 0 else text.rjust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
 @dataclass(eq=False)
 class Candidate:
     """A site while its autograd graph exists: its calls and the attention in them."""
@@ -87,10 +122,12 @@ class Candidate:
         return tuple(dict.fromkeys([self.name, *(call.name for call in self.branch)]))
 
 
-def find_sites(
-    model: nn.Module, loss: Loss, batch: Any, *, units: Sequence[str] = ()
-) -> tuple[ForeignSite, ...]:
+def find_sites(model: nn.Module, loss: Loss, batch: Any, *, units: Sequence[str] = ()) -> Sites:
     """The attention sites of a model in forward order, from one forward pass in `eval()`.
+
+    The result is a tuple of `ForeignSite`, which prints as a table. A site with a `refusal` cannot
+    be removed; the refusal names the cause and the remedy. A compiled model is read as it was
+    written, without compilation.
 
     Args:
         model: any model; it is not changed.
@@ -100,8 +137,9 @@ def find_sites(
 
     Raises:
         NoSites: if there is no attention, or no module that `units` names.
-        NotDifferentiable: if the loss has no gradient.
-        TypeError: if the model is not a module, the loss no function, or a unit no name.
+        NotDifferentiable: if the loss has no gradient, or calls the model inside torch.vmap.
+        TypeError: if the model is not a module or has a scripted part, the loss is not a function,
+            or a unit is not a name.
         ValueError: if the batch is empty, or the loss is not finite.
     """
     with looking(model, loss, batch, units) as (_, attention, candidates):
@@ -115,7 +153,7 @@ def find_sites(
         for one in candidates:
             if one.refusal is None and one.receiver is not None:
                 one.refusal = _needed(model, loss, batch, one)
-        return tuple(_described(one, model) for one in candidates)
+        return Sites(_described(one, model) for one in candidates)
 
 
 @contextlib.contextmanager

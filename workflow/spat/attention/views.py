@@ -50,8 +50,9 @@ class Output:
 class Residual(Output):
     """The view of a sub-layer whose owner adds y to a residual stream of the same width."""
 
-    stream: Tensor  # what y is added to: x, or what x is the norm of
-    total: Tensor  # the sum: stream + y, or stream + a * y where the owner scales y
+    # What y is added to: x, or what x is the norm of; a * x where the owner scales x.
+    stream: Tensor
+    total: Tensor  # the sum: stream + y, or stream + b * y where the owner scales y
     before: Tensor  # input of the layer that owns the site
     after: Tensor  # output of that layer
 

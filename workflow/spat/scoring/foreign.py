@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import nn
 
-from spat.attention.discovery import ForeignSite, Loss, find_sites, unknown
+from spat.attention.discovery import ForeignSite, Loss, columns, find_sites, unknown
 from spat.attention.errors import AttentionWarning
 from spat.attention.tracing import drops_of_batch, traces
 from spat.attention.views import Trace
@@ -131,16 +131,19 @@ def score(
         model: any model.
         batches: an iterable of batches that `loss` accepts, for example a data loader.
         loss: function of model and batch that returns the loss of each sample, [B].
-        criterion: a name in `scoring.names.CRITERIA` that needs no output projection. `loss_drop`
-            (the loss without a site minus the loss with it) works for modules of any kind that
-            `units` name; it needs one forward pass per site and batch.
+        criterion: a name in `scoring.names.CRITERIA` that needs no output projection: `send` and
+            its variants, `michel`, `taylor`, `fisher`, `snip`, `entropy`, `uniformity`,
+            `attention_std`, `depth_first`, `depth_last`; for sites with a residual stream `cosine`
+            and `block_influence`. `loss_drop` (the loss without a site minus the loss with it)
+            works for modules of any kind that `units` name; it needs one forward pass per site and
+            batch.
         batches_max: the number of batches to read; by default all.
         units: see `find_sites`.
 
     Raises:
         NotPerSample: if the loss is not [B].
         TooCoarse: if the output of a site is not a tensor or a container of tensors.
-        NoSites, NotDifferentiable: see `find_sites`.
+        NoSites, NotDifferentiable: see `find_sites`; the latter also if the model is quantised.
         TypeError: if the model is not a module, `batches` is a single batch or no iterable, or the
             criterion is not a name.
         ValueError: if the criterion is unknown or cannot be computed, the loss is not finite, or
@@ -295,18 +298,6 @@ def data_frame(rows: Sequence[Sequence[Any]], names: Sequence[str]) -> pd.DataFr
             "a table as a data frame needs pandas: run `pip install pandas`, or use print()"
         ) from None
     return pd.DataFrame(rows, columns=list(names))
-
-
-def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text as aligned columns: the first column left-aligned, the others right-aligned."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            text.ljust(width) if i == 0 else text.rjust(width)
-            for i, (text, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
 
 
 class _Places:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import pandas as pd
 
-from spat.scoring.foreign import columns
+from spat.attention.discovery import columns
 from spat.study.statistics.bootstrap import MIN_BLOCKS, Change, block_length, relative_change
 
 if TYPE_CHECKING:

@@ -27,6 +27,7 @@ from spat.attention.discovery import (
     ForeignSite,
     Loss,
     check_model,
+    columns,
     differentiable,
     form,
     looking,
@@ -45,7 +46,7 @@ from spat.attention.errors import (
 from spat.attention.graph import Call, floating, recording
 from spat.attention.zeroing import fixed_noise, zeroed
 from spat.files import replacing
-from spat.scoring.foreign import columns, data_frame
+from spat.scoring.foreign import data_frame
 from spat.training.device import costs
 
 if TYPE_CHECKING:
