@@ -13,6 +13,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,7 +24,6 @@ from spat.attention.containers import passed_through
 from spat.attention.nodes import (
     addend_scale,
     addends_of,
-    comes_from,
     depends_on,
     is_leaf,
     is_linear_between,
@@ -159,7 +159,11 @@ class Graph:
             if number_of(one.node) >= number_of(first)
         ]
         for one in found:
-            if any(comes_from(call.x, stem) for stem in stems_of(one.outer[0])):
+            outer = one.outer[0]
+            end = call.x.grad_fn if call.x is not None else None
+            if outer is None or end is None:
+                continue
+            if depends_on(end, outer) or depends_on(end, *stems_of(outer)):
                 return one
         # An addend without a node may be the input of the model, or a constant.
         return next((one for one in found if one.outer[0] is None), found[0])
@@ -173,20 +177,20 @@ class Graph:
         None if they cannot be computed from the inputs and outputs of modules.
         """
         shape = shape_of(one.node)
-        known = self._tensors()
+        known = self._tensors
         whole = known.get((one.node, 0))
         path = nodes_between(one.node, self._after(output.end, one.node))
         y, term = output.y, None
         known_end = y is not None and y.grad_fn is output.end is path[0]
         if y is not None and known_end and is_linear_between(path):
             term = pushed((one.node, 0), [((output.end, y.output_nr), y.detach())])
-        others = term if one.node is first else recomputed(one.inner, known.get)
+        others = term if one.node is first else recomputed(one.inner, known)
         rest = None
         if whole is not None and others is not None:
             scale = 1.0 if one.node is first else addend_scale(one.node, 1 - one.side)
             rest = whole - scale * others
         if one.outer[0] is not None:
-            stream = recomputed(one.outer, known.get)
+            stream = recomputed(one.outer, known)
         else:
             # An input of the model that was scaled has no node either: only the rest tells.
             stream = self._input(shape, output, owner) if whole is not None else None
@@ -211,6 +215,7 @@ class Graph:
                     waiting.append(user)
         return after
 
+    @cached_property
     def _tensors(self) -> dict[tuple[Any, int], Tensor]:
         """The inputs and outputs of modules, by their edges."""
         tensors = [t for call in self.calls for t in (call.x, *floating(call.output))]

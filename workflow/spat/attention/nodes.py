@@ -9,7 +9,7 @@ edge is a node with the number of one of its results.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -21,6 +21,8 @@ LAYOUT: Final = (
     "View", "Expand", "Transpose", "Permute", "Reshape", "Unsqueeze", "Squeeze", "Slice", "Select",
     "TBackward", "Clone", "ToCopy", "Unsafe", "Alias", "AsStrided", "Contiguous", "ConstantPad",
 )  # fmt: skip
+# The number of nodes from which a residual stream is computed.
+_FAR: Final = 200
 _ACTIVATIONS: Final = (
     "Gelu",
     "Silu",
@@ -117,23 +119,19 @@ def nodes_between(last: Any, reached: set[Any]) -> list[Any]:
     return sorted(nodes, key=number_of)
 
 
-def comes_from(x: Tensor | None, node: Any) -> bool:
-    """Whether a tensor was computed from the result of a node; None is an input of the model."""
-    if x is None or x.grad_fn is None or node is None:
-        return node is None
-    return depends_on(x.grad_fn, node)
-
-
-def depends_on(last: Any, node: Any) -> bool:
-    """Whether the result of `last` was computed from that of `node`."""
+def depends_on(last: Any, *nodes: Any) -> bool:
+    """Whether the result of `last` was computed from that of one of some nodes."""
     seen: set[Any] = set()
     waiting: list[Any] = [last]
+    # Leaves have no place in the order.
+    first = min((number_of(node) for node in nodes if not is_leaf(node)), default=0)
+    if any(is_leaf(node) for node in nodes):
+        first = 0
     while waiting:
         one = waiting.pop()
-        if one is node:
+        if one in nodes:
             return True
-        # Leaves have no place in the order.
-        if one is None or one in seen or (number_of(one) < number_of(node) and not is_leaf(node)):
+        if one is None or one in seen or number_of(one) < first:
             continue
         seen.add(one)
         waiting += [part for part, _ in one.next_functions]
@@ -171,8 +169,8 @@ def stems_of(node: Any) -> set[Any]:
     """The nodes from which a node was computed by scaling, adding, slicing and joining, with it."""
     stems: set[Any] = set()
     waiting = [node]
-    while waiting:
-        one = waiting.pop()
+    while waiting and len(stems) < _FAR:
+        one = waiting.pop(0)
         if one is not None and one not in stems:
             stems.add(one)
             if named(one, (*_LINEAR, "MulBackward", "DivBackward", "AddBackward")):
@@ -220,39 +218,67 @@ def pushed(edge: tuple[Any, int], inputs: Sequence[tuple[tuple[Any, int], Tensor
     return result
 
 
-def recomputed(edge: tuple[Any, int], known: Callable[[tuple[Any, int]], Tensor | None]) -> Any:
+def recomputed(edge: tuple[Any, int], known: Mapping[tuple[Any, int], Tensor]) -> Tensor | None:
     """The result at an edge, from known results and parameters; None if they do not suffice.
 
     Sums, products and the nodes of `_LINEAR` are computed again. A constant has no node, so that
     its sum is not known.
     """
+    values: dict[tuple[Any, int], Tensor | None] = dict(known)
+    waiting, seen = [edge], 0
+    while waiting and seen < _FAR:
+        one = waiting[-1]
+        parts = [] if one in values else [part for part in _operands(one[0]) if part not in values]
+        if one in values or not parts:
+            waiting.pop()
+            if one not in values:
+                values[one] = _computed(one, values)
+                seen += 1
+        else:
+            waiting += parts
+    return values.get(edge)
+
+
+def _operands(node: Any) -> list[tuple[Any, int]]:
+    """The edges whose results `_computed` needs."""
+    if node is None or is_leaf(node):
+        return []
+    parts = list(node.next_functions)
+    if node.name().startswith("MulBackward"):
+        saved = _kept_pair(node)
+        return [part for part, value in zip(parts, saved, strict=False) if value is None]
+    if node.name().startswith("DivBackward"):
+        return parts[:1]
+    sums = named(node, ("AddBackward", "SubBackward"))
+    return parts if sums or (named(node, _LINEAR) and not named(node, ("ConstantPad",))) else []
+
+
+def _computed(
+    edge: tuple[Any, int], values: Mapping[tuple[Any, int], Tensor | None]
+) -> Tensor | None:
+    """The result at an edge, for those of its operands."""
     node = edge[0]
-    value = known(edge)
-    if value is not None or node is None:
-        return value
+    if node is None:
+        return None
     if is_leaf(node):
-        return node.variable.detach()
-    parts, name = node.next_functions, node.name()
-    binary = named(node, ("MulBackward", "DivBackward", "AddBackward", "SubBackward"))
-    if binary and len(parts) == 1:
-        parts = (*parts, (None, 0))  # a number
-    if name.startswith("MulBackward"):
-        a, b = (
-            recomputed(part, known) if saved is None else saved
-            for part, saved in zip(parts, _operands(node), strict=True)
-        )
-        return None if a is None or b is None else (a * b).detach()
-    if name.startswith("DivBackward"):
-        a, b = recomputed(parts[0], known), _operands(node)[1]
-        return None if a is None or b is None else (a / b).detach()
-    if named(node, ("ConstantPad",)) or not (binary or named(node, _LINEAR)):
+        parameter: Tensor = node.variable
+        return parameter.detach()
+    name, parts = node.name(), list(node.next_functions)
+    if name.startswith(("MulBackward", "DivBackward")):
+        saved, ends = _kept_pair(node), (*parts, (None, 0))
+        a = values.get(ends[0]) if saved[0] is None else saved[0]
+        b = values.get(ends[1]) if saved[1] is None else saved[1]
+        if a is None or b is None:
+            return None
+        result: Tensor = (a * b if name.startswith("Mul") else a / b).detach()
+        return result
+    inputs = {part: value for part in parts if (value := values.get(part)) is not None}
+    if len(inputs) < len(set(parts)) or not _operands(node):
         return None
-    values = [recomputed(part, known) for part in parts]
-    if any(value is None for value in values):
-        return None
-    if binary:
-        return values[0] + addend_scale(node, 1) * values[1]
-    inputs = dict(zip(parts, values, strict=True))  # cat([x, x]) has one input
+    if named(node, ("AddBackward", "SubBackward")):
+        if len(parts) < 2:  # a number has no edge
+            return None
+        return inputs[parts[0]] + addend_scale(node, 1) * inputs[parts[1]]
     return pushed(edge, list(inputs.items()))
 
 
@@ -374,7 +400,7 @@ def influence(edge: tuple[Any, int], axis: int, node: Any) -> tuple[float, dict[
     return len(places) / max(1, math.prod(shape)), single
 
 
-def _operands(node: Any) -> tuple[Any, Any]:
+def _kept_pair(node: Any) -> tuple[Any, Any]:
     """The two operands of a product or quotient, None for one that is not saved."""
     return getattr(node, "_saved_self", None), getattr(node, "_saved_other", None)
 
