@@ -137,6 +137,7 @@ OTHER: dict[str, Callable[[EncoderLayer, Tensor], Tensor]] = {
     "many tokens": lambda made, x: made(x[:, :1].expand(-1, kernels.SHORT, -1)),
     "large": lambda made, x: made(x[:1].expand(kernels.LARGE // (28 * 7) + 1, -1, -1)),
     "float64": lambda made, x: made.double()(x.double()),
+    "autocast": lambda made, x: torch.autocast("cpu", torch.bfloat16)(made)(x),
     "another device": lambda made, x: made.to("meta")(x.to("meta")),
 }
 

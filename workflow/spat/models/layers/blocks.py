@@ -73,8 +73,9 @@ class EncoderLayer(Fusable):
         """As `forward`, fused for few tokens in small float32 tensors on the CPU."""
         width = max(x.shape[-1], self.feed_forward.up.out_features)
         small = x.shape[-2] < SHORT and math.prod(x.shape[:-1]) * width < LARGE
-        served = x.device.type == "cpu" and x.dtype == torch.float32
-        if conditions or not (small and served and self.training):
+        plain = x.device.type == "cpu" and x.dtype == torch.float32
+        plain = plain and not torch.is_autocast_enabled("cpu")
+        if conditions or not (small and plain and self.training):
             return EncoderLayer.forward(self, x, **conditions)
         if (attention := self.attention) is None:
             x = self.norm1(x)
