@@ -153,14 +153,13 @@ class Graph:
         The input of the call comes from its other addend: in x + mlp(x) + attention(x), the first
         sum may be that with the other branch. If there is no such sum, the result is `first`.
         """
-        found = [
-            one
-            for one in itertools.islice(self.sums(start), 5)
-            if number_of(one.node) >= number_of(first)
-        ]
-        for one in found:
+        end = call.x.grad_fn if call.x is not None else None
+        found = []
+        for one in itertools.islice(self.sums(start), 5):
+            if number_of(one.node) < number_of(first):
+                continue
+            found.append(one)
             outer = one.outer[0]
-            end = call.x.grad_fn if call.x is not None else None
             if outer is None or end is None:
                 continue
             if depends_on(end, outer) or depends_on(end, *stems_of(outer)):
@@ -176,34 +175,42 @@ class Graph:
         In x + mlp(x) + y, the result is x + y. The stream of scale * x + y is scale * x. Both are
         None if they cannot be computed from the inputs and outputs of modules.
         """
-        shape = shape_of(one.node)
-        known = self._tensors
+        shape, known = shape_of(one.node), self._tensors
         whole = known.get((one.node, 0))
-        path = nodes_between(one.node, self._after(output.end, one.node))
-        y, term = output.y, None
-        known_end = y is not None and y.grad_fn is output.end is path[0]
-        if y is not None and known_end and is_linear_between(path):
-            term = pushed((one.node, 0), [((output.end, y.output_nr), y.detach())])
-        others = term if one.node is first else recomputed(one.inner, known)
-        rest = None
-        if whole is not None and others is not None:
-            scale = 1.0 if one.node is first else addend_scale(one.node, 1 - one.side)
-            rest = whole - scale * others
-        if one.outer[0] is not None:
-            stream = recomputed(one.outer, known)
-        else:
+        stream = recomputed(one.outer, known)
+        if one.outer[0] is None and whole is not None:
             # An input of the model that was scaled has no node either: only the rest tells.
-            stream = self._input(shape, output, owner) if whole is not None else None
-            if stream is not None and rest is not None and not torch.allclose(stream, rest):
+            rest = self._rest(one, output, first)
+            stream = self._input(shape, output, owner)
+            if stream is not None and rest is not None and not _close(stream, rest, whole):
                 stream = None
         if stream is not None:
             stream = (stream * addend_scale(one.node, one.side)).expand(shape)
         else:
-            stream = rest
+            stream = self._rest(one, output, first)
         total = whole if one.node is first else None
-        if total is None and stream is not None and term is not None:
-            total = stream + term
+        if total is None and stream is not None:
+            term = self._term(one, output)
+            total = None if term is None else stream + term
         return (None, None) if stream is None or total is None else (stream, total)
+
+    def _term(self, one: Sum, output: Call) -> Tensor | None:
+        """What the output of a call contributes to a sum, if the sum is linear in it."""
+        y, path = output.y, nodes_between(one.node, self._after(output.end, one.node))
+        if y is None or not (y.grad_fn is output.end is path[0]) or not is_linear_between(path):
+            return None
+        return pushed((one.node, 0), [((output.end, y.output_nr), y.detach())])
+
+    def _rest(self, one: Sum, output: Call, first: Any) -> Tensor | None:
+        """A sum that is the input or output of a module, without its addend `inner`."""
+        whole = self._tensors.get((one.node, 0))
+        if whole is None:
+            return None
+        if one.node is first:
+            inner = self._term(one, output)
+            return None if inner is None else whole - inner
+        inner = recomputed(one.inner, self._tensors)
+        return None if inner is None else whole - addend_scale(one.node, 1 - one.side) * inner
 
     def _after(self, node: Any, last: Any) -> set[Any]:
         """A node and those that were computed from it, up to `last`."""
@@ -333,6 +340,12 @@ def _choose_output(call: Call, users: Mapping[Any, Sequence[Any]]) -> None:
         if any(number_of(user) >= call.stop for user in later):
             call.y, call.end = t, t.grad_fn
             return
+
+
+def _close(a: Tensor, b: Tensor, scale: Tensor) -> bool:
+    """Whether tensors differ by rounding errors of values of the size of `scale`."""
+    error = 16 * torch.finfo(scale.dtype).eps * float(scale.abs().max())
+    return torch.allclose(a, b, rtol=0.0, atol=error)
 
 
 def place_of(call: Call | None) -> str:

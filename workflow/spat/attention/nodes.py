@@ -224,6 +224,8 @@ def recomputed(edge: tuple[Any, int], known: Mapping[tuple[Any, int], Tensor]) -
     Sums, products and the nodes of `_LINEAR` are computed again. A constant has no node, so that
     its sum is not known.
     """
+    if edge in known or edge[0] is None:
+        return known.get(edge)
     values: dict[tuple[Any, int], Tensor | None] = dict(known)
     waiting, seen = [edge], 0
     while waiting and seen < _FAR:
