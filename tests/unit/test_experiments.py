@@ -30,6 +30,7 @@ def test_all_experiments_are_listed() -> None:
         *(
             "ablation",
             "comparison",
+            "lookback",
             "paper",
             "quick",
             "reproduction",

@@ -209,7 +209,7 @@ def test_a_figure_is_drawn_once_per_format(tmp_path: Path, monkeypatch: pytest.M
         before(self, renderer)
 
     monkeypatch.setattr(Figure, "draw", counted)
-    write_figure("stability", frames("one"), tmp_path)
+    write_figure("stability", frames_of(**KINDS["one"]), tmp_path)
     assert len(drawings) == len(style.FORMATS)
 
 

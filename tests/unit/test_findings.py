@@ -358,7 +358,7 @@ COMPARISON: tuple[Claim, ...] = (
         dense("iTransformer")["epochs"].max(),
         dense("SAMformer")["epochs"].min(), dense("SAMformer")["epochs"].max(),
     )),
-    ("no lookback above {}", lambda: (frames(C).results["lookback"].max(),)),
+    ("Lookback {} was tested in", lambda: tuple(frames(L).results["lookback"].unique())),
     ("Exchange at horizon {}, the test split is too short", lambda: (
         *page(C, "better").query("low.isna() and dataset != 'ILI'")["horizon"].unique(),
     )),
@@ -1005,7 +1005,7 @@ def test_statements_without_numbers_of_zeroshot_hold() -> None:
 
 V = "vision"
 SIX, FOUR = f"{V}:six", f"{V}:four"
-WORDS = {4: "four", 6: "six"}
+WORDS = {3: "three", 4: "four", 6: "six"}
 NO_GAIN = "p: no gain (Holm)"
 
 
@@ -1544,7 +1544,104 @@ def numbers(text: str) -> list[str]:
     return [plain[max(0, m.start() - 40) : m.end() + 20] for m in WRITTEN.finditer(plain)]
 
 
-FINDINGS = {C: COMPARISON, A: ABLATION, R: RIVALS, Z: ZEROSHOT, V: VISION, T: TEXT}
+# the findings of `lookback`
+
+L = "lookback"
+LINEAR_AT_336 = ("DLinear", "NLinear", "RLinear", "SparseTSF")
+
+
+def at_336(dataset: str, method: str) -> tuple[str, ...]:
+    """The change of the test MSE against the reference, with its interval."""
+    return interval(row(L, "better", dataset=dataset, method=method))
+
+
+def error_at(folder: str, dataset: str, method: str) -> str:
+    """The mean test MSE over seeds at horizon 96."""
+    keys = {"dataset": dataset, "method": method, "metric": "MSE", "horizon": 96}
+    return f"{row(folder, 'main', **keys)['mean']:.3f}"
+
+
+def both_lookbacks(method: str) -> tuple[str, ...]:
+    return tuple(
+        error_at(folder, dataset, method)
+        for dataset in ("ETTh1", "ETTh2", "Exchange")
+        for folder in (C, L)
+    )
+
+
+def chosen_at_336() -> pd.DataFrame:
+    return frames(L).selections.query("rule == 'validation' and criterion == 'send'")
+
+
+def above_linear(dataset: str) -> str:
+    """The change in percent from the best linear model by validation to SPAT."""
+    rows = frames(L).results.query("dataset == @dataset and target == dataset")
+    linear = rows[rows["model"].isin(LINEAR_AT_336) & (rows["phase"] == "dense")]
+    errors = linear.pivot_table(index="model", columns="split", values="mse")
+    rival = errors.loc[errors["validation"].idxmin(), "test"]
+    keys = {"dataset": dataset, "method": methods.CHOSEN, "metric": "MSE"}
+    return signed(100 * (row(L, "main", **keys)["mean"] / rival - 1), 1)
+
+
+def gain_at_336(criterion: str) -> tuple[str, ...]:
+    return interval(row(L, "quality", criterion=criterion, measure="gain over chance"))
+
+
+LOOKBACK: tuple[Claim, ...] = (
+    ("its lookback of {} steps", lambda: tuple(frames(C).results.query(
+        "dataset == 'ETTh1'")["lookback"].unique())),
+    (
+        "({} attention modules of width {}) was trained at a lookback of {} steps and horizon {}",
+        lambda: (
+            WORDS[sites_of(L)], 128, *frames(L).results["lookback"].unique(),
+            *frames(L).results["horizon"].unique(),
+        ),
+    ),
+    ("with {} seeds, and every mask was fine-tuned for {} epochs", lambda: (
+        WORDS[frames(L).results["seed"].nunique()], *tuned(L)["epochs"].unique(),
+    )),
+    ("on all {} datasets", lambda: (WORDS[chosen_at_336()["dataset"].nunique()],)),
+    ("the datasets are {} sources", lambda: (WORDS[frames(L).results["source"].nunique()],)),
+    ("From lookback {} to {} the test MSE", lambda: (96, *frames(L).results["lookback"].unique())),
+    ("are those for a lookback of {}", lambda: (96,)),
+    ("by {} % [{}, {}] on ETTh1, {} % [{}, {}] on ETTh2 and {} % [{}, {}] on Exchange", lambda: (
+        *at_336("ETTh1", methods.CHOSEN), *at_336("ETTh2", methods.CHOSEN),
+        *at_336("Exchange", methods.CHOSEN),
+    )),
+    ("It removes all modules in {} of {} runs", lambda: (
+        int(chosen_at_336()["removed"].eq(sites_of(L)).sum()), len(chosen_at_336()),
+    )),
+    (
+        "from {} to {} on ETTh1, from {} to {} on ETTh2 and from {} to {} on Exchange",
+        lambda: both_lookbacks(DENSE),
+    ),
+    (
+        "without any attention it changes from {} to {}, from {} to {} and from {} to {}",
+        lambda: both_lookbacks(NONE_LEFT),
+    ),
+    ("is {} % [{}, {}], that of its reverse {} % [{}, {}]", lambda: (
+        *gain_at_336("send"), *gain_at_336("send_reverse"),
+    )),
+    ("is the one of `cosine` with {} % [{}, {}]", lambda: gain_at_336("cosine")),
+    ("SPAT is higher by {} % on ETTh1, {} % on ETTh2 and {} % on Exchange", lambda: tuple(
+        above_linear(dataset) for dataset in ("ETTh1", "ETTh2", "Exchange")
+    )),
+)  # fmt: skip
+
+
+def test_statements_without_numbers_of_lookback_hold() -> None:
+    table = page(L, "quality")
+    gain = table[table["measure"] == "gain over chance"].set_index("criterion")["mean"]
+    assert gain.idxmax() == "cosine"
+    p = table.loc[table["measure"] == "p: no gain (Holm)", "mean"]
+    assert p.min() > 0.05
+    better = page(L, "better").query("method == @methods.CHOSEN")
+    assert (better["high"] < 0).all()
+    for model in ("DLinear", "NLinear", "RLinear"):
+        assert error_at(L, "ETTh1", model) < error_at(C, "ETTh1", model)
+
+
+FINDINGS = {C: COMPARISON, A: ABLATION, R: RIVALS, Z: ZEROSHOT, V: VISION, T: TEXT, L: LOOKBACK}
 
 
 @pytest.mark.parametrize("folder", FINDINGS)
