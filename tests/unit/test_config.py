@@ -471,6 +471,10 @@ def _link_to_nowhere(path: Path) -> None:
     path.symlink_to(path.with_name("absent"))
 
 
+def _link_to_itself(path: Path) -> None:
+    path.symlink_to(path)
+
+
 @pytest.mark.parametrize("key", ["results", "data.cache"])
 @pytest.mark.parametrize(
     ("make", "below", "says"),
@@ -481,8 +485,9 @@ def _link_to_nowhere(path: Path) -> None:
         (_file, "", "is in the place of a folder: move it away, and run the same"),
         (_file, "x/y", "is in the place of a folder: move it away, and run the same"),
         (_link_to_nowhere, "x", "is in the place of a folder: move it away, and run the same"),
+        (_link_to_itself, "x", "is in the place of a folder: move it away, and run the same"),
     ],
-    ids=["proc", "in proc", "sys", "file", "below a file", "broken link"],
+    ids=["proc", "in proc", "sys", "file", "below a file", "broken link", "link to itself"],
 )
 def test_a_folder_that_cannot_be_made_is_refused_in_the_plan(
     key: str,

@@ -785,8 +785,9 @@ def dump(config: Config) -> str:
 
 
 def _is_committed(folder: Path) -> bool:
-    places = COMMITTED.resolve(), Path("results", "reference").resolve()
-    return any(folder.resolve().is_relative_to(place) for place in places)
+    # `Path.resolve` raises an error for a link to itself.
+    places = map(os.path.realpath, (COMMITTED, Path("results", "reference")))
+    return any(Path(os.path.realpath(folder)).is_relative_to(place) for place in places)
 
 
 def _is_canonical(number: str) -> bool:

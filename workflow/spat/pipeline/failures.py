@@ -41,6 +41,8 @@ def explain(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and not (error.name or "spat").startswith("spat"):
         return f"{error.name} is not installed: {PIPELINE_PACKAGES}"
     if is_disk_full(error):
+        if "The disk is full" in text:  # the error of a run that `grid` has explained
+            return text
         return (
             f"{text}. The disk is full, or a quota is reached: free some space and run the same "
             "command again; finished work is kept"
