@@ -127,6 +127,18 @@ def test_a_model_that_keeps_results_with_their_graph_can_be_pruned() -> None:
             assert torch.equal(small[0].eval()(x), model.eval()(x))
 
 
+def test_a_model_that_cannot_be_copied_is_pruned_in_place() -> None:
+    class Whole(zoo.Layer):
+        def __deepcopy__(self, _: Any) -> Any:
+            raise TypeError("no copies")
+
+    model = zoo.make(lambda: Whole(zoo.Nano()))
+    with pytest.raises(TypeError, match="no copies") as raised:
+        pruned(model, "attention")
+    assert "pass inplace=True" in raised.value.__notes__[0]
+    assert pruned(model, "attention", inplace=True) is model
+
+
 class Normed(zoo.Nano):
     """Its weight is computed before each call, and kept."""
 
@@ -645,6 +657,26 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Tensor], tuple[int, int]]] =
         (6, 6),
     ),
     "ViT": (VISION, {"pixel_values": PIXELS}, (2, 2)),
+    # Attention over time is added to all tokens but the first one.
+    "Timesformer": (
+        {**VISION, "num_frames": 2},
+        {"pixel_values": torch.stack([PIXELS, PIXELS.flip(0)], 1)},
+        (4, 4),
+    ),
+    # The stream is multiplied by a learned vector.
+    "Doge": (
+        {"vocab_size": 50, "hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2,
+         "num_key_value_heads": 2, "intermediate_size": 24},
+        {"input_ids": IDS},
+        (2, 2),
+    ),
+    # The attention of the last layer returns a bias, which the layer adds.
+    "GPTNeoXJapanese": (
+        {"vocab_size": 50, "hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2,
+         "intermediate_multiple_size": 2},
+        {"input_ids": IDS},
+        (1, 2),
+    ),
     "Longformer": (
         {"vocab_size": 50, "hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2,
          "intermediate_size": 24, "attention_window": 4, "max_position_embeddings": 64},
@@ -676,6 +708,9 @@ def test_families_of_transformers(name: str, attention: str) -> None:
     assert (len(names), len(sites)) == (free, count)
     assert all(isinstance(site.refusal, SharedOutput | None) for site in sites)
     assert (spat.score(model, [inputs], loss).values > 0).all()
+    for criterion in ("cosine", "block_influence"):
+        scores = spat.score(model, [inputs], loss, criterion=criterion)
+        assert all(scores[one] > 0 for one in names)
     for chosen in [[one] for one in names] + [names]:
         small = spat.prune(model, chosen, loss, inputs)
         assert record(small).after < record(small).before

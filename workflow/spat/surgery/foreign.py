@@ -510,7 +510,14 @@ def _copy(model: nn.Module) -> nn.Module:
     """A deep copy, also of a model that keeps results, such as its last maps, with their graph."""
     kept = [t for m in model.modules() for t in tree_leaves(vars(m)) if isinstance(t, Tensor)]
     memo: dict[int, Any] = {id(t): t.detach().clone() for t in kept if not t.is_leaf}
-    return copy.deepcopy(model, memo)
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        error.add_note(
+            "raised by copy.deepcopy of the model: pass inplace=True to change the model itself, "
+            "or prune it before it is wrapped"
+        )
+        raise
 
 
 def _stub(call: Call) -> Removed:
