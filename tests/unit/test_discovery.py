@@ -329,9 +329,8 @@ def test_sites_print_as_a_table_with_the_refusals() -> None:
     model = zoo.make(lambda: nn.Sequential(zoo.Beside(), zoo.NoSum()))
     sites = spat.find_sites(model, zoo.loss, zoo.batch())
     lines = str(sites).splitlines()
-    assert lines[0].split() == [
-        "site", "kind", "heads", "queries", "x", "keys", "parameters", "removed", "with", "it"
-    ]  # fmt: skip
+    head = "site kind heads queries x keys parameters removed with it refusal"
+    assert lines[0].split() == head.split()
     assert lines[1].split() == ["0.inner", "self", "4", "7", "x", "7", "1,360", "0.output.dense"]
     assert lines[2].split()[-1] == "NoResidual"
     assert (

@@ -49,10 +49,12 @@ Loss: TypeAlias = Callable[[Any, Any], Tensor]
 class ForeignSite:
     """Attention in a model that this package does not know.
 
-    `branch` names the modules that are removed together with the module `name`. `calls` is the
-    number of attentions in one forward pass, `queries` and `keys` are the sizes of the first one,
-    and `parameters` is the number of parameters of the removed modules. `refusal` is the reason why
-    the site cannot be removed, or None if it can.
+    `branch` names the modules that are removed together with the module `name`. `kind` is `self` if
+    the module computes queries and keys from the same input, `cross` if from different ones, and
+    `router` for two attentions in turn, of which the second reads the output of the first. `calls`
+    is the number of attentions in one forward pass, `queries` and `keys` are the sizes of the first
+    one, and `parameters` is the number of parameters of the removed modules. `refusal` is the
+    reason why the site cannot be removed, or None if it can.
     """
 
     name: str
@@ -72,7 +74,15 @@ class Sites(tuple[ForeignSite, ...]):
     __slots__ = ()
 
     def __repr__(self) -> str:
-        head = ("site", "kind", "heads", "queries x keys", "parameters", "removed with it", "")
+        head = (
+            "site",
+            "kind",
+            "heads",
+            "queries x keys",
+            "parameters",
+            "removed with it",
+            "refusal",
+        )
         rows = [
             (
                 site.name, site.kind, str(site.heads), f"{site.queries} x {site.keys}",

@@ -132,8 +132,8 @@ def score(
         batches: an iterable of batches that `loss` accepts, for example a data loader.
         loss: function of model and batch that returns the loss of each sample, [B].
         criterion: a name in `scoring.names.CRITERIA` that needs no output projection: `send` and
-            its variants, `michel`, `taylor`, `fisher`, `snip`, `entropy`, `uniformity`,
-            `attention_std`, `depth_first`, `depth_last`; for sites with a residual stream `cosine`
+            its variants, `michel`, `taylor`, `fisher`, `snip`, `entropy`, `attention_std`,
+            `depth_first`, `depth_last`; for sites with a residual stream `cosine`
             and `block_influence`. `loss_drop` (the loss without a site minus the loss with it)
             works for modules of any kind that `units` name; it needs one forward pass per site and
             batch.
