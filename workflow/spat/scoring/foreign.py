@@ -36,7 +36,8 @@ LOSS_DROP: Final = "loss_drop"
 
 # Why a site does not offer a view.
 _LACKS: Final = {
-    "Mixing": "no softmax(q k^T) v was found in it. Criteria without maps are cosine and loss_drop",
+    "Mixing": "no softmax(q k^T) v was found in it. Criteria without maps are michel, cosine and "
+    "loss_drop",
     "Residual": "what its output is added to cannot be computed from the inputs and outputs of "
     "modules. Criteria without this tensor are send, michel and loss_drop",
 }
