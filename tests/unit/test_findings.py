@@ -353,8 +353,8 @@ COMPARISON: tuple[Claim, ...] = (
     ("takes {} fine-tunings per run, comparing none with all takes {}", lambda: (
         *set(selected("validation")["finetunings"]), 2,
     )),
-    ("published settings and at most {} epochs, like the dense model. SAMformer, which had not "
-     "converged by then, was trained again for {} to {} epochs", lambda: (
+    ("published settings and at most {} epochs, like the dense model. SAMformer had not "
+     "converged and was trained again for {} to {} epochs", lambda: (
         dense("iTransformer")["epochs"].max(),
         dense("SAMformer")["epochs"].min(), dense("SAMformer")["epochs"].max(),
     )),
