@@ -51,5 +51,5 @@ docs: .venv/ready
 .venv/ready: envs/requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(ACTIVATE); pip install --no-compile -r envs/requirements.txt; pip install --no-deps -e .
-	$(ACTIVATE); python -m compileall -q -j 0 -x '/tests/' .venv/lib || true
+	$(ACTIVATE); python -m compileall -qq -j 0 -x '/tests/' .venv/lib || true
 	touch $@
