@@ -8,13 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import SHAPE, TASK, sized
+from small_models import SHAPE, TASK, generated_splits, sized
 from torch import Tensor, nn
 
 from spat.attention.mask import Mask
-from spat.data import series, synthetic
-from spat.data.registry import DATASETS
-from spat.data.windows import Splits, split
+from spat.data.windows import Splits
 from spat.models.base import Forecaster
 from spat.models.layers import blocks
 from spat.models.layers.attention import AttentionCore, MultiHeadAttention
@@ -47,9 +45,7 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(scope="module")
 def splits() -> Splits:
-    content = synthetic.generate(400, SHAPE.channels, seed=0, coupling=0.6, noise=0.3)
-    prepared = series.prepare(DATASETS["synthetic"], content, "generated")
-    return split(prepared, SHAPE.lookback, SHAPE.horizon)
+    return generated_splits(400)
 
 
 @pytest.fixture
