@@ -132,9 +132,12 @@ def test_a_missing_folder_or_stream_is_no_traceback(
     shell: str, status: int, says: str, configuration: Path
 ) -> None:
     command = shell.format(spat=f"{sys.executable} -m spat")
+    # With this variable Python writes each line at once, and nothing is left for the exit.
+    variables = {name: v for name, v in os.environ.items() if name != "PYTHONUNBUFFERED"}
     done = subprocess.run(
-        ["bash", "-c", command], cwd=configuration.parent, capture_output=True, text=True
-    )
+        ["bash", "-c", command], cwd=configuration.parent, capture_output=True, text=True,
+        env=variables,
+    )  # fmt: skip
     shown = done.stdout + done.stderr
     assert done.returncode == status, shown
     assert says in shown and "Traceback" not in shown and "(in " not in shown

@@ -72,6 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would break the exit
         message = INTERRUPTED if interrupted else explain(error)
         print(f"spat {options.stage}: {message}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:  # such as a full disk, which the message above names
+            sys.stdout = None  # it cannot be flushed at the exit
         return 130 if interrupted else 1
 
 
