@@ -26,7 +26,8 @@ test-server: .venv/ready
 	$(ACTIVATE); pip install -q --no-deps -r envs/requirements-server.txt; pytest -n 0 -s -v tests/cluster/mlflow_server.py $(ARGS)
 
 lint: .venv/ready
-	$(ACTIVATE); ruff check .; ruff format --check .; mypy; snakefmt --check Snakefile workflow/rules; snakemake --lint
+	$(ACTIVATE); mypy & types=$$!; ruff check .; ruff format --check .; \
+	snakefmt --check Snakefile workflow/rules; snakemake --lint; wait $$types
 
 figures: .venv/ready
 	$(ACTIVATE); snakemake --cores all --allowed-rules tables figures --forcerun tables figures $(ARGS) -- figures
