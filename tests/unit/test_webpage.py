@@ -156,3 +156,11 @@ def test_tables_sort_and_fit_in_a_browser(tmp_path: Path, width: int) -> None:
     assert report["right"] <= report["window"]
     assert report["cut"] == []
     assert width > 390 or report["table"] > report["window"]
+
+
+def test_the_forest_shows_the_line_of_no_change() -> None:
+    frames = read(REFERENCE / "lookback")
+    plot = webpage._forest(frames)
+    assert plot is not None
+    ranges = re.findall(r'"range":\[([^,]+),([^\]]+)\]', plot.html)
+    assert [float(low) < 0 < float(high) for low, high in ranges] == [True]

@@ -188,7 +188,7 @@ def _forest(frames: Frames) -> _Plot | None:
     figure.update_layout(scattermode="group")
     figure.update_yaxes(autorange="reversed")
     ends = rows[["mean", "low", "high"]].to_numpy(dtype=float)
-    low, high = float(np.nanmin(ends)), float(np.nanmax(ends))
+    low, high = min(0.0, float(np.nanmin(ends))), max(0.0, float(np.nanmax(ends)))
     room = 0.05 * (high - low) + 0.1
     title = frames.words.text("change of the test MSE (%)")
     figure.update_xaxes(title=title, range=[low - room, high + room])
