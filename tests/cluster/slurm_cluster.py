@@ -242,9 +242,9 @@ class OnCluster(Project):
     def environment(self) -> dict[str, str]:
         return {**super().environment, **self.cluster.environment}
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, cores: int = 1) -> subprocess.Popen[str]:
         profile = ("--workflow-profile", "profiles/slurm")
-        return super().start(*profile, *HERE, *arguments)
+        return super().start(*profile, *HERE, *arguments, cores=cores)
 
 
 @pytest.fixture(scope="module")
