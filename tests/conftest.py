@@ -42,3 +42,14 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GARBAGE)
+
+
+@pytest.fixture(params=["oneDNN", "torch"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The library of products, whichever is faster on this machine."""
+    from spat.training.device import kernels
+
+    if request.param == "oneDNN" and not kernels._HAS_ONEDNN:
+        pytest.skip("this torch is built without oneDNN")
+    monkeypatch.setattr(kernels, "_THROUGH_ONEDNN", request.param == "oneDNN")
+    return str(request.param)

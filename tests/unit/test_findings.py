@@ -21,6 +21,7 @@ from scipy.stats import pearsonr
 
 from spat.data.registry import TEXTS
 from spat.models.registry import Shape, build, setup
+from spat.pipeline.config import read_file
 from spat.study import gains, hypotheses, methods, robustness
 from spat.study.criteria import rankings
 from spat.study.hypotheses import H1, H2, H3
@@ -1569,6 +1570,18 @@ def both_lookbacks(method: str) -> tuple[str, ...]:
     )
 
 
+def shorter_lookback() -> int:
+    """The lookback of the same dataset in `comparison`."""
+    (steps,) = frames(C).results.query("dataset == 'ETTh1'")["lookback"].unique()
+    return int(steps)
+
+
+def width_at_336() -> int:
+    file = REFERENCE.parents[1] / "workflow" / "experiments" / f"{L}.yaml"
+    (variant,) = frames(L).results.query("model == 'iTransformer'")["variant"].unique()
+    return int(read_file(file)["variants"][variant]["model"]["d_model"])
+
+
 def chosen_at_336() -> pd.DataFrame:
     return frames(L).selections.query("rule == 'validation' and criterion == 'send'")
 
@@ -1593,7 +1606,7 @@ LOOKBACK: tuple[Claim, ...] = (
     (
         "({} attention modules of width {}) was trained at a lookback of {} steps and horizon {}",
         lambda: (
-            WORDS[sites_of(L)], 128, *frames(L).results["lookback"].unique(),
+            WORDS[sites_of(L)], width_at_336(), *frames(L).results["lookback"].unique(),
             *frames(L).results["horizon"].unique(),
         ),
     ),
@@ -1602,8 +1615,10 @@ LOOKBACK: tuple[Claim, ...] = (
     )),
     ("on all {} datasets", lambda: (WORDS[chosen_at_336()["dataset"].nunique()],)),
     ("the datasets are {} sources", lambda: (WORDS[frames(L).results["source"].nunique()],)),
-    ("From lookback {} to {} the test MSE", lambda: (96, *frames(L).results["lookback"].unique())),
-    ("are those for a lookback of {}", lambda: (96,)),
+    ("From lookback {} to {} the test MSE", lambda: (
+        shorter_lookback(), *frames(L).results["lookback"].unique(),
+    )),
+    ("are those for a lookback of {}", lambda: (shorter_lookback(),)),
     ("by {} % [{}, {}] on ETTh1, {} % [{}, {}] on ETTh2 and {} % [{}, {}] on Exchange", lambda: (
         *at_336("ETTh1", methods.CHOSEN), *at_336("ETTh2", methods.CHOSEN),
         *at_336("Exchange", methods.CHOSEN),

@@ -24,15 +24,6 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=["oneDNN", "torch"])
-def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The library of products, whichever is faster on this machine."""
-    if request.param == "oneDNN" and not kernels._HAS_ONEDNN:
-        pytest.skip("this torch is built without oneDNN")
-    monkeypatch.setattr(kernels, "_THROUGH_ONEDNN", request.param == "oneDNN")
-    return str(request.param)
-
-
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize(("inner", "outer"), [(6, 5), (4, 40), (40, 4), (1, 1)])
 @pytest.mark.parametrize("bias", [True, False])

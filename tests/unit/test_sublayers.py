@@ -35,14 +35,6 @@ def _one_thread() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=["oneDNN", "torch"])
-def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "oneDNN" and not kernels._HAS_ONEDNN:
-        pytest.skip("this torch is built without oneDNN")
-    monkeypatch.setattr(kernels, "_THROUGH_ONEDNN", request.param == "oneDNN")
-    return str(request.param)
-
-
 @pytest.fixture(scope="module")
 def splits() -> Splits:
     return generated_splits(400)
