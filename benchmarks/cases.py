@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from spat.data import series
+from spat.data import reading, series
 from spat.data.download import DownloadError, fetch
 from spat.data.registry import DATASETS, Borders
 from spat.data.series import Prepared
@@ -174,7 +174,9 @@ class Case:
 
     def build(self, seed: int = 0) -> Forecaster:
         """The network; the same weights for the same seed."""
-        return build(self.model, self.settings, self.shape, seed)
+        network = build(self.model, self.settings, self.shape, seed)
+        assert isinstance(network, Forecaster)
+        return network
 
     def short(self, batches: int) -> Case:
         """The same with so many training batches an epoch, and a third as many in other splits."""
@@ -204,7 +206,7 @@ def open_series(size: Size) -> Prepared:
         mirrors = [ROOT / mirror for mirror in section.mirrors]
         try:
             path = fetch(row, ROOT / section.cache, mirrors)
-            return series.prepare(row, series.read(row, path), row.sha256[0])
+            return series.prepare(row, reading.read(row, path), row.sha256[0])
         except DownloadError as error:
             print(f"{error}\nMeasuring on GENERATED DATA of the same size.", file=sys.stderr)
     content = generate(size.rows, row.channels or 7, seed=0, coupling=0.6, noise=0.3)

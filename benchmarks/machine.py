@@ -68,8 +68,13 @@ def card_rates(device: str, seconds: float = 0.3) -> Rates:
     a = torch.randn(size, size, device=device)
     target = torch.empty_like(a)
 
-    def awaited(work: Callable[[], Any]) -> Callable[[], Any]:
-        return lambda: (work(), torch.cuda.synchronize() if device == "cuda" else None)
+    def awaited(work: Callable[[], Any]) -> Callable[[], None]:
+        def finished() -> None:
+            work()
+            if device == "cuda":
+                torch.cuda.synchronize()
+
+        return finished
 
     product = _shortest(awaited(lambda: torch.mm(a, a, out=target)), seconds, time.perf_counter)
     copy = _shortest(awaited(lambda: target.copy_(a)), seconds, time.perf_counter)

@@ -86,7 +86,7 @@ def _pruning(case: Case) -> Contestant:
         model, example = copy.deepcopy(dense), TASK.example(dense.shape)
         cut.prune(model, mask, partial(TASK.forward, model, example))
         with torch.inference_mode():
-            for index in torch.arange(len(case.splits.train)).split(case.recipe.batch_size):
+            for index in torch.split(torch.arange(len(case.splits.train)), case.recipe.batch_size):
                 TASK.forward(model.eval(), case.splits.train.batch(index))
         return float(len(case.splits.train))
 

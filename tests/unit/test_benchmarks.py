@@ -30,7 +30,7 @@ import parallel
 import pipeline
 import run
 import scale
-from cases import QUICK, Case, Size, open_case, open_series
+from cases import FULL, QUICK, Case, Size, open_case, open_series
 from figure import Figure, Part, Series, Target
 from machine import Rates
 from products import step_of
@@ -53,6 +53,13 @@ def case_of(model: str, variant: str = "published") -> Case:
     opened = open_case(QUICK, open_series(QUICK), model, variant)
     without = setup(model, variant, QUICK.dataset, QUICK.horizon, {"dropout": 0.0})
     return replace(opened, settings=without.settings)
+
+
+def test_the_series_of_the_full_size_is_the_dataset_where_its_file_is_available() -> None:
+    if not (Path(__file__).parents[3] / "shared" / "datasets" / "ETTh1.csv").exists():
+        pytest.skip("needs ETTh1.csv of the shared datasets")
+    prepared = open_series(FULL)
+    assert (prepared.name, prepared.values.shape) == ("ETTh1", (14400, 7))
 
 
 def batch_of(case: Case, size: int) -> list[Tensor]:
