@@ -8,13 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from spat.training.device.kernels import Linear, Stochastic, attend, dropout
+from spat.training.device.kernels import Linear, Stochastic, attend, causal_mask, dropout
 
 
 class AttentionCore(Stochastic):
     """O = softmax(q k^T / sqrt(d)) v, by a fused kernel if torch has one.
 
-    The core is a module without parameters, so that a forward hook sees q, k, v and O.
+    The core is a module without parameters, so that a forward hook sees q, k, v and O. If it is
+    causal, the Q queries are those of the last Q of the K tokens.
     """
 
     def __init__(self, dropout: float, causal: bool = False) -> None:
@@ -33,8 +34,10 @@ class AttentionCore(Stochastic):
 
     def visible(self, q: Tensor, k: Tensor) -> Tensor:
         """Which keys the causal mask leaves visible to each query: bool [Q, K], on the CPU."""
-        full = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool)
-        return full.tril() if self.causal else full
+        queries, keys = q.shape[-2], k.shape[-2]
+        if self.causal:
+            return causal_mask(queries, keys)
+        return torch.ones(queries, keys, dtype=torch.bool)
 
     def allowed(self, q: Tensor, k: Tensor) -> Tensor:
         """Which keys each query attends to: bool [Q, K], or [B, H, Q, K] if windows differ.

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import accumulate
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from spat.attention.site import Site
 from spat.models.layers.attention import AttentionCore, MultiHeadAttention
 from spat.training.device.kernels import Dropout, Linear
+from spat.training.device.sublayers import observed
 
 
 @dataclass(frozen=True)
@@ -86,17 +89,81 @@ class LanguageModel(nn.Module):
         Raises:
             ValueError: if there are more tokens than learnt positions.
         """
-        if self.positions is not None:
-            if x.shape[1] > len(self.positions):
-                raise ValueError(
-                    f"{x.shape[1]} tokens exceed the context of the language model, "
-                    f"{len(self.positions)}: choose a shorter lookback or a longer stride"
-                )
-            x = x + self.positions[: x.shape[1]]
-        x = self.dropout(x)
+        x = self._placed(x, 0)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)  # type: ignore[no-any-return]
+
+    def reads_in_parts(self) -> bool:
+        """Whether `last_part` computes what `forward` does, and nothing observes the difference.
+
+        It does not compute the attention of all tokens in one call, nor gradients of the earlier
+        parts. So all weights must be frozen, and all attention must be computed by a plain
+        `AttentionCore`. Hooks must see whole sequences: those of the probe, of masks and of
+        discovery. So must dispatch modes, which count FLOPs: those of the published computation.
+        """
+        attentions = [b.attention for b in self._blocks() if b.attention is not None]
+        return (
+            all(type(attention.core) is AttentionCore for attention in attentions)
+            and not any(p.requires_grad for p in self.parameters())
+            and not observed(self)
+            and _get_current_dispatch_mode() is None
+        )
+
+    def last_part(self, parts: Sequence[Tensor]) -> Tensor:
+        """What `forward` returns at the tokens of the last part of a sequence, with less work.
+
+        Since attention is causal, no part depends on a later one. Gradients reach the last part
+        only, and an earlier part is read no further than to its keys and values in the last block
+        with attention.
+
+        Args:
+            parts: Consecutive parts of the sequence, [B, tokens, width] each. An earlier part may
+                be [1, tokens, width]: the same for all B sequences, and read once. With dropout,
+                the sequences then share its random numbers.
+
+        Returns:
+            [B, tokens of the last part, width].
+
+        Raises:
+            ValueError: as `forward`.
+        """
+        starts = accumulate((part.shape[1] for part in parts), initial=0)
+        *earlier, last = (self._placed(x, at) for x, at in zip(parts, starts, strict=False))
+        blocks = self._blocks()
+        deepest = max((i for i, b in enumerate(blocks) if b.attention is not None), default=-1)
+        for depth, block in enumerate(blocks):
+            past = None
+            with torch.no_grad():
+                for i, x in enumerate(earlier if depth <= deepest else ()):
+                    past = block.project(x, past)
+                    if depth < deepest:
+                        earlier[i] = block.finish(x, past)
+            last = block.finish(last, block.project(last, past))
+        return self.norm(last)  # type: ignore[no-any-return]
+
+    def _blocks(self) -> list[Block]:
+        return cast(list[Block], list(self.blocks))
+
+    def _placed(self, x: Tensor, start: int) -> Tensor:
+        """Add the learnt positions from `start` on, and dropout."""
+        if self.positions is not None:
+            end = start + x.shape[1]
+            if end > len(self.positions):
+                raise ValueError(
+                    f"{end} tokens exceed the context of the language model, "
+                    f"{len(self.positions)}: choose a shorter lookback or a longer stride"
+                )
+            x = x + self.positions[start:end]
+        return self.dropout(x)  # type: ignore[no-any-return]
+
+
+class Projected(NamedTuple):
+    """q [B, H, Q, D] of the last Q of K tokens, and k and v [B, H, K, D] of all K."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
 
 
 class Block(nn.Module):
@@ -123,6 +190,34 @@ class Block(nn.Module):
         """[B, tokens, width] -> [B, tokens, width]."""
         if self.attention is not None:
             x = x + self.dropout(self.attention(self.norm1(x)))
+        return self._fed(x)
+
+    def project(self, x: Tensor, past: Projected | None) -> Projected | None:
+        """q of the tokens x [B, tokens, width], and k and v of the tokens of `past` and of x.
+
+        `past` is the result for the tokens before x, of B sequences or of one that all share. None
+        if the attention is removed.
+        """
+        if self.attention is None:
+            return None
+        y = self.norm1(x)
+        start = 0 if past is None else past.k.shape[2]
+        if isinstance(self.attention, RotaryAttention):
+            q, k, v = self.attention.project(y, start=start)
+        else:
+            q, k, v = self.attention.project(y)
+        if past is not None:
+            before = (t.expand(len(x), -1, -1, -1) for t in (past.k, past.v))
+            k, v = (torch.cat(pair, dim=2) for pair in zip(before, (k, v), strict=True))
+        return Projected(q, k, v)
+
+    def finish(self, x: Tensor, projected: Projected | None) -> Tensor:
+        """`forward` of the tokens x [B, tokens, width], given the result of `project`."""
+        if self.attention is not None and projected is not None:
+            x = x + self.dropout(self.attention.merge(self.attention.core(*projected)))
+        return self._fed(x)
+
+    def _fed(self, x: Tensor) -> Tensor:
         return x + self.dropout(self.feed_forward(self.norm2(x)))  # type: ignore[no-any-return]
 
 
@@ -175,11 +270,16 @@ class RotaryAttention(MultiHeadAttention):
         """The number of heads of keys and values."""
         return max(self.group) + 1
 
-    def project(self, x: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v [B, H, tokens, D] of x [B, tokens, width]; `memory` is not used."""
+    def project(
+        self, x: Tensor, memory: Tensor | None = None, *, start: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v [B, H, tokens, D] of x [B, tokens, width]; `memory` is not used.
+
+        `start` is the position of the first token of x.
+        """
         parts = self.qkv(x).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
         q, k, v = parts.split([self.heads, self.groups, self.groups], dim=1)
-        cosine, sine = _angles(x.shape[1], self.head_size, self.base, x)
+        cosine, sine = _angles(start, x.shape[1], self.head_size, self.base, x)
         q, k = (t * cosine + _quarter_turn(t) * sine for t in (q, k))
         shared = list(self.group)
         return q, k[:, shared], v[:, shared]
@@ -222,10 +322,10 @@ class RotaryAttention(MultiHeadAttention):
         self.heads = len(heads)
 
 
-def _angles(tokens: int, size: int, base: float, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the rotation of each token, both [tokens, size]."""
+def _angles(start: int, tokens: int, size: int, base: float, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the rotation of each token from position `start`, both [tokens, size]."""
     speeds = base ** -(torch.arange(0, size, 2, device=like.device) / size)
-    angles = torch.arange(tokens, device=like.device).unsqueeze(1) * speeds
+    angles = torch.arange(start, start + tokens, device=like.device).unsqueeze(1) * speeds
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
 

@@ -197,14 +197,19 @@ def attend(
 ) -> Tensor:
     """O = dropout(softmax(q k^T / sqrt(d))) v.
 
-    q [..., Q, d], k and v [..., K, d] -> [..., Q, d]. It uses torch's fused kernel, except with
-    dropout (which that kernel can only draw from torch's generator) and if rows of keys are shorter
-    than a vector register of the CPU. With dropout on the CPU and at least `LARGE` weights per
-    window, no weights are kept for the backward pass.
+    q [..., Q, d], k and v [..., K, d] -> [..., Q, d]. If `causal`, the queries are those of the
+    last Q of the K tokens. It uses torch's fused kernel, except with dropout (which that kernel can
+    only draw from torch's generator) and if rows of keys are shorter than a vector register of the
+    CPU. With dropout on the CPU and at least `LARGE` weights per window, no weights are kept for
+    the backward pass.
     """
     short = q.device.type == "cpu" and k.shape[-2] < SHORT
     if not (p or short):
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        if not causal or q.shape[-2] == k.shape[-2]:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        # The causal mask of the kernel belongs to the queries of the first Q tokens.
+        seen = causal_mask(q.shape[-2], k.shape[-2], q.device)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
     large = q.dim() == 4 and q.shape[1] * q.shape[2] * k.shape[2] >= LARGE
     if large and q.device.type == "cpu" and q.shape[:2] == k.shape[:2]:
         return _Attention.apply(q, k, v, p, causal, generator)  # type: ignore[no-any-return, no-untyped-call]
@@ -217,10 +222,16 @@ def attend(
     return weights.movedim(0, -1) @ v
 
 
+def causal_mask(queries: int, keys: int, device: torch.device | str | None = None) -> Tensor:
+    """The keys up to the token of each query, bool [Q, K], for the queries of the last Q tokens."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
 def _logits(q: Tensor, k: Tensor, causal: bool) -> Tensor:
     scores = q @ k.transpose(-1, -2)
     if causal:
-        scores = scores + scores.new_full(scores.shape[-2:], -torch.inf).triu(1)
+        hidden = scores.new_full(scores.shape[-2:], -torch.inf)
+        scores = scores + hidden.triu(1 + k.shape[-2] - q.shape[-2])
     return scores
 
 

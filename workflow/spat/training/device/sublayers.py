@@ -37,7 +37,7 @@ def fusable(model: nn.Module) -> list[Fusable]:
     return [
         module
         for module in model.modules()
-        if isinstance(module, Fusable) and module.can_fuse() and not _observed(module)
+        if isinstance(module, Fusable) and module.can_fuse() and not observed(module)
     ]
 
 
@@ -53,7 +53,8 @@ def fused(modules: Sequence[Fusable]) -> Iterator[None]:
             module.__dict__.pop("forward", None)
 
 
-def _observed(module: nn.Module) -> bool:
+def observed(module: nn.Module) -> bool:
+    """Whether the module or a part of it has a hook."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(part, name) for part in module.modules() for name in hooks)
 
