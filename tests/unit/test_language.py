@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,23 +14,32 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_models import LOSSES, TASK, prune
+from small_models import LOSSES, TASK, flops_of, prune
 from torch import Tensor, nn
 
+from spat.attention.manipulation import manipulated
 from spat.attention.mask import Mask
 from spat.attention.views import Heads, Mixing, Output, Residual
+from spat.data import series, synthetic
+from spat.data.registry import DATASETS
+from spat.data.windows import split
 from spat.files import read_json, write_json
+from spat.models import timellm as timellm_module
 from spat.models.base import Forecaster
 from spat.models.gpt4ts import GPT4TS
 from spat.models.layers import pretrained
+from spat.models.layers.blocks import normalise
 from spat.models.layers.language import Architecture, LanguageModel, RotaryAttention
 from spat.models.layers.pretrained import language_model, tokeniser
 from spat.models.registry import MODELS, Shape, build, setup
-from spat.models.timellm import TimeLLM
+from spat.models.timellm import TimeLLM, TimeLLMRandom
 from spat.scoring.probe import observe
 from spat.scoring.scores import score
 from spat.surgery import cut, storage
 from spat.tasks.forecasting import Batch
+from spat.training.device import bf16
+from spat.training.device.kernels import draw_from
+from spat.training.loop import Seeds, Settings, fit
 
 SHAPE = Shape(lookback=24, horizon=12, channels=3)
 
@@ -418,19 +428,212 @@ def test_a_prompt_describes_the_window() -> None:
     assert "trend of input is upward" in first
     assert "trend of input is downward" in second
     wave = torch.sin(torch.arange(48) * 2 * torch.pi / 12)
-    for series in (wave, wave.double()):
-        (periodic,) = random_timellm(Shape(48, 12, 3)).prompts(series[None])
+    for window in (wave, wave.double()):
+        (periodic,) = random_timellm(Shape(48, 12, 3)).prompts(window[None])
         assert "top 5 lags are : [0, 12, 24, 36, 1]" in periodic
 
 
-def test_prompts_are_padded_in_front_and_cut_at_their_beginning() -> None:
+def test_prompts_are_padded_at_their_end_and_cut_at_their_beginning() -> None:
     series = torch.randn(2, 24)
     short, long = (random_timellm(prompt_tokens=n) for n in (9, 400))
     encode, end = tokeniser("random", 60)
     words = encode(short.prompts(series))[0]
     assert short._numbers(series)[0].tolist() == words[-9:]
-    assert long._numbers(series)[0].tolist() == [end] * (400 - len(words)) + words
+    assert long._numbers(series)[0].tolist() == words + [end] * (400 - len(words))
     assert all(0 <= word < 60 for word in words)
+
+
+# Prompts that are read in parts.
+
+ARCHITECTURES = {
+    "gpt2": Architecture("gpt2", 16, 24, 3, 4, 4, 128, vocabulary=60),
+    "llama": Architecture("llama", 16, 24, 3, 4, 2, 128, base=100.0, vocabulary=60),
+}
+# Of the reprogramming attention with two heads, and of three blocks with four heads.
+MASKS = ("1.1.1.1", "1.0.1.0", "10.1001.0100.1110", "0.1.1.1", "1.0.0.0")
+# Longer than the prompts of `random`.
+LONG = 110
+
+
+def language(family: str, dropout: float = 0.0) -> LanguageModel:
+    """A frozen language model whose tokens depend strongly on each other."""
+    model = LanguageModel(replace(ARCHITECTURES[family], dropout=dropout))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return model.requires_grad_(False)
+
+
+def timellm(
+    monkeypatch: pytest.MonkeyPatch, family: str, dropout: float = 0.0, tokens: int = LONG
+) -> TimeLLM:
+    """Time-LLM with `language`; its prompts are those of `random`."""
+    own = language(family, dropout)
+    monkeypatch.setattr(TimeLLMRandom, "_language_model", lambda _self: (own, None))
+    return random_timellm(llm_layers=3, prompt_tokens=tokens, dropout=0.0)
+
+
+def tokens_read(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
+    """The number of tokens, and whether they have a gradient, of each later call of a block."""
+    calls: list[tuple[int, bool]] = []
+    for block in model.blocks:
+        if block.attention is None:
+            continue
+        project = block.attention.project
+
+        def counted(x: Tensor, *args: Any, project: Any = project, **kwargs: Any) -> Any:
+            calls.append((x.shape[:-1].numel(), x.requires_grad))
+            return project(x, *args, **kwargs)
+
+        monkeypatch.setattr(block.attention, "project", counted)
+    return calls
+
+
+@contextmanager
+def observed(model: TimeLLM) -> Iterator[None]:
+    """A hook in the language model, which therefore reads whole sequences."""
+    handle = model.language.blocks[0].register_forward_hook(lambda _m, _x, _y: None)
+    yield
+    handle.remove()
+
+
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("family", ARCHITECTURES)
+def test_prompts_in_parts_give_the_forecasts_and_gradients_of_whole_sequences(
+    family: str, mask: str, dtype: torch.dtype, close: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = timellm(monkeypatch, family)
+    prune(model, Mask.parse(mask, cut.heads_of(model)))
+    model = model.to(dtype).train()
+    x, up = torch.randn(4, 24, 3, dtype=dtype), torch.randn(4, 12, 3, dtype=dtype)
+    monkeypatch.setattr(timellm_module, "SEQUENCES", {"cpu": 5})  # the last three are fewer
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+    def computed() -> list[Tensor]:
+        y = model(x)
+        return [y.detach(), *torch.autograd.grad((y * up).sum(), list(trained.values()))]
+
+    assert model.language.reads_in_parts()
+    parts = computed()
+    with observed(model):
+        assert not model.language.reads_in_parts()
+        whole = computed()
+    for name, expected, found in zip(["forecast", *trained], whole, parts, strict=True):
+        size = expected.abs().max()
+        assert size > 0, name
+        assert (found - expected).abs().max() <= close * size, name
+
+
+@pytest.mark.parametrize("family", ARCHITECTURES)
+def test_the_common_beginning_of_prompts_is_read_once_and_without_gradients(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = timellm(monkeypatch, family).train(), torch.randn(4, 24, 3)
+    series = normalise(x)[0].transpose(1, 2).flatten(0, 1)
+    numbers = model._numbers(series)
+    common = next(i for i, column in enumerate(numbers.t()) if len(set(column.tolist())) > 1)
+    assert 30 < common < 50
+    calls = tokens_read(model.language, monkeypatch)
+    model(x)
+    own = 12 * (LONG - common)
+    assert calls == [(common, False), (own, False), (12 * 6, True)] * 3
+    calls.clear()
+    model.eval()(x[:1, :, :1])  # a single prompt is its own beginning
+    assert [count for count, _ in calls] == [LONG, 6] * 3
+    # Without attention in the last blocks, no prompt is read there.
+    prune(model, Mask.parse("1.0.1.0", cut.heads_of(model)))
+    calls.clear()
+    model(x)
+    assert [count for count, _ in calls] == [common, own, 12 * 6]
+
+
+def test_with_dropout_no_prompt_shares_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = timellm(monkeypatch, "gpt2", dropout=0.3), torch.randn(1, 24, 1).expand(4, 24, 1)
+    calls = tokens_read(model.language, monkeypatch)
+    generator = torch.Generator()
+    draw_from(model, generator)
+
+    def forecasts(seed: int) -> Tensor:
+        generator.manual_seed(seed)
+        return model(x).detach()
+
+    model.train()
+    first, again, other = forecasts(1), forecasts(1), forecasts(2)
+    assert [count for count, _ in calls] == [4 * LONG, 4 * 6] * 9
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert all((first[i] - first[0]).abs().max() > 1e-4 for i in (1, 2, 3))
+    calls.clear()
+    model.eval()(x)
+    assert [count for count, _ in calls] == [LONG, 4 * 6] * 3
+
+
+@pytest.mark.parametrize("family", ARCHITECTURES)
+def test_scores_and_flops_are_those_of_whole_sequences(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = timellm(monkeypatch, family)
+    calls = tokens_read(model.language, monkeypatch)
+    _, *blocks = observe(model, TASK.example(SHAPE, 2), LOSSES)
+    assert {trace.mixing.A.shape for trace in blocks} == {(2, 3, 4, LONG + 6, LONG + 6)}
+    assert [count for count, _ in calls] == [6 * (LONG + 6)] * 3
+    calls.clear()
+    counted = flops_of(model)
+    assert [count for count, _ in calls] == [3 * (LONG + 6)] * 3
+    with observed(model):
+        assert flops_of(model) == counted
+    per_token = 3 * 2 * sum(p.numel() for p in model.language.blocks[0].parameters() if p.ndim > 1)
+    assert counted > 3 * (LONG + 6) * per_token
+
+
+@pytest.mark.parametrize("manipulation", ["uniform", "pattern", "identity", "gate:0.5", "noise:1"])
+def test_manipulated_attention_is_that_of_whole_sequences(
+    manipulation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = timellm(monkeypatch, "llama").eval(), torch.randn(2, 24, 3)
+    with manipulated(model.sites()[2], manipulation, seed=1):
+        found = model(x)
+        with observed(model):
+            torch.testing.assert_close(found, model(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ARCHITECTURES)
+def test_prompts_are_read_in_parts_in_bfloat16(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = timellm(monkeypatch, family).train(), torch.randn(2, 24, 3)
+    with bf16.products(model):
+        found = model(x)
+        with observed(model):
+            torch.testing.assert_close(found, model(x), atol=0.05, rtol=0.05)
+    assert not torch.equal(found, model(x))  # in float32
+
+
+def test_a_trained_language_model_reads_whole_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = timellm(monkeypatch, "llama")
+    model.language.norm.weight.requires_grad_(True)
+    assert not model.language.reads_in_parts()
+
+
+@pytest.mark.parametrize("family", ARCHITECTURES)
+def test_training_with_prompts_in_parts_resumes_bit_identically(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = synthetic.generate(260, SHAPE.channels, seed=3, coupling=0.5, noise=0.2)
+    prepared = series.prepare(DATASETS["synthetic"], content, "test")
+    splits = split(prepared, SHAPE.lookback, SHAPE.horizon)
+    start = timellm(monkeypatch, family, dropout=0.2 if family == "gpt2" else 0.0).state_dict()
+
+    def trained(epochs: int, state: Path | None) -> TimeLLM:
+        model = timellm(monkeypatch, family, dropout=0.2 if family == "gpt2" else 0.0)
+        model.load_state_dict(start)
+        fit(model, TASK, splits, Settings(1e-3, 32, epochs), Seeds(1, 2), state=state)
+        return model
+
+    expected = trained(2, None).state_dict()
+    trained(1, tmp_path / "state.pt")
+    resumed = trained(2, tmp_path / "state.pt").state_dict()
+    assert any(not torch.equal(expected[name], start[name]) for name in start)
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
 
 
 def test_the_numbers_of_the_prompt_reach_the_forecast() -> None:

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from spat.models.layers.attention import AttentionCore, MultiHeadAttention
 from spat.models.layers.blocks import FeedForward
-from spat.training.device.kernels import Linear, causal_mask
+from spat.training.device.kernels import Linear, attention_logits, fused_attention
 
 Cast = Callable[[Tensor], Tensor]
 
@@ -107,12 +107,9 @@ def _attention(module: AttentionCore) -> Callable[[Tensor, Tensor, Tensor], Tens
 
     def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = q.bfloat16(), k.bfloat16(), v.bfloat16()
-        seen = causal_mask(q.shape[-2], k.shape[-2], q.device) if module.causal else None
         if not (module.training and module.dropout):
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-        if seen is not None:
-            scores = scores.masked_fill(~seen, -torch.inf)
+            return fused_attention(q, k, v, module.causal)
+        scores = attention_logits(q * q.shape[-1] ** -0.5, k, module.causal)
         if scores.shape[-1] < 16:  # as in `spat.training.device.kernels.attend`
             lying = scores.movedim(-1, 0).contiguous().softmax(0, dtype=torch.float32)
             kept = _dropped(lying.bfloat16(), module.dropout, True, module.generator)

@@ -205,15 +205,11 @@ def attend(
     """
     short = q.device.type == "cpu" and k.shape[-2] < SHORT
     if not (p or short):
-        if not causal or q.shape[-2] == k.shape[-2]:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-        # The causal mask of the kernel belongs to the queries of the first Q tokens.
-        seen = causal_mask(q.shape[-2], k.shape[-2], q.device)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        return fused_attention(q, k, v, causal)
     large = q.dim() == 4 and q.shape[1] * q.shape[2] * k.shape[2] >= LARGE
     if large and q.device.type == "cpu" and q.shape[:2] == k.shape[:2]:
         return _Attention.apply(q, k, v, p, causal, generator)  # type: ignore[no-any-return, no-untyped-call]
-    scores = _logits(q * q.shape[-1] ** -0.5, k, causal)
+    scores = attention_logits(q * q.shape[-1] ** -0.5, k, causal)
     if not short:
         return dropout(scores.softmax(-1), p, generator) @ v
     # The fused kernel computes short rows element by element (12 ns each, instead of 0.7); here
@@ -222,17 +218,27 @@ def attend(
     return weights.movedim(0, -1) @ v
 
 
-def causal_mask(queries: int, keys: int, device: torch.device | str | None = None) -> Tensor:
-    """The keys up to the token of each query, bool [Q, K], for the queries of the last Q tokens."""
-    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    """`attend` without dropout, by torch's fused kernel."""
+    if not causal or q.shape[-2] == k.shape[-2]:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    # The causal mask of the kernel belongs to the queries of the first Q tokens.
+    seen = causal_mask(q.shape[-2], k.shape[-2], q.device)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
 
 
-def _logits(q: Tensor, k: Tensor, causal: bool) -> Tensor:
+def attention_logits(q: Tensor, k: Tensor, causal: bool) -> Tensor:
+    """q k^T [..., Q, K], minus infinity where the causal mask hides a key."""
     scores = q @ k.transpose(-1, -2)
     if causal:
         hidden = scores.new_full(scores.shape[-2:], -torch.inf)
         scores = scores + hidden.triu(1 + k.shape[-2] - q.shape[-2])
     return scores
+
+
+def causal_mask(queries: int, keys: int, device: torch.device | str | None = None) -> Tensor:
+    """The keys up to the token of each query, bool [Q, K], for the queries of the last Q tokens."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
 class _Attention(torch.autograd.Function):
@@ -257,7 +263,7 @@ class _Attention(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, kept)
         output = _like(v, q.shape[2])
         for part in _parts(kept):
-            weights = _logits(q[part] * q.shape[-1] ** -0.5, k[part], causal).softmax(-1)
+            weights = attention_logits(q[part] * q.shape[-1] ** -0.5, k[part], causal).softmax(-1)
             output[part] = weights.mul_(_factor(kept[part], weights, ctx.scale)) @ v[part]
         return output
 
@@ -268,7 +274,7 @@ class _Attention(torch.autograd.Function):
         of_q, of_k, of_v = (_like(x, x.shape[2]) for x in (q, k, v))
         for part in _parts(kept):
             scaled = q[part] * q.shape[-1] ** -0.5
-            weights = _logits(scaled, k[part], ctx.causal).softmax(-1)
+            weights = attention_logits(scaled, k[part], ctx.causal).softmax(-1)
             factor = _factor(kept[part], weights, ctx.scale)
             of_v[part] = (weights * factor).transpose(-1, -2) @ gradient[part]
             of_weights = (gradient[part] @ v[part].transpose(-1, -2)).mul_(factor)
