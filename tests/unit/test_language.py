@@ -473,18 +473,16 @@ def timellm(
 
 
 def tokens_read(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
-    """The number of tokens, and whether they have a gradient, of each later call of a block."""
+    """The number of tokens, and whether they have a gradient, of each feed-forward layer."""
     calls: list[tuple[int, bool]] = []
     for block in model.blocks:
-        if block.attention is None:
-            continue
-        project = block.attention.project
+        forward = block.feed_forward.forward
 
-        def counted(x: Tensor, *args: Any, project: Any = project, **kwargs: Any) -> Any:
+        def counted(x: Tensor, forward: Any = forward) -> Tensor:
             calls.append((x.shape[:-1].numel(), x.requires_grad))
-            return project(x, *args, **kwargs)
+            return forward(x)
 
-        monkeypatch.setattr(block.attention, "project", counted)
+        monkeypatch.setattr(block.feed_forward, "forward", counted)
     return calls
 
 
@@ -535,16 +533,16 @@ def test_the_common_beginning_of_prompts_is_read_once_and_without_gradients(
     assert 30 < common < 50
     calls = tokens_read(model.language, monkeypatch)
     model(x)
-    own = 12 * (LONG - common)
-    assert calls == [(common, False), (own, False), (12 * 6, True)] * 3
+    prompts, patches = [(common, False), (12 * (LONG - common), False)], [(12 * 6, True)]
+    # The last attention needs no more of the prompts than keys and values.
+    assert calls == [*prompts, *patches, *prompts, *patches, *patches]
     calls.clear()
     model.eval()(x[:1, :, :1])  # a single prompt is its own beginning
-    assert [count for count, _ in calls] == [LONG, 6] * 3
-    # Without attention in the last blocks, no prompt is read there.
+    assert [count for count, _ in calls] == [LONG, 6, LONG, 6, 6]
     prune(model, Mask.parse("1.0.1.0", cut.heads_of(model)))
     calls.clear()
     model(x)
-    assert [count for count, _ in calls] == [common, own, 12 * 6]
+    assert calls == [*prompts, *patches, *patches, *patches]
 
 
 def test_with_dropout_no_prompt_shares_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -559,12 +557,12 @@ def test_with_dropout_no_prompt_shares_random_numbers(monkeypatch: pytest.Monkey
 
     model.train()
     first, again, other = forecasts(1), forecasts(1), forecasts(2)
-    assert [count for count, _ in calls] == [4 * LONG, 4 * 6] * 9
+    assert [count for count, _ in calls] == [4 * LONG, 24, 4 * LONG, 24, 24] * 3
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert all((first[i] - first[0]).abs().max() > 1e-4 for i in (1, 2, 3))
     calls.clear()
     model.eval()(x)
-    assert [count for count, _ in calls] == [LONG, 4 * 6] * 3
+    assert [count for count, _ in calls] == [LONG, 24, LONG, 24, 24]
 
 
 @pytest.mark.parametrize("family", ARCHITECTURES)
@@ -608,10 +606,15 @@ def test_prompts_are_read_in_parts_in_bfloat16(
     assert not torch.equal(found, model(x))  # in float32
 
 
-def test_a_trained_language_model_reads_whole_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = timellm(monkeypatch, "llama")
-    model.language.norm.weight.requires_grad_(True)
-    assert not model.language.reads_in_parts()
+def test_a_language_model_that_is_trained_has_all_its_gradients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, x = timellm(monkeypatch, "llama").requires_grad_(True).double(), torch.randn(2, 24, 3)
+    weights = list(model.parameters())
+    parts = torch.autograd.grad(model(x.double()).sum(), weights)
+    with observed(model):
+        whole = torch.autograd.grad(model(x.double()).sum(), weights)
+    torch.testing.assert_close(parts, whole, atol=1e-9, rtol=1e-9)
 
 
 @pytest.mark.parametrize("family", ARCHITECTURES)

@@ -23,9 +23,8 @@ published code:
   end-of-text token, as the published code does with GPT-2. A longer prompt loses its beginning, so
   that the statistics of the window stay. The published code pads to the longest prompt of a batch,
   so that a forecast depends on the other windows.
-- The language model reads the beginning that all prompts of a batch have in common once, and
-  gradients are not computed for prompts. The results are the same up to rounding: see
-  `LanguageModel.last_part`.
+- The beginning that all prompts of a batch have in common is read once, and no gradients are
+  computed for prompts. The results are the same up to rounding: see `LanguageModel.last_part`.
 - Numbers in a prompt have three significant digits instead of all digits of float32. If two lags
   correlate equally (k steps forward or backward in the circular window), the shorter comes first.
 - The setting `description`, one sentence, replaces the published descriptions of the datasets.

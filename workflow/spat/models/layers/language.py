@@ -97,15 +97,14 @@ class LanguageModel(nn.Module):
     def reads_in_parts(self) -> bool:
         """Whether `last_part` computes what `forward` does, and nothing observes the difference.
 
-        It does not compute the attention of all tokens in one call, nor gradients of the earlier
-        parts. So all weights must be frozen, and all attention must be computed by a plain
-        `AttentionCore`. Hooks must see whole sequences: those of the probe, of masks and of
-        discovery. So must dispatch modes, which count FLOPs: those of the published computation.
+        It does not compute the attention of all tokens in one call, so all attention must be
+        computed by a plain `AttentionCore`. Hooks must see whole sequences: those of the probe, of
+        masks and of discovery. So must dispatch modes, which count FLOPs: those of the published
+        computation.
         """
         attentions = [b.attention for b in self._blocks() if b.attention is not None]
         return (
             all(type(attention.core) is AttentionCore for attention in attentions)
-            and not any(p.requires_grad for p in self.parameters())
             and not observed(self)
             and _get_current_dispatch_mode() is None
         )
@@ -113,9 +112,9 @@ class LanguageModel(nn.Module):
     def last_part(self, parts: Sequence[Tensor]) -> Tensor:
         """What `forward` returns at the tokens of the last part of a sequence, with less work.
 
-        Since attention is causal, no part depends on a later one. Gradients reach the last part
-        only, and an earlier part is read no further than to its keys and values in the last block
-        with attention.
+        Since attention is causal, no part depends on a later one. With frozen weights, the backward
+        pass therefore skips the earlier parts that have no gradient. An earlier part is read no
+        further than to its keys and values in the last block with attention.
 
         Args:
             parts: Consecutive parts of the sequence, [B, tokens, width] each. An earlier part may
@@ -134,11 +133,10 @@ class LanguageModel(nn.Module):
         deepest = max((i for i, b in enumerate(blocks) if b.attention is not None), default=-1)
         for depth, block in enumerate(blocks):
             past = None
-            with torch.no_grad():
-                for i, x in enumerate(earlier if depth <= deepest else ()):
-                    past = block.project(x, past)
-                    if depth < deepest:
-                        earlier[i] = block.finish(x, past)
+            for i, x in enumerate(earlier):
+                past = block.project(x, past)
+                if depth < deepest:
+                    earlier[i] = block.finish(x, past)
             last = block.finish(last, block.project(last, past))
         return self.norm(last)  # type: ignore[no-any-return]
 
