@@ -152,8 +152,10 @@ def test_a_gate_scales_the_output_of_the_attention(name: str) -> None:
         with manipulated(site, "gate:0", seed=0):
             closed = forecast(model)
         mask = Mask.full(cut.heads_of(model)).without_sites([index])
+        # The hooks of a mask let the language model read whole sequences, with other rounding.
+        close = 1e-12 if name.startswith("Time-LLM") else 0
         with cut.masked(model, mask):
-            torch.testing.assert_close(closed, forecast(model), rtol=0, atol=0)
+            torch.testing.assert_close(closed, forecast(model), rtol=0, atol=close)
 
 
 def test_every_manipulation_reaches_a_site_without_output_projection() -> None:
