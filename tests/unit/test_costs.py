@@ -192,7 +192,7 @@ def test_costs_on_cuda() -> None:
     dense, pruned = (build("iTransformer", itransformer(), SHAPE) for _ in range(2))
     prune(pruned, Mask.empty(heads_of(pruned)))
     flops = flops_of(dense)
-    measured = costs.latency({"dense": dense, "pruned": pruned}, 8, 15, "cuda")
+    measured = latency_of({"dense": dense, "pruned": pruned}, 8, 15, "cuda")
     assert min(timing.milliseconds for timing in measured.values()) > 0
     assert flops_of(dense) == flops
     weights = 4 * costs.parameters(dense) / 1e6
