@@ -212,7 +212,8 @@ def rivals(frames: Frames) -> pd.DataFrame:
         methods.summary(rows, keys, column).assign(method=name, unit=unit)
         for column, (name, unit) in _COSTS.items()
     ]
-    tables.append(methods.summary(rows, keys, _SECONDS).assign(method=_SECONDS, unit="s"))
+    timed = rows.dropna(subset=_SECONDS)
+    tables.append(methods.summary(timed, keys, _SECONDS).assign(method=_SECONDS, unit="s"))
     for metric, name in METRICS.items():
         tables.append(methods.summary(rows, keys, metric).assign(method=name, unit=""))
     cells = rows[keys].drop_duplicates()
