@@ -154,18 +154,18 @@ class Graph:
         sum may be that with the other branch. If there is no such sum, the result is `first`.
         """
         end = call.x.grad_fn if call.x is not None else None
-        found = []
+        sums = []
         for one in itertools.islice(self.sums(start), 5):
             if number_of(one.node) < number_of(first):
                 continue
-            found.append(one)
+            sums.append(one)
             outer = one.outer[0]
             if outer is None or end is None:
                 continue
             if depends_on(end, outer) or depends_on(end, *stems_of(outer)):
                 return one
         # An addend without a node may be the input of the model, or a constant.
-        return next((one for one in found if one.outer[0] is None), found[0])
+        return next((one for one in sums if one.outer[0] is None), sums[0])
 
     def addends(
         self, one: Sum, output: Call, owner: Call | None, first: Any

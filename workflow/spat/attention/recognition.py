@@ -228,19 +228,21 @@ def recognise(graph: Graph) -> Attention:
     q and k and its result is a factor of a product with v. Gates and routers of experts do not
     satisfy this. Linear maps over heads may stand before and after the softmax.
     """
-    found = Attention()
+    attention = Attention()
     maps: dict[Any, int] = {}
     for node in graph.nodes:
         if named(node, ("Softmax", "ScaledDotProduct")) and has_own_backward(node):
             inner = graph.call_of(node)
-            found.others.append(f"{place_of(inner)} has a softmax with a backward pass of its own")
+            attention.others.append(
+                f"{place_of(inner)} has a softmax with a backward pass of its own"
+            )
         elif is_fused(node):
             given = fused_inputs(node)
             operands = node.next_functions[0][0], node.next_functions[1][0]
             shape = (*given.q.shape[:-1], given.k.shape[-2])
-            found.cores.append(Core(node, shape, (), operands))
+            attention.cores.append(Core(node, shape, (), operands))
         elif named(node, ("NotImplemented",)):
-            found.cut.append(place_of(graph.call_of(node)))
+            attention.cut.append(place_of(graph.call_of(node)))
         elif (keys := _normalised(node)) is not None:
             maps[node] = keys
     made = set()
@@ -248,18 +250,18 @@ def recognise(graph: Graph) -> Attention:
         result = _attention(graph, softmax, maps)
         if isinstance(result, Core):
             # The difference of two maps is one attention.
-            found.cores += [result] if result.node not in made else []
+            attention.cores += [result] if result.node not in made else []
             made.add(result.node)
         elif result:
             where = place_of(graph.call_of(softmax))
             size = " x ".join(map(str, shape_of(softmax)))
-            found.others.append(f"the softmax ({size}) in {where} {result}")
+            attention.others.append(f"the softmax ({size}) in {where} {result}")
             if result == _UNCLEAR:
-                found.unsure.append(found.others[-1])
-    found.cores.sort(key=lambda core: number_of(core.node))
-    for core in found.cores:
+                attention.unsure.append(attention.others[-1])
+    attention.cores.sort(key=lambda core: number_of(core.node))
+    for core in attention.cores:
         core.call = graph.call_of(core.product.node if core.product else core.node)
-    return found
+    return attention
 
 
 _NO_INPUT: Final = "is not of a product of q and k"

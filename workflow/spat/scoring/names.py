@@ -48,7 +48,7 @@ class Criterion:
 
 _SPAT: Final = "SPAT, arXiv 2505.08768"
 _PRINTED: Final = f"{_SPAT}, as printed in a review"
-_OURS: Final = f"{_SPAT} (our reading)"
+_OUR_READING: Final = f"{_SPAT} (our reading)"
 
 _ROWS: Final = (
     Criterion(
@@ -60,19 +60,19 @@ _ROWS: Final = (
         "SEND computed in float32, the default precision",
     ),
     Criterion(
-        "send_window", "window", "Mixing", True, _OURS,
+        "send_window", "window", "Mixing", True, _OUR_READING,
         "deviation over keys of the softmax of S, with one mask per window",
     ),
     Criterion(
-        "send_abs", "window", "Mixing", True, _OURS,
+        "send_abs", "window", "Mixing", True, _OUR_READING,
         "SEND by window, of |S|",
     ),
     Criterion(
-        "send_shared", "group", "Mixing", True, _OURS,
+        "send_shared", "group", "Mixing", True, _OUR_READING,
         "SEND by window, with one mask shared by 32 windows and their mean loss",
     ),
     Criterion(
-        "send_layer", "window", "Mixing", False, _OURS,
+        "send_layer", "window", "Mixing", False, _OUR_READING,
         "SEND by window, of S summed over heads",
     ),
     Criterion(
@@ -80,11 +80,11 @@ _ROWS: Final = (
         "mean of SEND over the epochs of pre-training, taken after each epoch without dropout",
     ),
     Criterion(
-        "send_keys", "window", "Mixing", True, _OURS,
+        "send_keys", "window", "Mixing", True, _OUR_READING,
         "SEND by window, times the number of keys of each row",
     ),
     Criterion(
-        "send_unit", "window", "Mixing", True, _OURS,
+        "send_unit", "window", "Mixing", True, _OUR_READING,
         "SEND by window, of S scaled to unit mean absolute value per window and site",
     ),
     Criterion(

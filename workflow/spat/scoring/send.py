@@ -40,7 +40,7 @@ from spat.scoring.reductions import (
 
 _SPAT = "SPAT, arXiv 2505.08768"
 _PRINTED = f"{_SPAT}, as printed in a review"
-_OURS = f"{_SPAT} (our reading)"
+_OUR_READING = f"{_SPAT} (our reading)"
 
 
 def score_send(
@@ -78,27 +78,27 @@ def send_float32(mask: SharedMask) -> Tensor:
     return _printed(mask, _spread)
 
 
-@criterion("send_window", needs=Mixing, heads=True, source=_OURS)
+@criterion("send_window", needs=Mixing, heads=True, source=_OUR_READING)
 def send_window(trace: Trace) -> Tensor:
     """SEND with one mask per window, signed S, and the mean over heads as last step: [W, 1 + H]."""
     mixing = trace.mixing
     return with_mean(over_rows(mixing.once(_dispersion), mixing.allowed))
 
 
-@criterion("send_abs", needs=Mixing, heads=True, source=_OURS)
+@criterion("send_abs", needs=Mixing, heads=True, source=_OUR_READING)
 def send_abs(trace: Trace) -> Tensor:
     """`send_window` of |S|, [W, 1 + H]."""
     mixing = trace.mixing
     return with_mean(over_rows(dispersion(mixing.S.abs(), mixing.allowed), mixing.allowed))
 
 
-@criterion("send_shared", needs=Mixing, heads=True, source=_OURS, over="group")
+@criterion("send_shared", needs=Mixing, heads=True, source=_OUR_READING, over="group")
 def send_shared(mask: SharedMask) -> Tensor:
     """`send_window` with one mask shared by 32 windows and their mean loss: [1, 1 + H]."""
     return with_mean(over_rows(dispersion(mask.S, mask.allowed), mask.allowed))
 
 
-@criterion("send_layer", needs=Mixing, source=_OURS)
+@criterion("send_layer", needs=Mixing, source=_OUR_READING)
 def send_layer(trace: Trace) -> Tensor:
     """`send_window` of S summed over heads, [W, 1]: one mask for all heads of the site."""
     mixing = trace.mixing
@@ -106,7 +106,7 @@ def send_layer(trace: Trace) -> Tensor:
     return over_rows(dispersion(mixing.S.sum(2, keepdim=True), allowed), allowed)
 
 
-@criterion("send_keys", needs=Mixing, heads=True, source=_OURS)
+@criterion("send_keys", needs=Mixing, heads=True, source=_OUR_READING)
 def send_keys(trace: Trace) -> Tensor:
     """`send_window` with rows times their number of keys, [W, 1 + H]; about std(S) for small S."""
     mixing = trace.mixing
@@ -115,7 +115,7 @@ def send_keys(trace: Trace) -> Tensor:
     return with_mean(over_rows(rows * allowed.sum(-1).to(rows), mixing.allowed))
 
 
-@criterion("send_unit", needs=Mixing, heads=True, source=_OURS)
+@criterion("send_unit", needs=Mixing, heads=True, source=_OUR_READING)
 def send_unit(trace: Trace) -> Tensor:
     """`send_window` of S divided by its mean absolute value in the window and site; 0 if S is 0."""
     mixing = trace.mixing

@@ -334,8 +334,8 @@ def _require_network(folder: Path) -> None:
 def _choices(folder: Path, name: str) -> str:
     """Folders in a folder that contain a file of this name, as a remedy; empty without any."""
     files = islice(folder.rglob(f"*/{name}"), FEW)
-    found = sorted(str(path.parent) for path in files)
-    return f"give a folder with a network, such as {', '.join(found)}" if found else ""
+    folders = sorted(str(path.parent) for path in files)
+    return f"give a folder with a network, such as {', '.join(folders)}" if folders else ""
 
 
 def _read(path: Path) -> dict[str, Any]:
