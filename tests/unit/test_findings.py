@@ -849,8 +849,8 @@ RIVALS: tuple[Claim, ...] = (
         ),
     ),
     (
-        "With one seed, FITS has {} (published rate: {}), SparseTSFMLP {} ({}), TSMixer {} ({}) and "
-        "TiDE {} ({})",
+        "With one seed, FITS has {} (published rate: {}), SparseTSFMLP {} ({}), TSMixer {} ({}) "
+        "and TiDE {} ({})",
         lambda: tuple(
             third(at(model, "MSE", variant))
             for model, tuned in SINGLY_TUNED.items()
