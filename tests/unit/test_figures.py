@@ -237,6 +237,12 @@ def test_many_cells_share_panels() -> None:
     assert len(drawn("pareto").axes) == 4
 
 
+def test_long_names_of_variants_are_broken_at_their_hyphens_in_titles() -> None:
+    rows = pd.DataFrame({"model": ["TimeMachine"], "variant": ["published-share10-epochs20"]})
+    (title, _), *_ = style.panels(rows, ["model", "variant"])
+    assert title == "TimeMachine\npublished-\nshare10-epochs20"
+
+
 @pytest.mark.parametrize("count", [7, 20])
 def test_models_never_share_a_panel(count: int) -> None:
     names = [f"m{i:02}" for i in range(count)]

@@ -294,7 +294,9 @@ def sample(frame: pd.DataFrame, limit: int = FACETS) -> list[tuple[str, pd.DataF
 def _title(values: dict[str, Any], keys: Sequence[str]) -> str:
     names = {"lookback": "l{}", "horizon": "h{}"}
     title = " ".join(names.get(key, "{}").format(values[key]) for key in keys)
-    return "\n".join(textwrap.wrap(title, 20, break_long_words=False, break_on_hyphens=False))
+    lines = textwrap.wrap(title, 20, break_long_words=False, break_on_hyphens=False)
+    # Longer lines do not fit: the names of variants are broken at their hyphens.
+    return "\n".join(textwrap.fill(line, 24, break_long_words=False) for line in lines)
 
 
 def label(axes: Sequence[Axes], x: str, y: str) -> None:
