@@ -1,6 +1,7 @@
 """Run every test on one thread, as jobs run, and the longest files first."""
 
 import gc
+import math
 import os
 import signal
 
@@ -44,12 +45,13 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(*GARBAGE)
 
 
-@pytest.fixture(params=["oneDNN", "torch"])
+@pytest.fixture(params=["oneDNN", "torch", "both"])
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The library of products, whichever is faster on this machine."""
+    """The library of products, whichever is faster on this machine; `both` divides them by size."""
     from spat.training.device import kernels
 
-    if request.param == "oneDNN" and not kernels._HAS_ONEDNN:
+    if request.param != "torch" and not kernels._HAS_ONEDNN:
         pytest.skip("this torch is built without oneDNN")
-    monkeypatch.setattr(kernels, "_THROUGH_ONEDNN", request.param == "oneDNN")
+    least = {"oneDNN": (0, 0), "torch": (math.inf, math.inf), "both": (24, 12)}[request.param]
+    monkeypatch.setattr(kernels, "_LEAST", kernels.Least(*least))
     return str(request.param)

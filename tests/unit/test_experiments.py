@@ -29,6 +29,7 @@ def test_all_experiments_are_listed() -> None:
     real = [
         *(
             "ablation",
+            "architectures",
             "comparison",
             "lookback",
             "paper",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import platform
 import subprocess
 import sys
@@ -139,20 +140,27 @@ def test_linear_in_double_precision_is_that_of_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("vendor", "capability", "expected"),
+    ("vendor", "family", "capability", "expected"),
     [
-        ("AuthenticAMD", "AVX512", True),
-        ("AuthenticAMD", "AVX2", False),
-        ("GenuineIntel", "AVX512", False),
+        ("AuthenticAMD", 26, "AVX512", (0, 0)),
+        ("AuthenticAMD", 25, "AVX512", (2**24, 2**19)),
+        ("AuthenticAMD", 25, "AVX2", (math.inf, math.inf)),
+        ("GenuineIntel", 6, "AVX512", (math.inf, math.inf)),
     ],
 )
-def test_onednn_multiplies_on_processors_where_mkl_is_slower(
-    vendor: str, capability: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+def test_onednn_multiplies_where_mkl_is_slower(
+    vendor: str,
+    family: int,
+    capability: str,
+    expected: tuple[float, float],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(kernels.Path, "read_text", lambda _, encoding: f"vendor_id : {vendor}")
+    text = f"vendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t: 2"
+    monkeypatch.setattr(kernels.Path, "read_text", lambda _, encoding: text)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
-    assert kernels._mkl_holds_back() is expected
+    monkeypatch.setattr(kernels, "_HAS_ONEDNN", True)
+    assert kernels._least() == expected
 
 
 def test_linear_is_initialised_like_that_of_torch() -> None:

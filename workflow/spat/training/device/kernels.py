@@ -1,8 +1,9 @@
 """Linear maps, dropout and attention that are faster on the CPU and draw resumable random numbers.
 
 Measured with torch 2.13 on one core: on a Zen 5, matrix products through oneDNN run at 240 GFLOP/s,
-while torch's default, MKL, uses only 256-bit vectors and reaches 107. On an Ice Lake MKL is faster:
-a step of PatchTST takes a sixth less time. Dropout costs 0.9 ns per element instead of 4.7 (Zen 5).
+while torch's default, MKL, uses only 256-bit vectors and reaches 107. On a Zen 4 oneDNN is faster
+for large products only, and on an Ice Lake MKL is faster: a step of PatchTST takes a sixth less
+time. Dropout costs 0.9 ns per element instead of 4.7 (Zen 5).
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import contextlib
 import ctypes
 import itertools
 import math
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +58,8 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
         plain = x.device.type == "cpu" and x.dtype == torch.float32
-        if not (_THROUGH_ONEDNN and plain) or torch.is_autocast_enabled("cpu"):
+        small = x.numel() * self.out_features < _LEAST.products
+        if small or not plain or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
         return _Product.apply(x, self.weight, self.bias)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -336,12 +339,12 @@ class _Masked(torch.autograd.Function):
 
 
 class _Product(torch.autograd.Function):
-    """x W^T + b and its gradients, computed by oneDNN."""
+    """x W^T + b and its gradients, computed by oneDNN where it is faster."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
+        return product(x, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -350,49 +353,66 @@ class _Product(torch.autograd.Function):
         rows, x_rows = gradient.reshape(-1, gradient.shape[-1]), x.reshape(-1, x.shape[-1])
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
         return (
-            _product(gradient, weight.t()) if wants_x else None,
-            _weight_gradient(rows, x_rows) if wants_weight else None,
+            product(gradient, weight.t()) if wants_x else None,
+            weight_gradient(rows, x_rows) if wants_weight else None,
             rows.sum(0) if wants_bias else None,
         )
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b for float32 rows on the CPU, without a graph for the backward pass."""
-    return _product(x, weight, bias) if _THROUGH_ONEDNN else F.linear(x, weight, bias)
+    if x.numel() * weight.shape[0] < _LEAST.products:
+        return F.linear(x, weight, bias)
+    return _through_onednn(x, weight, bias)
 
 
 def weight_gradient(rows: Tensor, x_rows: Tensor) -> Tensor:
     """The gradient of W [out, in], of the gradient of `product` [N, out] and its x [N, in]."""
-    return _weight_gradient(rows, x_rows) if _THROUGH_ONEDNN else rows.t() @ x_rows
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
-
-
-def _weight_gradient(rows: Tensor, x_rows: Tensor) -> Tensor:
+    if rows.shape[1] * x_rows.shape[1] < _LEAST.weights:
+        return rows.t() @ x_rows
     # The patches of a single series share memory, which oneDNN does not accept as 2nd operand.
     (shorter, size), (longer, _) = sorted(zip(x_rows.stride(), x_rows.shape, strict=True))
     if 0 < longer < shorter * size:
         x_rows = x_rows.clone(memory_format=torch.contiguous_format)
     # oneDNN copies a transposed first operand, so the narrow operand comes first.
     if rows.shape[1] > 2 * x_rows.shape[1]:
-        return _product(x_rows.t(), rows.t()).t()
-    return _product(rows.t(), x_rows.t())
+        return _through_onednn(x_rows.t(), rows.t()).t()
+    return _through_onednn(rows.t(), x_rows.t())
 
 
-def _mkl_holds_back() -> bool:
-    """Whether MKL uses only half of the vector registers, as on processors by AMD."""
+def _through_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+
+
+class Least(NamedTuple):
+    """The least sizes of what oneDNN computes; torch's default, MKL, computes what is smaller."""
+
+    products: float  # multiply-adds of a product, in x W^T and in the gradient of x
+    weights: float  # elements of W, in the gradient of W
+
+
+def _least() -> Least:
+    """The sizes for the processor.
+
+    A Zen 4 (family 25) has vector units of 256 bits, so MKL is as fast there, and oneDNN takes 20
+    microseconds more for each call. The sizes are where oneDNN became faster for 224 to 10,752 rows
+    and widths of 16 to 2048.
+    """
+    never, always = Least(math.inf, math.inf), Least(0, 0)
     try:
-        intel = "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        processor = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        return False
+        return never
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return wide and not intel and torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    mkl = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    if not (_HAS_ONEDNN and wide and mkl) or "GenuineIntel" in processor:
+        return never
+    zen4 = "AuthenticAMD" in processor and re.search(r"cpu family\s*:\s*25\b", processor)
+    return Least(2**24, 2**19) if zen4 else always
 
 
 _HAS_ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")
-_THROUGH_ONEDNN = _HAS_ONEDNN and _mkl_holds_back()
+_LEAST = _least()
 
 if _HAS_ONEDNN:
 
