@@ -218,7 +218,7 @@ def dense(model: str) -> pd.DataFrame:
     return rows[(rows["phase"] == "dense") & (rows["split"] == "test") & (rows["model"] == model)]
 
 
-LINEAR, ATTENTION = (f"{H3} {name}" for name in hypotheses.FAMILIES.values())
+LINEAR, ATTENTION, SCAN, _ = (f"{H3} {name}" for name in hypotheses.FAMILIES.values())
 
 
 def rival_of(name: str) -> tuple[object, ...]:
@@ -366,9 +366,6 @@ COMPARISON: tuple[Claim, ...] = (
 )  # fmt: skip
 
 
-ROLES = tuple(hypotheses.FAMILIES)
-
-
 def selected(rule: str) -> pd.DataFrame:
     made = frames(C).selections
     return made[made["rule"] == rule]
@@ -410,7 +407,8 @@ def test_statements_without_numbers_of_the_comparison_hold() -> None:
         ("ILI", 24), ("ILI", 48), ("Exchange", 336),
     }  # fmt: skip
     results = frames(C).results
-    models = {r: set(results.loc[results["model"].map(methods.role) == r, "model"]) for r in ROLES}
+    families = results["model"].map(methods.family)
+    models = {name: set(results.loc[families == name, "model"]) for name in hypotheses.FAMILIES}
     assert models["baseline"] == {"DLinear", "NLinear", "RLinear"}
     assert models["attention"] == {"iTransformer", "SAMformer"}
     removed = {rule: selected(rule)["removed"].mean() for rule in ("one_se", "validation")}

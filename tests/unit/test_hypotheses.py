@@ -13,9 +13,10 @@ from frame_builder import frames_of
 from planted import EMPTY, FULL, MASKS
 
 from spat.attention.mask import WITHOUT_SITES
+from spat.models.registry import FORECASTERS
 from spat.study import gains, hypotheses, methods, replicates
 from spat.study.criteria import mask_changes
-from spat.study.hypotheses import H1, H2, H3, holm_over_claims
+from spat.study.hypotheses import FAMILIES, H1, H2, H3, holm_over_claims
 from spat.study.pages.reader import Frames
 from spat.study.pages.registry import draw, tables
 from spat.study.statistics.tests import holm
@@ -82,6 +83,17 @@ def test_a_rival_is_the_best_by_validation_of_its_family() -> None:
     assert set(linear.loc[linear["dataset"] != "ETTh2", "rival"]) == {"RLinear"}
     attention = hypotheses.rivals(results, "attention")
     assert set(attention["rival"]) == {"SAMformer"}, "the pruned model is no rival of itself"
+
+
+def test_scans_and_language_models_are_families_of_their_own() -> None:
+    members = {name: {m for m in FORECASTERS if methods.family(m) == name} for name in FAMILIES}
+    assert members["scan"] == {"S-Mamba", "Mamba", "TimeMachine"}
+    assert {name.split("-")[0] for name in members["language"]} == {"GPT4TS", "Time"}
+    assert {"PatchTST", "SAMformer", "FEDformer"} < members["attention"]
+    assert {"DLinear", "TiDE"} < members["baseline"]
+    results = made().results.replace({"model": {"SAMformer": "S-Mamba"}})
+    assert set(hypotheses.rivals(results, "scan")["rival"]) == {"S-Mamba"}
+    assert hypotheses.rivals(results, "attention").empty
 
 
 def test_claims_are_tested_over_sources() -> None:

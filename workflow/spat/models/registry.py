@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from spat.models.base import Network
 
 Role = Literal["attention", "baseline", "naive"]
+Family = Literal["attention", "scan", "language", "baseline", "naive"]
 
 VARIANTS: Final = ("published", "deep")
 
@@ -64,6 +65,8 @@ class Model:
         residual: Whether all its sites also offer the view `Residual`.
         fixed_channels: Whether its weights depend on the number of channels. Such a model transfers
             only to data with the same number of channels.
+        core: What its sites are, if they are not the attention of a forecaster: selective scans
+            (Mamba), or the attention of a language model.
     """
 
     name: str
@@ -75,6 +78,12 @@ class Model:
     view: Literal["Output", "Heads", "Mixing"] = "Mixing"
     residual: bool = True
     fixed_channels: bool = False
+    core: Literal["scan", "language"] | None = None
+
+    @property
+    def family(self) -> Family:
+        """The family of rivals in which it is compared: `core`, or its role."""
+        return self.core or self.role
 
     @property
     def views(self) -> tuple[ViewName, ...]:
@@ -148,7 +157,14 @@ MODELS: Final = {
             own.CrossformerSettings,
             fixed_channels=True,
         ),
-        Model("S-Mamba", "spat.models.smamba", "SMamba", own.SMambaSettings, view="Output"),
+        Model(
+            "S-Mamba",
+            "spat.models.smamba",
+            "SMamba",
+            own.SMambaSettings,
+            view="Output",
+            core="scan",
+        ),
         Model(
             "Mamba",
             "spat.models.mamba",
@@ -156,6 +172,7 @@ MODELS: Final = {
             own.MambaSettings,
             view="Output",
             fixed_channels=True,
+            core="scan",
         ),
         Model(
             "TimeMachine",
@@ -165,14 +182,27 @@ MODELS: Final = {
             view="Output",
             residual=False,
             fixed_channels=True,
+            core="scan",
         ),
         # The suffix of the name gives the weights of the language model.
-        Model("GPT4TS-gpt2", "spat.models.gpt4ts", "GPT4TSGPT2", own.GPT4TSGPT2Settings),
-        Model("GPT4TS-smollm2", "spat.models.gpt4ts", "GPT4TSSmolLM2", own.GPT4TSSmolLM2Settings),
-        Model("GPT4TS-random", "spat.models.gpt4ts", "GPT4TSRandom", own.GPT4TSRandomSettings),
+        *(
+            Model(f"GPT4TS-{name}", "spat.models.gpt4ts", class_name, settings, core="language")
+            for name, class_name, settings in (
+                ("gpt2", "GPT4TSGPT2", own.GPT4TSGPT2Settings),
+                ("smollm2", "GPT4TSSmolLM2", own.GPT4TSSmolLM2Settings),
+                ("random", "GPT4TSRandom", own.GPT4TSRandomSettings),
+            )
+        ),
         *(
             # The reprogramming attention has no residual connection.
-            Model(f"Time-LLM-{name}", "spat.models.timellm", class_name, settings, residual=False)
+            Model(
+                f"Time-LLM-{name}",
+                "spat.models.timellm",
+                class_name,
+                settings,
+                residual=False,
+                core="language",
+            )
             for name, class_name, settings in (
                 ("gpt2", "TimeLLMGPT2", own.TimeLLMGPT2Settings),
                 ("smollm2", "TimeLLMSmolLM2", own.TimeLLMSmolLM2Settings),

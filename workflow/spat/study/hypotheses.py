@@ -21,6 +21,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from spat.models.registry import Family
 from spat.study import methods
 from spat.study.accuracy import better
 from spat.study.gains import gains
@@ -52,8 +53,13 @@ _MODELS: Final = 3
 H1: Final = "H1: pruned against unpruned"
 H2: Final = "H2: SEND against chance"
 H3: Final = "H3: against"
-# Families of rivals by the role of their models.
-FAMILIES: Final = {"baseline": "models without attention", "attention": "models with attention"}
+# Families of rivals: `Model.family` of their models.
+FAMILIES: Final[Mapping[Family, str]] = {
+    "baseline": "models without attention",
+    "attention": "models with attention",
+    "scan": "models with selective scans (Mamba)",
+    "language": "models with a language model",
+}
 ALL_CELLS: Final = "all"
 SEVERAL: Final = "of several seeds"
 # The measures of the table `hypotheses`.
@@ -331,10 +337,8 @@ def _interval(
     )  # fmt: skip
 
 
-def rivals(results: pd.DataFrame, family: str) -> pd.DataFrame:
+def rivals(results: pd.DataFrame, family: Family) -> pd.DataFrame:
     """The model of a family with the lowest validation MSE, among models that were not pruned.
-
-    Families are the roles of `spat.models.registry`.
 
     Returns:
         Experiment, dataset, lookback, horizon, seed, `rival` (the name of the model) and its test
@@ -342,7 +346,7 @@ def rivals(results: pd.DataFrame, family: str) -> pd.DataFrame:
     """
     home = results[(results["target"] == results["dataset"]) & (results["order"] == 0)]
     pruned = home.loc[home["phase"] == "finetuned", _MODEL].drop_duplicates()
-    dense = home[(home["phase"] == "dense") & (home["model"].map(methods.role) == family)]
+    dense = home[(home["phase"] == "dense") & (home["model"].map(methods.family) == family)]
     was_pruned = pd.MultiIndex.from_frame(dense[_MODEL]).isin(pd.MultiIndex.from_frame(pruned))
     dense = dense[~was_pruned]
     keys = [*_PLACE, *_MODEL]

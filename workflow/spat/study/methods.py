@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from spat.attention.mask import WITHOUT_SITES
-from spat.models.registry import MODELS, Role
+from spat.models.registry import MODELS, Family, Role
 from spat.scoring.names import CRITERIA
 from spat.study.pages.page import Absent, once
 from spat.study.statistics.cells import (
@@ -68,6 +68,11 @@ def short_site_name(name: str) -> str:
 def role(model: str) -> Role:
     """The role of a model: with attention, a trained baseline without it, or a naive forecast."""
     return MODELS[model].role
+
+
+def family(model: str) -> Family:
+    """The family of rivals that a model belongs to."""
+    return MODELS[model].family
 
 
 def models_of(wanted: Role, rows: pd.DataFrame) -> list[str]:
