@@ -31,6 +31,7 @@ def test_all_experiments_are_listed() -> None:
             "ablation",
             "architectures",
             "comparison",
+            "ili",
             "lookback",
             "paper",
             "quick",

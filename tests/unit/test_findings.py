@@ -312,8 +312,9 @@ COMPARISON: tuple[Claim, ...] = (
         *mean_of(H2, metric="MAE"),
     )),
     ("{} % [{}, {}] against linear models, better on {:.0f} of {} sources, p {} (Holm {}); {} % "
-     "[{}, {}] against SAMformer, better on {:.0f} of {} sources, p {} (Holm {})", lambda: (
-        *rival_of(LINEAR), *rival_of(ATTENTION),
+     "[{}, {}] against SAMformer, better on {:.0f} of {} sources, p {} (Holm {}); {} % [{}, {}] "
+     "against S-Mamba, better on {:.0f} of {} sources, p {} (Holm {})", lambda: (
+        *rival_of(LINEAR), *rival_of(ATTENTION), *rival_of(SCAN),
     )),
     ("to the control in {} of {} runs", lambda: (
         (references()["phase"] == "dense").sum(), len(references()),
@@ -431,6 +432,7 @@ def test_statements_without_numbers_of_the_comparison_hold() -> None:
     models = {name: set(results.loc[families == name, "model"]) for name in hypotheses.FAMILIES}
     assert models["baseline"] == {"DLinear", "NLinear", "RLinear"}
     assert models["attention"] == {"iTransformer", "SAMformer"}
+    assert models["scan"] == {"S-Mamba"}
     assert (close().idxmin(), close().idxmax()) == ("BeijingPM25", "ETT2")
     removed = {rule: selected(rule)["removed"].mean() for rule in ("one_se", "validation")}
     assert removed["one_se"] > removed["validation"]
