@@ -27,7 +27,7 @@ from spat.attention.mask import Mask
 from spat.models.registry import MODELS
 from spat.pipeline.config import read_file
 from spat.scoring.names import CRITERIA
-from spat.study import methods
+from spat.study import methods, reproduction
 from spat.study.pages import style, webpage
 from spat.study.pages.page import Absent
 from spat.study.pages.reader import Frames
@@ -389,6 +389,19 @@ def test_rivals_joins_the_points_of_a_dense_and_its_pruned_model() -> None:
     labels = axis.get_legend_handles_labels()[1]
     assert {"iTransformer, none left", "DLinear"} <= set(labels)
     assert "RepeatLast" not in labels, "naive forecasts are not trained"
+
+
+@pytest.mark.parametrize("high", [2.5e5, 9.0e5, 4.0e6, 3.0e8])
+def test_a_logarithmic_axis_has_at_least_two_labels(high: float) -> None:
+    figure = Figure()
+    axis = figure.add_subplot()
+    axis.plot([1.3e5, high], [0.0, 1.0])
+    axis.set_xscale("log")
+    reproduction._label_decades(axis)
+    figure.draw_without_rendering()
+    ticks = zip(axis.get_xticks(), axis.get_xticklabels(), strict=True)
+    shown = [text for at, text in ticks if 1.3e5 <= at <= high and text.get_text()]
+    assert 2 <= len(shown) <= 4
 
 
 def test_deviations_from_published_errors_stand_beside_the_band() -> None:

@@ -14,7 +14,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import (
+    FixedLocator,
+    LogFormatterSciNotation,
+    LogLocator,
+    NullFormatter,
+    ScalarFormatter,
+)
 
 from spat.study import methods
 from spat.study.methods import CHOSEN, DENSE, METRICS, NONE_LEFT
@@ -297,12 +303,29 @@ def trade_off(frames: Frames) -> Figure:
             axis.yaxis.set_minor_formatter(NullFormatter())
             axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 4, 6)))
         axis.set_xscale("log")
-        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.margins(0.15)
+        _label_decades(axis)
         axis.set_title(title)
     style.label(axes, "FLOPs of a forecast", "test MSE")
     style.legend_below(figure, axes, columns=2)
     return figure
+
+
+def _label_decades(axis: Axes) -> None:
+    """Label powers of ten on a logarithmic x axis, and more numbers if there is at most one."""
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    low, high = axis.get_xlim()
+    powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.log10(high))
+    for factors in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7), np.arange(1, 10, 0.5)):
+        values = np.outer(powers, factors).ravel()
+        values = values[(low <= values) & (values <= high)]
+        if len(values) > 1:
+            break
+    if len(factors) > 1:
+        axis.xaxis.set_major_locator(FixedLocator(values.tolist()))
+        axis.xaxis.set_major_formatter(
+            LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf), labelOnlyBase=False)
+        )
 
 
 @cache
