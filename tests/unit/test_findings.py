@@ -1896,6 +1896,12 @@ def test_statements_without_numbers_of_architectures_hold() -> None:
     assert seeds.pop(("SAMformer", "Appliances")) == 2
     assert set(seeds["SAMformer"]) == {3}
     assert set(seeds.drop("SAMformer")) == {1}
+    worse = page(AR, "better").query("method == @NONE_LEFT and model == 'SAMformer' and low > 0")
+    assert set(worse["dataset"]) == {"Appliances", "BeijingPM25", "HouseholdPower"}
+    rows = frames(AR).results.query("model == 'SAMformer'")
+    text = " ".join((REFERENCE.parents[1] / "README.md").read_text().split())
+    assert rows["dataset"].nunique() == 8
+    assert "worse without its attention on three of eight datasets" in text
     none = {name: none_left().query("dataset == @name")["mean"] for name in none_left()["dataset"]}
     for name in ("Appliances", "HouseholdPower", "ILI"):
         assert (none[name] > 0).all() and float(sam(name)[0].replace("−", "-")) > 0
@@ -1904,6 +1910,14 @@ def test_statements_without_numbers_of_architectures_hold() -> None:
 
 
 def test_statements_without_numbers_of_ili_hold() -> None:
+    for name in ("experiments/comparison.yaml", "experiments/ili.yaml"):
+        variants = read_file(REFERENCE.parents[1] / "workflow" / name)["variants"]
+        (tried,) = (v["learning_rates"] for v in variants.values() if "learning_rates" in v)
+        assert tried == rates_tried(), "chosen from the same rates"
+    mamba = frames(C).results.query("model == 'S-Mamba' and phase == 'dense' and dataset == 'ILI'")
+    assert set(mamba["variant"]) == {"published", "tuned"}
+    ends = mamba.query("variant == 'published'")
+    assert (ends["best_epoch"] == ends["epochs"]).all()
     dense = frames(C).results.query("dataset == 'ILI' and phase == 'dense'")
     dense = dense[(dense["model"] == "iTransformer") & (dense["split"] == "test")]
     assert (dense["best_epoch"] >= dense["epochs"] - 1).all()
