@@ -73,6 +73,24 @@ def collected() -> dict[str, pd.DataFrame]:
     return {name: pd.read_parquet(REFERENCE / f"{name}.parquet") for name in frames.COLUMNS}
 
 
+@pytest.mark.parametrize("name", list(frames.COLUMNS))
+def test_a_written_frame_is_read_without_loss(
+    collected: dict[str, pd.DataFrame], name: str, tmp_path: Path
+) -> None:
+    for frame in (collected[name], frames.empty(name)):
+        frames.write(name, frame, path := tmp_path / "frame.parquet")
+        pd.testing.assert_frame_equal(pd.read_parquet(path, page_checksum_verification=True), frame)
+
+
+def test_losses_take_less_room_than_with_the_defaults(
+    collected: dict[str, pd.DataFrame], tmp_path: Path
+) -> None:
+    frames.write("losses", losses := collected["losses"], tmp_path / "ours.parquet")
+    losses.to_parquet(tmp_path / "defaults.parquet")
+    ours, defaults = ((tmp_path / f"{w}.parquet").stat().st_size for w in ("ours", "defaults"))
+    assert ours < 0.75 * defaults
+
+
 def put(folder: Path, **others: pd.DataFrame) -> Frames:
     for name in frames.COLUMNS:
         if name in others:

@@ -7,6 +7,7 @@ Tables and figures read only these frames. A value that does not apply is missin
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -234,6 +235,27 @@ def checked(name: str, frame: pd.DataFrame, *, source: str = "") -> pd.DataFrame
         if problem := _value_fault(name, column, valid[column]):
             raise FrameError(f"{source or name}: {problem}")
     return valid[list(COLUMNS[name])]
+
+
+def write(name: str, frame: pd.DataFrame, path: Path) -> None:
+    """Write the frame `name` as parquet with checksums, without loss and about a third smaller than
+    with the defaults of pandas: the bytes of numbers are stored apart from each other (the encoding
+    BYTE_STREAM_SPLIT), and words in dictionaries.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    numbers = [column for column, kind in COLUMNS[name].items() if kind == "float64"]
+    numbers += ["losses.list.element"] if name == "losses" else []
+    frame.to_parquet(
+        path,
+        index=False,
+        compression="zstd",
+        compression_level=12,
+        use_byte_stream_split=numbers,
+        use_dictionary=[column for column in frame if column not in (*numbers, "losses")],
+        write_page_checksum=True,
+    )
 
 
 def _value_fault(name: str, column: str, values: pd.Series) -> str | None:

@@ -84,7 +84,7 @@ def collect(
     for name, frame in gathered.items():
         path = place / f"{name}.parquet"
         with replacing(path) as temporary:
-            frame.to_parquet(temporary, index=False, write_page_checksum=True)
+            frames.write(name, frame, temporary)
         if name != "losses":
             with replacing(path.with_suffix(".csv")) as temporary:
                 frame.to_csv(temporary, index=False)
