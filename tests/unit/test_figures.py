@@ -391,6 +391,20 @@ def test_rivals_joins_the_points_of_a_dense_and_its_pruned_model() -> None:
     assert "RepeatLast" not in labels, "naive forecasts are not trained"
 
 
+def test_rivals_draws_a_far_higher_error_at_the_end_of_the_axis_with_its_number() -> None:
+    assert not panels(drawn("rivals"))["ETTh1"].texts
+    wide = build(["ETTh1"])
+    results = wide["results"]
+    results.loc[results["model"] == "DLinear", "mse"] = 3.0
+    axis = panels(draw("rivals", Frames.of(**wide)))["ETTh1"]
+    end = axis.get_ylim()[1]
+    assert end < 1.0
+    assert [text.get_text() for text in axis.texts] == ["↑ 3.000"]
+    at = {str(c.get_label()): np.asarray(c.get_offsets()) for c in axis.collections}
+    assert at["DLinear"][:, 1] == pytest.approx(end)
+    assert at["iTransformer"][:, 1].max() < end
+
+
 @pytest.mark.parametrize("high", [2.5e5, 9.0e5, 4.0e6, 3.0e8])
 def test_a_logarithmic_axis_has_at_least_two_labels(high: float) -> None:
     figure = Figure()

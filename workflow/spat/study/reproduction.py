@@ -17,9 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import (
     FixedLocator,
     LogFormatterSciNotation,
-    LogLocator,
     NullFormatter,
-    ScalarFormatter,
 )
 
 from spat.study import methods
@@ -47,6 +45,8 @@ _COSTS: Final = {
 }
 _SECONDS: Final = "s per epoch"
 _ENOUGH: Final = 3  # models that the pages `rivals` need at least
+# Higher errors, in medians of a panel, would press the others of the figure `rivals` together.
+_HIGHEST: Final = 1.5
 _COLUMNS: Final = (
     "share of windows",
     "parameters",
@@ -255,10 +255,11 @@ def rivals(frames: Frames) -> pd.DataFrame:
     title="Test error of every system against its FLOPs and parameters",
     caption="""
 Test MSE against the floating-point operations of one forecast, on a logarithmic scale; lower left
-is better. The area of a mark grows with the square root of the number of parameters. Values are
-means over seeds. For a model that was pruned, a line joins the dense model, the model pruned by
-SPAT at the ratio chosen on validation, and the model without attention. Variants of a model share a
-mark. If there are many cells, each dataset is shown at its shortest horizon.
+is better. The axis ends at 1.5 times the median; a higher error is drawn at its end, with its
+number. The area of a mark grows with the square root of the number of parameters. Values are means
+over seeds. For a model that was pruned, a line joins the dense model, the model pruned by SPAT at
+the ratio chosen on validation, and the model without attention. Variants of a model share a mark.
+If there are many cells, each dataset is shown at its shortest horizon.
 """,
 )
 def trade_off(frames: Frames) -> Figure:
@@ -286,22 +287,18 @@ def trade_off(frames: Frames) -> Figure:
     pruned = set(rows.loc[rows["method"] != DENSE, "model"])
     single = rows[place].drop_duplicates()["dataset"].is_unique
     parts = style.panels(rows, ["dataset"] if single else place)
-    figure, axes = style.grid(len(parts), height=1.6, extra=1.0)
+    figure, axes = style.grid(len(parts), height=2.4 if len(parts) == 1 else 1.6, extra=1.0)
     for axis, (title, part) in zip(axes, parts, strict=True):
-        for (model, _), shown in part.groupby(system):
+        highest = _limit(axis, part)
+        for (model, _), shown in part.assign(mse=part["mse"].clip(upper=highest)).groupby(system):
             if model in pruned:
                 _pruned(axis, shown.sort_values("flops", ascending=False), str(model))
                 continue
             mark = style.mark(str(model))
             axis.scatter(
                 shown["flops"], shown["mse"], s=shown["size"], marker=mark.marker,
-                color=mark.colour, alpha=0.8, lw=0, label=model, zorder=2,
+                color=mark.colour, alpha=0.8, lw=0, label=model, zorder=2, clip_on=False,
             )  # fmt: skip
-        if part["mse"].max() > 2 * part["mse"].min():
-            axis.set_yscale("log")
-            axis.yaxis.set_major_formatter(ScalarFormatter())
-            axis.yaxis.set_minor_formatter(NullFormatter())
-            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 4, 6)))
         axis.set_xscale("log")
         axis.margins(0.15)
         _label_decades(axis)
@@ -309,6 +306,25 @@ def trade_off(frames: Frames) -> Figure:
     style.label(axes, "FLOPs of a forecast", "test MSE")
     style.legend_below(figure, axes, columns=2)
     return figure
+
+
+def _limit(axis: Axes, rows: pd.DataFrame) -> float:
+    """End the y axis at `_HIGHEST` medians if there are higher errors, and write their numbers.
+
+    Returns the end of the axis, at which higher errors are drawn, or infinity.
+    """
+    highest = _HIGHEST * rows["mse"].median()
+    above = rows[rows["mse"] > highest]
+    if above.empty:
+        return np.inf
+    lowest = rows["mse"].min()
+    axis.set_ylim(lowest - 0.1 * (highest - lowest), highest)
+    for row in above.itertuples():
+        axis.annotate(
+            f"↑ {row.mse:.3f}", (row.flops, highest), xytext=(8, -3),
+            textcoords="offset points", va="top",
+        )  # fmt: skip
+    return float(highest)
 
 
 def _label_decades(axis: Axes) -> None:
@@ -380,5 +396,5 @@ def _pruned(axis: Axes, rows: pd.DataFrame, model: str) -> None:
         label = model if method == DENSE else f"{model}, {method}"
         axis.scatter(
             at["flops"], at["mse"], s=at["size"], marker=marker, color=colour, alpha=0.9, lw=0,
-            label=label, zorder=3,
+            label=label, zorder=3, clip_on=False,
         )  # fmt: skip

@@ -124,7 +124,7 @@ _ROWS: Final[dict[str, tuple[str, str, Any]]] = {
     "Autoformer": (_PINK, ">", "-"),
     "FEDformer": (_INDIGO, "d", "--"),
     "Crossformer": (_SKY, "*", "-."),
-    "S-Mamba": (_WINE, "^", ":"),
+    "S-Mamba": (_ORANGE, "^", ":"),
     "Mamba": (_OLIVE, "v", "-"),
     "TimeMachine": (_BROWN, "8", "--"),
     "GPT4TS-gpt2": (_INDIGO, "P", "-."),
