@@ -172,6 +172,29 @@ class Unless(nn.Linear):
         return self.bias if x is None else super().forward(x)
 
 
+class Rescaled(zoo.Layer):
+    """The output of the attention is changed in place before the sum."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.attention(self.n1(x))
+        y *= 0.5
+        x = x + y
+        return x + self.mlp(self.n2(x))
+
+
+class Forces(nn.Module):
+    """Its output is the gradient of an energy, as in models of molecules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.energy = zoo.Layer(zoo.Einsum())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        (force,) = torch.autograd.grad(self.energy(x).square().sum(), x, create_graph=True)
+        return force
+
+
 class OfVector(zoo.Layer):
     def __init__(self, result: bool, other: type[nn.Linear] = nn.Linear) -> None:
         super().__init__(WithVector(result))
@@ -202,6 +225,12 @@ class OfVector(zoo.Layer):
             "'0' uses what '0.attention' computes",
         ),
         (lambda: zoo.Biased(computed=True), SharedOutput, "'second' uses what 'first' computes"),
+        (
+            lambda: nn.Sequential(Rescaled(zoo.Nano()), zoo.Layer(zoo.Nano())),
+            SharedOutput,
+            "the output of '0.attention' is changed in place",
+        ),
+        (Forces, SharedOutput, "computes gradients in its forward pass"),
     ],
 )
 def test_a_site_that_cannot_be_removed_is_known_before_the_attempt(

@@ -1,13 +1,54 @@
-"""What modules return around a tensor: tuples, lists, mappings, named tuples and dataclasses."""
+"""The arguments of modules, and the containers that they return: tuples, mappings, dataclasses."""
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An argument of a module: its position and name, of which one may be unknown (None).
+
+    If both are None, it stands for all arguments together.
+    """
+
+    position: int | None
+    name: str | None
+
+    def of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The value in a call; None if the argument was not passed."""
+        if self.name is not None and self.name in kwargs:
+            return kwargs[self.name]
+        if self.position is None:
+            return (args, kwargs) if self.name is None else None
+        return args[self.position] if self.position < len(args) else None
+
+
+def arguments(
+    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> list[tuple[Argument, Any]]:
+    """The arguments of a call of a module, with their values."""
+    try:
+        parameters = list(inspect.signature(module.forward).parameters.values())
+    except (TypeError, ValueError):  # a callable without a signature
+        parameters = []
+    names: list[str | None] = [
+        p.name if p.kind is p.POSITIONAL_OR_KEYWORD else None for p in parameters
+    ]
+    names += [None] * len(args)
+    return [
+        *((Argument(i, names[i]), value) for i, value in enumerate(args)),
+        *(
+            (Argument(names.index(name) if name in names else None, name), value)
+            for name, value in kwargs.items()
+        ),
+    ]
 
 
 @dataclass(frozen=True)
@@ -96,15 +137,12 @@ class Container:
         return cls(value, tuple(values["names"]), values["index"])
 
 
-def passed_through(
-    output: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> dict[Any, int | str]:
+def passed_through(output: Any, given: Sequence[tuple[Argument, Any]]) -> dict[Any, Argument]:
     """The values of a container that are arguments of the call that returned it.
 
     Returns:
-        The position or name of the argument by the place of the value, without plain values.
+        The argument by the place of the value, without plain values.
     """
-    given: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
     passed = {}
     for name in () if isinstance(output, Tensor) else _names(output):
         value = _get(output, name)
@@ -112,6 +150,20 @@ def passed_through(
         if key is not None and not isinstance(value, bool | int | float | str | None):
             passed[name] = key
     return passed
+
+
+def tensors_by_place(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, Tensor]]:
+    """The tensors in nested containers, each with its place.
+
+    An inner list that lacks an item has other items at its places: its length is part of them.
+    """
+    if isinstance(value, Tensor):
+        yield place, value
+    elif not isinstance(value, str | bytes):
+        inner = isinstance(value, list | tuple) and not _has_fields(value) and len(place) > 1
+        size = len(value) if inner else None
+        for name in _names(value):
+            yield from tensors_by_place(_get(value, name), (*place, size, name))
 
 
 def _names(value: Any) -> tuple[Any, ...]:

@@ -31,11 +31,11 @@ from spat.attention.errors import (
     TooCoarse,
     UnknownSite,
 )
-from spat.attention.graph import Call, Graph, recording
+from spat.attention.graph import Call, Graph, Input, recording
 from spat.attention.modes import evaluating
 from spat.attention.nodes import depends_on, is_feed_forward, is_wrapped, number_of
 from spat.attention.recognition import Attention, Core, recognise
-from spat.attention.zeroing import fixed_noise, zeroed
+from spat.attention.zeroing import fixed_noise, kept_noise, zeroed
 
 # How many names a message lists.
 MOST_NAMES: Final = 20
@@ -179,7 +179,7 @@ def looking(
         )
     units = tuple(_unit_names(units))
     with differentiable(model):
-        with recording(model) as calls:
+        with recording(model) as calls, kept_noise():
             each = value_of(loss, model, batch)
         if not calls:
             raise NoSites(
@@ -363,8 +363,14 @@ def _sites(graph: Graph, cores: Sequence[Core]) -> list[Candidate]:
                 "call a module of its own"
             )
     for one in merged.values():
+        _note_queries(one, graph)
         one.refusal = one.refusal or _obstacle(one, graph)
     return list(merged.values())
+
+
+def _note_queries(site: Candidate, graph: Graph) -> None:
+    for core in site.cores:
+        site.call.queries |= graph.sources(core.operands[0], site.call)
 
 
 def _replace_by(site: Candidate, other: Candidate) -> None:
@@ -388,6 +394,17 @@ def _obstacle(site: Candidate, graph: Graph) -> AttentionError | None:
         if call.module not in modules:
             continue
         if (user := graph.leak(call)) is not None:
+            if any("SoftmaxBackwardData" in node.name() for node in graph.nodes):
+                return SharedOutput(
+                    "the model computes gradients in its forward pass, which use what "
+                    f"{call.name!r} computes besides its output: keep {site.name!r}, or give the "
+                    "module of which the gradient is computed"
+                )
+            if call.y is not None and call.y._version > call.version:
+                return SharedOutput(
+                    f"the output of {call.name!r} is changed in place, so that its gradient is "
+                    "lost: write y = 0.5 * y instead of y *= 0.5, and inplace=False"
+                )
             return _shared(site, user, call.name)
         site.receiver = site.receiver or graph.receiver(call)
     return None
@@ -430,12 +447,13 @@ def around(call: Call) -> Container | None:
     return container
 
 
-def place(call: Call) -> tuple[int, int, Container | None]:
+def place(call: Call) -> tuple[Input, int | None, Container | None]:
     """The description of zeros that can replace the output of a call.
 
     Returns:
-        The index of the floating input with the leading shape of the output, the width of the
-        output, and the container of the output (None if the output is a tensor).
+        The floating input with the leading shape of the output (of several such inputs that of the
+        queries, then the first of the whole shape), the width of the output (None if that input has
+        it, too), and the container of the output (None if the output is a tensor).
 
     Raises:
         TooCoarse: if the output is not a tensor or a container of tensors that can be rebuilt, or
@@ -443,14 +461,16 @@ def place(call: Call) -> tuple[int, int, Container | None]:
     """
     container, first = around(call), call.y
     assert first is not None
-    lead = tuple(first.shape[:-1])
-    like = next((i for i, shape in enumerate(call.inputs) if shape[:-1] == lead), None)
-    if like is None:
+    shape = tuple(first.shape)
+    fitting = [one for one in call.inputs if one.shape[:-1] == shape[:-1]]
+    if not fitting:
         raise TooCoarse(
-            f"{call.name!r} returns {tuple(first.shape)}, but none of its inputs {call.inputs} has "
-            "this leading shape, which the zeros in its place need: name another module as units="
+            f"{call.name!r} returns {shape}, but none of its inputs "
+            f"{[one.shape for one in call.inputs]} has this leading shape, which the zeros in its "
+            "place need: name another module as units="
         )
-    return like, first.shape[-1], container
+    like = max(fitting, key=lambda one: (one.node in call.queries, one.shape == shape))
+    return like, None if like.shape == shape else shape[-1], container
 
 
 def _within(call: Call, branch: list[Call]) -> bool:
@@ -557,6 +577,8 @@ def _units(
         first = next(sums, None)
         _note_sum(one, call.end, first and first.node, graph)
         one.cores += [core for core in cores if core.call and call in core.call.chain()]
+    for one in candidate.values():
+        _note_queries(one, graph)
     return list(candidate.values())
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from spat.attention.containers import passed_through
+from spat.attention.containers import Argument, arguments, passed_through
 from spat.attention.nodes import (
     addend_scale,
     addends_of,
@@ -38,22 +38,35 @@ from spat.attention.nodes import (
 )
 
 
+@dataclass(frozen=True, eq=False)
+class Input:
+    """A floating input of a call: the one with this index in an argument, and the node of it."""
+
+    argument: Argument
+    index: int
+    shape: tuple[int, ...]
+    node: Any
+
+
 @dataclass(eq=False)
 class Call:
-    """One call of a module: first input, output, and sequence numbers at entry and exit."""
+    """One call of a module: its inputs and output, and sequence numbers at entry and exit."""
 
     name: str
     module: nn.Module
     parent: Call | None
     start: int
     stop: int = 0
-    inputs: list[tuple[int, ...]] = field(default_factory=list)  # shapes of floating inputs
+    arguments: int = 0  # how many were given
+    inputs: list[Input] = field(default_factory=list)
+    queries: set[Any] = field(default_factory=set)  # the nodes its attention has its queries from
     given: frozenset[int] = frozenset()  # identities of floating inputs
-    passed: dict[Any, int | str] = field(default_factory=dict)  # see `passed_through`
+    passed: dict[Any, Argument] = field(default_factory=dict)  # see `passed_through`
     x: Tensor | None = None
     output: Any = None
     y: Tensor | None = None  # the floating tensor of the output that is used later, or the first
     end: Any = None  # the node that made y
+    version: int = 0  # of the first floating tensor of the output
 
     def chain(self) -> list[Call]:
         """The call and its enclosing calls, from the inside to the outside."""
@@ -306,18 +319,24 @@ def recording(model: nn.Module) -> Iterator[list[Call]]:
         while open_calls and open_calls[-1].stop:
             open_calls.pop()
         call = Call(name, module, open_calls[-1] if open_calls else None, next_number())
+        call.arguments = len(args) + len(kwargs)
         tensors = floating((args, kwargs))
-        call.inputs = [tuple(t.shape) for t in tensors]
+        call.inputs = [
+            Input(argument, i, tuple(t.shape), t.grad_fn)
+            for argument, value in arguments(module, args, kwargs)
+            for i, t in enumerate(floating(value))
+        ]
         call.given = frozenset(map(id, tensors))
         call.x = tensors[0] if tensors else None
         open_calls.append(call)
 
-    def leave(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         call = open_calls.pop()
-        call.passed = passed_through(output, args, kwargs)
+        call.passed = passed_through(output, arguments(module, args, kwargs))
         call.stop, call.output = next_number(), output
         call.y = next(iter(floating(output)), None)
-        call.end = call.y.grad_fn if call.y is not None else None
+        if call.y is not None:
+            call.end, call.version = call.y.grad_fn, call.y._version
         calls.append(call)
 
     with contextlib.ExitStack() as hooks:

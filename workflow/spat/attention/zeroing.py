@@ -46,6 +46,12 @@ def zeroed(
         yield
 
 
+def kept_noise() -> contextlib.AbstractContextManager[None]:
+    """Context manager: the states of torch's random generators are restored afterwards."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    return torch.random.fork_rng(devices)
+
+
 @contextlib.contextmanager
 def fixed_noise(model: nn.Module) -> Iterator[None]:
     """Seed torch at the entry and exit of each module, by its name and the number of the call.
@@ -65,8 +71,7 @@ def fixed_noise(model: nn.Module) -> Iterator[None]:
 
         return hook
 
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices), contextlib.ExitStack() as hooks:
+    with kept_noise(), contextlib.ExitStack() as hooks:
         start(0)
         for name, module in model.named_modules():
             hooks.callback(module.register_forward_pre_hook(seed(f"{name} in")).remove)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import itertools
 import json
 import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -21,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from spat.attention.containers import Container
+from spat.attention.containers import Argument, Container, tensors_by_place
 from spat.attention.discovery import (
     Candidate,
     ForeignSite,
@@ -53,8 +54,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 KEY: Final = "spat_removal"
-VERSION: Final = 3
-READABLE: Final = (2, 3)  # in 2, no argument is passed through
+VERSION: Final = 4
+# In 2, no argument is passed through. Up to 3, arguments have a position or a name, and the input
+# with the shape of the zeros is one of the floating tensors of all arguments.
+READABLE: Final = (2, 3, 4)
 
 _RESURRECTED: Final = (
     "save_pretrained does not record removed modules, so from_pretrained restores them with random "
@@ -65,23 +68,24 @@ _RESURRECTED: Final = (
 class Removed(nn.Module):
     """Replacement of a removed module: returns zeros for the residual sum.
 
-    The zeros have the leading shape of the floating input with index `like`, and `width` as their
-    last size. If the output is a `container`, it holds the zeros in the place of the output. The
-    module may have returned some of its arguments as they were, for example a position bias for the
-    next layer: `passed` has the position or name of these arguments by their place in the
-    container. All other values are None.
+    The zeros have the shape of an input: the floating tensor `index` in the argument `like`. If
+    their last size is another one, it is `width`. If the output is a `container`, it holds the
+    zeros in the place of the output. The module may have returned some of its arguments as they
+    were, for example a position bias for the next layer: `passed` has these arguments by their
+    place in the container. All other values are None.
     """
 
     def __init__(
         self,
-        like: int,
-        width: int,
+        like: Argument,
+        index: int,
+        width: int | None,
         container: Container | None,
-        passed: Mapping[Any, int | str] | None = None,
+        passed: Mapping[Any, Argument] | None = None,
         instead_of: nn.Module | None = None,
     ):
         super().__init__()
-        self.like, self.width, self.container = like, width, container
+        self.like, self.index, self.width, self.container = like, index, width, container
         self.passed = dict(passed or {})
         # Attributes that the owner reads, for example the number of heads.
         for name, value in vars(instead_of).items() if instead_of is not None else ():
@@ -100,16 +104,26 @@ class Removed(nn.Module):
             ) from None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return zeros instead of the output."""
-        x = floating((args, kwargs))[self.like]
-        zeros = x.new_zeros(()).expand(*x.shape[:-1], self.width)
+        """Return zeros instead of the output.
+
+        Raises:
+            ValueError: if the argument with the shape of the zeros was not passed.
+        """
+        tensors = floating(self.like.of(args, kwargs))
+        if self.index >= len(tensors):
+            raise ValueError(
+                f"a module that spat.prune removed was called without its argument "
+                f"{self.like.name or self.like.position}, whose shape its zeros have: pass it, as "
+                "with the batch that was given to spat.prune"
+            )
+        x = tensors[self.index]
+        zeros = x.new_zeros(x.shape if self.width is None else (*x.shape[:-1], self.width))
+        if self.training and torch.is_grad_enabled() and x.requires_grad:
+            # Reentrant checkpointing needs an output with a gradient. This one is zero.
+            zeros = zeros + x.flatten()[:0].sum()
         if self.container is None:
             return zeros
-        others = {
-            place: kwargs.get(key) if isinstance(key, str) else args[key]
-            for place, key in self.passed.items()
-            if isinstance(key, str) or key < len(args)
-        }
+        others = {place: argument.of(args, kwargs) for place, argument in self.passed.items()}
         return self.container.build(zeros, others=others)
 
 
@@ -256,13 +270,14 @@ def save(model: nn.Module, path: str | Path) -> None:
         place = _place(value)
         if place not in seen:
             seen.add(place)
-            weights[name] = value.detach().cpu().contiguous()
+            # A copy, since tensors of a file must not share a part of their memory.
+            weights[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
     stubs = {
         name: [
-            module.like,
+            [*astuple(module.like), module.index],
             module.width,
             module.container and module.container.to_json(),
-            list(module.passed.items()),
+            [(place, astuple(argument)) for place, argument in module.passed.items()],
         ]
         for name, module in model.named_modules()
         if isinstance(module, Removed)
@@ -318,8 +333,9 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
             container = None if stub[2] is None else Container.from_json(stub[2])
         except ValueError as error:
             raise ValueError(f"{path}: {name!r}: {error}") from None
-        passed = dict(stub[3]) if len(stub) > 3 else {}
-        _replace(model, old, Removed(stub[0], stub[1], container, passed, old))
+        (*like, index), width = stub[0] if values["version"] > 3 else (None, None, stub[0]), stub[1]
+        passed = {place: _argument(key) for place, key in (stub[3] if len(stub) > 3 else ())}
+        _replace(model, old, Removed(Argument(*like), index, width, container, passed, old))
     for name in removal.get("identity", ()):
         _replace(model, model.get_submodule(name), nn.Identity())
     if values["removed"]:
@@ -440,18 +456,24 @@ class _Calls:
 
 @dataclass(frozen=True)
 class _Run:
-    """The result of a forward pass: the loss, and the floating tensors of the outputs."""
+    """The result of a forward pass: the loss, and the floating tensors of the outputs.
+
+    The tensors have the number of the call of the model and their place in its output.
+    """
 
     loss: float
-    outputs: list[Tensor]
+    outputs: dict[Any, Tensor]
 
     @classmethod
     def of(cls, model: nn.Module, loss: Loss, batch: Any, flipped: bool = False) -> _Run:
         """One pass in `eval()`; with `flipped`, the samples are in reverse order."""
-        outputs: list[Tensor] = []
+        outputs: dict[Any, Tensor] = {}
+        calls = itertools.count()
 
         def note(_module: nn.Module, _args: Any, output: Any) -> None:
-            outputs.extend(t.detach() for t in floating(output))
+            call = next(calls)
+            tensors = ((key, t) for key, t in tensors_by_place(output) if t.is_floating_point())
+            outputs.update(((call, key), t.detach()) for key, t in tensors)
 
         with contextlib.ExitStack() as stack:
             stack.enter_context(differentiable(model))
@@ -464,15 +486,12 @@ class _Run:
         return cls(float(value), outputs)
 
     def equals(self, other: _Run, tolerance: float) -> bool:
-        """Whether losses and outputs agree; if the numbers of outputs differ, the first ones."""
+        """Whether losses agree, and the outputs at the places that both have."""
         close = math.isclose(self.loss, other.loss, rel_tol=tolerance, abs_tol=tolerance)
-        if len(self.outputs) != len(other.outputs):
-            a, b = self.outputs[:1], other.outputs[:1]
-        else:
-            a, b = self.outputs, other.outputs
         return close and all(
             x.shape == y.shape and torch.allclose(x, y, tolerance, tolerance, equal_nan=True)
-            for x, y in zip(a, b, strict=False)
+            for key, x in self.outputs.items()
+            if (y := other.outputs.get(key)) is not None
         )
 
 
@@ -486,6 +505,7 @@ def _names(sites: Any) -> list[str]:
     given = [sites] if isinstance(sites, str | ForeignSite) else sites
     if not isinstance(given, Iterable) or isinstance(given, Mapping):
         given = [given]
+    given = list(given)
     for site in given:
         if not isinstance(site, str | ForeignSite):
             raise TypeError(
@@ -522,7 +542,15 @@ def _copy(model: nn.Module) -> nn.Module:
 
 def _stub(call: Call) -> Removed:
     """The replacement of the module of a call."""
-    return Removed(*place(call), call.passed, call.module)
+    like, width, container = place(call)
+    return Removed(like.argument, like.index, width, container, call.passed, call.module)
+
+
+def _argument(key: Any) -> Argument:
+    """An argument from its position and name in a file; earlier versions had one of them."""
+    if isinstance(key, list):
+        return Argument(*key)
+    return Argument(None, key) if isinstance(key, str) else Argument(key, None)
 
 
 def _get(model: nn.Module, name: str) -> nn.Module | None:
@@ -571,7 +599,7 @@ def _plain_tensors(model: nn.Module) -> Callable[[], None]:
 def _reached(model: nn.Module, loss: Loss, batch: Any) -> tuple[set[str], set[str]]:
     """The parameters that the loss or an output of the model depends on, and its plain modules.
 
-    These return a tensor of the shape of their input, as norms do.
+    These have one argument, and return a tensor of its shape, as norms do.
     """
     outputs: list[Tensor] = []
     with contextlib.ExitStack() as stack:
@@ -587,7 +615,9 @@ def _reached(model: nn.Module, loss: Loss, batch: Any) -> tuple[set[str], set[st
         plain = {
             call.name
             for call in calls
-            if isinstance(call.output, Tensor) and call.inputs == [tuple(call.output.shape)]
+            if isinstance(call.output, Tensor)
+            and [one.shape for one in call.inputs] == [tuple(call.output.shape)]
+            and call.arguments == 1
         }
         for output in outputs:
             value = value + output.sum()
@@ -685,8 +715,10 @@ def _warn_of(
         now, turned = (_Run.of(model, loss, batch, flipped) for flipped in (False, True))
     except Exception:  # a model that depends on the order of its samples
         return
-    outputs = list(zip(now.outputs, turned.outputs, strict=False))
-    varied = any(len(t) > 1 and not torch.equal(t, t.flip(0)) for t in was.outputs if t.ndim)
+    outputs = [(t, turned.outputs[key]) for key, t in now.outputs.items() if key in turned.outputs]
+    varied = any(
+        len(t) > 1 and not torch.equal(t, t.flip(0)) for t in was.outputs.values() if t.ndim
+    )
     if varied and outputs and all(torch.equal(a, b) for a, b in outputs):
         warnings.warn(
             f"without {', '.join(wanted)} the output no longer depends on the input: keep a site",
