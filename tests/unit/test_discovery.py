@@ -1384,6 +1384,45 @@ def test_a_site_that_cannot_be_removed_does_not_keep_others_from_a_score() -> No
         spat.score(model[:1], [zoo.batch()], zoo.loss, criterion="loss_drop")
 
 
+class Embedded(nn.Module):
+    """Attention of token ids, or of learned vectors without a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.attention = nn.Embedding(zoo.TOKENS, zoo.WIDTH), zoo.Nano()
+
+    def forward(self, ids: Tensor | None) -> Tensor:
+        x = self.embedding.weight[None] if ids is None else self.embedding(ids)
+        y: Tensor = self.attention(x)
+        return y
+
+
+class AddsEmbedded(nn.Module):
+    def __init__(self, given: Tensor | None) -> None:
+        super().__init__()
+        self.embedded, self.layer, self.given = Embedded(), zoo.Layer(zoo.Nano()), given
+
+    def forward(self, x: Tensor) -> Tensor:
+        ids = None if self.given is None else self.given[: len(x)]
+        return self.layer(x + self.embedded(ids))
+
+
+def test_a_site_without_a_floating_input_does_not_keep_others_from_a_score() -> None:
+    ids = torch.arange(zoo.SAMPLES * zoo.TOKENS).reshape(zoo.SAMPLES, -1) % zoo.TOKENS
+    # The learned vectors are one sequence, also in the last batch of one sample.
+    given = [zoo.batch(), zoo.batch(size=1)]
+    for maker in (lambda: AddsEmbedded(ids), lambda: AddsEmbedded(None)):
+        model: Any = zoo.make(maker)
+        sites = spat.find_sites(model, zoo.loss, given[0])
+        assert [type(site.refusal) for site in sites] == [TooCoarse, type(None)]
+        for criterion in ("send", "michel", "depth_first"):
+            scores = spat.score(model, given, zoo.loss, criterion=criterion)
+            assert math.isfinite(scores["layer.attention"]), criterion
+            assert math.isnan(scores["embedded"]) == (model.given is None), criterion
+    with pytest.raises(NotPerSample, match="'embedded' computes 7 x 1 x 16, which cannot"):
+        spat.score(model, given, zoo.loss, units="embedded")
+
+
 class AlongBoth(nn.Module):
     """One attention along the tokens of each channel, and along the channels of each token."""
 

@@ -21,7 +21,7 @@ from spat.attention.discovery import (
     tokens_first,
     value_of,
 )
-from spat.attention.errors import NotDifferentiable, NotPerSample, TooCoarse
+from spat.attention.errors import AttentionError, NotDifferentiable, NotPerSample, TooCoarse
 from spat.attention.views import Joined, Output, Residual, Trace
 from spat.attention.zeroing import fixed_noise, zeroed
 
@@ -29,10 +29,13 @@ from spat.attention.zeroing import fixed_noise, zeroed
 def traces(model: nn.Module, loss: Loss, batch: Any, units: Sequence[str] = ()) -> list[Trace]:
     """The `Trace` of each site for a batch, from which criteria are computed.
 
-    It has the same content as `scoring.probe.observe`.
+    It has the same content as `scoring.probe.observe`. A site that cannot be removed is left out if
+    it has no trace, unless no site has one.
 
     Raises:
-        NotPerSample: if the loss is not [B] for the B samples of the batch.
+        NotPerSample: if the loss is not [B] for the B samples of the batch, or the tensors of a
+            site cannot be split into them.
+        TooCoarse: if no tensor is found in the output of a site.
         NoSites, NotDifferentiable: see `find_sites`.
     """
     with looking(model, loss, batch, units) as (each, attention, candidates):
@@ -57,8 +60,19 @@ def traces(model: nn.Module, loss: Loss, batch: Any, units: Sequence[str] = ()) 
             for hook in hooks:
                 hook.remove()
         slopes = {id(y): g for y, g in zip(ends, gradients, strict=False)}
+        traced: list[Trace] = []
+        problem = None
         with torch.no_grad():
-            return [_trace(i, one, slopes, len(each)) for i, one in enumerate(candidates)]
+            for i, one in enumerate(candidates):
+                try:
+                    traced.append(_trace(i, one, slopes, len(each)))
+                except AttentionError as error:
+                    problem = problem or error
+                    if one.refusal is None:
+                        raise
+        if problem is not None and not traced:
+            raise problem
+        return traced
 
 
 def drops_of_batch(
@@ -150,8 +164,10 @@ def _trace(index: int, site: Candidate, slopes: dict[int, Any], windows: int) ->
         )
     dy = [g if (g := slopes.get(id(t))) is not None else torch.zeros_like(t) for t in y]
     shown = rows(y)
-    starts = [site.call.x] if len(calls) == 1 else [call.x for call in calls]
-    x = rows([t for t in starts if t is not None])
+    called = [site.call] if len(calls) == 1 else calls
+    starts = [call.x for call in called if call.x is not None]
+    # A module of token ids has no floating input.
+    x = rows(starts) if starts else shown[..., :0]
     output = Output(x, shown, rows(dy))
     streams = [t for t in site.streams if t is not None]
     totals = [t for t in site.totals if t is not None]

@@ -32,7 +32,7 @@ class Output:
     (PatchTST), else 1. The widths of input and output may differ.
     """
 
-    x: Tensor  # input of the site
+    x: Tensor  # input of the site; of width 0 if that has no floating tensor
     y: Tensor  # its output, before the residual sum
     dy: Tensor  # gradient of each window's loss by y
 

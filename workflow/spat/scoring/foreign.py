@@ -23,7 +23,7 @@ from spat.scoring import criteria as _criteria  # noqa: F401
 from spat.scoring import send as _send  # noqa: F401
 from spat.scoring.criterion import RULES
 from spat.scoring.names import CRITERIA, PASS
-from spat.scoring.probe import GROUP, Shared, SiteScores, window_means
+from spat.scoring.probe import GROUP, Shared, SiteMeans, SiteScores, window_means
 from spat.surgery import choose
 
 if TYPE_CHECKING:
@@ -181,9 +181,8 @@ def score(
             + (f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(works)}")
         )
     sites: tuple[ForeignSite, ...] = ()
-    known: list[str] = []
-    total: list[Any] = []
-    parts, windows = [], 0
+    parts: list[dict[str, SiteMeans]] = []
+    sizes: list[int] = []
     for number, batch in enumerate(batches):
         try:
             traced = traces(model, loss, batch, units)
@@ -193,18 +192,17 @@ def score(
             raise
         if not sites:
             sites = find_sites(model, loss, batch, units=units)
-        _check_same(number, [trace.name for trace in traced], [site.name for site in sites])
+        names = [trace.name for trace in traced]
+        free = {site.name for site in sites if site.refusal is None}
+        _check_same(number, names, [site.name for site in sites if site.name in {*names, *free}])
         offers = [trace.offers(rule.needs) for trace in traced]
-        free = [site.refusal is None for site in sites]
-        for trace, has, wanted in zip(traced, offers, free, strict=True):
-            if not has and (wanted or not any(offers)):
+        for trace, has in zip(traced, offers, strict=True):
+            if not has and (trace.name in free or not any(offers)):
                 raise ValueError(
                     f"criterion {criterion!r} needs the view {rule.needs.__name__}, which "
                     f"{trace.name!r} does not offer: {_LACKS[rule.needs.__name__]}"
                 )
         traced = [trace for trace, has in zip(traced, offers, strict=True) if has]
-        known = known or [trace.name for trace in traced]
-        _check_same(number, [trace.name for trace in traced], known)
         _warn_of_nothing(traced)
         size = traced[0].windows
         single: dict[str, Any] = {}
@@ -222,29 +220,29 @@ def score(
             shared,
             batch_size=size,
         )
-        parts.append(means)
-        sums = [site.means["value"][0] * size for site in means]
-        total = [a + b for a, b in zip(total, sums, strict=True)] if total else sums
-        windows += size
+        parts.append({site.name: site for site in means})
+        sizes.append(size)
     if not parts:
         raise _no_batches()
 
-    def finished(index: int, means: Any) -> NDArray[np.float64]:
+    def finished(name: str, means: Any) -> NDArray[np.float64]:
         values = rule.finish(means.unsqueeze(0))
-        row: NDArray[np.float64] = SiteScores.of(parts[0][index], criterion, values).value[0]
+        row: NDArray[np.float64] = SiteScores.of(parts[0][name], criterion, values).value[0]
         return row
 
     import numpy as np
 
     totals, each = [], []
     for site in sites:
-        if site.name not in known:
+        # A site that cannot be removed may have no value in some batches.
+        if not all(site.name in part for part in parts):
             totals.append(np.array([np.nan]))
             each.append([np.nan] * len(parts))
             continue
-        i = known.index(site.name)
-        totals.append(finished(i, total[i] / windows))
-        each.append([finished(i, m[i].means["value"][0])[0] for m in parts])
+        values = [part[site.name].means["value"][0] for part in parts]
+        total = sum(value * size for value, size in zip(values, sizes, strict=True))
+        totals.append(finished(site.name, total / sum(sizes)))
+        each.append([finished(site.name, value)[0] for value in values])
     return Scores(
         criterion,
         sites,
