@@ -783,6 +783,12 @@ def renormalised(m: Any, x: Tensor) -> Tensor:
     return A / A.sum(-1, keepdim=True)
 
 
+def with_sink(m: Any, x: Tensor) -> Tensor:
+    """The weights of a key without a value, which are left out."""
+    sink = m.sink.expand(*x.shape[:-1], 1)
+    return torch.cat([x, sink], -1).softmax(-1)
+
+
 HEADS_SQUARED = (zoo.HEADS, zoo.HEADS)
 # name -> maker of attention whose weights are not a plain softmax
 FORMS: dict[str, Any] = {
@@ -820,6 +826,14 @@ FORMS: dict[str, Any] = {
         lambda m, x: to_heads_last(m.mix)(exp_over_sum(m, x)), mix=nn.Linear(*HEADS_SQUARED)
     ),
     "normalised again": lambda: Mapped(renormalised, scale=torch.rand(zoo.TOKENS) + 0.5),
+    "sink": lambda: Mapped(lambda m, x: with_sink(m, x)[..., :-1], sink=torch.randn(4, 1, 1)),
+    "sink that is split off": lambda: Mapped(
+        lambda m, x: with_sink(m, x).split([zoo.TOKENS, 1], -1)[0], sink=torch.randn(4, 1, 1)
+    ),
+    "sink in front of turned axes": lambda: Mapped(
+        lambda m, x: with_sink(m, x).permute(3, 0, 1, 2)[1:].permute(1, 2, 3, 0),
+        sink=torch.randn(4, 1, 1),
+    ),
 }
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor
@@ -264,6 +264,9 @@ def recognise(graph: Graph) -> Attention:
     return attention
 
 
+# The node that makes A, its axes in the order of the product with v, keys last, and that product.
+_Weights: TypeAlias = tuple[Any, tuple[int, ...], Product]
+
 _NO_INPUT: Final = "is not of a product of q and k"
 _NO_VALUES: Final = "is not multiplied with values"
 _OWN_VALUES: Final = "has other values in each row, as a mixture of experts"
@@ -277,15 +280,14 @@ def _attention(graph: Graph, softmax: Any, maps: Mapping[Any, int]) -> Core | st
     query = None if before else _learned_query(logits, maps[softmax])
     if before is None and query is None:
         return _NO_INPUT
-    pair, node = None, softmax
+    found: _Weights | str | None = None
     if saved_result(softmax) is not None:
-        pair = _order_after(softmax, maps[softmax], graph.users, maps)
-    if pair is None:
-        mixed = _mixed(softmax, graph.users, maps)
-        if isinstance(mixed, str):
-            return mixed
-        node, pair = mixed
-    order, product = pair
+        found = _order_after(softmax, maps[softmax], graph.users, maps)
+    if found is None:
+        found = _mixed(softmax, graph.users, maps)
+    if isinstance(found, str):
+        return found
+    node, order, product = found
     made = before or query
     assert made is not None
     count, rows = product.rows
@@ -453,7 +455,7 @@ def _learned_query(logits: tuple[Any, int], keys: int) -> Any:
 
 def _mixed(
     softmax: Any, users: Mapping[Any, Sequence[Any]], maps: Mapping[Any, int]
-) -> tuple[Any, tuple[tuple[int, ...], Product]] | str:
+) -> _Weights | str:
     """The node that computes A from a softmax, with axes and product; or why there is none.
 
     Each weight must depend on the softmax at one key, but may depend on all heads.
@@ -479,21 +481,22 @@ def _mixed(
                     keys = product.keys(node) if result_count(node) == 1 else None
                     if keys is None or maps[softmax] not in influence((node, 0), keys, softmax)[1]:
                         continue
-                    pair = _order_after(node, keys, users, maps)
-                    if pair is not None:
-                        return node, pair
+                    found = _order_after(node, keys, users, maps)
+                    if found is not None:
+                        return found
     return _UNCLEAR if met else _NO_VALUES
 
 
 def _order_after(
     node: Any, keys: int, users: Mapping[Any, Sequence[Any]], maps: Mapping[Any, int]
-) -> tuple[tuple[int, ...], Product] | None:
+) -> _Weights | None:
     """The axes of the result of a node in the order of its product with v, keys last.
 
     Transpositions are followed up to the first change of shape, which joins axes in their order.
 
     Returns:
-        The axes and the product, or None if there is no product.
+        The node, the axes and the product, or None if there is no product. If keys without values
+        are cut off before the product, as an attention sink, it is the node that cuts them off.
     """
     # An axis that was inserted is -1.
     start = list(range(axis_count(node)))
@@ -504,10 +507,14 @@ def _order_after(
             # A product with a parameter is not the product with v: talking heads mix maps this way.
             if (factors := activation_factors(user)) is not None:
                 lead = [axis for axis in axes if axis not in (-1, keys)]
-                return (*lead, keys), Product(user, 0 if factors[0] is one else 1)
+                return node, (*lead, keys), Product(user, 0 if factors[0] is one else 1)
             if user in seen or user in maps or not named(user, _AFTER):
                 continue
             seen.add(user)
             moved, going = moved_axes(user, axes) if open_ else (axes, False)
+            if going and shape_of(user)[moved.index(keys)] < shape_of(node)[keys]:
+                # Of a split, the node after it computes A: see `_mixed`.
+                single = result_count(user) == 1
+                return _order_after(user, moved.index(keys), users, maps) if single else None
             waiting.append((user, moved, going))
     return None
