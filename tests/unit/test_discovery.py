@@ -68,7 +68,7 @@ def test_torch_has_the_internals_that_the_graph_is_read_with() -> None:
     if not hasattr(torch._C._functorch, "is_functorch_wrapped_tensor"):
         problems.append("torch does not tell the tensors of torch.func apart")
     for node, saved in internal_nodes().items():
-        needed = ("register_prehook", "next_functions", "_sequence_nr", "_input_metadata", "name")
+        needed = ("next_functions", "_sequence_nr", "_input_metadata", "name")
         for attribute in (*needed, *(f"_saved_{name}" for name in saved)):
             if not hasattr(node, attribute):
                 kind = type(node).__name__

@@ -32,6 +32,7 @@ from spat.attention.errors import (
     UnknownSite,
 )
 from spat.attention.graph import Call, Graph, Input, recording
+from spat.attention.layout import Factor
 from spat.attention.modes import evaluating
 from spat.attention.nodes import depends_on, is_feed_forward, is_wrapped, number_of
 from spat.attention.recognition import Attention, Core, recognise
@@ -212,6 +213,10 @@ def looking(
         attention = recognise(graph)
         cores = attention.cores
         candidates = _units(model, graph, cores, units) if units else _sites(graph, cores)
+        for one in candidates:
+            for core in one.cores:
+                later = [call for call in one.outputs if call.stop > number_of(core.node)]
+                core.find_heads(graph, min(later or one.outputs, key=lambda call: call.stop))
         if not candidates and units:
             raise NoSites(
                 f"units: the loss does not call {', '.join(units)}: name modules that take part in "
@@ -590,9 +595,7 @@ def _described(site: Candidate, model: nn.Module) -> ForeignSite:
     if not site.cores:
         return ForeignSite(site.name, branch, "self", 0, 1, 0, 0, size, site.refusal)
     core = site.cores[0]
-    heads = (
-        core.shape[-3] if len(core.shape) > 3 else max(1, core.shape[0] // sequences(site, core))
-    )
+    heads = heads_of(site, core).size
     kind: Literal["self", "cross", "router"] = "router" if _in_turn(site.cores) else _kind(site)
     queries, keys = core.shape[-2:]
     return ForeignSite(
@@ -626,7 +629,19 @@ def _kind(site: Candidate) -> Literal["self", "cross"]:
     return "cross" if (q or k) and q.isdisjoint(k) else "self"
 
 
-def sequences(site: Candidate, core: Core, windows: int | None = None) -> int:
+def heads_of(site: Candidate, core: Core, windows: int | None = None) -> Factor:
+    """The heads among the maps of an attention.
+
+    If the graph does not tell, they are the third last axis, or the inner part of a joined one.
+    """
+    if core.heads is not None:
+        return core.heads
+    if len(core.shape) > 3:
+        return Factor(core.shape[-3], 1)
+    return Factor(max(1, core.shape[0] // _sequences(site, core, windows)), 1)
+
+
+def _sequences(site: Candidate, core: Core, windows: int | None) -> int:
     """The number of sequences in the input of the module that computes the attention."""
     call = core.call
     x = call.x if call is not None else None

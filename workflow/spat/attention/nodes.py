@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 # Parts of the names of backward nodes. Nodes that change the layout of a tensor but not its values:
 LAYOUT: Final = (
@@ -301,6 +301,24 @@ def activation_factors(node: Any) -> tuple[Any, Any] | None:
     return None if any(parameter_of(part) is not None for part in factors) else factors
 
 
+def features_axis(node: Any, operand: int) -> int | None:
+    """The axis of features of an operand of a linear map that all tokens share.
+
+    It is None if the node is not such a map or the operand is its weight.
+    """
+    if node.name().startswith("ConvolutionBackward"):
+        return 1 if operand == 0 else None
+    first = operand - (len(node.next_functions) - 2)
+    if factors_of(node) is None or first < 0 or node.name().startswith("Mv"):
+        return None
+    axis = -2 if first else -1
+    *lead, rows, columns = shape_of(node)
+    weight = parameter_of(node.next_functions[-1 - first][0])
+    size = shape_of(*node.next_functions[operand])[axis] * (rows if first else columns)
+    shared = math.prod(lead) == 1 or (weight is not None and weight.numel() == size)
+    return axis if shared else None
+
+
 class FusedInputs(NamedTuple):
     """The arguments of fused attention: q [..., H, Q, D], k and v [..., H or fewer, K, D]."""
 
@@ -371,6 +389,12 @@ def moved_axes(node: Any, axes: list[int]) -> tuple[list[int], bool]:
     return axes, not named(node, closing)
 
 
+def zeros_at(edge: tuple[Any, int]) -> Tensor:
+    """Zeros like the result at an edge."""
+    meta = edge[0]._input_metadata[edge[1]]
+    return torch.zeros(meta.shape, dtype=meta.dtype, device=meta.device)
+
+
 def pulled(edge: tuple[Any, int], node: Any, gradient: Tensor) -> Tensor:
     """The gradient by the result of `node`, for this gradient by the result at an edge after it."""
     if edge[0] is node:
@@ -381,14 +405,24 @@ def pulled(edge: tuple[Any, int], node: Any, gradient: Tensor) -> Tensor:
     return result
 
 
+def gradients_by(
+    value: Tensor, tensors: Sequence[Tensor], nodes: Sequence[Any], *, retain_graph: bool
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """The gradients of a value by tensors and by the results of nodes, None where there is none."""
+    edges = [*map(get_gradient_edge, tensors), *(GradientEdge(node, 0) for node in nodes)]
+    if not edges:
+        return [], []
+    gradients = torch.autograd.grad(value, edges, retain_graph=retain_graph, allow_unused=True)
+    return list(gradients[: len(tensors)]), list(gradients[len(tensors) :])
+
+
 def influence(edge: tuple[Any, int], axis: int, node: Any) -> tuple[float, dict[int, int]]:
     """Where the result of `node` influences one index of an axis of the result at a later edge.
 
     Returns:
         The share of elements with influence, and the axes along which they have one index only.
     """
-    meta = edge[0]._input_metadata[edge[1]]
-    given = torch.zeros(meta.shape, dtype=meta.dtype, device=meta.device)
+    given = zeros_at(edge)
     one = given.select(axis, min(1, given.shape[axis] - 1))
     # Random, so that no sum of them is zero.
     noise = torch.rand(one.shape, generator=torch.Generator().manual_seed(0))

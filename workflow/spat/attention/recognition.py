@@ -3,7 +3,7 @@
 The backward nodes of attention save the tensors that the sensitivity needs: fused attention saves
 q, k, v and the mask, a softmax saves A. Where A is computed from a softmax (talking heads, a
 difference of two maps, exp(x) / sum(exp(x))), it is taken from the product with v, which saves both
-of its factors. A hook on the node receives the gradient. Nothing is inserted into the forward pass.
+of its factors. The backward pass gives its gradient. Nothing is inserted into the forward pass.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from spat.attention.graph import Call, Graph, place_of
+from spat.attention.layout import Factor, factor_of, folded, token_features
 from spat.attention.nodes import (
     LAYOUT,
     FusedInputs,
@@ -71,19 +72,63 @@ class Core:
     product: Product | None = None  # of A and v, if A is not fused
     call: Call | None = None
     gradient: Tensor | None = None  # by O where fused, else by A
+    heads: Factor | None = None  # of the maps, if the graph tells
     _inputs: FusedInputs | None = None
     _weights: Tensor | None = None
 
-    def source(self, windows: int, sequences: int) -> Source:
-        """The source of `Mixing` after `backward`, for a batch of `windows` windows.
+    @property
+    def maps(self) -> int:
+        """The number of maps, of all samples and heads."""
+        return math.prod(self.shape[:-2])
 
-        Three-dimensional maps have batch and heads in one axis. `sequences` is the batch size of
-        the input of the module, a multiple of `windows`.
+    def find_heads(self, graph: Graph, last: Call) -> None:
+        """Set `heads` if the graph tells them: the maps whose results are features of one token.
+
+        `last` is the call whose output is added to the stream.
         """
-        heads = self.shape[-3] if len(self.shape) > 3 else max(1, self.shape[0] // sequences)
+        token = token_features(self.product.node if self.product else self.node, graph, last)
+        if token is None:
+            return
+        if self.product is not None:
+            token = self.product.rows_back(token, self.node)
+            self._put_queries_last(self.product.rows[1], token)
+        self.heads = factor_of(self.touched(token))
+        # In [..., H, T, 1, keys], each query has keys of its own, as in a sliding window.
+        if self.order and len(self.shape) > 4 and self.heads == (*self.shape[-4:-2],):
+            *lead, queries, one, keys = self.shape
+            if one == 1 < queries:
+                self.shape, self.heads = (*lead, queries, keys), Factor(lead[-1], 1)
+
+    def _put_queries_last(self, rows: int, token: Tensor) -> None:
+        """Put the axis of queries behind others, such as heads, that are rows of the product too.
+
+        A token has one query. torch.einsum joins heads with queries if they share keys and values.
+        """
+        *lead, keys = self.order
+        joined: list[int] = []
+        while lead and math.prod(token.shape[axis] for axis in joined) < rows:
+            joined.insert(0, lead.pop())
+        single = [
+            axis
+            for axis in joined
+            if (token != 0).movedim(axis, 0).flatten(1).any(1).count_nonzero() == 1
+            and token.shape[axis] > 1
+        ]
+        if len(single) == 1:
+            others = [axis for axis in joined if axis not in single]
+            self.order = (*lead, *others, *single, keys)
+            self.shape = tuple(token.shape[axis] for axis in self.order)
+
+    def touched(self, gradient: Tensor) -> Tensor:
+        """The maps for which a gradient by the result of the node is not zero, bool [maps]."""
+        ordered = self._ordered(gradient) if self.order else gradient
+        return (ordered != 0).any(-1).any(-1).flatten()
+
+    def source(self, windows: Factor, heads: Factor) -> Source:
+        """The source of `Mixing` after `backward`, with these factors of the maps."""
 
         def fold(t: Tensor) -> Tensor:
-            return t.detach().reshape(windows, -1, heads, *t.shape[-2:])
+            return folded(t.detach(), windows, heads)
 
         if self._inputs is None:
             A, g = self._weights, self.gradient
@@ -98,24 +143,15 @@ class Core:
         scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
         return Fused(fold(q), fold(k), fold(v), fold(g), mask, causal, scale)
 
-    def keep(self) -> Any:
-        """Keep the saved tensors of the node, which the backward pass frees, and hook its gradient.
-
-        Returns the handle of the hook. Remove it afterwards: node and hook refer to each other, and
-        Python cannot free that cycle.
-        """
+    def keep(self) -> None:
+        """Keep the saved tensors of the node, which the backward pass frees."""
         if self.product is None:
             self._inputs = fused_inputs(self.node)
         else:
             self._weights = self.product.weights(self.node)
-        return self.node.register_prehook(self._note)
-
-    def _note(self, gradients: Sequence[Tensor | None]) -> None:
-        self.gradient = gradients[0]
 
     def _ordered(self, t: Tensor) -> Tensor:
-        t = t.permute([axis for axis in self.order if axis >= 0])
-        return t.unsqueeze(-2) if -1 in self.order else t
+        return t.permute([axis for axis in self.order if axis >= 0]).reshape(self.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,6 +235,11 @@ class Product:
             pulled(self.edge, node, t) for t in (self.factor, torch.ones_like(self.factor))
         )
         return (A / copies).where(copies != 0, 0.0)
+
+    def rows_back(self, result: Tensor, node: Any) -> Tensor:
+        """Where the result of `node` becomes those rows of A of which a result is not zero."""
+        rows = (result != 0).any(-2 if self.side else -1, keepdim=True)
+        return pulled(self.edge, node, rows.to(result).expand(shape_of(*self.edge)))
 
     def keys(self, node: Any) -> int | None:
         """The axis of the result of `node` over which the product sums; None if it is not clear."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,12 +17,20 @@ from spat.attention.discovery import (
     Loss,
     around,
     differentiable,
+    heads_of,
     looking,
-    sequences,
     tokens_first,
     value_of,
 )
-from spat.attention.errors import AttentionError, NotDifferentiable, NotPerSample, TooCoarse
+from spat.attention.errors import (
+    AttentionError,
+    AttentionWarning,
+    NotDifferentiable,
+    NotPerSample,
+    TooCoarse,
+)
+from spat.attention.layout import Factor, folded, window_factors
+from spat.attention.nodes import gradients_by
 from spat.attention.views import Joined, Output, Residual, Trace
 from spat.attention.zeroing import fixed_noise, zeroed
 
@@ -45,27 +54,21 @@ def traces(model: nn.Module, loss: Loss, batch: Any, units: Sequence[str] = ()) 
                 f"{attention.cut[0]} has an operation without a backward pass, so that gradients "
                 "are lost: score the model before it is quantised, or use criterion='loss_drop'"
             )
-        hooks = [core.keep() for core in attention.cores]
-        ends = [
-            y
-            for one in candidates
-            for call in one.outputs
-            if (y := call.y) is not None and y.requires_grad
-        ]
-        weights = [p for p in model.parameters() if p.requires_grad]
-        try:
-            wanted = [*ends, *weights]
-            gradients = torch.autograd.grad(each.double().sum(), wanted, allow_unused=True)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        slopes = {id(y): g for y, g in zip(ends, gradients, strict=False)}
+        touched = _touched(each, candidates)
+        cores, ends = attention.cores, _ends(candidates)
+        for core in cores:
+            core.keep()
+        nodes = [core.node for core in cores]
+        of_ends, of_cores = gradients_by(each.double().sum(), ends, nodes, retain_graph=False)
+        slopes = {id(y): g for y, g in zip(ends, of_ends, strict=True)}
+        for core, gradient in zip(cores, of_cores, strict=True):
+            core.gradient = gradient
         traced: list[Trace] = []
         problem = None
         with torch.no_grad():
             for i, one in enumerate(candidates):
                 try:
-                    traced.append(_trace(i, one, slopes, len(each)))
+                    traced.append(_trace(i, one, slopes, len(each), touched))
                 except AttentionError as error:
                     problem = problem or error
                     if one.refusal is None:
@@ -132,27 +135,86 @@ def _check_per_sample(losses: Tensor, batch: Any) -> None:
         )
 
 
-def _trace(index: int, site: Candidate, slopes: dict[int, Any], windows: int) -> Trace:
+def _touched(each: Tensor, candidates: Sequence[Candidate]) -> dict[Any, Tensor]:
+    """What the loss of one sample depends on: bool of the shape of each output, by its identity,
+    and bool [maps] by the node of each attention.
+
+    It is empty if no sample has several sequences, so that their order is clear.
+    """
+    windows = len(each)
+    cores = {core.node: core for one in candidates for core in one.cores}
+    several = any(
+        core.maps > windows * heads_of(one, core, windows).size
+        for one in candidates
+        for core in one.cores
+    )
+    ends = _ends(candidates)
+    if windows == 1 or not (several or any(len(y) > windows for y in ends)):
+        return {}
+    of_ends, of_cores = gradients_by(each[1], ends, list(cores), retain_graph=True)
+    touched: dict[Any, Tensor] = {
+        core.node: core.touched(g)
+        for core, g in zip(cores.values(), of_cores, strict=True)
+        if g is not None
+    }
+    for y, g in zip(ends, of_ends, strict=True):
+        if g is not None:
+            touched[id(y)] = g != 0
+    return touched
+
+
+def _ends(candidates: Sequence[Candidate]) -> list[Tensor]:
+    """The outputs of sites that have a gradient."""
+    outputs = [call.y for one in candidates for call in one.outputs]
+    return [y for y in outputs if y is not None and y.requires_grad]
+
+
+def _trace(
+    index: int, site: Candidate, slopes: dict[int, Any], windows: int, touched: dict[Any, Tensor]
+) -> Trace:
     # With `batch_first=False` the first axis is tokens, also of tensors of the input's shape.
     core = next(iter(site.cores), None)
     owners = [site.call, *([core.call] if core is not None and core.call else [])]
     turned = [call.x for call in owners if tokens_first(call, core, windows)]
     shapes = [x.shape[:2] for x in turned if x is not None]
+    whole = Factor(1, 1)
+    samples: dict[int, Factor] = {}  # by the length of the first axis
+
+    def sample_factor(shape: tuple[int, ...], total: int, heads: Factor, at: Any) -> Factor:
+        """The samples in an axis of length `total`, of a tensor of this shape."""
+        factors = window_factors(total, windows, heads)
+        if not factors:
+            raise _apart(site, shape, windows)
+        if at is None or len(factors) == 1:
+            return factors[0]
+        fitting = next((one for one in factors if one.joins(at)), None)
+        if fitting is None:
+            warnings.warn(
+                f"site {site.name!r}: the loss of a sample depends on other samples, so that the "
+                f"order of the samples in {' x '.join(map(str, shape))} is not known; those of a "
+                "sample are taken to be next to each other. Use a loss of single samples",
+                AttentionWarning,
+                stacklevel=2,
+            )
+        return fitting or factors[0]
+
+    def batch_first(t: Tensor) -> Tensor:
+        second = t.ndim > 2 and (t.shape[:2] in shapes or (t.shape[0] % windows > 0))
+        return (t.transpose(0, 1) if second else t).detach()
 
     def rows(tensors: list[Tensor]) -> Tensor:
         """[batch, ..., width] of each call -> [W, R, tokens, width], the calls side by side."""
-        folded = []
-        for t in tensors:
-            second = t.ndim > 2 and (t.shape[:2] in shapes or (t.shape[0] % windows > 0))
-            t = (t.transpose(0, 1) if second else t).detach()
+        each = []
+        for t in map(batch_first, tensors):
             if t.ndim < 2 or t.shape[0] % windows:
                 raise _apart(site, tuple(t.shape), windows)
-            tokens = t[0, ..., 0].numel()
-            folded.append(t.reshape(windows, -1, tokens, t.shape[-1]))
+            factor = samples.get(len(t)) or Factor(windows, len(t) // windows)
+            t = t.reshape(len(t), -1, t.shape[-1])
+            each.append(folded(t, factor, whole).squeeze(2))
         # The calls of a shared module may have other numbers of sequences.
-        if len({t.shape[1] for t in folded}) > 1:
-            folded = [t.reshape(windows, 1, -1, t.shape[-1]) for t in folded]
-        return folded[0] if len(folded) == 1 else torch.cat(folded, dim=-2)
+        if len({t.shape[1] for t in each}) > 1:
+            each = [t.reshape(windows, 1, -1, t.shape[-1]) for t in each]
+        return each[0] if len(each) == 1 else torch.cat(each, dim=-2)
 
     calls = site.outputs
     pairs = [(call, call.y) for call in calls]
@@ -163,6 +225,10 @@ def _trace(index: int, site: Candidate, slopes: dict[int, Any], windows: int) ->
             "found, so that it has no score: name a smaller module as units="
         )
     dy = [g if (g := slopes.get(id(t))) is not None else torch.zeros_like(t) for t in y]
+    for t in y:
+        if id(t) in touched:
+            some = batch_first(touched[id(t)]).flatten(1).any(1)
+            samples[len(some)] = sample_factor(tuple(t.shape), len(some), whole, some)
     shown = rows(y)
     called = [site.call] if len(calls) == 1 else calls
     starts = [call.x for call in called if call.x is not None]
@@ -185,10 +251,17 @@ def _trace(index: int, site: Candidate, slopes: dict[int, Any], windows: int) ->
         output = Residual(x, shown, output.dy, stream, total, before, after)
     sources = []
     for core in site.cores:
-        batch = sequences(site, core, windows)
-        if (batch % windows and len(core.shape) < 4) or core.shape[0] % windows:
-            raise _apart(site, core.shape, windows)
-        sources.append(core.source(windows, batch))
+        heads = heads_of(site, core, windows)
+        if core.heads is None and core.maps > windows:
+            warnings.warn(
+                f"site {site.name!r}: its output does not tell which of the maps "
+                f"{' x '.join(map(str, core.shape))} are heads; taken to be {heads.size} heads, "
+                "next to each other",
+                AttentionWarning,
+                stacklevel=2,
+            )
+        factor = sample_factor(core.shape, core.maps, heads, touched.get(core.node))
+        sources.append(core.source(factor, heads))
     source = sources[0] if len(sources) == 1 else Joined(tuple(sources)) if sources else None
     several = len({id(core.call.module) for core in site.cores if core.call}) > 1
     return Trace(index, site.name, output, None, source, by_head=not several, several=several)
