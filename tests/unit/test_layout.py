@@ -379,6 +379,56 @@ def test_steps_may_stand_before_samples_within_a_module() -> None:
         assert a.values == pytest.approx(b.values, rel=1e-9), criterion
 
 
+def test_tokens_of_all_samples_may_be_one_axis_with_samples_inside() -> None:
+    class Turned(nn.Module):
+        """[T, B, width] -> one axis of tokens, also in the input of the site."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.o = nn.Linear(zoo.WIDTH, 3 * zoo.WIDTH), nn.Linear(zoo.WIDTH, zoo.WIDTH)
+
+        def forward(self, x: Tensor) -> Tensor:
+            parts = self.qkv(x).unflatten(0, (zoo.TOKENS, -1)).chunk(3, -1)
+            q, k, v = (t.unflatten(-1, (zoo.HEADS, -1)).permute(1, 2, 0, 3) for t in parts)
+            A = (q @ k.mT / math.sqrt(DEPTH)).softmax(-1)
+            y: Tensor = self.o((A @ v).permute(2, 0, 1, 3).reshape(x.shape))
+            return y
+
+    def turned(model: Any, given: Any) -> Tensor:
+        x = given[0].transpose(0, 1)
+        y = model(x.flatten(0, 1)).view(x.shape).transpose(0, 1)
+        return F.mse_loss(y, given[1], reduction="none").mean((1, 2))
+
+    class Usual(zoo.Nano):
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = map(zoo.split, self.qkv(x).chunk(3, -1))
+            out: Tensor = self.o(
+                ((q @ k.mT / math.sqrt(DEPTH)).softmax(-1) @ v).transpose(1, 2).flatten(2)
+            )
+            return out
+
+    first, second = (zoo.make(lambda form=form: zoo.Layer(form())) for form in (Usual, Turned))
+    for criterion in SENSITIVE:
+        a = spat.score(first, [zoo.batch()], zoo.loss, criterion=criterion)
+        b = spat.score(second, [zoo.batch()], turned, criterion=criterion)
+        assert a.values == pytest.approx(b.values, rel=1e-9), criterion
+
+
+def test_a_model_that_returns_its_loss_has_sites() -> None:
+    class Scalar(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv = nn.Linear(zoo.WIDTH, 3 * zoo.WIDTH)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.qkv(x).chunk(3, -1)
+            return ((q @ k.mT).softmax(-1) @ v).square().mean()
+
+    model = zoo.make(Scalar)
+    (site,) = spat.find_sites(model, lambda m, b: m(b[0]), zoo.batch())
+    assert (site.heads, site.queries) == (1, zoo.TOKENS)
+
+
 def test_samples_whose_loss_depends_on_others_are_warned_of() -> None:
     def contrast(model: Any, given: Any) -> Tensor:
         y = model(given[0]).flatten(1)

@@ -116,4 +116,5 @@ def _joined(start: Any, graph: Graph, last: Call) -> tuple[tuple[Any, int], int]
             if user not in reached and number_of(user) < last.stop:
                 reached.add(user)
                 waiting.append(user)
-    return None if last.y is None else ((last.end, last.y.output_nr), -1)
+    y = last.y
+    return None if y is None or y.ndim == 0 or last.end is None else ((last.end, y.output_nr), -1)

@@ -142,16 +142,18 @@ def _touched(each: Tensor, candidates: Sequence[Candidate]) -> dict[Any, Tensor]
     It is empty if no sample has several sequences, so that their order is clear.
     """
     windows = len(each)
-    cores = {core.node: core for one in candidates for core in one.cores}
+    cores = {core.node: core for site in candidates for core in site.cores}
     several = any(
-        core.maps > windows * heads_of(one, core, windows).size
-        for one in candidates
-        for core in one.cores
+        core.maps > windows * heads_of(site, core, windows).size
+        for site in candidates
+        for core in site.cores
     )
     ends = _ends(candidates)
     if windows == 1 or not (several or any(len(y) > windows for y in ends)):
         return {}
-    of_ends, of_cores = gradients_by(each[1], ends, list(cores), retain_graph=True)
+    # The sample with the largest loss, since that of padding alone may have no gradient.
+    one = each[int(each.detach().abs().argmax())]
+    of_ends, of_cores = gradients_by(one, ends, list(cores), retain_graph=True)
     touched: dict[Any, Tensor] = {
         core.node: core.touched(g)
         for core, g in zip(cores.values(), of_cores, strict=True)
@@ -194,7 +196,7 @@ def _trace(
                 f"order of the samples in {' x '.join(map(str, shape))} is not known; those of a "
                 "sample are taken to be next to each other. Use a loss of single samples",
                 AttentionWarning,
-                stacklevel=2,
+                stacklevel=5,
             )
         return fitting or factors[0]
 
@@ -258,7 +260,7 @@ def _trace(
                 f"{' x '.join(map(str, core.shape))} are heads; taken to be {heads.size} heads, "
                 "next to each other",
                 AttentionWarning,
-                stacklevel=2,
+                stacklevel=4,
             )
         factor = sample_factor(core.shape, core.maps, heads, touched.get(core.node))
         sources.append(core.source(factor, heads))
