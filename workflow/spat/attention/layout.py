@@ -91,9 +91,10 @@ def token_features(start: Any, graph: Graph, last: Call) -> Tensor | None:
         # The first token may be one that is put in front afterwards.
         for index in (0, -1):
             token = reached(index, slice(None))
-            if not token.any():
+            count = int(token.count_nonzero())
+            if count == 0:
                 continue
-            if token.count_nonzero() <= shape_of(*edge)[axis]:
+            if count <= shape_of(*edge)[axis]:
                 return token
             # Tokens are mixed on the way, of each head alone unless a feature has several maps.
             maps = reached(index, slice(1)).flatten(-2).any(-1)

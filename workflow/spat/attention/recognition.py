@@ -108,6 +108,8 @@ class Core:
         joined: list[int] = []
         while lead and math.prod(token.shape[axis] for axis in joined) < rows:
             joined.insert(0, lead.pop())
+        if len(joined) < 2:
+            return
         single = [
             axis
             for axis in joined

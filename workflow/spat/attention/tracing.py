@@ -31,15 +31,23 @@ from spat.attention.errors import (
 )
 from spat.attention.layout import Factor, folded, window_factors
 from spat.attention.nodes import gradients_by
+from spat.attention.recognition import Core
 from spat.attention.views import Joined, Output, Residual, Trace
 from spat.attention.zeroing import fixed_noise, zeroed
 
 
-def traces(model: nn.Module, loss: Loss, batch: Any, units: Sequence[str] = ()) -> list[Trace]:
+def traces(
+    model: nn.Module,
+    loss: Loss,
+    batch: Any,
+    units: Sequence[str] = (),
+    known: dict[Any, list[Tensor | None]] | None = None,
+) -> list[Trace]:
     """The `Trace` of each site for a batch, from which criteria are computed.
 
     It has the same content as `scoring.probe.observe`. A site that cannot be removed is left out if
-    it has no trace, unless no site has one.
+    it has no trace, unless no site has one. `known` keeps what tells the order of the samples of
+    this model for batches of the same sizes, which saves a backward pass.
 
     Raises:
         NotPerSample: if the loss is not [B] for the B samples of the batch, or the tensors of a
@@ -54,11 +62,17 @@ def traces(model: nn.Module, loss: Loss, batch: Any, units: Sequence[str] = ()) 
                 f"{attention.cut[0]} has an operation without a backward pass, so that gradients "
                 "are lost: score the model before it is quantised, or use criterion='loss_drop'"
             )
-        touched = _touched(each, candidates)
-        cores, ends = attention.cores, _ends(candidates)
+        cores, nodes = attention.cores, [core.node for core in attention.cores]
+        outputs = [call.y for one in candidates for call in one.outputs]
+        ends = [y for y in outputs if y is not None and y.requires_grad]
+        known = {} if known is None else known
+        sizes = (len(each), *(core.shape for core in cores), *(y.shape for y in ends))
+        if sizes not in known:
+            several = _several(len(each), candidates, ends)
+            known[sizes] = _touched(each, ends, cores) if several else []
+        touched = dict(zip([*map(id, ends), *nodes], known[sizes], strict=False))
         for core in cores:
             core.keep()
-        nodes = [core.node for core in cores]
         of_ends, of_cores = gradients_by(each.double().sum(), ends, nodes, retain_graph=False)
         slopes = {id(y): g for y, g in zip(ends, of_ends, strict=True)}
         for core, gradient in zip(cores, of_cores, strict=True):
@@ -135,44 +149,32 @@ def _check_per_sample(losses: Tensor, batch: Any) -> None:
         )
 
 
-def _touched(each: Tensor, candidates: Sequence[Candidate]) -> dict[Any, Tensor]:
-    """What the loss of one sample depends on: bool of the shape of each output, by its identity,
-    and bool [maps] by the node of each attention.
-
-    It is empty if no sample has several sequences, so that their order is clear.
-    """
-    windows = len(each)
-    cores = {core.node: core for site in candidates for core in site.cores}
-    several = any(
-        core.maps > windows * heads_of(site, core, windows).size
-        for site in candidates
-        for core in site.cores
+def _several(windows: int, candidates: Sequence[Candidate], ends: Sequence[Tensor]) -> bool:
+    """Whether one of several samples has several sequences, whose order has to be found."""
+    return windows > 1 and (
+        any(y.ndim > 1 and len(y) > windows for y in ends)
+        or any(
+            core.maps > windows * heads_of(site, core, windows).size
+            for site in candidates
+            for core in site.cores
+        )
     )
-    ends = _ends(candidates)
-    if windows == 1 or not (several or any(len(y) > windows for y in ends)):
-        return {}
+
+
+def _touched(each: Tensor, ends: Sequence[Tensor], cores: Sequence[Core]) -> list[Tensor | None]:
+    """What the loss of one sample depends on: bool [..., 1] of each output, and bool [maps]."""
     # The sample with the largest loss, since that of padding alone may have no gradient.
     one = each[int(each.detach().abs().argmax())]
-    of_ends, of_cores = gradients_by(one, ends, list(cores), retain_graph=True)
-    touched: dict[Any, Tensor] = {
-        core.node: core.touched(g)
-        for core, g in zip(cores.values(), of_cores, strict=True)
-        if g is not None
-    }
-    for y, g in zip(ends, of_ends, strict=True):
-        if g is not None:
-            touched[id(y)] = g != 0
-    return touched
-
-
-def _ends(candidates: Sequence[Candidate]) -> list[Tensor]:
-    """The outputs of sites that have a gradient."""
-    outputs = [call.y for one in candidates for call in one.outputs]
-    return [y for y in outputs if y is not None and y.requires_grad]
+    nodes = [core.node for core in cores]
+    of_ends, of_cores = gradients_by(one, ends, nodes, retain_graph=True)
+    return [
+        *(None if g is None else (g != 0).any(-1, keepdim=True) for g in of_ends),
+        *(None if g is None else core.touched(g) for core, g in zip(cores, of_cores, strict=True)),
+    ]
 
 
 def _trace(
-    index: int, site: Candidate, slopes: dict[int, Any], windows: int, touched: dict[Any, Tensor]
+    index: int, site: Candidate, slopes: dict[int, Any], windows: int, touched: dict[Any, Any]
 ) -> Trace:
     # With `batch_first=False` the first axis is tokens, also of tensors of the input's shape.
     core = next(iter(site.cores), None)
@@ -228,7 +230,7 @@ def _trace(
         )
     dy = [g if (g := slopes.get(id(t))) is not None else torch.zeros_like(t) for t in y]
     for t in y:
-        if id(t) in touched:
+        if touched.get(id(t)) is not None:
             some = batch_first(touched[id(t)]).flatten(1).any(1)
             samples[len(some)] = sample_factor(tuple(t.shape), len(some), whole, some)
     shown = rows(y)

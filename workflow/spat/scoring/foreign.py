@@ -181,11 +181,12 @@ def score(
             + (f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(works)}")
         )
     sites: tuple[ForeignSite, ...] = ()
+    known: dict[Any, list[torch.Tensor | None]] = {}
     parts: list[dict[str, SiteMeans]] = []
     sizes: list[int] = []
     for number, batch in enumerate(batches):
         try:
-            traced = traces(model, loss, batch, units)
+            traced = traces(model, loss, batch, units, known)
         except Exception as error:
             if tensors:
                 error.add_note("`batches` holds tensors alone: give [batch] for a single batch")
