@@ -442,21 +442,55 @@ def test_samples_whose_loss_depends_on_others_are_warned_of() -> None:
         spat.score(zoo.make(lambda: zoo.Layer(zoo.Nano())), [zoo.batch()], contrast)
 
 
-def test_heads_that_the_output_does_not_tell_are_warned_of() -> None:
-    class Pooled(Laid):
-        """The mean over steps is taken before the output projection."""
+def over_steps(_: Any, y: Tensor) -> Tensor:
+    """The mean over steps is taken before the output projection."""
+    return y.mean(1, keepdim=True).expand_as(y)
 
-        def forward(self, x: Tensor) -> Tensor:
-            q, k, v = (
-                t.unflatten(-1, (self.heads, -1)).transpose(2, 3) for t in self.qkv(x).chunk(3, -1)
-            )
-            y = ((q @ k.mT).softmax(-1) @ v).mean(1, keepdim=True)
-            out: Tensor = self.o(y.transpose(2, 3).flatten(3))
-            return out.expand_as(x)
 
-    model = zoo.make(lambda: zoo.Layer(Pooled("b t h")))
+def over_heads(_: Any, y: Tensor) -> Tensor:
+    """The mean over heads is taken, as in a temporal fusion transformer."""
+    return y.mean(2, keepdim=True)
+
+
+def over_queries(m: Any, y: Tensor) -> Tensor:
+    """A linear map over the queries stands before the output projection."""
+    out: Tensor = m.over(y.mT).mT
+    return out
+
+
+class Between(Laid):
+    """Something is computed from the results of the heads before the output projection."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__("b t h")
+        self.function, self.over = function, nn.Linear(NODES, NODES)
+        if function is over_heads:
+            self.o = nn.Linear(DEPTH, zoo.WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = (t.unflatten(-1, (self.heads, -1)) for t in self.qkv(x).chunk(3, -1))
+        q, k, v = (t.transpose(2, 3) for t in parts)
+        y = self.function(self, (q @ k.mT).softmax(-1) @ v)
+        out: Tensor = self.o(y.transpose(2, 3).flatten(3))
+        return out
+
+
+@pytest.mark.parametrize("function", [over_steps, over_heads, over_queries])
+def test_heads_that_the_output_does_not_tell_are_warned_of(function: Any) -> None:
+    model = zoo.make(lambda: zoo.Layer(Between(function)))
     with pytest.warns(AttentionWarning, match="2 x 3 x 4 x 5 x 5 are heads; taken to be 4 heads"):
         spat.score(model, [batch()], loss)
+
+
+def test_the_order_of_samples_is_found_once_for_batches_of_one_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls, found = [], tracing._touched
+    monkeypatch.setattr(tracing, "_touched", lambda *given: calls.append(1) or found(*given))
+    for maker, count in ((lambda: Channels(zoo.Nano(), True), 2), (zoo.Twice, 0)):
+        calls.clear()
+        spat.score(zoo.make(maker), [*[zoo.batch()] * 3, zoo.batch(size=2)], zoo.loss)
+        assert len(calls) == count
 
 
 def test_factors_of_an_axis() -> None:

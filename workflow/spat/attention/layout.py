@@ -68,23 +68,23 @@ def window_factors(total: int, windows: int, heads: Factor) -> list[Factor]:
     return [one for one in factors if enough and (heads.within(one) or one.within(heads))]
 
 
-def token_features(start: Any, graph: Graph, last: Call) -> Tensor | None:
+def token_features(start: Any, features: int, graph: Graph, last: Call) -> Tensor | None:
     """Where the result of a node becomes the features of one token: not zero there.
 
     Heads are joined to features before the output projection, so the token is one of the input of
     the first linear map, or else of the output of `last`. The result has the shape of the result of
-    the node; it is None if the graph does not tell.
+    the node, of which `features` is an axis; it is None if the graph does not tell.
     """
     end = _joined(start, graph, last)
     if end is None:
         return None
     edge, axis = end
 
-    def reached(index: int, features: slice) -> Tensor:
+    def reached(index: int, some: slice) -> Tensor:
         given = zeros_at(edge)
         token = given.movedim(axis, -1)[(index,) * (given.ndim - 1)]
         # Not the same for all features, since a norm takes their mean away.
-        token[features] = torch.linspace(1, 2, len(token)).to(token)[features]
+        token[some] = torch.linspace(1, 2, len(token)).to(token)[some]
         return pulled(edge, start, given)
 
     try:
@@ -94,6 +94,9 @@ def token_features(start: Any, graph: Graph, last: Call) -> Tensor | None:
             count = int(token.count_nonzero())
             if count == 0:
                 continue
+            # A linear map of the queries, whose "token" is one feature of all of them.
+            if count > used(token, features) == 1 < token.shape[features]:
+                return None
             if count <= shape_of(*edge)[axis]:
                 return token
             # Tokens are mixed on the way, of each head alone unless a feature has several maps.
@@ -102,6 +105,11 @@ def token_features(start: Any, graph: Graph, last: Call) -> Tensor | None:
     except RuntimeError:  # the output does not depend on the result
         pass
     return None
+
+
+def used(t: Tensor, axis: int) -> int:
+    """The number of indices of an axis at which a tensor is not zero."""
+    return int((t != 0).movedim(axis, 0).flatten(1).any(1).count_nonzero())
 
 
 def _joined(start: Any, graph: Graph, last: Call) -> tuple[tuple[Any, int], int] | None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from spat.attention.graph import Call, Graph, place_of
-from spat.attention.layout import Factor, factor_of, folded, token_features
+from spat.attention.layout import Factor, factor_of, folded, token_features, used
 from spat.attention.nodes import (
     LAYOUT,
     FusedInputs,
@@ -86,7 +86,10 @@ class Core:
 
         `last` is the call whose output is added to the stream.
         """
-        token = token_features(self.product.node if self.product else self.node, graph, last)
+        start, features = self.node, -1
+        if self.product is not None:
+            start, features = self.product.node, -1 - self.product.side
+        token = token_features(start, features, graph, last)
         if token is None:
             return
         if self.product is not None:
@@ -110,12 +113,7 @@ class Core:
             joined.insert(0, lead.pop())
         if len(joined) < 2:
             return
-        single = [
-            axis
-            for axis in joined
-            if (token != 0).movedim(axis, 0).flatten(1).any(1).count_nonzero() == 1
-            and token.shape[axis] > 1
-        ]
+        single = [axis for axis in joined if token.shape[axis] > 1 == used(token, axis)]
         if len(single) == 1:
             others = [axis for axis in joined if axis not in single]
             self.order = (*lead, *others, *single, keys)
