@@ -349,7 +349,7 @@ def has_own_backward(node: Any) -> bool:
 
 def softmax_axis(node: Any) -> int | None:
     """The axis of a softmax or log_softmax; None for another node."""
-    # The gradient of a softmax, in a model that computes gradients itself, is no softmax.
+    # A model that computes gradients itself also has nodes for the gradient of a softmax.
     if "SoftmaxBackward" not in node.name() or "BackwardData" in node.name():
         return None
     return int(_signed(node._saved_dim) % axis_count(node))
