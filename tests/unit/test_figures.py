@@ -391,6 +391,16 @@ def test_rivals_joins_the_points_of_a_dense_and_its_pruned_model() -> None:
     assert "RepeatLast" not in labels, "naive forecasts are not trained"
 
 
+def test_attention_maps_of_models_with_different_numbers_of_sites_are_drawn() -> None:
+    wide = build(["ETTh1"])
+    maps = wide["maps"]
+    last = sorted(maps["name"].unique())[-1]
+    wide["maps"] = maps[(maps["model"] != "PatchTST") | (maps["name"] != last)]
+    figure = draw("attention_maps", Frames.of(**wide))
+    whole = draw("attention_maps", Frames.of(**build(["ETTh1"])))
+    assert len(figure.axes) == len(whole.axes) - 3
+
+
 def test_rivals_draws_a_far_higher_error_at_the_end_of_the_axis_with_its_number() -> None:
     assert not panels(drawn("rivals"))["ETTh1"].texts
     wide = build(["ETTh1"])

@@ -1893,8 +1893,10 @@ ARCHITECTURES: tuple[Claim, ...] = (
         signed(sam_by_source(methods.CHOSEN).mean()),
         *map(signed, t_interval(sam_by_source(methods.CHOSEN))),
     )),
-    ("PAttn's error on ILI by {} % and that of TimeXer by {} %", lambda: (
-        on_ili_without("PAttn"), on_ili_without("TimeXer"),
+    ("PAttn's error on ILI by {} %, that of TimeXer by {} %, that of Transformer by {} % and that "
+     "of Nonstationary by {} %", lambda: (
+        on_ili_without("PAttn"), on_ili_without("TimeXer"), on_ili_without("Transformer"),
+        on_ili_without("Nonstationary"),
     )),
     ("(Appliances: {})", lambda: ("two",)),
 )  # fmt: skip
@@ -1905,6 +1907,8 @@ def test_statements_without_numbers_of_architectures_hold() -> None:
     assert seeds.pop(("SAMformer", "Appliances")) == 2
     assert set(seeds["SAMformer"]) == {3}
     assert set(seeds.drop("SAMformer")) == {1}
+    chosen = page(AR, "better").query("model == 'Nonstationary' and method == @methods.CHOSEN")
+    assert chosen["mean"].item() > 0, "validation does not show the gain"
     worse = page(AR, "better").query("method == @NONE_LEFT and model == 'SAMformer' and low > 0")
     assert set(worse["dataset"]) == {"Appliances", "BeijingPM25", "HouseholdPower"}
     rows = frames(AR).results.query("model == 'SAMformer'")

@@ -122,7 +122,8 @@ def attention_maps(frames: Frames) -> Figure:
     for image in images:
         image.set_clim(0, max(part["value"].max() for _, part in parts))
     label = "weight / uniform weight"
-    figure.colorbar(images[0], ax=axes, location="bottom", shrink=0.5, aspect=40, label=label)
+    shown = figure.axes
+    figure.colorbar(images[0], ax=shown, location="bottom", shrink=0.5, aspect=40, label=label)
     return figure
 
 

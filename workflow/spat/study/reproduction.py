@@ -319,10 +319,13 @@ def _limit(axis: Axes, rows: pd.DataFrame) -> float:
         return np.inf
     lowest = rows["mse"].min()
     axis.set_ylim(lowest - 0.1 * (highest - lowest), highest)
-    for row in above.itertuples():
+    for _, part in above.groupby("model"):
+        ends = sorted({f"{error:.3f}" for error in (part["mse"].min(), part["mse"].max())})
+        right = part["flops"].mean() ** 2 > rows["flops"].min() * rows["flops"].max()
         axis.annotate(
-            f"↑ {row.mse:.3f}", (row.flops, highest), xytext=(8, -3),
-            textcoords="offset points", va="top",
+            f"↑ {' to '.join(ends)}", (part["flops"].mean(), highest),
+            xytext=(-8 if right else 8, -3), textcoords="offset points", va="top",
+            ha="right" if right else "left",
         )  # fmt: skip
     return float(highest)
 
